@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the targets make themselves. PYTHON=python3.13 picks another interpreter.
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench docs clean
+SHELL := /bin/sh
+# The theme's advertisement of its successor.
+export NO_MKDOCS_2_WARNING := 1
+
+# An interpreter counts if it runs (a version manager's shim may not), is new enough, and can make environments
+# (Debian's python3 without python3-venv cannot).
+usable = $(shell $(1) -c 'import ensurepip, sys, venv; print(sys.version_info >= (3, 11))' 2>/dev/null)
+
+# Without a word from the user, the environment that stands is the one to use.
+ifndef PYTHON
+PYTHON := $(firstword $(foreach python,.venv/bin/python python3 python3.13 python3.12 python3.11,\
+	$(if $(filter True,$(call usable,$(python))),$(python))))
+else ifneq ($(call usable,$(PYTHON)),True)
+$(error PYTHON=$(PYTHON) does not run, is older than 3.11, or lacks the venv module)
+endif
+
+# An environment is good for one interpreter in one place, since it holds absolute paths.
+installed := .venv/installed-$(if $(PYTHON),$(shell $(PYTHON) -c 'import os, sys, zlib; \
+	print("%d.%d.%d-%x" % (*sys.version_info[:3], zlib.crc32(os.getcwdb())))'),nowhere)
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
+	@.venv/bin/orchestrator-state demo
+
+test: $(installed) ## every test, on SQLite and on a real Postgres
+	@.venv/bin/python -m pytest -n 2
+
+check: $(installed) ## style, types, layers, documents, and the wheel in an empty environment
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
+	.venv/bin/mkdocs build --strict --quiet
+	.venv/bin/python scripts/check_wheel.py
+
+bench: $(installed) ## the store's speed beside the raw driver's
+	@.venv/bin/python -m benchmarks
+
+docs: $(installed) ## serve the documents at http://127.0.0.1:8000
+	@.venv/bin/mkdocs serve
+
+clean: ## remove what was built; .venv stays
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(installed): pyproject.toml
+ifndef PYTHON
+	@echo 'No Python >= 3.11 with the venv module is on the PATH. Name one: PYTHON=/path/to/python make ...' >&2
+	@exit 1
+endif
+	@if [ ! -e $@ ]; then \
+		base=$$($(PYTHON) -c 'import sys; print(sys._base_executable)') && \
+		rm -rf .venv && "$$base" -m venv .venv; \
+	fi
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

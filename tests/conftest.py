@@ -1,0 +1,123 @@
+"""Both databases, the same for every test: a fresh database each, made by copying one that is up to date."""
+
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
+
+if TYPE_CHECKING:
+    from orchestrator_state import StateStore
+
+
+async def _upgrade(url: str) -> None:
+    from orchestrator_state import StateStore
+
+    async with StateStore.open(url, migrate=True):
+        pass
+
+
+@pytest.fixture(autouse=True)
+def _no_database_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds its database, or its Postgres password, in the environment of whoever runs it."""
+    for name in os.environ:
+        if name == "DATABASE_URL" or name.startswith("ORCHESTRATOR_STATE_"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """The Postgres of this run: a private one, or the server that TEST_DATABASE_URL names.
+
+    For a test that stops or kills its server there is `private_postgres`.
+    """
+    if url := os.environ.get("TEST_DATABASE_URL"):
+        yield Postgres(url)
+        return
+    with PrivatePostgres() as server:
+        yield server
+
+
+@pytest.fixture
+def private_postgres() -> Iterator[Callable[..., PrivatePostgres]]:
+    """Starts a server for this test alone, as often as called; arguments are lines of postgresql.conf."""
+    with ExitStack() as servers:
+        yield lambda **settings: servers.enter_context(PrivatePostgres(**settings))
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres: Postgres) -> Iterator[str]:
+    """The name of a Postgres database with today's schema and no rows, to be copied, never connected to."""
+    with postgres.database() as name:
+        run_in_own_loop(partial(_upgrade, postgres.url(name)))
+        yield name
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite file with today's schema and no rows, to be copied and never opened."""
+    path = tmp_path_factory.mktemp("template") / "template.db"
+    run_in_own_loop(partial(_upgrade, str(path)))
+    if left := sorted(file.name for file in path.parent.iterdir() if file != path):
+        raise RuntimeError(f"the template was not closed cleanly; beside it lie {left}")
+    return path
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def backend(request: pytest.FixtureRequest) -> str:
+    """Which database: a test that takes this, or what is built on it, runs once on each."""
+    return str(request.param)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
+    """The URL of a fresh SQLite file with today's schema."""
+    path = shutil.copyfile(sqlite_template, tmp_path / "workflows.db")
+    return f"sqlite:///{path}"
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres, postgres_template: str) -> Iterator[str]:
+    """The URL of a fresh Postgres database with today's schema."""
+    with postgres.database(postgres_template) as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, backend: str) -> str:
+    """The URL of a fresh database with today's schema, on the backend of this run of the test."""
+    return str(request.getfixturevalue(f"{backend}_url"))
+
+
+@pytest.fixture
+def empty_sqlite_url(tmp_path: Path) -> str:
+    """The URL of a SQLite file that does not exist yet."""
+    return f"sqlite:///{tmp_path / 'empty.db'}"
+
+
+@pytest.fixture
+def empty_postgres_url(postgres: Postgres) -> Iterator[str]:
+    """The URL of a Postgres database with nothing in it."""
+    with postgres.database() as name:
+        yield postgres.url(name)
+
+
+@pytest.fixture
+def empty_database_url(request: pytest.FixtureRequest, backend: str) -> str:
+    """The URL of a database without any schema, on the backend of this run of the test."""
+    return str(request.getfixturevalue(f"empty_{backend}_url"))
+
+
+@pytest.fixture
+async def store(database_url: str) -> AsyncIterator["StateStore"]:
+    """An open store on a fresh database."""
+    from orchestrator_state import StateStore
+
+    async with StateStore.open(database_url) as store:
+        yield store
