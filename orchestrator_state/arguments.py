@@ -1,0 +1,45 @@
+"""Check the arguments of calls before any SQL, so that both databases refuse the same ones in the same words."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+from orchestrator_state.codecs import check_text
+from orchestrator_state.errors import InvalidPayload
+
+
+def as_uuid(value: object, path: str) -> UUID:
+    """Return the id, also from its text form. Raises `InvalidPayload`."""
+    # Not isinstance: asyncpg returns a subclass of UUID, which is as good.
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)  # type: ignore[arg-type]
+    except (ValueError, TypeError, AttributeError):
+        raise InvalidPayload(f"{path} is not a UUID", path=path) from None
+
+
+def as_name(value: object, path: str) -> str:
+    """Return a name to search for. One that could not have been stored is refused."""
+    if not isinstance(value, str):
+        raise InvalidPayload(f"{path} must be a str, not {type(value).__name__}", path=path)
+    check_text(value, path)
+    return value
+
+
+def as_utc(value: object, path: str) -> datetime:
+    """Return an aware time in UTC. Raises `InvalidPayload` for a naive one."""
+    if not isinstance(value, datetime) or value.tzinfo is None:
+        raise InvalidPayload(f"{path} must be an aware datetime, such as datetime.now(UTC)", path=path)
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise InvalidPayload(f"{path} is outside the years 1 to 9999 in UTC", path=path) from None
+
+
+def as_count(value: object, path: str) -> int:
+    """Return a whole number that is not negative. Raises `InvalidPayload`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidPayload(f"{path} must be a whole number, 0 or more", path=path)
+    return value

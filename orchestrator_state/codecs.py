@@ -1,0 +1,132 @@
+"""Payload -> text and back.
+
+A payload (context, outputs, snapshot) is stored as JSON text in one canonical form on both databases.
+What is accepted loads back equal in value and type; everything else is refused here, before any SQL.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import msgspec
+
+from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadTooLarge
+
+MAX_DEPTH: Final = 100
+MAX_BYTES: Final = 16 * 1024 * 1024
+# CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
+MAX_INTEGER_DIGITS: Final = 4300
+_INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
+
+_to_json: Final = msgspec.json.Encoder().encode
+_from_json: Final = msgspec.json.Decoder().decode
+
+
+def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES) -> str:
+    """Return the canonical JSON text of `value`; `path` names it in errors (`steps['load'].outputs`).
+
+    Accepted: None, bool, int up to 4,300 digits, finite float, str, list, and dict with str keys, at most
+    100 containers deep. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
+    """
+    _refuse_what_json_would_change(value, path, max_bytes)
+    text: bytes = _to_json(value)
+    if len(text) > max_bytes:
+        raise _too_large(path, max_bytes, len(text))
+    return text.decode()
+
+
+def decode(text: str, path: str) -> Any:
+    """Return the value of stored JSON `text`. Raises `CorruptPayload` if it is not JSON."""
+    try:
+        return _from_json(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        # "from None": the decoder's own message may quote the payload.
+        raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
+
+
+def check_text(text: str, path: str) -> None:
+    """Refuse what one of the databases cannot hold in a text: NUL and lone surrogates."""
+    if "\0" in text:
+        raise InvalidPayload(f"{path} contains a NUL character; remove it", path=path)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidPayload(f"{path} contains a lone surrogate; it is not valid Unicode text", path=path) from None
+
+
+def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"{path} is {found} bytes or more as JSON, over the limit of {limit}; store a reference to it instead",
+        path=path,
+        expected=limit,
+        found=found,
+    )
+
+
+def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int) -> None:
+    """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report."""
+    stack: list[tuple[Any, Any, int]] = [(root, root_path, 1)]
+    least_bytes = 0
+    while stack:
+        value, path, depth = stack.pop()
+        # A few shared lists nested in each other can stand for 2**100 values: count while walking.
+        least_bytes += 1
+        if least_bytes > max_bytes:
+            raise _too_large(root_path, max_bytes, least_bytes)
+        kind = type(value)
+        if kind is dict:
+            _check_keys(value, path)
+            children = value.items()
+        elif kind is list:
+            children = enumerate(value)
+        else:
+            _check_scalar(value, kind, path)
+            continue
+        if depth > MAX_DEPTH:
+            # Not the path: a hundred levels of it would be a wall of text, and the root says enough.
+            message = f"{root_path} is nested deeper than {MAX_DEPTH} levels, or contains itself"
+            raise InvalidPayload(message, path=root_path)
+        stack.extend([(child, (path, key), depth + 1) for key, child in children])
+
+
+def _check_keys(value: dict[Any, Any], path: Any) -> None:
+    for key in value:
+        if type(key) is not str:
+            where = _spell(path)
+            raise InvalidPayload(f"{where} has a key of type {type(key).__qualname__}; use str", path=where)
+        if not key.isascii() or "\0" in key:
+            check_text(key, f"a key of {_spell(path)}")
+
+
+def _check_scalar(value: Any, kind: type, path: Any) -> None:
+    if kind is str:
+        if not value.isascii() or "\0" in value:
+            check_text(value, _spell(path))
+    elif kind is float:
+        if not math.isfinite(value):
+            where = _spell(path)
+            raise InvalidPayload(f"{where} is not a finite number; JSON has no NaN and no infinity", path=where)
+    elif kind is int:
+        if not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
+            where = _spell(path)
+            raise InvalidPayload(f"{where} is an integer of more than {MAX_INTEGER_DIGITS} digits", path=where)
+    elif kind is not bool and value is not None:
+        where = _spell(path)
+        raise InvalidPayload(
+            f"{where} is of type {kind.__qualname__}, which would not load back equal; "
+            "use None, bool, int, float, str, list or dict",
+            path=where,
+        )
+
+
+def _spell(path: Any) -> str:
+    """`(("context", "items"), 3)` -> `context.items[3]`."""
+    parts: list[str] = []
+    while type(path) is tuple:
+        path, last = path
+        if type(last) is int:
+            parts.append(f"[{last}]")
+        else:
+            parts.append(f".{last}" if last.isidentifier() and len(last) <= 64 else f"[{last[:64]!a}]")
+    return str(path) + "".join(reversed(parts))

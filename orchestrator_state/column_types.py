@@ -1,0 +1,63 @@
+"""Column types that mean the same on both databases.
+
+SQLite has no UUID and no timestamp type. Both are stored there as text in the form that the original
+schema's users know from their own SQL: `6f1e…-…` with hyphens, `2026-01-31T09:30:00.000000+00:00` in UTC,
+fixed width, so that text order is time order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import DateTime, Dialect, Uuid
+from sqlalchemy.types import UserDefinedType
+
+
+class SqliteUuid(UserDefinedType[UUID]):
+    """UUID <-> hyphenated lower-case text."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "CHAR(36)"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else str(value)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else UUID(value)
+
+
+class SqliteTimestamp(UserDefinedType[datetime]):
+    """Aware datetime <-> ISO 8601 text in UTC with microseconds. Text without an offset is read as UTC."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TIMESTAMP"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        def to_text(value: datetime | None) -> str | None:
+            return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
+
+        return to_text
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        def from_text(text: str | None) -> datetime | None:
+            if text is None:
+                return None
+            value = datetime.fromisoformat(text)
+            return value if value.tzinfo is UTC else _as_utc(value)
+
+        return from_text
+
+
+def _as_utc(value: datetime) -> datetime:
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
+UtcTimestamp = DateTime(timezone=True).with_variant(SqliteTimestamp(), "sqlite")

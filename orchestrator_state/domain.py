@@ -1,0 +1,272 @@
+"""Statuses, transitions and the three domain objects. Pure: no database, no clock but the system's.
+
+A domain object is a pydantic model that a caller may change freely; nothing is stored until it is saved.
+Assigning a field validates it. Payloads (`context`, `outputs`, `snapshot`) are ordinary mutable JSON
+values and are checked when they are saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Final, Self
+from uuid import UUID, uuid4
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    StringConstraints,
+    ValidationError,
+)
+
+from orchestrator_state.errors import InvalidPayload, InvalidTransition
+
+
+class WorkflowStatus(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class StepStatus(StrEnum):
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    SKIPPED = "skipped"
+
+
+ACTIVE: Final = frozenset({WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.PAUSED})
+FINISHED: Final = frozenset(WorkflowStatus) - ACTIVE
+
+# Where each status may go. Pending goes anywhere; a failed workflow may be run again on purpose.
+WORKFLOW_TRANSITIONS: Final[Mapping[WorkflowStatus, frozenset[WorkflowStatus]]] = {
+    WorkflowStatus.PENDING: frozenset(WorkflowStatus),
+    WorkflowStatus.RUNNING: frozenset(WorkflowStatus) - {WorkflowStatus.PENDING},
+    WorkflowStatus.PAUSED: frozenset(WorkflowStatus) - {WorkflowStatus.PENDING},
+    WorkflowStatus.FAILED: frozenset({WorkflowStatus.RUNNING}),
+    WorkflowStatus.COMPLETED: frozenset(),
+    WorkflowStatus.CANCELLED: frozenset(),
+}
+STEP_TRANSITIONS: Final[Mapping[StepStatus, frozenset[StepStatus]]] = {
+    StepStatus.PENDING: frozenset(StepStatus),
+    StepStatus.RUNNING: frozenset(StepStatus) - {StepStatus.PENDING},
+    StepStatus.FAILED: frozenset({StepStatus.RUNNING, StepStatus.SKIPPED}),
+    StepStatus.COMPLETED: frozenset(),
+    StepStatus.SKIPPED: frozenset(),
+}
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _storable_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not contain a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not contain a lone surrogate") from None
+    return value
+
+
+def _in_utc(value: datetime) -> datetime:
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("is outside the years 1 to 9999 in UTC") from None
+
+
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255, strict=True), AfterValidator(_storable_text)]
+Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_storable_text)]
+Timestamp = Annotated[AwareDatetime, AfterValidator(_in_utc)]
+Count = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+
+
+def _refused(subject: str, error: ValidationError) -> InvalidPayload:
+    """Our error for pydantic's: the place and the reason, never the value."""
+    first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+    path = ".".join(str(part) for part in first["loc"]) or subject
+    return InvalidPayload(f"{subject}: {path}: {first['msg']}", path=path)
+
+
+class _DomainModel(BaseModel):
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, hide_input_in_errors=True)
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise _refused(type(self).__name__, error) from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        try:
+            super().__setattr__(name, value)
+        except ValidationError as error:
+            raise _refused(type(self).__name__, error) from None
+
+
+class StepState(_DomainModel):
+    """One step of a workflow. `outputs` is any JSON value."""
+
+    step_id: Name
+    status: StepStatus = StepStatus.PENDING
+    started_at: Timestamp | None = None
+    completed_at: Timestamp | None = None
+    outputs: Any = None
+    error: Text | None = None
+    retry_count: Count = 0
+
+    def mark_running(self) -> None:
+        """Begin, or begin again after a failure; the previous outcome is cleared."""
+        self._move(StepStatus.RUNNING)
+        self.started_at = utc_now()
+        self.completed_at = self.error = None
+
+    def mark_completed(self, outputs: Any = None) -> None:
+        self._move(StepStatus.COMPLETED)
+        self.completed_at = utc_now()
+        self.outputs = outputs
+        self.error = None
+
+    def mark_failed(self, error: str) -> None:
+        self._move(StepStatus.FAILED, error)
+        self.completed_at = utc_now()
+
+    def mark_skipped(self) -> None:
+        self._move(StepStatus.SKIPPED)
+        self.completed_at = utc_now()
+
+    def increment_retry(self) -> None:
+        self.retry_count += 1
+
+    def _move(self, target: StepStatus, error: str | None = None) -> None:
+        if target not in STEP_TRANSITIONS[self.status]:
+            raise _no_such_arrow(f"step {self.step_id!r}", self.status, target, STEP_TRANSITIONS[self.status])
+        if error is not None:
+            self.error = error
+        self.status = target
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SavedRows:
+    """What the database held when a state was last loaded or saved: the base that a save compares with.
+
+    `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded.
+    """
+
+    workflow: Mapping[str, Any]
+    steps: Mapping[str, Mapping[str, Any]]
+    next_position: int
+
+
+class WorkflowState(_DomainModel):
+    """A workflow and its steps. `context` is any JSON value; `version` counts saves and is the store's.
+
+    The key of `steps` is the step's `step_id`.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    workflow_id: Name
+    workflow_name: Name
+    status: WorkflowStatus = WorkflowStatus.PENDING
+    user_id: Name | None = None
+    started_at: Timestamp = Field(default_factory=utc_now)
+    updated_at: Timestamp = Field(default_factory=utc_now)
+    completed_at: Timestamp | None = None
+    context: Any = Field(default_factory=dict)
+    error: Text | None = None
+    steps: dict[str, StepState] = Field(default_factory=dict)
+    version: Count = 0
+
+    _saved: SavedRows | None = PrivateAttr(default=None)
+
+    def __eq__(self, other: object) -> bool:
+        """Two states are equal if their fields are; what each was loaded from is not part of its value."""
+        return self.__dict__ == other.__dict__ if isinstance(other, WorkflowState) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is work left: pending, running or paused."""
+        return self.status in ACTIVE
+
+    def mark_running(self) -> None:
+        """Start, continue, or take a failed workflow up again; the previous outcome is cleared."""
+        self._move(WorkflowStatus.RUNNING)
+        self.completed_at = self.error = None
+
+    def mark_paused(self) -> None:
+        self._move(WorkflowStatus.PAUSED)
+
+    def mark_completed(self) -> None:
+        self._move(WorkflowStatus.COMPLETED)
+        self.error = None
+
+    def mark_failed(self, error: str) -> None:
+        self._move(WorkflowStatus.FAILED, error)
+
+    def mark_cancelled(self) -> None:
+        self._move(WorkflowStatus.CANCELLED)
+
+    def to_snapshot(self) -> dict[str, Any]:
+        """Return the whole state as an independent JSON value, as a checkpoint holds it."""
+        snapshot = self.model_dump(mode="json", exclude={"context", "steps"})
+        snapshot["context"] = copy.deepcopy(self.context)
+        snapshot["steps"] = {
+            step_id: {**step.model_dump(mode="json", exclude={"outputs"}), "outputs": copy.deepcopy(step.outputs)}
+            for step_id, step in self.steps.items()
+        }
+        return snapshot
+
+    @classmethod
+    def from_snapshot(cls, snapshot: Any) -> Self:
+        """Rebuild a state from `to_snapshot()`. Raises `InvalidPayload` if it is something else."""
+        if not isinstance(snapshot, dict) or not all(isinstance(key, str) for key in snapshot):
+            raise InvalidPayload("the snapshot is not a workflow's state", path="snapshot")
+        return cls(**snapshot)
+
+    def _move(self, target: WorkflowStatus, error: str | None = None) -> None:
+        if target not in WORKFLOW_TRANSITIONS[self.status]:
+            subject = f"workflow {self.workflow_id!r}"
+            raise _no_such_arrow(subject, self.status, target, WORKFLOW_TRANSITIONS[self.status])
+        if error is not None:
+            self.error = error
+        self.status = target
+        self.updated_at = utc_now()
+        if target in FINISHED:
+            self.completed_at = self.updated_at
+
+
+class Checkpoint(_DomainModel):
+    """A recovery point. `snapshot` is any JSON value, usually `WorkflowState.to_snapshot()`.
+
+    `seq` is the order within the workflow; the store assigns it, so it is None until then.
+    """
+
+    id: UUID = Field(default_factory=uuid4)
+    workflow_state_id: UUID
+    step_id: Name
+    timestamp: Timestamp = Field(default_factory=utc_now)
+    snapshot: Any
+    seq: Count | None = None
+
+
+def _no_such_arrow(subject: str, status: StrEnum, target: StrEnum, allowed: frozenset[Any]) -> InvalidTransition:
+    expected = tuple(sorted(allowed))
+    choices = f"it may become {', '.join(expected)}" if expected else "it is finished"
+    return InvalidTransition(
+        f"{subject} is {status} and cannot become {target}; {choices}", expected=expected, found=str(status)
+    )

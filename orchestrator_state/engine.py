@@ -1,0 +1,337 @@
+"""URL -> engine. Every fact about a dialect that is not a column type or an error code stands here.
+
+SQLite
+    The driver's own transaction handling is switched off; a writing transaction starts with BEGIN IMMEDIATE (a lock
+    upgrade does not wait, so it must not happen), a reading one with none (each read is one statement). WAL with
+    synchronous=FULL: NORMAL loses acknowledged commits in a power cut. Writers of one process take turns.
+Postgres
+    A read is one statement in autocommit: one round trip. Timeouts on both sides, so that a black hole is an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+from uuid import uuid4
+
+import asyncpg
+from sqlalchemy import URL, Connection, Table, event, exc, func, inspect, literal, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.schema import CreateSchema
+
+from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.settings import Settings
+from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
+
+_BEGIN: Final = "orchestrator_state_begin"
+_PING_AFTER_IDLE: Final = 10.0  # seconds
+_MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
+_JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
+
+
+class Database:
+    """The engines of one store: one pool, seen as a writer and as a reader."""
+
+    def __init__(self, engine: AsyncEngine, settings: Settings, *, owned: bool) -> None:
+        _require_supported(engine)
+        self.is_sqlite: Final = engine.dialect.name == "sqlite"
+        self._pool = engine
+        self.owned = owned
+        self._wait = settings.pool_timeout.total_seconds()
+        self._turn = asyncio.Lock()
+        self._inside: set[asyncio.Task[Any] | None] = set()
+        self._pid = os.getpid()
+        self._left_behind: list[object] = []
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._schema = settings.db_schema
+        schema = {"schema_translate_map": {None: settings.db_schema}} if settings.db_schema else {}
+        if self.is_sqlite:
+            if settings.db_schema:
+                raise ConfigurationError("db_schema is for Postgres; SQLite has no schemas")
+            self.writer = engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+            self.reader = engine.execution_options(**{_BEGIN: None})
+            if not owned:
+                # On the application's engine our transactions begin our way, and its own are left alone.
+                event.listen(self.writer.sync_engine, "begin", _begin)
+        else:
+            self.writer = engine.execution_options(**schema)
+            self.reader = engine.execution_options(isolation_level="AUTOCOMMIT", **schema)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncSession]:
+        """Yield a session whose transaction commits at the end of the block and rolls back on any exception."""
+        async with self._my_turn(), self._session(self.writer) as session:
+            yield session
+            with database_errors(committing=True):
+                await session.commit()
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncSession]:
+        """Yield a session for single statements, each of which sees one consistent snapshot."""
+        async with self._session(self.reader) as session:
+            yield session
+
+    async def warm_up(self, connections: int) -> None:
+        """Open the pool's first connections now, so that the first callers do not wait for them."""
+        with database_errors():
+            async with AsyncExitStack() as held:
+                for _ in range(connections):
+                    await held.enter_async_context(self._pool.connect())
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
+        self._leave_the_parent_alone()
+        with database_errors():
+            async with self.reader.connect() as connection:
+                if self.is_sqlite:
+                    # Rebuilding a parent table with foreign keys on would empty its children through the cascade.
+                    # The pragma is without effect inside a transaction, so it comes before BEGIN.
+                    enforced = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
+                    await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+                    await connection.rollback()
+                    await connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+                    async with connection.begin():
+                        yield connection
+                        await _check_foreign_keys(connection)
+                    await connection.execution_options(**{_BEGIN: None})
+                    if enforced:
+                        await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+                else:
+                    await connection.execution_options(isolation_level="READ COMMITTED")
+                    async with connection.begin():
+                        await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                        if self._schema is not None:
+                            await connection.run_sync(_enter_schema, self._schema)
+                        yield connection
+
+    async def close(self) -> None:
+        """Close every connection; the application's own engine is left as it is."""
+        if self.owned:
+            await self._pool.dispose(close=self._pid == os.getpid())
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def keep_until_closed(self, directory: tempfile.TemporaryDirectory[str]) -> None:
+        self._temporary = directory
+
+    @asynccontextmanager
+    async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        self._leave_the_parent_alone()
+        async with AsyncSession(engine, expire_on_commit=False, autoflush=False) as session:
+            yield session
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        """Refuse a unit inside a unit; on SQLite, whose busy wait is unfair, queue this process's writers in order."""
+        task = asyncio.current_task()
+        if task in self._inside:
+            raise ConfigurationError(
+                "this task is inside `async with store.begin() as uow` already; use that uow for this call"
+            )
+        if self.is_sqlite:
+            try:
+                async with asyncio.timeout(self._wait):
+                    await self._turn.acquire()
+            except TimeoutError:
+                raise StoreUnavailable(f"other writes of this process took longer than {self._wait:g} s") from None
+        turn = self._turn
+        self._inside.add(task)
+        try:
+            yield
+        finally:
+            self._inside.discard(task)
+            if self.is_sqlite:
+                turn.release()
+
+    def _leave_the_parent_alone(self) -> None:
+        """In a forked child, start a pool of its own and neither use nor close the parent's connections."""
+        if self._pid == os.getpid():
+            return
+        # Kept alive, not closed: closing would unregister the parent's sockets from the epoll that both share.
+        self._left_behind.append(self._pool.sync_engine.pool)
+        self._pool.sync_engine.dispose(close=False)
+        self._turn, self._inside, self._pid = asyncio.Lock(), set(), os.getpid()
+
+
+def open_database(settings: Settings, *, for_migration: bool = False) -> Database:
+    """Make the engines for `settings.database_url`. Connects to nothing yet.
+
+    `for_migration` makes an engine without a pool and without statement timeouts: a migration takes what it takes.
+    """
+    location = locate(settings.database_url)
+    if isinstance(location, SqliteLocation):
+        return _open_sqlite(location, settings)
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        connect_args=_asyncpg_arguments(location, settings, for_migration=for_migration),
+        hide_parameters=True,
+        **({"poolclass": NullPool} if for_migration else _pool_arguments(settings)),
+    )
+    event.listen(engine.sync_engine, "checkout", _refuse_dead_connection)
+    event.listen(engine.sync_engine, "checkin", _note_the_time)
+    return Database(engine, settings, owned=True)
+
+
+def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
+    """Use an engine that the application owns: its pool, its connections, its life time."""
+    return Database(engine, settings, owned=False)
+
+
+def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ON CONFLICT, for the dialect of that name."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
+def _require_supported(engine: AsyncEngine) -> None:
+    found = (engine.dialect.name, engine.dialect.driver)
+    if found not in (("sqlite", "aiosqlite"), ("postgresql", "asyncpg")):
+        raise ConfigurationError(
+            f"an engine on {found[0]}+{found[1]} is not supported; use sqlite+aiosqlite or postgresql+asyncpg"
+        )
+
+
+def _pool_arguments(settings: Settings) -> dict[str, Any]:
+    # pool_size, not overflow: an overflow connection is closed on return, and opening one costs fifty round trips.
+    return {
+        "pool_size": settings.pool_max,
+        "max_overflow": 0,
+        "pool_timeout": settings.pool_timeout.total_seconds(),
+        "pool_recycle": 1800,
+        "pool_use_lifo": True,
+    }
+
+
+# --- Postgres ---------------------------------------------------------------------------------------------------
+
+
+def _asyncpg_arguments(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> dict[str, Any]:
+    async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+        try:
+            return await asyncpg.connect(location.dsn, **arguments)
+        except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
+            # asyncpg quotes the offending part of the URL, which may be the password.
+            raise ConfigurationError(
+                "the Postgres URL cannot be read; write postgresql://user:password@host:port/database?option=value "
+                "and percent-encode special characters"
+            ) from None
+
+    arguments: dict[str, Any] = {
+        "async_creator_fn": connect,
+        "timeout": settings.connect_timeout.total_seconds(),
+        "command_timeout": None if for_migration else settings.command_timeout.total_seconds(),
+    }
+    if settings.pgbouncer:
+        # A pooled server connection changes with each transaction: no named statement may outlive one.
+        arguments["statement_cache_size"] = arguments["prepared_statement_cache_size"] = 0
+        arguments["prepared_statement_name_func"] = lambda: f"__orchestrator_state_{uuid4()}__"
+    else:
+        arguments["server_settings"] = _server_settings(settings, for_migration=for_migration)
+    return arguments
+
+
+def _server_settings(settings: Settings, *, for_migration: bool) -> dict[str, str]:
+    """Start-up parameters; PgBouncer refuses all but a few, so it gets none."""
+    common = {"application_name": "orchestrator_state", "jit": "off"}
+    if for_migration:
+        return common | {"statement_timeout": "0", "lock_timeout": "0"}
+    milliseconds = {
+        "statement_timeout": settings.command_timeout,
+        "lock_timeout": settings.lock_timeout,
+        # Only user code in `store.begin()` can idle inside a transaction; give it room, but not for ever.
+        "idle_in_transaction_session_timeout": settings.command_timeout * 2,
+    }
+    return common | {name: str(int(value.total_seconds() * 1000)) for name, value in milliseconds.items()}
+
+
+def _refuse_dead_connection(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
+    """A ping for each checkout would double a read's round trips: look at the socket, and ping only after idling."""
+    if dbapi_connection.driver_connection.is_closed():
+        raise exc.DisconnectionError
+    if time.monotonic() - entry.info.get("returned_at", time.monotonic()) > _PING_AFTER_IDLE:
+        try:
+            dbapi_connection.ping()
+        except Exception:  # noqa: BLE001 - whatever is wrong with it, the pool can open another
+            raise exc.DisconnectionError from None
+
+
+def _note_the_time(_: Any, entry: ConnectionPoolEntry) -> None:
+    entry.info["returned_at"] = time.monotonic()
+
+
+def _enter_schema(connection: Connection, schema: str) -> None:
+    """Make the schema if need be, and let unqualified names mean it until the transaction ends."""
+    if not inspect(connection).has_schema(schema):
+        connection.execute(CreateSchema(schema))
+    quoted = connection.dialect.identifier_preparer.quote(schema)
+    connection.execute(select(func.set_config("search_path", quoted, literal(value=True))))
+
+
+# --- SQLite -----------------------------------------------------------------------------------------------------
+
+
+def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
+    temporary = None
+    path = location.path
+    if path is None:
+        # A real file: with one shared in-memory connection, a task's rollback would erase another task's write.
+        temporary = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
+        path = Path(temporary.name) / "memory.db"
+    elif path.is_dir():
+        raise ConfigurationError("the SQLite path is a directory; give a file in it")
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(path)),
+        connect_args={"timeout": settings.lock_timeout.total_seconds(), "isolation_level": None},
+        hide_parameters=True,
+        **_pool_arguments(settings),
+    )
+    synchronous = "OFF" if temporary else settings.synchronous
+    sync_engine = engine.sync_engine
+    event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
+    event.listen(sync_engine, "begin", _begin)
+    event.listen(sync_engine, "handle_error", _fail_the_whole_unit)
+    database = Database(engine, settings, owned=True)
+    if temporary is not None:
+        database.keep_until_closed(temporary)
+    return database
+
+
+def _prepare_sqlite(dbapi_connection: Any, synchronous: str) -> None:
+    cursor = dbapi_connection.cursor()
+    # Reading first: a file that is not a database must be refused before anything could be written to it.
+    cursor.execute("PRAGMA schema_version")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    for pragma, value in {
+        "synchronous": synchronous,
+        "foreign_keys": "ON",
+        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+    }.items():
+        cursor.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
+    cursor.close()
+
+
+def _begin(connection: Connection) -> None:
+    statement = connection.get_execution_options().get(_BEGIN, "BEGIN")
+    if statement is not None:
+        connection.exec_driver_sql(statement)
+
+
+def _fail_the_whole_unit(context: ExceptionContext) -> None:
+    """SQLite rolls back by itself on a full disk or an I/O error; a session that went on would commit half a unit."""
+    if sqlite_code(context.original_exception) in SQLITE_ROLLED_BACK:
+        context.is_disconnect = True
+
+
+async def _check_foreign_keys(connection: AsyncConnection) -> None:
+    if (await connection.exec_driver_sql("PRAGMA foreign_key_check")).first() is not None:
+        raise ConfigurationError("the migration would leave rows without their parent; nothing was changed")

@@ -1,0 +1,168 @@
+"""Every error of the package, as one tree.
+
+    OrchestratorStateError
+    ├── ConfigurationError    the call or the environment is wrong: fix it, then call again
+    │   ├── SchemaOutOfDate   the database is at another schema revision than the code
+    │   └── MissingExtra      an optional dependency is not installed
+    ├── NotFound
+    │   ├── WorkflowNotFound
+    │   ├── StepNotFound
+    │   └── CheckpointNotFound
+    ├── Conflict              somebody else got there first, or the change is not allowed from here
+    │   ├── AlreadyExists
+    │   ├── InvalidTransition
+    │   ├── StaleVersion      the row moved on since it was loaded: load it again
+    │   └── LeaseLost         another worker owns the run now: stop writing
+    ├── PayloadError          a value cannot be stored, or what is stored cannot be read
+    │   ├── InvalidPayload    (also a ValueError)
+    │   ├── PayloadTooLarge
+    │   ├── UnknownCodec
+    │   ├── DecryptionFailed
+    │   └── CorruptPayload
+    └── StoreUnavailable      the only branch that is safe to retry
+
+Each error carries what it is about as attributes. No message holds a payload, a password or a URL.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+
+class OrchestratorStateError(Exception):
+    """Base of everything this package raises on purpose.
+
+    Keyword arguments become attributes (`error.workflow_state_id`), and survive pickling, so that an
+    error raised in a worker process reads the same in its parent.
+    """
+
+    def __init__(self, message: str, **about: object) -> None:
+        super().__init__(message)
+        self.about = about
+        for name, value in about.items():
+            setattr(self, name, value)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), str(self), self.about)
+
+
+def _rebuild(cls: type[OrchestratorStateError], message: str, about: dict[str, object]) -> OrchestratorStateError:
+    return cls(message, **about)
+
+
+class ConfigurationError(OrchestratorStateError):
+    """The URL, an option or the way of calling is wrong; repeating the call will not help."""
+
+
+class SchemaOutOfDate(ConfigurationError):
+    """The database's schema and the code's do not match; the message names the command that mends it."""
+
+    expected: str
+    found: str | None
+
+
+class MissingExtra(ConfigurationError):
+    """An optional dependency is missing; the message names the extra to install."""
+
+    extra: str
+
+
+class NotFound(OrchestratorStateError):
+    """Nothing with that id exists in this namespace."""
+
+
+class WorkflowNotFound(NotFound):
+    """No such workflow. One of `workflow_state_id` and `workflow_id` says which was looked for."""
+
+    workflow_state_id: UUID | None = None
+    workflow_id: str | None = None
+
+
+class StepNotFound(NotFound):
+    """The workflow has no such step."""
+
+    workflow_state_id: UUID
+    step_id: str
+
+
+class CheckpointNotFound(NotFound):
+    """No such checkpoint."""
+
+    checkpoint_id: UUID
+
+
+class Conflict(OrchestratorStateError):
+    """The write would overwrite or contradict what is there. Nothing was changed."""
+
+
+class AlreadyExists(Conflict):
+    """The id is taken."""
+
+
+class InvalidTransition(Conflict):
+    """The status machine has no such arrow. The object is unchanged."""
+
+    expected: tuple[str, ...]
+    found: str
+
+
+class StaleVersion(Conflict):
+    """The workflow was saved by somebody else since this copy was loaded. Nothing was written.
+
+    Load it again, repeat the change on the fresh copy, and save that.
+    """
+
+    workflow_state_id: UUID
+    expected: int
+    found: int
+
+
+class LeaseLost(Conflict):
+    """Another worker owns the run. Nothing was written, and nothing this worker writes will be."""
+
+
+class PayloadError(OrchestratorStateError):
+    """A value cannot be stored, or a stored one cannot be read."""
+
+
+class InvalidPayload(PayloadError, ValueError):
+    """A value was refused before any SQL. `path` is the place inside it: `context.items[3]`.
+
+    It is a `ValueError` too, so that validation frameworks which embed our models treat it as one.
+    """
+
+    path: str
+
+
+class PayloadTooLarge(PayloadError):
+    """A value is over a size limit. Never retried."""
+
+    path: str
+    expected: int
+    found: int
+
+
+class UnknownCodec(PayloadError):
+    """A payload was written with a codec that this store does not have."""
+
+
+class DecryptionFailed(PayloadError):
+    """A payload does not open with the keys at hand."""
+
+
+class CorruptPayload(PayloadError):
+    """A stored payload cannot be read back: it was damaged or written by something else."""
+
+    path: str
+
+
+class StoreUnavailable(OrchestratorStateError):
+    """The database cannot be reached, is too busy, or gave up on the work. Safe to retry.
+
+    `transient` says that trying again at once is likely to succeed (a deadlock, a dropped connection);
+    `outcome_unknown` that the connection was lost while a commit was under way, so that the work may or
+    may not be there: load before repeating it. The store's own calls settle that case by themselves.
+    """
+
+    transient: bool = False
+    outcome_unknown: bool = False

@@ -1,0 +1,209 @@
+"""Domain object <-> column values. Pure: payloads are encoded and checked here, and no SQL is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any, Final, Protocol, TypeVar
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from orchestrator_state.codecs import decode, encode
+from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
+
+Columns = dict[str, Any]
+_Model = TypeVar("_Model", bound=BaseModel)
+
+_WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
+_STEP_STATUSES: Final = {status.value: status for status in StepStatus}
+
+
+class StateRow(Protocol):
+    """A row of `SELECT_STATES`: a workflow (`step_id` is None) or one of its steps."""
+
+    state_id: UUID
+    step_id: str | None
+    status: str
+    started_at: Any
+    completed_at: Any
+    payload: str | None
+    error: str | None
+    retry_count: int | None
+    position: int
+    workflow_id: str
+    workflow_name: str
+    user_id: str | None
+    updated_at: Any
+    version: int
+
+
+def workflow_columns(state: WorkflowState) -> Columns:
+    """The columns of `state` that a save may write; `id`, `namespace` and `version` are the statement's."""
+    return {
+        "workflow_id": state.workflow_id,
+        "workflow_name": state.workflow_name,
+        "status": state.status.value,
+        "user_id": state.user_id,
+        "started_at": state.started_at,
+        "updated_at": state.updated_at,
+        "completed_at": state.completed_at,
+        "context": encode(state.context, "context"),
+        "error": state.error,
+    }
+
+
+def step_columns(step: StepState, path: str) -> Columns:
+    return {
+        "status": step.status.value,
+        "started_at": step.started_at,
+        "completed_at": step.completed_at,
+        "outputs": encode(step.outputs, f"{path}.outputs"),
+        "error": step.error,
+        "retry_count": step.retry_count,
+    }
+
+
+def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
+    """The columns of every step by step id. Raises `InvalidPayload` for a key that is not its step's id."""
+    columns = {}
+    for key, step in state.steps.items():
+        path = f"steps[{key!r}]"
+        if not isinstance(step, StepState):
+            raise InvalidPayload(f"{path} is a {type(step).__name__}, not a StepState", path=path)
+        if key != step.step_id:
+            raise InvalidPayload(f"{path} holds the step {step.step_id!r}; key and step_id must agree", path=path)
+        columns[key] = step_columns(step, path)
+    return columns
+
+
+def states_from_rows(rows: Iterable[StateRow]) -> list[WorkflowState]:
+    """Build the states, most recently updated first, steps in the order in which they were first saved."""
+    workflows: dict[UUID, StateRow] = {}
+    steps: dict[UUID, list[StateRow]] = {}
+    for row in rows:
+        if row.step_id is None:
+            workflows[row.state_id] = row
+        else:
+            steps.setdefault(row.state_id, []).append(row)
+    newest_first = sorted(workflows.values(), key=lambda row: (row.updated_at, row.started_at), reverse=True)
+    return [_state(row, steps.get(row.state_id, [])) for row in newest_first]
+
+
+def loaded_from(state: WorkflowState) -> SavedRows:
+    """What a state that was loaded from the database was built from."""
+    if state._saved is None:
+        raise ValueError("this state was not loaded from the database")
+    return state._saved
+
+
+def rebase(state: WorkflowState, live: WorkflowState) -> None:
+    """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer."""
+    base = loaded_from(live)
+    state.version = live.version
+    # As if `updated_at` were unmoved: saving an older state is an update of today.
+    state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
+
+
+def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
+    """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
+    stored = loaded_from(live)
+    mine = workflow_columns(state) | {"updated_at": live.updated_at}
+    return mine == stored.workflow and all_step_columns(state) == stored.steps
+
+
+def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
+    return {
+        "id": checkpoint.id,
+        "workflow_state_id": checkpoint.workflow_state_id,
+        "step_id": checkpoint.step_id,
+        "timestamp": checkpoint.timestamp,
+        "snapshot": encode(checkpoint.snapshot, "snapshot"),
+    }
+
+
+def checkpoint_from_row(row: Any) -> Checkpoint:
+    fields = dict(row._mapping)
+    fields["snapshot"] = decode(row.snapshot, "snapshot")
+    return _trusted(Checkpoint, fields)
+
+
+def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
+    step_rows.sort(key=lambda step: (step.position, step.step_id))
+    columns = {
+        "workflow_id": row.workflow_id,
+        "workflow_name": row.workflow_name,
+        "status": row.status,
+        "user_id": row.user_id,
+        "started_at": row.started_at,
+        "updated_at": row.updated_at,
+        "completed_at": row.completed_at,
+        "context": row.payload,
+        "error": row.error,
+    }
+    saved = SavedRows(
+        workflow=columns,
+        steps={str(step.step_id): _saved_step(step) for step in step_rows},
+        next_position=step_rows[-1].position + 1 if step_rows else 0,
+    )
+    fields = columns | {
+        "id": row.state_id,
+        "version": row.version,
+        "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
+        "context": decode(row.payload or "null", "context"),
+        "steps": {step_id: _step(step_id, step) for step_id, step in saved.steps.items()},
+    }
+    state = _trusted(WorkflowState, fields)
+    state._saved = saved
+    return state
+
+
+def step_from_row(row: Any) -> StepState:
+    """Build a step from a row of `step_states`."""
+    columns = dict(row._mapping)
+    step_id = columns.pop("step_id")
+    del columns["workflow_state_id"], columns["position"]
+    return _step(step_id, columns)
+
+
+def _saved_step(row: StateRow) -> Columns:
+    return {
+        "status": row.status,
+        "started_at": row.started_at,
+        "completed_at": row.completed_at,
+        "outputs": row.payload,
+        "error": row.error,
+        "retry_count": row.retry_count,
+    }
+
+
+def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
+    outputs = columns["outputs"]
+    return _trusted(
+        StepState,
+        {
+            **columns,
+            "step_id": step_id,
+            "status": _status(_STEP_STATUSES, columns["status"], f"steps[{step_id!r}].status"),
+            "outputs": None if outputs is None else decode(outputs, f"steps[{step_id!r}].outputs"),
+            "retry_count": columns["retry_count"] or 0,
+        },
+    )
+
+
+def _status(known: Mapping[str, Any], value: str, path: str) -> Any:
+    try:
+        return known[value]
+    except KeyError:
+        raise CorruptPayload(f"the stored {path} is none that this version of the package knows", path=path) from None
+
+
+def _trusted(model: type[_Model], fields: Columns) -> _Model:
+    """Build a model from values that were validated when they were stored; five times faster than validating again."""
+    instance = model.__new__(model)
+    object.__setattr__(instance, "__dict__", fields)
+    object.__setattr__(instance, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(instance, "__pydantic_extra__", None)
+    instance.model_post_init(None)
+    return instance

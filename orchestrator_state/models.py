@@ -1,0 +1,141 @@
+"""The declarative rows, and one naming convention for their constraints.
+
+Rows stay inside the unit of work; callers see the domain objects. `metadata` may be taken into an
+application's own Alembic environment: `target_metadata = [Base.metadata, orchestrator_state.metadata]`.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final, cast
+from uuid import UUID
+
+from sqlalchemy import (
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    text,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from orchestrator_state.column_types import Identifier, UtcTimestamp
+from orchestrator_state.domain import StepStatus, WorkflowStatus
+
+# PostgreSQL's own defaults, so that tables made by the original design carry the same names.
+NAMING_CONVENTION: Final = {
+    "pk": "%(table_name)s_pkey",
+    "fk": "%(table_name)s_%(column_0_name)s_fkey",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+}
+
+VERSION_TABLE: Final = "orchestrator_state_version"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+def _one_of(column: str, statuses: type[WorkflowStatus | StepStatus]) -> CheckConstraint:
+    """A constraint whose text is built from our own enums only."""
+    values = ", ".join(f"'{status}'" for status in statuses)
+    return CheckConstraint(text(f"{column} IN ({values})"), name=column)
+
+
+def _at_most_255(*columns: str) -> list[CheckConstraint]:
+    """SQLite does not enforce VARCHAR(255)."""
+    return [CheckConstraint(text(f"length({column}) <= 255"), name=f"{column}_length") for column in columns]
+
+
+class WorkflowRow(Base):
+    """One workflow. `version` is in the WHERE clause of every update."""
+
+    __tablename__ = "workflow_states"
+    __table_args__ = (
+        _one_of("status", WorkflowStatus),
+        *_at_most_255("workflow_id", "workflow_name", "user_id", "namespace"),
+        Index("idx_workflow_id_status", "workflow_id", "status"),
+        Index("idx_status", "status"),
+        Index("idx_user_id", "user_id"),
+        Index("idx_workflow_states_namespace_status", "namespace", "status", "updated_at"),
+        Index("idx_workflow_states_namespace_workflow_id", "namespace", "workflow_id", "updated_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    workflow_id: Mapped[str] = mapped_column(String(255))
+    workflow_name: Mapped[str] = mapped_column(String(255))
+    status: Mapped[str] = mapped_column(String(50))
+    user_id: Mapped[str | None] = mapped_column(String(255))
+    started_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+    updated_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    context: Mapped[str] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    namespace: Mapped[str] = mapped_column(String(255), server_default="default")
+    version: Mapped[int] = mapped_column(server_default="1")
+    checkpoint_seq: Mapped[int] = mapped_column(server_default="0")
+    """The last number given to a checkpoint. It only grows, also when checkpoints are deleted."""
+
+
+class StepRow(Base):
+    """One step. `position` keeps the order in which the steps were first saved."""
+
+    __tablename__ = "step_states"
+    __table_args__ = (
+        _one_of("status", StepStatus),
+        *_at_most_255("step_id"),
+        Index("idx_step_workflow_state", "workflow_state_id"),
+    )
+
+    workflow_state_id: Mapped[UUID] = mapped_column(
+        Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"), primary_key=True
+    )
+    step_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    status: Mapped[str] = mapped_column(String(50))
+    started_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    outputs: Mapped[str | None] = mapped_column(Text)
+    error: Mapped[str | None] = mapped_column(Text)
+    # Nullable as in the original schema: its rows may hold NULL, which reads as 0.
+    retry_count: Mapped[int | None] = mapped_column(server_default="0")
+    position: Mapped[int] = mapped_column(server_default="0")
+
+
+class CheckpointRow(Base):
+    """One checkpoint. `seq` orders them; it is NULL only in rows that the original software inserts."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        *_at_most_255("step_id"),
+        UniqueConstraint("workflow_state_id", "seq"),
+    )
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    workflow_state_id: Mapped[UUID] = mapped_column(Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"))
+    step_id: Mapped[str] = mapped_column(String(255))
+    timestamp: Mapped[datetime] = mapped_column(UtcTimestamp)
+    snapshot: Mapped[str] = mapped_column(Text)
+    seq: Mapped[int | None]
+
+
+class SchemaVersionRow(Base):
+    """Alembic's bookkeeping for this package. It is not `alembic_version`: that one is the application's."""
+
+    __tablename__ = VERSION_TABLE
+
+    version_num: Mapped[str] = mapped_column(String(32), primary_key=True)
+
+
+Index("idx_updated_at", WorkflowRow.updated_at.desc())
+Index("idx_checkpoint_workflow_timestamp", CheckpointRow.workflow_state_id, CheckpointRow.timestamp.desc())
+
+metadata: Final = Base.metadata
+workflow_states: Final = cast(Table, WorkflowRow.__table__)
+step_states: Final = cast(Table, StepRow.__table__)
+checkpoints: Final = cast(Table, CheckpointRow.__table__)
+schema_version: Final = cast(Table, SchemaVersionRow.__table__)

@@ -1,0 +1,373 @@
+"""The three repositories: they add and flush, and never commit.
+
+A repository works in the transaction of the session it is given. `get` raises when there is nothing, `find`
+returns None. Every statement is confined to one namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final, cast
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Executable, Result, delete, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from orchestrator_state.arguments import as_count, as_name, as_utc, as_uuid
+from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
+from orchestrator_state.driver_errors import database_errors
+from orchestrator_state.engine import conflict_aware_insert
+from orchestrator_state.errors import (
+    AlreadyExists,
+    CheckpointNotFound,
+    StaleVersion,
+    StepNotFound,
+    WorkflowNotFound,
+)
+from orchestrator_state.mapping import (
+    Columns,
+    all_step_columns,
+    checkpoint_columns,
+    checkpoint_from_row,
+    loaded_from,
+    states_from_rows,
+    step_from_row,
+    workflow_columns,
+)
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.statements import (
+    ACTIVE_STATES,
+    CHECKPOINT_BY_ID,
+    CHECKPOINTS_OF,
+    CURRENT_VERSION,
+    LATEST_CHECKPOINT_OF,
+    NEWEST_CHECKPOINT_FIRST,
+    STATE_BY_ID,
+    STATE_BY_WORKFLOW_ID,
+    STEP_BY_ID,
+    STEPS_OF,
+)
+from orchestrator_state.undo import unless_committed
+
+# asyncpg allows 32,767 parameters in a statement, older SQLite 999.
+_MAX_IDS: Final = 500
+
+
+class _Repository:
+    def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
+        self._session = session
+        self._namespace = namespace
+        self._options: dict[str, Any] = {"schema_translate_map": {None: schema}} if schema else {}
+
+    async def _execute(
+        self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> Result[Any]:
+        with database_errors():
+            return await self._session.execute(statement, parameters, execution_options=self._options)
+
+    def _insert(self, table: Any) -> Any:
+        return conflict_aware_insert(self._session.get_bind().dialect.name, table)
+
+    def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
+        return WorkflowNotFound(
+            f"there is no workflow with id {workflow_state_id} in namespace {self._namespace!r}",
+            workflow_state_id=workflow_state_id,
+        )
+
+
+class WorkflowRepository(_Repository):
+    """Workflows with their steps."""
+
+    async def save(self, state: WorkflowState) -> None:
+        """Insert a new state (`version` 0), or update the rows that changed since it was loaded or saved.
+
+        Afterwards the database equals the state: steps that it no longer has are removed. `state.version` grows by
+        one if anything was written, and goes back if the transaction does. `updated_at` becomes now unless the caller
+        moved it.
+
+        Raises `InvalidPayload` before any SQL; `StaleVersion` if the stored version is not `state.version`;
+        `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
+        """
+        columns = workflow_columns(state)
+        steps = all_step_columns(state)
+        if state.version == 0:
+            await self._create(state, columns, steps)
+        else:
+            await self._update(state, columns, steps)
+
+    async def find(self, workflow_state_id: UUID | str) -> WorkflowState | None:
+        return await self._one(STATE_BY_ID, id=as_uuid(workflow_state_id, "workflow_state_id"))
+
+    async def get(self, workflow_state_id: UUID | str) -> WorkflowState:
+        """Raises `WorkflowNotFound`."""
+        state = await self.find(workflow_state_id)
+        if state is None:
+            raise self._workflow_not_found(workflow_state_id)
+        return state
+
+    async def find_by_workflow_id(self, workflow_id: str) -> WorkflowState | None:
+        """The most recently updated state of that `workflow_id`."""
+        return await self._one(STATE_BY_WORKFLOW_ID, workflow_id=as_name(workflow_id, "workflow_id"))
+
+    async def get_by_workflow_id(self, workflow_id: str) -> WorkflowState:
+        """The most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
+        state = await self.find_by_workflow_id(workflow_id)
+        if state is None:
+            raise WorkflowNotFound(
+                f"there is no workflow {workflow_id!r} in namespace {self._namespace!r}", workflow_id=workflow_id
+            )
+        return state
+
+    async def list_active(self) -> list[WorkflowState]:
+        """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
+        rows = await self._execute(ACTIVE_STATES, {"namespace": self._namespace})
+        return states_from_rows(rows)
+
+    async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
+        """Delete up to `limit` finished workflows last updated before `older_than`, children included.
+
+        Returns how many workflows were deleted.
+        """
+        old = (
+            select(workflow_states.c.id)
+            .where(
+                workflow_states.c.namespace == self._namespace,
+                workflow_states.c.status.in_(sorted(FINISHED)),
+                workflow_states.c.updated_at < as_utc(older_than, "older_than"),
+            )
+            .order_by(workflow_states.c.updated_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+        )
+        ids = list((await self._execute(old)).scalars())
+        for chunk in _chunks(ids):
+            # Not left to the cascade: an application's own SQLite engine may have foreign keys off.
+            for table, owner in (
+                (step_states, step_states.c.workflow_state_id),
+                (checkpoints, checkpoints.c.workflow_state_id),
+                (workflow_states, workflow_states.c.id),
+            ):
+                await self._execute(delete(table).where(owner.in_(chunk)))
+        return len(ids)
+
+    async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
+        rows = await self._execute(statement, parameters | {"namespace": self._namespace})
+        return next(iter(states_from_rows(rows)), None)
+
+    async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+        row = columns | {"id": state.id, "namespace": self._namespace, "version": 1}
+        created = await self._execute(self._insert(workflow_states).on_conflict_do_nothing(), row)
+        if _rowcount(created) == 0:
+            raise await self._why_not_written(state)
+        await self._write_steps(state.id, steps, first_position=0)
+        self._remember(state, columns, steps, next_position=len(steps))
+
+    async def _update(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+        saved = state._saved
+        if saved is None:
+            saved = await self._saved_rows(state)
+        changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
+        changed_steps = {step_id: row for step_id, row in steps.items() if row != saved.steps.get(step_id)}
+        removed = [step_id for step_id in saved.steps if step_id not in steps]
+        if not (changed or changed_steps or removed):
+            if await self._current_version(state.id) != state.version:
+                raise await self._why_not_written(state)
+            return
+        if "updated_at" not in changed:
+            columns["updated_at"] = changed["updated_at"] = utc_now()
+        await self._guarded_update(state, changed)
+        for chunk in _chunks(removed):
+            await self._execute(
+                delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
+            )
+        # New steps first: they take the free positions in order, and the others keep the one they have.
+        changed_steps = dict(sorted(changed_steps.items(), key=lambda item: item[0] in saved.steps))
+        await self._write_steps(state.id, changed_steps, first_position=saved.next_position)
+        added = len(changed_steps.keys() - saved.steps.keys())
+        self._remember(state, columns, steps, next_position=saved.next_position + added)
+
+    async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
+        updated = await self._execute(
+            update(workflow_states)
+            .where(
+                workflow_states.c.id == state.id,
+                workflow_states.c.namespace == self._namespace,
+                workflow_states.c.version == state.version,
+            )
+            .values(changed | {"version": state.version + 1})
+        )
+        if _rowcount(updated) == 0:
+            raise await self._why_not_written(state)
+
+    async def _write_steps(
+        self, workflow_state_id: UUID | str, steps: dict[str, Columns], *, first_position: int
+    ) -> None:
+        if not steps:
+            return
+        rows = [
+            row | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": first_position + index}
+            for index, (step_id, row) in enumerate(steps.items())
+        ]
+        insert = self._insert(step_states)
+        written = {name: insert.excluded[name] for name in next(iter(steps.values()))}
+        upsert = insert.on_conflict_do_update(index_elements=["workflow_state_id", "step_id"], set_=written)
+        await self._execute(upsert, rows)
+
+    async def _saved_rows(self, state: WorkflowState) -> SavedRows:
+        """The base to compare with for a state that did not come from here, such as one sent over a wire."""
+        live = await self._one(STATE_BY_ID, id=state.id)
+        if live is None or live.version != state.version:
+            raise await self._why_not_written(state)
+        return loaded_from(live)
+
+    async def _current_version(self, workflow_state_id: UUID | str) -> int | None:
+        parameters = {"id": workflow_state_id, "namespace": self._namespace}
+        version: int | None = (await self._execute(CURRENT_VERSION, parameters)).scalar()
+        return version
+
+    async def _why_not_written(self, state: WorkflowState) -> Exception:
+        found = await self._current_version(state.id)
+        if found is not None:
+            return StaleVersion(
+                f"workflow {state.id} is at version {found}, this copy at {state.version}; load it again",
+                workflow_state_id=state.id,
+                expected=state.version,
+                found=found,
+            )
+        if state.version == 0:
+            return AlreadyExists(f"the id {state.id} is taken; let the store choose one", workflow_state_id=state.id)
+        return self._workflow_not_found(state.id)
+
+    def _remember(
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], *, next_position: int
+    ) -> None:
+        before = (state.version, state.updated_at, state._saved)
+
+        def forget() -> None:
+            state.version, state.updated_at, state._saved = before
+
+        unless_committed(self._session, forget)
+        state.version += 1
+        state.updated_at = columns["updated_at"]
+        state._saved = SavedRows(columns, steps, next_position)
+
+
+class StepRepository(_Repository):
+    """Steps of saved workflows, for reading. They are written with their workflow, whose version guards them."""
+
+    async def list(self, workflow_state_id: UUID | str) -> list[StepState]:
+        """In the order in which they were first saved; empty if there is no such workflow."""
+        parameters = {
+            "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
+            "namespace": self._namespace,
+        }
+        return [step_from_row(row) for row in await self._execute(STEPS_OF, parameters)]
+
+    async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
+        parameters = {
+            "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
+            "step_id": as_name(step_id, "step_id"),
+            "namespace": self._namespace,
+        }
+        row = (await self._execute(STEP_BY_ID, parameters)).first()
+        return None if row is None else step_from_row(row)
+
+    async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
+        """Raises `StepNotFound`."""
+        step = await self.find(workflow_state_id, step_id)
+        if step is None:
+            raise StepNotFound(
+                f"workflow {workflow_state_id} has no step {step_id!r}",
+                workflow_state_id=workflow_state_id,
+                step_id=step_id,
+            )
+        return step
+
+
+class CheckpointRepository(_Repository):
+    """Checkpoints, ordered by `seq`: a number per workflow that only grows, whatever the clocks do."""
+
+    async def add(self, checkpoint: Checkpoint) -> None:
+        """Insert `checkpoint` with the workflow's next `seq`, which it is given once the transaction commits.
+
+        Raises `InvalidPayload` before any SQL, `WorkflowNotFound`, or `AlreadyExists` if the id is taken.
+        """
+        columns = checkpoint_columns(checkpoint)
+        # The row lock of this UPDATE makes concurrent writers of one workflow take their numbers in turn.
+        numbered = await self._execute(
+            update(workflow_states)
+            .where(
+                workflow_states.c.id == checkpoint.workflow_state_id,
+                workflow_states.c.namespace == self._namespace,
+            )
+            .values(checkpoint_seq=workflow_states.c.checkpoint_seq + 1)
+            .returning(workflow_states.c.checkpoint_seq)
+        )
+        seq: int | None = numbered.scalar()
+        if seq is None:
+            raise self._workflow_not_found(checkpoint.workflow_state_id)
+        added = await self._execute(
+            self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]), columns | {"seq": seq}
+        )
+        if _rowcount(added) == 0:
+            raise AlreadyExists(f"there is a checkpoint {checkpoint.id} already", checkpoint_id=checkpoint.id)
+        before = checkpoint.seq
+
+        def forget() -> None:
+            checkpoint.seq = before
+
+        unless_committed(self._session, forget)
+        checkpoint.seq = seq
+
+    async def find(self, checkpoint_id: UUID | str) -> Checkpoint | None:
+        return await self._one(CHECKPOINT_BY_ID, id=as_uuid(checkpoint_id, "checkpoint_id"))
+
+    async def get(self, checkpoint_id: UUID | str) -> Checkpoint:
+        """Raises `CheckpointNotFound`."""
+        checkpoint = await self.find(checkpoint_id)
+        if checkpoint is None:
+            raise CheckpointNotFound(
+                f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
+            )
+        return checkpoint
+
+    async def find_latest(self, workflow_state_id: UUID | str) -> Checkpoint | None:
+        return await self._one(LATEST_CHECKPOINT_OF, workflow_state_id=as_uuid(workflow_state_id, "workflow_state_id"))
+
+    async def list(self, workflow_state_id: UUID | str) -> list[Checkpoint]:
+        """Newest first."""
+        parameters = {
+            "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
+            "namespace": self._namespace,
+        }
+        return [checkpoint_from_row(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+
+    async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
+        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
+        target = as_uuid(workflow_state_id, "workflow_state_id")
+        superseded = (
+            select(checkpoints.c.id)
+            .join(workflow_states, workflow_states.c.id == checkpoints.c.workflow_state_id)
+            .where(
+                checkpoints.c.workflow_state_id == target,
+                workflow_states.c.namespace == self._namespace,
+            )
+            .order_by(*NEWEST_CHECKPOINT_FIRST)
+            .offset(as_count(keep, "keep"))
+        )
+        pruned = await self._execute(delete(checkpoints).where(checkpoints.c.id.in_(superseded)))
+        return _rowcount(pruned)
+
+    async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
+        row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
+        return None if row is None else checkpoint_from_row(row)
+
+
+def _rowcount(result: Result[Any]) -> int:
+    return cast("CursorResult[Any]", result).rowcount
+
+
+def _chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    return (ids[start : start + _MAX_IDS] for start in range(0, len(ids), _MAX_IDS))

@@ -1,0 +1,98 @@
+"""Environment -> typed settings.
+
+Every setting has three sources, the later winning: the default here, the environment
+(`ORCHESTRATOR_STATE_POOL_MAX=40`; the database itself is the usual `DATABASE_URL`), and the keyword
+argument of `StateStore.open`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated, Any, Literal, Self, TypedDict
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from orchestrator_state.errors import ConfigurationError
+
+DEFAULT_DATABASE = "./workflows.db"
+DEFAULT_NAMESPACE = "default"
+
+Seconds = Annotated[timedelta, Field(gt=timedelta(0))]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+# Postgres cuts an identifier at 63 bytes without a word, which would send two long names to one schema.
+SchemaName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$")]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `StateStore.open` that are settings. None means "not given"."""
+
+    namespace: str | None
+    db_schema: str | None
+    pool_min: int | None
+    pool_max: int | None
+    pool_timeout: timedelta | None
+    connect_timeout: timedelta | None
+    command_timeout: timedelta | None
+    lock_timeout: timedelta | None
+    retry_timeout: timedelta | None
+    pgbouncer: bool | None
+    synchronous: Literal["FULL", "NORMAL"] | None
+    keep_checkpoints: int | None
+
+
+class Settings(BaseSettings):
+    """What a store needs to know besides the calls made on it. Durations are `timedelta`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="ORCHESTRATOR_STATE_",
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        populate_by_name=True,
+    )
+
+    database_url: str = Field(default=DEFAULT_DATABASE, validation_alias="DATABASE_URL", repr=False)
+    namespace: Name = DEFAULT_NAMESPACE
+    db_schema: SchemaName | None = None
+    """Postgres schema that holds the tables; None is the connection's search path."""
+
+    pool_min: int = Field(default=5, ge=0, le=1000)
+    """Connections opened when the store opens (Postgres)."""
+    pool_max: int = Field(default=20, ge=1, le=1000)
+    """Most connections at any time."""
+    pool_timeout: Seconds = timedelta(seconds=30)
+    """Longest wait for a free connection, or for this process's turn to write to SQLite."""
+    connect_timeout: Seconds = timedelta(seconds=5)
+    command_timeout: Seconds = timedelta(seconds=30)
+    """Longest wait for one statement, on the client and (Postgres) on the server."""
+    lock_timeout: Seconds = timedelta(seconds=10)
+    """Longest wait for another transaction's lock."""
+    retry_timeout: Seconds = timedelta(seconds=30)
+    """How long a call whose transaction the database gave up on is repeated."""
+    pgbouncer: bool = False
+    """The URL leads to PgBouncer in transaction mode: no prepared statement survives a transaction."""
+    synchronous: Literal["FULL", "NORMAL"] = "FULL"
+    """SQLite only. NORMAL is faster and loses acknowledged commits when the power fails."""
+
+    keep_checkpoints: int = Field(default=10, ge=1)
+    """Newest checkpoints kept for each workflow."""
+
+    @model_validator(mode="after")
+    def _pool_bounds(self) -> Self:
+        if self.pool_min > self.pool_max:
+            raise ValueError("pool_min must not exceed pool_max")
+        return self
+
+    @classmethod
+    def load(cls, **given: Any) -> Self:
+        """Merge `given` (None means "not given") over the environment over the defaults.
+
+        Raises `ConfigurationError` naming the setting, never its value.
+        """
+        try:
+            return cls(**{name: value for name, value in given.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+            setting = ".".join(str(part) for part in first["loc"]) or "settings"
+            raise ConfigurationError(f"{setting}: {first['msg']}", setting=setting) from None

@@ -1,0 +1,98 @@
+"""The SELECTs, built once. Building one costs more than sending it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    CTE,
+    ColumnElement,
+    CompoundSelect,
+    bindparam,
+    literal_column,
+    null,
+    select,
+    type_coerce,
+    union_all,
+)
+from sqlalchemy.sql import Select
+
+from orchestrator_state.domain import ACTIVE
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+
+_workflow = workflow_states.c
+_step = step_states.c
+_checkpoint = checkpoints.c
+
+_IN_NAMESPACE: Final = _workflow.namespace == bindparam("namespace")
+_NEWEST_FIRST: Final = (_workflow.updated_at.desc(), _workflow.started_at.desc(), _workflow.id)
+
+
+def _absent(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return type_coerce(null(), column.type).label(column.name)
+
+
+def _states(target: Select[Any]) -> CompoundSelect[Any]:
+    """Workflows and their steps as the rows of one statement, so that they are one snapshot on any isolation level.
+
+    A join would repeat the context in each step's row.
+    """
+    wanted: CTE = target.cte("wanted")
+    workflows = select(
+        _workflow.id.label("state_id"),
+        _absent(_step.step_id),
+        _workflow.status,
+        _workflow.started_at,
+        _workflow.completed_at,
+        _workflow.context.label("payload"),
+        _workflow.error,
+        literal_column("0").label("retry_count"),
+        literal_column("0").label("position"),
+        _workflow.workflow_id,
+        _workflow.workflow_name,
+        _workflow.user_id,
+        _workflow.updated_at,
+        _workflow.version,
+    ).where(_workflow.id.in_(select(wanted.c.id)))
+    steps = select(
+        _step.workflow_state_id,
+        _step.step_id,
+        _step.status,
+        _step.started_at,
+        _step.completed_at,
+        _step.outputs,
+        _step.error,
+        _step.retry_count,
+        _step.position,
+        *(null() for _ in range(5)),
+    ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
+    return union_all(workflows, steps)
+
+
+_IDS: Final = select(_workflow.id).where(_IN_NAMESPACE)
+
+STATE_BY_ID: Final = _states(_IDS.where(_workflow.id == bindparam("id")))
+STATE_BY_WORKFLOW_ID: Final = _states(
+    _IDS.where(_workflow.workflow_id == bindparam("workflow_id")).order_by(*_NEWEST_FIRST).limit(1)
+)
+ACTIVE_STATES: Final = _states(_IDS.where(_workflow.status.in_(sorted(ACTIVE))))
+
+CURRENT_VERSION: Final = select(_workflow.version).where(_IN_NAMESPACE, _workflow.id == bindparam("id"))
+
+_CHECKPOINTS: Final = (
+    select(checkpoints).join(workflow_states, _workflow.id == _checkpoint.workflow_state_id).where(_IN_NAMESPACE)
+)
+# Rows without a number come from software older than the numbering, which goes on writing after an upgrade.
+NEWEST_CHECKPOINT_FIRST: Final = (_checkpoint.seq.desc().nulls_first(), _checkpoint.timestamp.desc(), _checkpoint.id)
+
+CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
+CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
+    *NEWEST_CHECKPOINT_FIRST
+)
+LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
+
+_STEPS: Final = select(step_states).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(
+    _step.position, _step.step_id
+)
+STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))

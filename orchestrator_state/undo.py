@@ -1,0 +1,51 @@
+"""Keep objects in memory in step with their transaction.
+
+Saving a state moves its version on at once, so that it can be saved again in the same transaction. If that
+transaction, or the savepoint around the save, does not commit, the objects go back to what they were: a
+retry then starts from what the database holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from sqlalchemy import event
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session, SessionTransaction
+
+_KEY: Final = "orchestrator_state.undo"
+_Log = dict[SessionTransaction, list[Callable[[], None]]]
+
+
+def unless_committed(session: AsyncSession, undo: Callable[[], None]) -> None:
+    """Call `undo` when the session's present transaction or savepoint ends in anything but a commit."""
+    sync_session = session.sync_session
+    log: _Log | None = sync_session.info.get(_KEY)
+    if log is None:
+        log = sync_session.info[_KEY] = {}
+        event.listen(sync_session, "after_commit", _hand_over)
+        event.listen(sync_session, "after_transaction_end", _undo)
+    transaction = _present(sync_session)
+    if transaction is not None:
+        log.setdefault(transaction, []).append(undo)
+
+
+def _present(session: Session) -> SessionTransaction | None:
+    return session.get_nested_transaction() or session.get_transaction()
+
+
+def _hand_over(session: Session) -> None:
+    """A released savepoint leaves its undos to the transaction around it; a commit ends them."""
+    log: _Log = session.info[_KEY]
+    transaction = _present(session)
+    if transaction is not None:
+        undos = log.pop(transaction, [])
+        if transaction.nested and transaction.parent is not None:
+            log.setdefault(transaction.parent, []).extend(undos)
+
+
+def _undo(session: Session, transaction: SessionTransaction) -> None:
+    log: _Log = session.info[_KEY]
+    for undo in reversed(log.pop(transaction, [])):
+        undo()

@@ -1,0 +1,75 @@
+"""What a caller may give as a database -> where it is.
+
+Postgres URLs are not taken apart here: asyncpg reads them as libpq does (several hosts, `sslmode`, a socket
+directory as host, `PGPASSFILE`, …), and the password never enters an SQLAlchemy URL, a repr or a log line.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from orchestrator_state.errors import ConfigurationError
+
+MEMORY = ":memory:"
+_SQLITE_SCHEMES = frozenset({"sqlite", "sqlite+aiosqlite"})
+_POSTGRES_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+_FORMS = "a path, :memory:, sqlite:///path, or postgresql://user@host/database"
+
+
+@dataclass(frozen=True, slots=True)
+class SqliteLocation:
+    """A file, or a database that lives as long as the store (`path` is None)."""
+
+    path: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class PostgresLocation:
+    """A libpq connection URL. It may hold a password, so it has no repr."""
+
+    dsn: str = field(repr=False)
+
+
+def locate(database: str | os.PathLike[str]) -> SqliteLocation | PostgresLocation:
+    """Say where `database` is. Raises `ConfigurationError` (without quoting the URL) if it is neither."""
+    text = os.fspath(database)
+    if not text or "\0" in text:
+        raise ConfigurationError(f"the database is empty or contains a NUL character; give {_FORMS}")
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        if text.startswith("file:"):
+            raise ConfigurationError(f"file: URIs are not supported; give {_FORMS}")
+        return SqliteLocation(None if text == MEMORY else Path(text))
+    scheme = scheme.lower()
+    if scheme in _SQLITE_SCHEMES:
+        return _sqlite_location(rest)
+    if scheme in _POSTGRES_SCHEMES:
+        return _postgres_location(rest)
+    # The scheme is quoted only if it looks like one: "user:secret@host://" must not be.
+    shown = f"{scheme!r} " if scheme.replace("+", "").isalnum() else ""
+    raise ConfigurationError(f"the URL scheme {shown}is not supported; give {_FORMS}")
+
+
+def _sqlite_location(rest: str) -> SqliteLocation:
+    """`sqlite:///rel.db`, `sqlite:////abs.db`, `sqlite:///:memory:` and `sqlite://`, as SQLAlchemy reads them."""
+    path, _, query = rest.partition("?")
+    if query:
+        raise ConfigurationError("options in a SQLite URL are not supported; pass them to StateStore.open")
+    if path in ("", "/", f"/{MEMORY}"):
+        return SqliteLocation(None)
+    if not path.startswith("/"):
+        raise ConfigurationError("a SQLite URL has three slashes before a relative path, four before an absolute one")
+    return SqliteLocation(Path(unquote(path[1:])))
+
+
+def _postgres_location(rest: str) -> PostgresLocation:
+    try:
+        query = parse_qsl(urlsplit(f"postgresql://{rest}").query, keep_blank_values=True, strict_parsing=False)
+    except ValueError:
+        raise ConfigurationError("the Postgres URL cannot be read; check brackets and the port") from None
+    if any(not name for name, _ in query):
+        raise ConfigurationError("the Postgres URL has an option without a name")
+    return PostgresLocation(f"postgresql://{rest}")
