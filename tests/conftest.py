@@ -6,19 +6,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from orchestrator_state import StateStore
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
-
-if TYPE_CHECKING:
-    from orchestrator_state import StateStore
 
 
 async def _upgrade(url: str) -> None:
-    from orchestrator_state import StateStore
-
     async with StateStore.open(url, migrate=True):
         pass
 
@@ -115,9 +110,7 @@ def empty_database_url(request: pytest.FixtureRequest, backend: str) -> str:
 
 
 @pytest.fixture
-async def store(database_url: str) -> AsyncIterator["StateStore"]:
+async def store(database_url: str) -> AsyncIterator[StateStore]:
     """An open store on a fresh database."""
-    from orchestrator_state import StateStore
-
     async with StateStore.open(database_url) as store:
         yield store
