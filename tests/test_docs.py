@@ -20,8 +20,8 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"(?ms)^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)``` *$")
 EXAMPLE_URL = re.compile(r"""postgres(ql)?://[^\s"']*db\.example\.com[^\s"']*""")
 
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
-PAGES = [page for page in DOCUMENTS if BLOCK.search(page.read_text())]
+README = ROOT / "README.md"
+PAGES = [README, *(page for page in sorted(ROOT.glob("docs/**/*.md")) if BLOCK.search(page.read_text()))]
 
 
 def run_block(source: str, namespace: dict[str, object], page: Path, runner: asyncio.Runner) -> None:
@@ -36,6 +36,7 @@ def test_every_python_block_of_a_page_runs(
     page: Path, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = page.read_text()
+    assert BLOCK.search(text)
     if EXAMPLE_URL.search(text):
         text = EXAMPLE_URL.sub(request.getfixturevalue("postgres_url"), text)
     monkeypatch.chdir(tmp_path)
