@@ -45,6 +45,11 @@ def decode(text: str, path: str) -> Any:
         raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
 
 
+def copied(value: Any, path: str) -> Any:
+    """Return an independent copy of a JSON value. Raises like `encode`."""
+    return decode(encode(value, path), path)
+
+
 def check_text(text: str, path: str) -> None:
     """Refuse what one of the databases cannot hold in a text: NUL and lone surrogates."""
     if "\0" in text:
@@ -65,29 +70,50 @@ def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
 
 
 def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int) -> None:
-    """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report."""
+    """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report.
+
+    A few shared lists nested in each other can stand for 2**100 values, so a container that was walked to its end is
+    only counted when it comes up again: `walked` holds its size and the depth at which it was found sound.
+    """
     stack: list[tuple[Any, Any, int]] = [(root, root_path, 1)]
+    walked: dict[int, tuple[int, int]] = {}
     least_bytes = 0
     while stack:
         value, path, depth = stack.pop()
-        # A few shared lists nested in each other can stand for 2**100 values: count while walking.
-        least_bytes += 1
-        if least_bytes > max_bytes:
-            raise _too_large(root_path, max_bytes, least_bytes)
         kind = type(value)
-        if kind is dict:
-            _check_keys(value, path)
-            children = value.items()
-        elif kind is list:
-            children = enumerate(value)
+        if kind is _Leave:
+            walked[value.container] = (least_bytes - value.bytes_before, depth)
+            continue
+        least_bytes += 1
+        if kind is dict or kind is list:
+            size, found_sound_at = walked.get(id(value), (0, 0))
+            if depth <= found_sound_at:
+                least_bytes += size
+            elif depth > MAX_DEPTH:
+                # Not the path: a hundred levels of it would be a wall of text, and the root says enough.
+                message = f"{root_path} is nested deeper than {MAX_DEPTH} levels, or contains itself"
+                raise InvalidPayload(message, path=root_path)
+            elif value:
+                stack.append((_Leave(id(value), least_bytes), path, depth))
+                if kind is dict:
+                    _check_keys(value, path)
+                    stack.extend([(child, (path, key), depth + 1) for key, child in value.items()])
+                else:
+                    stack.extend([(child, (path, index), depth + 1) for index, child in enumerate(value)])
         else:
             _check_scalar(value, kind, path)
-            continue
-        if depth > MAX_DEPTH:
-            # Not the path: a hundred levels of it would be a wall of text, and the root says enough.
-            message = f"{root_path} is nested deeper than {MAX_DEPTH} levels, or contains itself"
-            raise InvalidPayload(message, path=root_path)
-        stack.extend([(child, (path, key), depth + 1) for key, child in children])
+        if least_bytes > max_bytes:
+            raise _too_large(root_path, max_bytes, least_bytes)
+
+
+class _Leave:
+    """On the stack below the children of a container."""
+
+    __slots__ = ("bytes_before", "container")
+
+    def __init__(self, container: int, bytes_before: int) -> None:
+        self.container = container
+        self.bytes_before = bytes_before
 
 
 def _check_keys(value: dict[Any, Any], path: Any) -> None:

@@ -7,7 +7,6 @@ values and are checked when they are saved.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -26,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+from orchestrator_state.codecs import copied
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
 
 
@@ -104,7 +104,7 @@ def _refused(subject: str, error: ValidationError) -> InvalidPayload:
 class _DomainModel(BaseModel):
     model_config = ConfigDict(extra="forbid", validate_assignment=True, hide_input_in_errors=True)
 
-    def __init__(self, **fields: Any) -> None:
+    def __init__(self, /, **fields: Any) -> None:
         try:
             super().__init__(**fields)
         except ValidationError as error:
@@ -222,11 +222,17 @@ class WorkflowState(_DomainModel):
         self._move(WorkflowStatus.CANCELLED)
 
     def to_snapshot(self) -> dict[str, Any]:
-        """Return the whole state as an independent JSON value, as a checkpoint holds it."""
+        """Return the whole state as an independent JSON value, as a checkpoint holds it.
+
+        Raises `InvalidPayload` if the context or an output is not JSON.
+        """
         snapshot = self.model_dump(mode="json", exclude={"context", "steps"})
-        snapshot["context"] = copy.deepcopy(self.context)
+        snapshot["context"] = copied(self.context, "context")
         snapshot["steps"] = {
-            step_id: {**step.model_dump(mode="json", exclude={"outputs"}), "outputs": copy.deepcopy(step.outputs)}
+            step_id: {
+                **step.model_dump(mode="json", exclude={"outputs"}),
+                "outputs": copied(step.outputs, f"steps[{step_id!r}].outputs"),
+            }
             for step_id, step in self.steps.items()
         }
         return snapshot
