@@ -36,7 +36,7 @@ check: $(installed) ## style, types, layers, documents, and the wheel in an empt
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
-	.venv/bin/mkdocs build --strict --quiet
+	.venv/bin/mkdocs build --strict
 	.venv/bin/python scripts/check_wheel.py
 
 bench: $(installed) ## the store's speed beside the raw driver's
