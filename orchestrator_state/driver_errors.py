@@ -48,6 +48,7 @@ _SQLITE_CONFIGURATION: Final = {
 _PG_TRANSIENT: Final = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "25P03")
 _PG_ROLLED_BACK: Final = ("40", "55")
 _PG_CONFIGURATION: Final = {
+    "08P01": "the server refused the connection's settings; behind PgBouncer open the store with pgbouncer=True",
     "28": "the server refused the user or the password",
     "3D": "the server has no such database",
     "42501": "the database user lacks a privilege",
@@ -112,6 +113,9 @@ def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorSta
 
 
 def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
+    for prefix, reason in _PG_CONFIGURATION.items():
+        if state.startswith(prefix):
+            return ConfigurationError(f"{reason} (SQLSTATE {state})")
     if state.startswith(_PG_TRANSIENT):
         # A serialization failure or deadlock at COMMIT has rolled back; a dropped connection may have committed.
         unknown = committing and not state.startswith(_PG_ROLLED_BACK)
@@ -119,9 +123,6 @@ def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
         return StoreUnavailable(message, transient=True, outcome_unknown=unknown)
     if state.startswith(_PG_SCHEMA):
         return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
-    for prefix, message in _PG_CONFIGURATION.items():
-        if state.startswith(prefix):
-            return ConfigurationError(f"{message} (SQLSTATE {state})")
     if state.startswith("23"):
         return Conflict(f"the database refused the row (SQLSTATE {state})")
     if state.startswith("54"):

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 from uuid import uuid4
 
 import asyncpg
@@ -33,7 +34,8 @@ from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 
-_BEGIN: Final = "orchestrator_state_begin"
+_BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
+_BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
@@ -53,24 +55,24 @@ class Database:
         self._pid = os.getpid()
         self._left_behind: list[object] = []
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self._schema = settings.db_schema
-        schema = {"schema_translate_map": {None: settings.db_schema}} if settings.db_schema else {}
+        self.schema: Final = settings.db_schema
         if self.is_sqlite:
             if settings.db_schema:
                 raise ConfigurationError("db_schema is for Postgres; SQLite has no schemas")
-            self.writer = engine.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+            # The application's engine may have a "begin" event of its own instead: see `_begin_adopted_sqlite`.
+            self.writer = engine.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
             self.reader = engine.execution_options(**{_BEGIN: None})
-            if not owned:
-                # On the application's engine our transactions begin our way, and its own are left alone.
-                event.listen(self.writer.sync_engine, "begin", _begin)
         else:
-            self.writer = engine.execution_options(**schema)
-            self.reader = engine.execution_options(isolation_level="AUTOCOMMIT", **schema)
+            self.writer = engine
+            # Behind PgBouncer a statement outside a transaction is prepared on one server and executed on another.
+            self.reader = engine if settings.pgbouncer else engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """Yield a session whose transaction commits at the end of the block and rolls back on any exception."""
         async with self._my_turn(), self._session(self.writer) as session:
+            if self.is_sqlite and not self.owned:
+                await _begin_adopted_sqlite(session)
             yield session
             with database_errors(committing=True):
                 await session.commit()
@@ -99,9 +101,12 @@ class Database:
                     # The pragma is without effect inside a transaction, so it comes before BEGIN.
                     enforced = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
                     await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+                    await _require_foreign_keys_off(connection)
                     await connection.rollback()
-                    await connection.execution_options(**{_BEGIN: "BEGIN IMMEDIATE"})
+                    await connection.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
                     async with connection.begin():
+                        if not self.owned:
+                            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
                         yield connection
                         await _check_foreign_keys(connection)
                     await connection.execution_options(**{_BEGIN: None})
@@ -111,8 +116,8 @@ class Database:
                     await connection.execution_options(isolation_level="READ COMMITTED")
                     async with connection.begin():
                         await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
-                        if self._schema is not None:
-                            await connection.run_sync(_enter_schema, self._schema)
+                        if self.schema is not None:
+                            await connection.run_sync(_enter_schema, self.schema)
                         yield connection
 
     async def close(self) -> None:
@@ -330,6 +335,24 @@ def _fail_the_whole_unit(context: ExceptionContext) -> None:
     """SQLite rolls back by itself on a full disk or an I/O error; a session that went on would commit half a unit."""
     if sqlite_code(context.original_exception) in SQLITE_ROLLED_BACK:
         context.is_disconnect = True
+
+
+async def _begin_adopted_sqlite(session: AsyncSession) -> None:
+    """Begin on the application's engine, whose driver may begin late, and whose events may have begun already."""
+    with database_errors():
+        connection = await session.connection()
+        raw = await connection.get_raw_connection()
+        if not cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+
+
+async def _require_foreign_keys_off(connection: AsyncConnection) -> None:
+    """Inside a transaction, such as one that the application's engine begins by itself, the pragma has no effect."""
+    if (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one():
+        raise ConfigurationError(
+            "this engine begins transactions by itself, so the schema cannot be migrated through it; "
+            "run `orchestrator-state db upgrade`"
+        )
 
 
 async def _check_foreign_keys(connection: AsyncConnection) -> None:
