@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+import math
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 from orchestrator_state.codecs import check_text
@@ -43,3 +44,23 @@ def as_count(value: object, path: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidPayload(f"{path} must be a whole number, 0 or more", path=path)
     return value
+
+
+def as_duration(value: object, path: str) -> timedelta:
+    """Return a duration, also from a number of seconds; a negative one is none. Raises `InvalidPayload`."""
+    if isinstance(value, timedelta):
+        return max(value, timedelta())
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        try:
+            return timedelta(seconds=max(value, 0))
+        except OverflowError:
+            return timedelta.max
+    raise InvalidPayload(f"{path} must be a timedelta, or a number of seconds", path=path)
+
+
+def as_stored_name(value: object, path: str) -> str:
+    """Return a name that can be stored: 1 to 255 characters. Raises `InvalidPayload`."""
+    name = as_name(value, path)
+    if not 1 <= len(name) <= 255:
+        raise InvalidPayload(f"{path} must have 1 to 255 characters, not {len(name)}", path=path)
+    return name

@@ -47,6 +47,7 @@ class Database:
     def __init__(self, engine: AsyncEngine, settings: Settings, *, owned: bool) -> None:
         _require_supported(engine)
         self.is_sqlite: Final = engine.dialect.name == "sqlite"
+        self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
         self._pool = engine
         self.owned = owned
         self._wait = settings.pool_timeout.total_seconds()

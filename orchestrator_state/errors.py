@@ -12,7 +12,13 @@
     │   ├── AlreadyExists
     │   ├── InvalidTransition
     │   ├── StaleVersion      the row moved on since it was loaded: load it again
-    │   └── LeaseLost         another worker owns the run now: stop writing
+    │   ├── LeaseLost         another worker owns the run now: stop writing
+    │   ├── LeaseHeld         another worker owns the run: leave it, or wait
+    │   ├── RunPaused         somebody paused the run; `store.resume` lets it go on
+    │   ├── RunCancelled      somebody cancelled the run
+    │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
+    │   ├── OutcomeUnknown    a step was under way at a crash, and may or may not have taken effect
+    │   └── UnusedSteps       a resumed handler did not ask for all recorded steps, and was told to be strict
     ├── PayloadError          a value cannot be stored, or what is stored cannot be read
     │   ├── InvalidPayload    (also a ValueError)
     │   ├── PayloadTooLarge
@@ -26,6 +32,7 @@ Each error carries what it is about as attributes. No message holds a payload, a
 
 from __future__ import annotations
 
+from datetime import datetime
 from uuid import UUID
 
 
@@ -119,6 +126,51 @@ class StaleVersion(Conflict):
 
 class LeaseLost(Conflict):
     """Another worker owns the run. Nothing was written, and nothing this worker writes will be."""
+
+
+class LeaseHeld(Conflict):
+    """Another worker owns the run. `owner` is its id, `process` where it runs, `expires_at` when its lease ends."""
+
+    workflow_state_id: UUID
+    owner: UUID
+    process: str | None
+    expires_at: datetime
+
+
+class RunPaused(Conflict):
+    """The run is paused. `store.resume` lets it go on."""
+
+    workflow_state_id: UUID
+
+
+class RunCancelled(Conflict):
+    """The run was cancelled, for good."""
+
+    workflow_state_id: UUID
+
+
+class RunSuspended(Conflict):
+    """The run waits for a signal or a timer. `store.recover` or a `Worker` continues it when that arrives."""
+
+    workflow_state_id: UUID
+
+
+class OutcomeUnknown(Conflict):
+    """A step declared `on_unknown="raise"` was under way when its worker vanished.
+
+    Find out whether it took effect (`step_key` was its idempotency key), then rewind the run or fork it.
+    """
+
+    workflow_state_id: UUID
+    step_id: str
+    step_key: str
+
+
+class UnusedSteps(Conflict):
+    """The handler ended without asking for the recorded steps `step_ids`; it was probably changed in between."""
+
+    workflow_state_id: UUID
+    step_ids: tuple[str, ...]
 
 
 class PayloadError(OrchestratorStateError):

@@ -64,6 +64,8 @@ class WorkflowRow(Base):
         Index("idx_user_id", "user_id"),
         Index("idx_workflow_states_namespace_status", "namespace", "status", "updated_at"),
         Index("idx_workflow_states_namespace_workflow_id", "namespace", "workflow_id", "updated_at"),
+        Index("idx_workflow_states_namespace_idempotency_key", "namespace", "idempotency_key", unique=True),
+        Index("idx_workflow_states_parent_id", "parent_id"),
     )
 
     id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
@@ -80,6 +82,29 @@ class WorkflowRow(Base):
     version: Mapped[int] = mapped_column(server_default="1")
     checkpoint_seq: Mapped[int] = mapped_column(server_default="0")
     """The last number given to a checkpoint. It only grows, also when checkpoints are deleted."""
+
+    lease_owner: Mapped[UUID | None] = mapped_column(Identifier)
+    lease_process: Mapped[str | None] = mapped_column(String(255))
+    """Which process owns the lease, so that a neighbour on the same machine can see that it is dead."""
+    lease_token: Mapped[int] = mapped_column(server_default="0")
+    """Grows with each change of owner. Every write of a run carries it in its WHERE clause."""
+    lease_expires_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    attempts: Mapped[int] = mapped_column(server_default="0")
+    """How often a run was taken over from an owner that vanished."""
+    wake_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """A run that waits, for a signal or a timer, is nobody's before this time."""
+    request: Mapped[str | None] = mapped_column(String(50))
+    """What somebody asked of the live owner: pause or cancel."""
+    result: Mapped[str | None] = mapped_column(Text)
+    initial_context: Mapped[str | None] = mapped_column(Text)
+    """The context a run started with, once a step has changed it."""
+    context_position: Mapped[int] = mapped_column(server_default="-1")
+    """`context` holds the patches of the steps up to this position; later ones are still to be applied."""
+    signal_seq: Mapped[int] = mapped_column(server_default="0")
+    idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    parent_id: Mapped[UUID | None] = mapped_column(Identifier)
+    forked_from_id: Mapped[UUID | None] = mapped_column(Identifier)
+    forked_from_seq: Mapped[int | None]
 
 
 class StepRow(Base):
@@ -104,6 +129,8 @@ class StepRow(Base):
     # Nullable as in the original schema: its rows may hold NULL, which reads as 0.
     retry_count: Mapped[int | None] = mapped_column(server_default="0")
     position: Mapped[int] = mapped_column(server_default="0")
+    context_patch: Mapped[str | None] = mapped_column(Text)
+    """What a run's context gained or lost with this step's commit."""
 
 
 class CheckpointRow(Base):
@@ -123,6 +150,20 @@ class CheckpointRow(Base):
     seq: Mapped[int | None]
 
 
+class SignalRow(Base):
+    """A message for a run that nobody has consumed yet."""
+
+    __tablename__ = "signals"
+    __table_args__ = (*_at_most_255("name"), UniqueConstraint("workflow_state_id", "seq"))
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    workflow_state_id: Mapped[UUID] = mapped_column(Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"))
+    name: Mapped[str] = mapped_column(String(255))
+    payload: Mapped[str] = mapped_column(Text)
+    sent_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+    seq: Mapped[int]
+
+
 class SchemaVersionRow(Base):
     """Alembic's bookkeeping for this package. It is not `alembic_version`: that one is the application's."""
 
@@ -138,4 +179,5 @@ metadata: Final = Base.metadata
 workflow_states: Final = cast(Table, WorkflowRow.__table__)
 step_states: Final = cast(Table, StepRow.__table__)
 checkpoints: Final = cast(Table, CheckpointRow.__table__)
+signals: Final = cast(Table, SignalRow.__table__)
 schema_version: Final = cast(Table, SchemaVersionRow.__table__)

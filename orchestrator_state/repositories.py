@@ -40,6 +40,7 @@ from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.statements import (
     ACTIVE_STATES,
     CHECKPOINT_BY_ID,
+    CHECKPOINT_IDS_OF,
     CHECKPOINTS_OF,
     CURRENT_VERSION,
     LATEST_CHECKPOINT_OF,
@@ -55,7 +56,9 @@ from orchestrator_state.undo import unless_committed
 _MAX_IDS: Final = 500
 
 
-class _Repository:
+class Repository:
+    """A session, a namespace, and errors of ours."""
+
     def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
         self._session = session
         self._namespace = namespace
@@ -77,7 +80,7 @@ class _Repository:
         )
 
 
-class WorkflowRepository(_Repository):
+class WorkflowRepository(Repository):
     """Workflows with their steps."""
 
     async def save(self, state: WorkflowState) -> None:
@@ -159,7 +162,7 @@ class WorkflowRepository(_Repository):
     async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
         row = columns | {"id": state.id, "namespace": self._namespace, "version": 1}
         created = await self._execute(self._insert(workflow_states).on_conflict_do_nothing(), row)
-        if _rowcount(created) == 0:
+        if rowcount(created) == 0:
             raise await self._why_not_written(state)
         await self._write_steps(state.id, steps, first_position=0)
         self._remember(state, columns, steps, next_position=len(steps))
@@ -198,7 +201,7 @@ class WorkflowRepository(_Repository):
             )
             .values(changed | {"version": state.version + 1})
         )
-        if _rowcount(updated) == 0:
+        if rowcount(updated) == 0:
             raise await self._why_not_written(state)
 
     async def _write_steps(
@@ -254,7 +257,7 @@ class WorkflowRepository(_Repository):
         state._saved = SavedRows(columns, steps, next_position)
 
 
-class StepRepository(_Repository):
+class StepRepository(Repository):
     """Steps of saved workflows, for reading. They are written with their workflow, whose version guards them."""
 
     async def list(self, workflow_state_id: UUID | str) -> list[StepState]:
@@ -286,7 +289,7 @@ class StepRepository(_Repository):
         return step
 
 
-class CheckpointRepository(_Repository):
+class CheckpointRepository(Repository):
     """Checkpoints, ordered by `seq`: a number per workflow that only grows, whatever the clocks do."""
 
     async def add(self, checkpoint: Checkpoint) -> None:
@@ -311,7 +314,7 @@ class CheckpointRepository(_Repository):
         added = await self._execute(
             self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]), columns | {"seq": seq}
         )
-        if _rowcount(added) == 0:
+        if rowcount(added) == 0:
             raise AlreadyExists(f"there is a checkpoint {checkpoint.id} already", checkpoint_id=checkpoint.id)
         before = checkpoint.seq
 
@@ -344,6 +347,14 @@ class CheckpointRepository(_Repository):
         }
         return [checkpoint_from_row(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
 
+    async def list_ids(self, workflow_state_id: UUID | str) -> list[UUID]:
+        """Newest first; for whom a damaged checkpoint must not hide the others."""
+        parameters = {
+            "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
+            "namespace": self._namespace,
+        }
+        return [row.id for row in await self._execute(CHECKPOINT_IDS_OF, parameters)]
+
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
         target = as_uuid(workflow_state_id, "workflow_state_id")
@@ -358,14 +369,14 @@ class CheckpointRepository(_Repository):
             .offset(as_count(keep, "keep"))
         )
         pruned = await self._execute(delete(checkpoints).where(checkpoints.c.id.in_(superseded)))
-        return _rowcount(pruned)
+        return rowcount(pruned)
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
         return None if row is None else checkpoint_from_row(row)
 
 
-def _rowcount(result: Result[Any]) -> int:
+def rowcount(result: Result[Any]) -> int:
     return cast("CursorResult[Any]", result).rowcount
 
 

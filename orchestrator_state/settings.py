@@ -48,6 +48,9 @@ class Options(TypedDict, total=False):
     pgbouncer: bool | None
     synchronous: Literal["FULL", "NORMAL"] | None
     keep_checkpoints: int | None
+    checkpoint_every: int | None
+    lease_term: timedelta | None
+    max_attempts: int | None
 
 
 class Settings(BaseSettings):
@@ -86,6 +89,12 @@ class Settings(BaseSettings):
 
     keep_checkpoints: int = Field(default=10, ge=1)
     """Newest checkpoints kept for each workflow."""
+    checkpoint_every: int = Field(default=1, ge=0)
+    """A run makes a checkpoint with every n-th step; 0 for none."""
+    lease_term: Seconds = timedelta(seconds=30)
+    """How long a worker that cannot be asked is believed to be alive."""
+    max_attempts: int = Field(default=10, ge=1)
+    """How often a run is taken over from vanished workers before it is marked failed."""
 
     @model_validator(mode="after")
     def _pool_bounds(self) -> Self:

@@ -89,6 +89,7 @@ CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
     *NEWEST_CHECKPOINT_FIRST
 )
+CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id)
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
 _STEPS: Final = select(step_states).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
@@ -96,3 +97,7 @@ STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_st
     _step.position, _step.step_id
 )
 STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
+
+STEP_ROWS_OF: Final = (
+    select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
+)

@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator_state import schema
+from orchestrator_state import hooks, schema
+from orchestrator_state.arguments import as_duration, as_stored_name
+from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import Database, adopt_engine, open_database
+from orchestrator_state.engine import adopt_engine, open_database
 from orchestrator_state.errors import (
     AlreadyExists,
     ConfigurationError,
-    Conflict,
     InvalidPayload,
     StaleVersion,
-    StoreUnavailable,
 )
+from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.mapping import equals_stored, rebase
-from orchestrator_state.retry import while_transient
+from orchestrator_state.notifications import listening
+from orchestrator_state.recovery import Recovery, RecoveryReport
+from orchestrator_state.run_control import RunControl
+from orchestrator_state.runs import Duration, Handler
 from orchestrator_state.settings import Options, Settings
+from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
-_Result = TypeVar("_Result")
+_T = TypeVar("_T")
 _DELETE_BATCH: Final = 200
 
 
@@ -42,10 +47,11 @@ class StateStore:
     A store may be used by many tasks of one event loop at once.
     """
 
-    def __init__(self, database: Database, settings: Settings) -> None:
-        self._database = database
-        self._settings = settings
-        self._closed = False
+    def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
+        self._transactions = transactions
+        self._settings = transactions.settings
+        self._executor = Executor(transactions, hook)
+        self._control = RunControl(transactions)
 
     @classmethod
     def open(
@@ -54,6 +60,7 @@ class StateStore:
         *,
         engine: AsyncEngine | None = None,
         migrate: bool | None = None,
+        hook: hooks.Hook | None = None,
         **options: Unpack[Options],
     ) -> Opening:
         """Open a store: `store = await StateStore.open(url)`, or `async with StateStore.open(url) as store`.
@@ -73,10 +80,12 @@ class StateStore:
             raise ConfigurationError("give a database or an engine, not both")
         path_or_url = None if database is None else os.fspath(database)
         settings = Settings.load(database_url=path_or_url, **options)
-        return Opening(lambda: cls._open(settings, engine, migrate=migrate))
+        return Opening(lambda: cls._open(settings, engine, migrate=migrate, hook=hook))
 
     @classmethod
-    async def _open(cls, settings: Settings, engine: AsyncEngine | None, *, migrate: bool | None) -> Self:
+    async def _open(
+        cls, settings: Settings, engine: AsyncEngine | None, *, migrate: bool | None, hook: hooks.Hook | None
+    ) -> Self:
         database = adopt_engine(engine, settings) if engine else open_database(settings)
         try:
             if migrate is None:
@@ -90,7 +99,7 @@ class StateStore:
         except BaseException:
             await database.close()
             raise
-        return cls(database, settings)
+        return cls(Transactions(database, settings), hook or hooks.Silence())
 
     @property
     def namespace(self) -> str:
@@ -98,9 +107,8 @@ class StateStore:
 
     async def close(self) -> None:
         """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""
-        if not self._closed:
-            self._closed = True
-            await self._database.close()
+        await self._executor.keeper.close()
+        await self._transactions.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -116,7 +124,7 @@ class StateStore:
         Any exception, cancellation included, rolls it back, and the states saved in it go back to the version they
         had. The block is not repeated by itself. On SQLite it holds the file's write lock: keep it short.
         """
-        return self._writing()
+        return self._transactions.begin()
 
     async def save_workflow_state(self, state: WorkflowState) -> None:
         """Insert `state`, or update the rows that changed since it was loaded or saved, in one transaction.
@@ -135,19 +143,19 @@ class StateStore:
             state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
             return True
 
-        await self._write_once(save, StaleVersion, landed)
+        await self._transactions.write_once(save, StaleVersion, landed)
 
     async def load_workflow_state(self, workflow_state_id: UUID | str) -> WorkflowState:
         """Return the workflow with all its steps, as of one moment. Raises `WorkflowNotFound`."""
-        return await self._read(lambda uow: uow.workflows.get(workflow_state_id))
+        return await self._transactions.read(lambda uow: uow.workflows.get(workflow_state_id))
 
     async def load_workflow_state_by_workflow_id(self, workflow_id: str) -> WorkflowState:
         """Return the most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
-        return await self._read(lambda uow: uow.workflows.get_by_workflow_id(workflow_id))
+        return await self._transactions.read(lambda uow: uow.workflows.get_by_workflow_id(workflow_id))
 
     async def list_active_workflows(self) -> list[WorkflowState]:
         """Return all pending, running and paused workflows with their steps, most recently updated first."""
-        return await self._read(lambda uow: uow.workflows.list_active())
+        return await self._transactions.read(lambda uow: uow.workflows.list_active())
 
     async def create_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Insert `checkpoint`, which is given its `seq`, and prune the workflow's to the newest `keep_checkpoints`.
@@ -160,17 +168,17 @@ class StateStore:
             await uow.checkpoints.prune(checkpoint.workflow_state_id, keep=self._settings.keep_checkpoints)
 
         async def landed() -> bool:
-            there = await self._read(lambda uow: uow.checkpoints.find(checkpoint.id))
+            there = await self._transactions.read(lambda uow: uow.checkpoints.find(checkpoint.id))
             if there is None or there.workflow_state_id != checkpoint.workflow_state_id:
                 return False
             checkpoint.seq = there.seq
             return True
 
-        await self._write_once(create, AlreadyExists, landed)
+        await self._transactions.write_once(create, AlreadyExists, landed)
 
     async def get_latest_checkpoint(self, workflow_state_id: UUID | str) -> Checkpoint | None:
         """Return the checkpoint with the highest `seq`, or None."""
-        return await self._read(lambda uow: uow.checkpoints.find_latest(workflow_state_id))
+        return await self._transactions.read(lambda uow: uow.checkpoints.find_latest(workflow_state_id))
 
     async def restore_from_checkpoint(self, checkpoint_id: UUID | str) -> WorkflowState:
         """Return the workflow as it was at that checkpoint. Nothing is written: saving it rolls the workflow back.
@@ -178,7 +186,7 @@ class StateStore:
         It carries the live row's version, so that the save is refused if the workflow moved on in between. Raises
         `CheckpointNotFound`, or `InvalidPayload` if the snapshot is not a state of its workflow.
         """
-        checkpoint = await self._read(lambda uow: uow.checkpoints.get(checkpoint_id))
+        checkpoint = await self._transactions.read(lambda uow: uow.checkpoints.get(checkpoint_id))
         live = await self.load_workflow_state(checkpoint.workflow_state_id)
         restored = WorkflowState.from_snapshot(checkpoint.snapshot)
         if restored.id != live.id:
@@ -194,7 +202,7 @@ class StateStore:
         """
         total = 0
         while True:
-            deleted = await self._write(
+            deleted = await self._transactions.write(
                 lambda uow: uow.workflows.delete_finished(older_than=older_than, limit=_DELETE_BATCH)
             )
             total += deleted
@@ -203,7 +211,7 @@ class StateStore:
 
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
-        return await self._write(lambda uow: uow.checkpoints.prune(workflow_state_id, keep=keep))
+        return await self._transactions.write(lambda uow: uow.checkpoints.prune(workflow_state_id, keep=keep))
 
     async def health_check(self) -> None:
         """Raise `StoreUnavailable` unless the database answers a query."""
@@ -212,59 +220,119 @@ class StateStore:
             with database_errors():
                 await uow.session.execute(select(1))
 
-        await self._read(ask)
+        await self._transactions.read(ask)
 
-    @asynccontextmanager
-    async def _writing(self) -> AsyncIterator[UnitOfWork]:
-        self._require_open()
-        async with self._database.writing() as session:
-            yield UnitOfWork(session, namespace=self.namespace, schema=self._database.schema)
+    # --- durable runs --------------------------------------------------------------------------------------------
 
-    async def _read(self, work: Callable[[UnitOfWork], Awaitable[_Result]]) -> _Result:
-        async def attempt() -> _Result:
-            self._require_open()
-            async with self._database.reading() as session:
-                return await work(UnitOfWork(session, namespace=self.namespace, schema=self._database.schema))
-
-        return await while_transient(attempt, self._settings.retry_timeout)
-
-    async def _write(self, work: Callable[[UnitOfWork], Awaitable[_Result]]) -> _Result:
-        async def attempt() -> _Result:
-            async with self._writing() as uow:
-                return await work(uow)
-
-        return await while_transient(attempt, self._settings.retry_timeout)
-
-    async def _write_once(
+    async def run(
         self,
-        work: Callable[[UnitOfWork], Awaitable[None]],
-        conflict: type[Conflict],
-        landed: Callable[[], Awaitable[bool]],
-    ) -> None:
-        """Like `_write`, for work that must not be doubled.
+        name: str,
+        handler: Handler[_T],
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        strict: bool = False,
+    ) -> _T:
+        """Start the run of `workflow_id`, resume it if it is unfinished, or return its recorded result.
 
-        When the connection drops during COMMIT nobody knows whether it took effect. The repetition then meets its own
-        first attempt as `conflict`, and `landed` reads back and compares.
+        `handler(run)` is plain async code whose steps go through `run`. What it returns, any JSON value, is stored;
+        what it raises marks the run failed and is raised here. Calling again resumes a failed run, its finished steps
+        kept. `context` is the run's at its first start. Without a `workflow_id` each call is a run of its own, unless
+        `idempotency_key` says which start it repeats.
+
+        Cancelling the call leaves the run for whoever comes next. `wait` is how long to wait for another worker to end
+        or to vanish. `strict` fails a run that ends without asking for all its recorded steps.
+
+        Raises `LeaseHeld` naming the owner if another worker has the run, `LeaseLost` if one took it over, and
+        `RunPaused` or `RunCancelled` if somebody asked for that.
         """
-        outcome_unknown = False
+        request = self._request(name, workflow_id, context, user_id, idempotency_key)
+        patience = as_duration(0 if wait is None else wait, "wait")
+        return await self._executor.run(request, handler, wait=patience, strict=strict)
 
-        async def attempt() -> None:
-            nonlocal outcome_unknown
-            try:
-                async with self._writing() as uow:
-                    await work(uow)
-            except StoreUnavailable as error:
-                outcome_unknown = outcome_unknown or error.outcome_unknown
-                raise
-            except conflict:
-                if not (outcome_unknown and await landed()):
-                    raise
+    async def start(
+        self,
+        name: str,
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> WorkflowState:
+        """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`."""
+        request = self._request(name, workflow_id, context, user_id, idempotency_key)
+        return await self.load_workflow_state(await self._executor.start(request))
 
-        await while_transient(attempt, self._settings.retry_timeout)
+    async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
+        """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.
 
-    def _require_open(self) -> None:
-        if self._closed:
-            raise ConfigurationError("the store is closed; open another")
+        Abandoned is a run whose worker vanished or let go of it, one that nobody started, one whose timer is due or
+        whose signal came. Handlers' exceptions do not stop it: they are in the report.
+        """
+        return await self.recovery(handlers).run_once(concurrency)
+
+    def recovery(self, handlers: Mapping[str, Handler[Any]]) -> Recovery:
+        """The parts of `recover`, for `Worker`."""
+        return Recovery(self._transactions, self._executor, handlers)
+
+    def listening(self, wake: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Call `wake` when Postgres announces that there is a run to claim, for the time of the block."""
+        return listening(self._transactions.database, self.namespace, wake)
+
+    async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any = None) -> None:
+        """Send a signal to an unfinished run, which consumes it with `run.wait_for`: first in, first out.
+
+        Raises `WorkflowNotFound`, or `InvalidTransition` if the run is finished.
+        """
+        await self._control.signal(workflow_state_id, name, payload)
+
+    async def pause(self, workflow_state_id: UUID | str) -> None:
+        """Pause a run: at once if nobody owns it, else at its owner's next step. Raises `InvalidTransition`."""
+        await self._control.pause(workflow_state_id)
+
+    async def resume(self, workflow_state_id: UUID | str) -> None:
+        """Let a paused or failed run go on, with a new budget of attempts; `recover` or a `Worker` picks it up."""
+        await self._control.resume(workflow_state_id)
+
+    async def cancel(self, workflow_state_id: UUID | str) -> None:
+        """Cancel a run and its child runs: at once if nobody owns them, else at their owner's next step."""
+        await self._control.cancel(workflow_state_id)
+
+    async def fork(self, checkpoint_id: UUID | str, *, workflow_id: str | None = None) -> WorkflowState:
+        """Create a new, pending workflow that starts from that checkpoint, and remembers where it came from."""
+        return await self._control.fork(checkpoint_id, workflow_id)
+
+    async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
+        """Put a run back to that checkpoint: later steps are forgotten and will run again. Raises `LeaseHeld`."""
+        return await self._control.rewind(checkpoint_id)
+
+    def _request(
+        self,
+        name: str,
+        workflow_id: str | None,
+        context: dict[str, Any] | None,
+        user_id: str | None,
+        idempotency_key: str | None,
+    ) -> RunRequest:
+        """Check the arguments of a start as the domain would."""
+        if context is not None and type(context) is not dict:
+            raise InvalidPayload("the context of a run is a dict", path="context")
+        if idempotency_key is not None:
+            as_stored_name(idempotency_key, "idempotency_key")
+        checked = WorkflowState(workflow_id=workflow_id or str(uuid4()), workflow_name=name, user_id=user_id)
+        if workflow_id is not None:
+            checked.workflow_id = workflow_id
+        encode(context, "context")
+        return RunRequest(
+            name=checked.workflow_name,
+            workflow_id=checked.workflow_id,
+            context=context,
+            user_id=user_id,
+            idempotency_key=idempotency_key,
+        )
 
 
 class Opening:

@@ -1,0 +1,56 @@
+"""The database's clock in SQL: leases and timers know no other, since a worker's clock may be an hour off.
+
+Postgres: `clock_timestamp()`, not `now()`, which stands still inside a transaction. SQLite: text in the form in which
+timestamps are stored, to the millisecond.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import ColumnElement
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+from orchestrator_state.column_types import UtcTimestamp
+
+_SQLITE_FORMAT = "'%Y-%m-%dT%H:%M:%f'"
+
+
+class database_now(FunctionElement[Any]):  # noqa: N801 - it stands in SQL expressions, like func.now()
+    """The present time."""
+
+    type = UtcTimestamp
+    inherit_cache = True
+
+
+class database_time_in(FunctionElement[Any]):  # noqa: N801
+    """The time a number of seconds from now: `database_time_in(bindparam("seconds"))`."""
+
+    type = UtcTimestamp
+    inherit_cache = True
+
+    def __init__(self, seconds: ColumnElement[float]) -> None:
+        super().__init__(seconds)
+
+
+@compiles(database_now, "postgresql")
+def _postgres_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(database_now, "sqlite")
+def _sqlite_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+    return f"(strftime({_SQLITE_FORMAT}, 'now') || '000+00:00')"
+
+
+@compiles(database_time_in, "postgresql")
+def _postgres_time_in(element: database_time_in, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+
+
+@compiles(database_time_in, "sqlite")
+def _sqlite_time_in(element: database_time_in, compiler: SQLCompiler, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses, **kw)
+    return f"(strftime({_SQLITE_FORMAT}, 'now', {seconds} || ' seconds') || '000+00:00')"

@@ -1,0 +1,399 @@
+"""Drive a run: claim it, call its handler, and write how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar
+from uuid import UUID, uuid4, uuid5
+
+from orchestrator_state import hooks
+from orchestrator_state.codecs import decode, encode
+from orchestrator_state.domain import WorkflowStatus, utc_now
+from orchestrator_state.errors import (
+    Conflict,
+    LeaseHeld,
+    LeaseLost,
+    OrchestratorStateError,
+    RunCancelled,
+    RunPaused,
+    RunSuspended,
+    StoreUnavailable,
+    UnusedSteps,
+)
+from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
+from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.loading import load_history
+from orchestrator_state.mapping import Columns
+from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.run_repository import Lease
+from orchestrator_state.runs import Handler, Run
+from orchestrator_state.step_call import describe
+from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.waiting import WaitingRoom
+
+_T = TypeVar("_T")
+_LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What `store.run` was asked for."""
+
+    name: str
+    workflow_id: str
+    context: dict[str, Any] | None = None
+    user_id: str | None = None
+    idempotency_key: str | None = None
+    id: UUID | None = None
+    """A given id: that of a child run."""
+    parent_id: UUID | None = None
+
+
+class Executor:
+    """Runs of one store in one process."""
+
+    def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
+        settings = transactions.settings
+        self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
+        self._transactions = transactions
+        self._hook = hook
+        self._policy = CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints)
+
+    async def run(
+        self,
+        request: RunRequest,
+        handler: Handler[_T],
+        *,
+        wait: timedelta,
+        strict: bool = False,
+        linger: timedelta | None = None,
+    ) -> _T:
+        """Start the run, resume it, or return its recorded result. See `StateStore.run`."""
+        deadline = asyncio.get_running_loop().time() + wait.total_seconds()
+        while True:
+            row = await self._transactions.write(lambda uow: self._start_or_claim(uow, request))
+            if isinstance(row, LeaseHeld):
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise row
+                await asyncio.sleep(_LOOK_AGAIN)
+            elif row.status == WorkflowStatus.COMPLETED:
+                result: _T = decode(row.result or "null", "result")
+                return result
+            else:
+                return await self.drive(row, handler, strict=strict, linger=linger)
+
+    async def drive(
+        self, row: Any, handler: Handler[_T], *, strict: bool = False, linger: timedelta | None = None
+    ) -> _T:
+        """Call `handler` for a run that was just claimed, and return its result.
+
+        Whatever happens, no lease is renewed and no task is left afterwards.
+        """
+        lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+        switch = StopSwitch(row.id)
+        switch.notice(row.request)
+        held = _Held(lease, switch)
+        self.keeper.hold(held)
+        try:
+            journal = await self._open_journal(row, lease, switch)
+            room = WaitingRoom(row.id, switch, linger, row.now)
+            run = Run(journal, switch, room, self.keeper, self._transactions, self._start_child(linger))
+            return await self._call_handler(run, journal, switch, room, handler, strict=strict)
+        except (asyncio.CancelledError, OrchestratorStateError):
+            # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
+            if switch.reason is None:
+                await _despite_cancellation(self._release(lease))
+            raise
+        finally:
+            self.keeper.drop(held)
+
+    async def _open_journal(self, row: Any, lease: Lease, switch: StopSwitch) -> Journal:
+        steps, history = await load_history(self._transactions, row, lease, self._hook)
+        run_row = RunRow(
+            id=row.id,
+            workflow_id=row.workflow_id,
+            name=row.workflow_name,
+            user_id=row.user_id,
+            started_at=row.started_at,
+            parent_id=row.parent_id,
+            attempts=row.attempts,
+            now=row.now,
+        )
+        return Journal(run_row, lease, steps, history, self._transactions, switch, self._policy, self._hook)
+
+    async def give_up(self, row: Any) -> None:
+        """Mark a claimed run failed because too many workers vanished over it."""
+        lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+        columns: Columns = {
+            "status": WorkflowStatus.FAILED.value,
+            "completed_at": utc_now(),
+            "error": f"{row.attempts} workers vanished over this run; `store.resume` gives it a new budget",
+        }
+        await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
+
+    async def start(self, request: RunRequest) -> UUID:
+        """Create the run for a worker to claim, unless it is there already. Returns its id."""
+
+        async def start(uow: UnitOfWork) -> UUID:
+            row = await self._find(uow, request)
+            if row is None:
+                await uow.runs.create(self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}, None)
+                row = await self._find(uow, request)
+            if row is None:
+                raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
+            _require_same(row, request)
+            run_id: UUID = row.id
+            return run_id
+
+        return await self._transactions.write(start)
+
+    # --- the handler ---------------------------------------------------------------------------------------------
+
+    async def _call_handler(
+        self,
+        run: Run,
+        journal: Journal,
+        switch: StopSwitch,
+        room: WaitingRoom,
+        handler: Handler[_T],
+        *,
+        strict: bool,
+    ) -> _T:
+        row = journal.row
+        hooks.tell(self._hook, hooks.RunStarted(workflow_state_id=row.id, name=row.name, attempts=row.attempts))
+        outcome = "released"
+        try:
+            result = await self._supervise(run, switch, handler)
+            self._look_for_unused(journal, strict=strict)
+            encoded = encode(result, "result")
+            await self._finish(journal, WorkflowStatus.COMPLETED, result=encoded)
+            outcome = WorkflowStatus.COMPLETED.value
+            return result
+        except asyncio.CancelledError:
+            if switch.reason is None:
+                raise
+            outcome = await _despite_cancellation(self._stopped(journal, switch.reason, room))
+            raise switch.reason from None
+        except (StoreUnavailable, LeaseLost):
+            raise
+        except Exception as error:
+            await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
+            outcome = WorkflowStatus.FAILED.value
+            raise
+        finally:
+            switch.end()
+            hooks.tell(self._hook, hooks.RunEnded(workflow_state_id=row.id, outcome=outcome))
+
+    async def _supervise(self, run: Run, switch: StopSwitch, handler: Handler[_T]) -> _T:
+        """Call the handler in a task of its own, which can be stopped without stopping our caller."""
+
+        async def call() -> _T:
+            return await handler(run)
+
+        task = asyncio.create_task(call(), name=f"orchestrator_state run {run.id}")
+        switch.watch(task)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+            await _settle(task)
+            raise
+        return task.result()
+
+    def _look_for_unused(self, journal: Journal, *, strict: bool) -> None:
+        unused = journal.unused
+        if not unused:
+            return
+        message = f"run {journal.row.id} ended without asking for the recorded steps {', '.join(unused)}"
+        if strict:
+            raise UnusedSteps(message, workflow_state_id=journal.row.id, step_ids=unused)
+        hooks.logger.warning("%s", message)
+        hooks.tell(self._hook, hooks.StepsUnused(workflow_state_id=journal.row.id, step_ids=unused))
+
+    # --- how it ended --------------------------------------------------------------------------------------------
+
+    async def _finish(
+        self, journal: Journal, status: WorkflowStatus, *, result: str | None = None, error: str | None = None
+    ) -> None:
+        columns: Columns = {
+            "status": status.value,
+            "completed_at": utc_now(),
+            "error": error,
+            "wake_at": None,
+            "request": None,
+        }
+        if status is WorkflowStatus.COMPLETED:
+            columns |= {"result": result} | journal.final_context()
+
+        async def finish(uow: UnitOfWork) -> None:
+            await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
+
+        await self._transactions.write(finish)
+
+    async def _stopped(self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom) -> str:
+        """Write why the run stops before its handler is done. Returns the outcome for the hook."""
+        if isinstance(reason, LeaseLost):
+            return "lost"
+        if isinstance(reason, RunSuspended):
+            signals = room.awaited_signals
+            await self._transactions.write(
+                lambda uow: uow.runs.suspend(journal.lease, wake_at=room.wake_at, signals=signals)
+            )
+            return "suspended"
+        status = WorkflowStatus.CANCELLED if isinstance(reason, RunCancelled) else WorkflowStatus.PAUSED
+        columns: Columns = {"status": status.value, "request": None, "wake_at": None}
+        if status is WorkflowStatus.CANCELLED:
+            columns["completed_at"] = utc_now()
+        await self._transactions.write(
+            lambda uow: uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
+        )
+        return status.value
+
+    async def _release(self, lease: Lease) -> None:
+        """Best effort: what is not released ends by itself."""
+        try:
+            await self._transactions.write(lambda uow: uow.runs.release(lease))
+        except OrchestratorStateError:
+            hooks.logger.warning("the lease of run %s could not be released; it ends by itself", lease.workflow_state_id)
+
+    # --- starting and claiming -----------------------------------------------------------------------------------
+
+    async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest) -> Any:
+        """The claimed row; or a completed one; or `LeaseHeld` for the caller to raise or to wait for."""
+        row = await self._find(uow, request)
+        if row is None:
+            await uow.runs.create(self._new_columns(request), self.keeper.owner)
+            row = await self._find(uow, request)
+            if row is None:
+                raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
+            if row.lease_owner == self.keeper.owner.id and row.lease_token == 1:
+                return row
+        _require_same(row, request)
+        if row.status == WorkflowStatus.COMPLETED:
+            return row
+        if row.status == WorkflowStatus.CANCELLED:
+            raise RunCancelled(f"run {row.id} was cancelled", workflow_state_id=row.id)
+        if row.status == WorkflowStatus.PAUSED:
+            raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
+        if not row.lease_is_free and not self._is_abandoned(row):
+            return LeaseHeld(
+                f"run {row.id} is owned by {row.lease_owner} until {row.lease_expires_at:%H:%M:%S} UTC",
+                workflow_state_id=row.id,
+                owner=row.lease_owner,
+                process=row.lease_process,
+                expires_at=row.lease_expires_at,
+            )
+        claimed = await uow.runs.claim(row.id, row.lease_token, self.keeper.owner)
+        return claimed if claimed is not None else await self._start_or_claim(uow, request)
+
+    async def _find(self, uow: UnitOfWork, request: RunRequest) -> Any:
+        if request.idempotency_key is not None:
+            return await uow.runs.find(idempotency_key=request.idempotency_key)
+        row = await uow.runs.find(id=self._id(request))
+        if row is None and request.id is None:
+            row = await uow.runs.find(workflow_id=request.workflow_id)
+        return row
+
+    def _id(self, request: RunRequest) -> UUID:
+        """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
+        name = request.idempotency_key or request.workflow_id
+        return request.id or uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{name}")
+
+    def _new_columns(self, request: RunRequest) -> Columns:
+        now = utc_now()
+        return {
+            "id": self._id(request),
+            "workflow_id": request.workflow_id,
+            "workflow_name": request.name,
+            "status": WorkflowStatus.RUNNING.value,
+            "user_id": request.user_id,
+            "started_at": now,
+            "updated_at": now,
+            "context": encode(request.context or {}, "context"),
+            "idempotency_key": request.idempotency_key,
+            "parent_id": request.parent_id,
+        }
+
+    def _is_abandoned(self, row: Any) -> bool:
+        """Whether the lease's owner is provably gone: its process is dead, or it is us and nothing runs here."""
+        if row.lease_owner == self.keeper.owner.id:
+            return row.id not in self.keeper.held
+        process = ProcessIdentity.parse(row.lease_process)
+        return process is not None and process.is_dead()
+
+    def _start_child(self, linger: timedelta | None) -> Any:
+        async def start(
+            parent: Run, child_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
+        ) -> Any:
+            request = RunRequest(
+                id=uuid5(parent.id, child_id),
+                name=name,
+                workflow_id=f"{parent.id}/{child_id}"[:255],
+                context=context,
+                user_id=parent.user_id,
+                parent_id=parent.id,
+            )
+            return await self.run(request, handler, wait=timedelta.max, linger=linger)
+
+        return start
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A run for the keeper of its lease."""
+
+    lease: Lease
+    _switch: StopSwitch
+
+    def notice(self, request: str | None) -> None:
+        self._switch.notice(request)
+
+    def lose(self, error: LeaseLost) -> None:
+        self._switch.trip(error)
+
+
+_RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
+
+
+def _require_same(row: Any, request: RunRequest) -> None:
+    if row.workflow_name != request.name:
+        raise Conflict(
+            f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",
+            workflow_state_id=row.id,
+        )
+
+
+async def _settle(task: asyncio.Task[Any]) -> None:
+    """Wait until `task` is done, however often we are cancelled meanwhile."""
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
+
+
+async def _despite_cancellation(work: Coroutine[Any, Any, _T]) -> _T:
+    """Finish a short piece of work even if we are cancelled meanwhile; then be cancelled."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.done():
+                break
+            cancelled = error
+        except Exception:  # noqa: BLE001 - raised below, by the task
+            break
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+def new_workflow_id() -> str:
+    return str(uuid4())

@@ -1,0 +1,107 @@
+"""What happens to runs, told to whoever listens: frozen events and a protocol of one method.
+
+    class Log:
+        def on_event(self, event: Event) -> None:
+            print(event)
+
+    StateStore.open(url, hook=Log())
+
+A hook is called in the event loop, between the steps of a commit: it must be quick. What it raises is logged and
+ignored. Events carry ids and never a payload.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Final, Protocol
+from uuid import UUID
+
+logger: Final = logging.getLogger("orchestrator_state")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something happened to this run."""
+
+    workflow_state_id: UUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStarted(Event):
+    """A worker owns the run and is about to call its handler. `attempts` counts owners that vanished before."""
+
+    name: str
+    attempts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEnded(Event):
+    """The worker is done with the run; `outcome` is a workflow status, or `suspended`, `released` or `lost`."""
+
+    outcome: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepStarted(Event):
+    """The step's function is about to be called for the `attempt`-th time."""
+
+    step_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCommitting(Event):
+    """Everything of the step's commit was sent; COMMIT comes next."""
+
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCommitted(Event):
+    """The step's commit is durable; its result has not been used yet."""
+
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepReused(Event):
+    """A resumed handler was given the recorded outputs."""
+
+    step_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FellBack(Event):
+    """Recorded steps could not be read, and were taken from checkpoint `seq` (None: run again)."""
+
+    step_ids: tuple[str, ...]
+    seq: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepsUnused(Event):
+    """A resumed handler ended without asking for these finished steps: it was probably changed in between."""
+
+    step_ids: tuple[str, ...]
+
+
+class Hook(Protocol):
+    """Listens to events."""
+
+    def on_event(self, event: Event) -> None: ...
+
+
+class Silence:
+    """The hook of a store that was given none."""
+
+    def on_event(self, event: Event) -> None:
+        return None
+
+
+def tell(hook: Hook, event: Event) -> None:
+    """Call the hook. What it raises is its own problem, never the run's."""
+    try:
+        hook.on_event(event)
+    except Exception:
+        logger.exception("a hook failed on %s", type(event).__name__)

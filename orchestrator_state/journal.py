@@ -1,0 +1,298 @@
+"""What is recorded of one run, and the one way to record more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID, uuid4
+
+from sqlalchemy import func
+
+from orchestrator_state import hooks
+from orchestrator_state.codecs import check_text, decode, encode
+from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
+from orchestrator_state.errors import InvalidPayload, LeaseLost
+from orchestrator_state.mapping import Columns
+from orchestrator_state.models import workflow_states
+from orchestrator_state.run_context import ContextHistory, Encoded, join
+from orchestrator_state.run_repository import Ack, CheckpointRecord, Lease, RunChange, StepRecord
+from orchestrator_state.step_call import describe
+from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+_REPLAYED: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """The workflow's row as it was claimed."""
+
+    id: UUID
+    workflow_id: str
+    name: str
+    user_id: str | None
+    started_at: datetime
+    parent_id: UUID | None
+    attempts: int
+    now: datetime
+    """The database's time of the claim."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPolicy:
+    """A checkpoint with every `every`-th step (0: none), of which the newest `keep` are kept."""
+
+    every: int
+    keep: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """A commit about to be made, and what memory becomes once it is."""
+
+    change: RunChange
+    step: StepRecord
+    context: Encoded | None
+
+
+class Journal:
+    """The recorded steps and context of one run under one lease. Its commits follow each other in order."""
+
+    def __init__(
+        self,
+        row: RunRow,
+        lease: Lease,
+        steps: Sequence[StepRecord],
+        history: ContextHistory,
+        transactions: Transactions,
+        switch: StopSwitch,
+        policy: CheckpointPolicy,
+        hook: hooks.Hook,
+    ) -> None:
+        self.row = row
+        self.lease = lease
+        self.history = history
+        self.hook = hook
+        self._steps = {step.step_id: step for step in steps}
+        self._transactions = transactions
+        self._switch = switch
+        self._policy = policy
+        self._asked: set[str] = set()
+        self._calls: Counter[str] = Counter()
+        self._commits = 0
+        self._next_position = max((step.position + 1 for step in steps), default=0)
+        self._consumed: set[UUID | None] = set()
+        self.in_order = asyncio.Lock()
+
+    # --- what there is -------------------------------------------------------------------------------------------
+
+    def number(self, step_id: str) -> str:
+        """`load`, then `load#2`, `load#3`, …: in the order of the calls, whatever the order of the results."""
+        if not isinstance(step_id, str) or not step_id:
+            raise InvalidPayload("step_id must be a str that is not empty", path="step_id")
+        check_text(step_id, "step_id")
+        numbered = step_id
+        while numbered in self._asked:
+            self._calls[step_id] += 1
+            numbered = f"{step_id}#{self._calls[step_id] + 1}"
+        if len(numbered) > 255:
+            raise InvalidPayload(f"step_id is {len(numbered)} characters long; at most 255 fit", path="step_id")
+        self._asked.add(numbered)
+        return numbered
+
+    def recorded(self, step_id: str) -> StepRecord | None:
+        return self._steps.get(step_id)
+
+    def replay(self, step_id: str) -> StepRecord | None:
+        """Return the record of a step that is over, having moved the context on to what it committed."""
+        step = self._steps.get(step_id)
+        if step is None or step.status not in _REPLAYED:
+            return None
+        self.history.replay(step.position)
+        hooks.tell(self.hook, hooks.StepReused(workflow_state_id=self.row.id, step_id=step_id))
+        return step
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Finished steps on record that the handler has not asked for."""
+        return tuple(
+            step_id for step_id, step in self._steps.items() if step.status in _REPLAYED and step_id not in self._asked
+        )
+
+    def key(self, step_id: str) -> str:
+        return f"{self.row.id}:{step_id}"
+
+    # --- adding to it --------------------------------------------------------------------------------------------
+
+    async def finish_step(
+        self,
+        begun: StepRecord,
+        outputs: str,
+        *,
+        status: StepStatus = StepStatus.COMPLETED,
+        checkpoint: bool = False,
+        consumed_signal: UUID | None = None,
+    ) -> bool:
+        """Commit a step that is over, the changed context with it, and a checkpoint if one is due.
+
+        False, and nothing written, if another branch of the run consumed the signal first.
+        """
+        async with self.in_order:
+            if consumed_signal in self._consumed:
+                return False
+            step = self.completed(begun, outputs, status=status)
+            entry = self.entry(step, with_context=True, checkpoint=checkpoint, consumed_signal=consumed_signal)
+            await self._commit(entry)
+        return True
+
+    async def begin_step(self, step_id: str, *, outputs: str = "null") -> StepRecord:
+        """Commit the intent to do a step, before it has any effect."""
+        async with self.in_order:
+            step = replace(self.new_step(step_id), status=StepStatus.RUNNING.value, outputs=outputs)
+            await self._commit(self.entry(step, with_context=False))
+        return step
+
+    async def fail_step(self, begun: StepRecord, error: Exception, *, calls: int) -> None:
+        """Commit the failure of a step. The context is left: a step that runs again will change it again."""
+        async with self.in_order:
+            step = replace(
+                begun,
+                status=StepStatus.FAILED.value,
+                outputs="null",
+                completed_at=utc_now(),
+                error=describe(error),
+                retry_count=begun.retry_count + calls,
+            )
+            await self._commit(self.entry(step, with_context=False))
+
+    def new_step(self, step_id: str) -> StepRecord:
+        known = self._steps.get(step_id)
+        return StepRecord(
+            step_id=step_id,
+            position=0,
+            status=StepStatus.PENDING.value,
+            started_at=utc_now(),
+            completed_at=None,
+            outputs="null",
+            error=known.error if known else None,
+            retry_count=known.retry_count if known else 0,
+        )
+
+    def completed(
+        self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED
+    ) -> StepRecord:
+        return replace(begun, status=status.value, outputs=outputs, completed_at=utc_now())
+
+    def after_failures(self, begun: StepRecord, failures: Sequence[Exception]) -> StepRecord:
+        """`begun` with what its failed calls left behind."""
+        if not failures:
+            return begun
+        return replace(begun, retry_count=begun.retry_count + len(failures), error=describe(failures[-1]))
+
+    def entry(
+        self,
+        step: StepRecord,
+        *,
+        with_context: bool,
+        checkpoint: bool = False,
+        consumed_signal: UUID | None = None,
+    ) -> Entry:
+        """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
+        patch, context = self.history.diff() if with_context else (None, None)
+        step = replace(
+            step, position=self._next_position, context_patch=None if patch is None else patch.to_json()
+        )
+        columns: Columns = {}
+        if patch is not None and context is not None and not patch.only_appends:
+            columns = self.folded_context(context, step.position)
+        due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
+        change = RunChange(
+            lease=self.lease,
+            columns=columns,
+            step=step,
+            checkpoint=self._checkpoint(step, context) if due or checkpoint else None,
+            consumed_signal=consumed_signal,
+        )
+        return Entry(change=change, step=step, context=context)
+
+    async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
+        """Write `entry` in the unit of work, which commits it."""
+        ack = await uow.runs.commit(entry.change)
+        hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
+        return ack
+
+    def accept(self, entry: Entry, ack: Ack) -> None:
+        """`entry` is durable."""
+        self._steps[entry.step.step_id] = entry.step
+        self._next_position = entry.step.position + 1
+        if entry.change.consumed_signal is not None:
+            self._consumed.add(entry.change.consumed_signal)
+        if entry.context is not None:
+            self._commits += 1
+            self.history.accept(entry.context)
+        self._switch.notice(ack.request)
+        hooks.tell(self.hook, hooks.StepCommitted(workflow_state_id=self.row.id, step_id=entry.step.step_id))
+
+    def folded_context(self, context: Encoded, position: int) -> Columns:
+        """Columns that store the whole context, patches up to `position` included, and keep the first one."""
+        c = workflow_states.c
+        return {
+            "context": join(context),
+            "context_position": position,
+            "initial_context": func.coalesce(c.initial_context, c.context),
+        }
+
+    def final_context(self) -> Columns:
+        _, context = self.history.diff()
+        return self.folded_context(context, self._next_position - 1)
+
+    async def _commit(self, entry: Entry) -> None:
+        try:
+            ack = await self._transactions.write(lambda uow: self.write(uow, entry))
+        except LeaseLost as error:
+            self._switch.stop(error)
+        self.accept(entry, ack)
+
+    def _checkpoint(self, step: StepRecord, context: Encoded | None) -> CheckpointRecord:
+        """The whole state as of this commit, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
+        row = self.row
+        steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {step.step_id: _step_json(step)}
+        now = utc_now()
+        fields: dict[str, Any] = {
+            "id": str(row.id),
+            "workflow_id": row.workflow_id,
+            "workflow_name": row.name,
+            "status": WorkflowStatus.RUNNING.value,
+            "user_id": row.user_id,
+            "started_at": row.started_at.isoformat(),
+            "updated_at": now.isoformat(),
+        }
+        parts = {name: encode(value, name) for name, value in fields.items()}
+        parts["context"] = join(self.history.committed if context is None else context)
+        parts["steps"] = join(steps)
+        return CheckpointRecord(
+            id=uuid4(), step_id=step.step_id, timestamp=now, snapshot=join(parts), keep=self._policy.keep
+        )
+
+
+def decoded_outputs(step: StepRecord) -> Any:
+    return decode(step.outputs, f"steps[{step.step_id!r}].outputs")
+
+
+def _step_json(step: StepRecord) -> str:
+    fields = {
+        "step_id": step.step_id,
+        "status": step.status,
+        "started_at": step.started_at.isoformat() if step.started_at else None,
+        "completed_at": step.completed_at.isoformat() if step.completed_at else None,
+        "error": step.error,
+        "retry_count": step.retry_count,
+    }
+    parts = {name: encode(value, name) for name, value in fields.items()}
+    parts["outputs"] = step.outputs
+    return join(parts)

@@ -1,0 +1,144 @@
+"""Claim abandoned runs and resume them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from orchestrator_state.errors import LeaseLost, OrchestratorStateError, RunCancelled, RunPaused, RunSuspended
+from orchestrator_state.execution import Executor
+from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.runs import Handler
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+_BATCH: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecoveredRun:
+    """How one abandoned run fared. `error` is the exception, for a run that failed or could not go on."""
+
+    workflow_state_id: UUID
+    workflow_id: str
+    name: str
+    outcome: str
+    error: BaseException | None = None
+
+
+@dataclass(slots=True)
+class RecoveryReport:
+    """What `store.recover` found and did. `unknown` are runs whose handler it was not given; they stay as they are."""
+
+    runs: list[RecoveredRun] = field(default_factory=list)
+    unknown: list[RecoveredRun] = field(default_factory=list)
+
+    def of(self, outcome: str) -> list[RecoveredRun]:
+        """The runs that ended `completed`, `failed`, `suspended`, `paused`, `cancelled`, `lost` or `interrupted`."""
+        return [run for run in self.runs if run.outcome == outcome]
+
+    @property
+    def completed(self) -> list[RecoveredRun]:
+        return self.of("completed")
+
+    @property
+    def failed(self) -> list[RecoveredRun]:
+        return self.of("failed")
+
+    @property
+    def suspended(self) -> list[RecoveredRun]:
+        return self.of("suspended")
+
+
+class Recovery:
+    """Finds runs without an owner. Used by `store.recover`, and over and over by `Worker`."""
+
+    def __init__(self, transactions: Transactions, executor: Executor, handlers: Mapping[str, Handler[Any]]) -> None:
+        self._transactions = transactions
+        self._executor = executor
+        self._handlers = dict(handlers)
+        self._max_attempts = transactions.settings.max_attempts
+
+    async def end_dead_leases(self) -> None:
+        """End the leases of processes of this machine that are gone, and ours of runs that are not under way."""
+        keeper = self._executor.keeper
+        mine = ProcessIdentity.mine()
+        processes = await self._transactions.read(lambda uow: uow.runs.list_lease_processes(mine.machine))
+        identities = [identity for identity in map(ProcessIdentity.parse, processes) if identity is not None]
+        dead = [str(identity) for identity in identities if identity.is_dead()]
+        orphans = str(mine) in processes
+
+        async def end(uow: UnitOfWork) -> None:
+            if dead:
+                await uow.runs.end_leases_of(dead)
+            if orphans:
+                await uow.runs.end_orphaned_leases(keeper.owner.id, keeper.held)
+
+        if dead or orphans:
+            await self._transactions.write(end)
+
+    async def claim(self, limit: int) -> Sequence[Any]:
+        """Claim up to `limit` abandoned runs that have a handler here."""
+        if not self._handlers:
+            return []
+        owner = self._executor.keeper.owner
+        return await self._transactions.write(lambda uow: uow.runs.claim_abandoned(self._handlers, owner, limit))
+
+    async def list_unknown(self) -> list[RecoveredRun]:
+        rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
+        return [_recovered(row, "unknown") for row in rows]
+
+    async def resume(self, row: Any, *, linger: timedelta = timedelta()) -> RecoveredRun:
+        """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
+        try:
+            if row.attempts > self._max_attempts:
+                await self._executor.give_up(row)
+                return _recovered(row, "failed")
+            await self._executor.drive(row, self._handlers[row.workflow_name], linger=linger)
+        except RunSuspended as error:
+            return _recovered(row, "suspended", error)
+        except RunPaused as error:
+            return _recovered(row, "paused", error)
+        except RunCancelled as error:
+            return _recovered(row, "cancelled", error)
+        except LeaseLost as error:
+            return _recovered(row, "lost", error)
+        except asyncio.CancelledError:
+            raise
+        except OrchestratorStateError as error:
+            return _recovered(row, "interrupted" if getattr(error, "transient", None) is not None else "failed", error)
+        except Exception as error:  # noqa: BLE001 - the handler's; recorded with the run, and reported
+            return _recovered(row, "failed", error)
+        return _recovered(row, "completed")
+
+    async def run_once(self, concurrency: int) -> RecoveryReport:
+        """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
+        report = RecoveryReport()
+        await self.end_dead_leases()
+        under_way: set[asyncio.Task[RecoveredRun]] = set()
+        try:
+            while True:
+                free = concurrency - len(under_way)
+                rows = await self.claim(min(free, _BATCH)) if free > 0 else []
+                under_way |= {asyncio.create_task(self.resume(row)) for row in rows}
+                if not under_way:
+                    break
+                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
+                report.runs += [task.result() for task in done]
+        finally:
+            for task in under_way:
+                task.cancel()
+            if under_way:
+                await asyncio.wait(under_way)
+        report.unknown = await self.list_unknown()
+        return report
+
+
+def _recovered(row: Any, outcome: str, error: BaseException | None = None) -> RecoveredRun:
+    return RecoveredRun(
+        workflow_state_id=row.id, workflow_id=row.workflow_id, name=row.workflow_name, outcome=outcome, error=error
+    )

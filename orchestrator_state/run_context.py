@@ -1,0 +1,167 @@
+"""A run's context through its steps.
+
+A resumed handler runs again from the top, so its context must start where it started and pass through what each
+recorded step committed; otherwise `run.context["n"] += 1` between two steps would count twice. Each step's commit
+therefore stores a patch: the keys it set, the items it appended to lists, the keys it dropped.
+
+A list that only grew is stored as the items it grew by, whoever appended them: the canonical JSON of the longer list
+begins with that of the shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from orchestrator_state.codecs import decode, encode
+from orchestrator_state.errors import InvalidPayload
+
+Encoded = dict[str, str]
+"""A context by top-level key, each value as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """One commit's change of the context, values encoded; `appended` holds items without the list's brackets."""
+
+    changed: Mapping[str, str] = field(default_factory=dict)
+    appended: Mapping[str, str] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def only_appends(self) -> bool:
+        return not self.changed and not self.dropped
+
+    def to_json(self) -> str:
+        return join(
+            {
+                "set": join(self.changed),
+                "append": join({key: f"[{items}]" for key, items in self.appended.items()}),
+                "drop": encode(list(self.dropped), "context"),
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Patch:
+        parts = split(text, "context_patch")
+        return cls(
+            changed=split(parts["set"], "context_patch"),
+            appended={key: items[1:-1] for key, items in split(parts["append"], "context_patch").items()},
+            dropped=tuple(decode(parts["drop"], "context_patch")),
+        )
+
+    def apply(self, context: Encoded) -> Encoded:
+        """Return `context` with this patch; the argument is left as it is."""
+        result = context | self.changed
+        for key, items in self.appended.items():
+            before = result.get(key, "[]")
+            result[key] = f"[{items}]" if before == "[]" else f"{before[:-1]},{items}]"
+        for key in self.dropped:
+            result.pop(key, None)
+        return result
+
+
+def split(text: str, path: str) -> Encoded:
+    """Take the JSON text of an object apart by top-level key, without decoding the values."""
+    try:
+        return {key: bytes(value).decode() for key, value in _split(text).items()}
+    except (msgspec.DecodeError, ValueError):
+        raise InvalidPayload(f"{path} is not a JSON object", path=path) from None
+
+
+_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def join(parts: Mapping[str, str]) -> str:
+    """The JSON text of an object whose values are JSON texts already."""
+    return msgspec.json.encode({key: msgspec.Raw(value.encode()) for key, value in parts.items()}).decode()
+
+
+def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
+    for patch in patches:
+        context = patch.apply(context)
+    return context
+
+
+class ContextHistory:
+    """`value` is the dict that the handler reads and changes; the rest knows what of it is committed."""
+
+    def __init__(self, initial: str, effective: Encoded, patches: Mapping[int, Patch]) -> None:
+        """`initial` is the context at the start, `effective` the committed one, `patches` by step position.
+
+        If the patches do not lead from the one to the other, somebody edited the workflow by hand; then the edited
+        context is where the run starts, and its recorded steps leave it alone.
+        """
+        start = split(initial, "context")
+        self.was_edited = apply_all(start, (patches[position] for position in sorted(patches))) != effective
+        if self.was_edited:
+            start, patches = effective, {}
+        self.value: dict[str, Any] = {key: decode(text, "context") for key, text in start.items()}
+        self._committed = start
+        self._patches = dict(patches)
+
+    @property
+    def committed(self) -> Encoded:
+        return self._committed
+
+    def replay(self, position: int) -> None:
+        """Move on to what the steps up to `position` committed."""
+        due = sorted(at for at in self._patches if at <= position)
+        for at in due:
+            patch = self._patches.pop(at)
+            self._committed = patch.apply(self._committed)
+            for key in (*patch.changed, *patch.appended):
+                self.value[key] = decode(self._committed[key], f"context.{key}")
+            for key in patch.dropped:
+                self.value.pop(key, None)
+
+    def diff(self) -> tuple[Patch | None, Encoded]:
+        """What changed since the last commit, and the whole context encoded. Raises `InvalidPayload`."""
+        if type(self.value) is not dict:
+            raise InvalidPayload("context must stay a dict", path="context")
+        encoded: Encoded = {}
+        for key, item in self.value.items():
+            if type(key) is not str:
+                encode({key: None}, "context")
+            encoded[key] = encode(item, f"context.{key}")
+        encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
+        if encoded == self._committed:
+            return None, encoded
+        changed: Encoded = {}
+        appended: Encoded = {}
+        for key, text in encoded.items():
+            before = self._committed.get(key)
+            if before == text:
+                continue
+            items = _items_added(before, text)
+            if items is None:
+                changed[key] = text
+            else:
+                appended[key] = items
+        dropped = tuple(key for key in self._committed if key not in encoded)
+        return Patch(changed, appended, dropped), encoded
+
+    def accept(self, encoded: Encoded) -> None:
+        """The context of `diff` is committed."""
+        self._committed = encoded
+
+    def append(self, key: str, item: Any) -> None:
+        items = self.value.setdefault(key, [])
+        if type(items) is not list:
+            raise InvalidPayload(f"context.{key} is not a list, so nothing can be appended to it", path=f"context.{key}")
+        items.append(item)
+
+
+def _items_added(before: str | None, after: str) -> str | None:
+    """The items by which the list `after` is longer than the list `before`, or None if that is not the difference."""
+    if before is None or not before.startswith("[") or not after.startswith("["):
+        return None
+    if before == "[]":
+        return after[1:-1]
+    head = before[:-1]
+    if after.startswith(head) and after[len(head)] == ",":
+        return after[len(head) + 1 : -1]
+    return None

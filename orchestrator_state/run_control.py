@@ -1,0 +1,160 @@
+"""What anybody may ask of a run from outside: signal, pause, resume, cancel, fork, rewind."""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID, uuid4
+
+from orchestrator_state.arguments import as_uuid
+from orchestrator_state.codecs import check_text, encode
+from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
+from orchestrator_state.errors import InvalidPayload, InvalidTransition, LeaseHeld, WorkflowNotFound
+from orchestrator_state.mapping import rebase
+from orchestrator_state.stopping import CANCEL, PAUSE
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+
+class RunControl:
+    """Each call is one transaction. A live owner is asked and acts at its next step; a run without one changes now."""
+
+    def __init__(self, transactions: Transactions) -> None:
+        self._transactions = transactions
+
+    async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
+        target = as_uuid(workflow_state_id, "workflow_state_id")
+        if not isinstance(name, str) or not name or len(name) > 248:
+            raise InvalidPayload("a signal's name is a str of 1 to 248 characters", path="name")
+        check_text(name, "name")
+        encoded = encode(payload, "payload")
+        signal_id = uuid4()
+        status = await self._transactions.write(lambda uow: uow.runs.send_signal(target, signal_id, name, encoded))
+        if status is None:
+            raise _not_found(target)
+        if status not in ACTIVE:
+            raise _illegal(target, status, "be signalled", ACTIVE)
+
+    async def pause(self, workflow_state_id: UUID | str) -> None:
+        async def pause(uow: UnitOfWork) -> None:
+            row = await _locked(uow, workflow_state_id)
+            if row.status == WorkflowStatus.PAUSED:
+                return
+            if row.status not in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
+                raise _illegal(row.id, row.status, "be paused", {WorkflowStatus.PENDING, WorkflowStatus.RUNNING})
+            if row.lease_is_free:
+                await uow.runs.set_status(row.id, {"status": WorkflowStatus.PAUSED.value})
+            else:
+                await uow.runs.request(row.id, PAUSE)
+
+        await self._transactions.write(pause)
+
+    async def resume(self, workflow_state_id: UUID | str) -> None:
+        async def resume(uow: UnitOfWork) -> None:
+            row = await _locked(uow, workflow_state_id)
+            if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
+                if row.request == PAUSE:
+                    await uow.runs.request(row.id, None)
+                return
+            if row.status not in (WorkflowStatus.PAUSED, WorkflowStatus.FAILED):
+                raise _illegal(row.id, row.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})
+            await uow.runs.set_status(row.id, _ANEW)
+
+        await self._transactions.write(resume)
+
+    async def cancel(self, workflow_state_id: UUID | str) -> None:
+        async def cancel(uow: UnitOfWork) -> None:
+            row = await _locked(uow, workflow_state_id)
+            if row.status == WorkflowStatus.CANCELLED:
+                return
+            if row.status not in ACTIVE:
+                raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
+            await _cancel(uow, row)
+            family = await uow.runs.list_children([row.id])
+            while family:
+                for child in family:
+                    await _cancel(uow, await _locked(uow, child))
+                family = await uow.runs.list_children(family)
+
+        await self._transactions.write(cancel)
+
+    async def fork(self, checkpoint_id: UUID | str, workflow_id: str | None) -> WorkflowState:
+        fork_id = uuid4()
+
+        async def fork(uow: UnitOfWork) -> WorkflowState:
+            checkpoint = await uow.checkpoints.get(checkpoint_id)
+            state = WorkflowState.from_snapshot(checkpoint.snapshot)
+            source = state.id
+            if source != checkpoint.workflow_state_id:
+                raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
+            now = utc_now()
+            state.id, state.version, state.status = fork_id, 0, WorkflowStatus.PENDING
+            state.workflow_id = workflow_id or f"{state.workflow_id[:210]}-fork-{fork_id}"
+            state.started_at = state.updated_at = now
+            state.completed_at = state.error = None
+            await uow.workflows.save(state)
+            await uow.runs.note_fork(fork_id, source, checkpoint.seq, list(state.steps))
+            return state
+
+        return await self._transactions.write(fork)
+
+    async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
+        async def rewind(uow: UnitOfWork) -> WorkflowState:
+            checkpoint = await uow.checkpoints.get(checkpoint_id)
+            row = await _locked(uow, checkpoint.workflow_state_id)
+            if not row.lease_is_free:
+                raise LeaseHeld(
+                    f"run {row.id} is under way; pause it first",
+                    workflow_state_id=row.id,
+                    owner=row.lease_owner,
+                    process=row.lease_process,
+                    expires_at=row.lease_expires_at,
+                )
+            state = WorkflowState.from_snapshot(checkpoint.snapshot)
+            if state.id != row.id:
+                raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
+            rebase(state, await uow.workflows.get(row.id))
+            state.status = WorkflowStatus.PENDING
+            state.completed_at = state.error = None
+            await uow.workflows.save(state)
+            await uow.runs.set_status(row.id, _ANEW | {"result": None})
+            return await uow.workflows.get(row.id)
+
+        return await self._transactions.write(rewind)
+
+
+_ANEW = {
+    "status": WorkflowStatus.PENDING.value,
+    "attempts": 0,
+    "completed_at": None,
+    "error": None,
+    "wake_at": None,
+}
+
+
+async def _locked(uow: UnitOfWork, workflow_state_id: UUID | str) -> Any:
+    target = as_uuid(workflow_state_id, "workflow_state_id")
+    row = await uow.runs.lock(target)
+    if row is None:
+        raise _not_found(target)
+    return row
+
+
+async def _cancel(uow: UnitOfWork, row: Any) -> None:
+    if row.lease_is_free:
+        await uow.runs.set_status(row.id, {"status": WorkflowStatus.CANCELLED.value, "completed_at": utc_now()})
+    else:
+        await uow.runs.request(row.id, CANCEL)
+
+
+def _not_found(workflow_state_id: UUID) -> WorkflowNotFound:
+    return WorkflowNotFound(f"there is no workflow with id {workflow_state_id}", workflow_state_id=workflow_state_id)
+
+
+def _illegal(workflow_state_id: UUID, status: str, what: str, allowed: Any) -> InvalidTransition:
+    expected = tuple(sorted(str(status) for status in allowed))
+    return InvalidTransition(
+        f"run {workflow_state_id} is {status} and cannot {what}; only {', '.join(expected)} ones can",
+        workflow_state_id=workflow_state_id,
+        expected=expected,
+        found=str(status),
+    )

@@ -1,0 +1,523 @@
+"""What durable runs read and write. Like the other repositories it never commits.
+
+Every write of a run is fenced: it matches the row only while the run's lease token is the row's. A worker that lost
+its lease changes nothing and gets `LeaseLost`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Float, case, delete, func, literal, null, or_, select, update
+
+from orchestrator_state.arguments import as_uuid
+from orchestrator_state.database_time import database_now, database_time_in
+from orchestrator_state.domain import WorkflowStatus, utc_now
+from orchestrator_state.errors import LeaseLost
+from orchestrator_state.mapping import Columns
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.repositories import Repository, rowcount
+from orchestrator_state.statements import NEWEST_CHECKPOINT_FIRST, STEP_ROWS_OF
+
+_w = workflow_states.c
+_LEASE_IS_FREE: Final = or_(_w.lease_expires_at.is_(None), _w.lease_expires_at <= database_now())
+_IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
+_CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
+# The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
+_RELEASED: Final[Columns] = {"lease_expires_at": None}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who claims: one store in one process."""
+
+    id: UUID
+    process: str
+    term: timedelta
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """The right to write one run, good while the row's token is this one."""
+
+    workflow_state_id: UUID
+    owner: UUID
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """A step as a run commits it; payloads encoded."""
+
+    step_id: str
+    position: int
+    status: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    outputs: str
+    error: str | None
+    retry_count: int
+    context_patch: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointRecord:
+    id: UUID
+    step_id: str
+    timestamp: datetime
+    snapshot: str
+    keep: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunChange:
+    """What one commit of a run writes. `columns` are further columns of the workflow's row."""
+
+    lease: Lease
+    columns: Columns
+    step: StepRecord | None = None
+    checkpoint: CheckpointRecord | None = None
+    consumed_signal: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ack:
+    """What a commit found out: the request that somebody left for the owner, if any."""
+
+    request: str | None
+    already_recorded: bool = False
+
+
+class RunRepository(Repository):
+    """Leases, step commits, requests and signals."""
+
+    # --- finding and claiming ------------------------------------------------------------------------------------
+
+    async def find(self, *, id: UUID | None = None, idempotency_key: str | None = None, workflow_id: str | None = None) -> Any:  # noqa: A002
+        """The row of a run by one of its names (the newest, by `workflow_id`), with `now` and `lease_is_free`."""
+        query = select(workflow_states, database_now().label("now"), _LEASE_IS_FREE.label("lease_is_free"))
+        query = query.where(_w.namespace == self._namespace)
+        if id is not None:
+            query = query.where(_w.id == id)
+        elif idempotency_key is not None:
+            query = query.where(_w.idempotency_key == idempotency_key)
+        else:
+            query = query.where(_w.workflow_id == workflow_id).order_by(_w.updated_at.desc(), _w.id).limit(1)
+        return (await self._execute(query)).first()
+
+    async def create(self, columns: Columns, owner: Owner | None) -> bool:
+        """Insert a run, leased to `owner` at once if there is one. False if its id or key is taken."""
+        lease: Columns = {}
+        if owner is not None:
+            lease = {
+                "lease_owner": owner.id,
+                "lease_process": owner.process,
+                "lease_token": 1,
+                "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
+            }
+        row = columns | lease | {"namespace": self._namespace, "version": 1}
+        created = await self._execute(self._insert(workflow_states).values(row).on_conflict_do_nothing())
+        return rowcount(created) == 1
+
+    async def claim(self, workflow_state_id: UUID, seen_token: int, owner: Owner) -> Any:
+        """Take the lease if nobody did since `seen_token` was read. Returns the row, or None."""
+        claimed = await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, _w.lease_token == seen_token)
+            .values(self._taken_by(owner))
+            .returning(workflow_states, database_now().label("now"))
+        )
+        return claimed.first()
+
+    async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+        """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
+
+        The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
+        nested loop, and claim far more than `limit`.
+        """
+        free = (
+            select(_w.id)
+            .where(
+                _w.namespace == self._namespace,
+                _w.status.in_(_CLAIMABLE_STATUSES),
+                _w.workflow_name.in_(sorted(names)),
+                _LEASE_IS_FREE,
+                _IS_AWAKE,
+            )
+            .order_by(_w.updated_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("free")
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        claimed = await self._execute(
+            update(workflow_states)
+            .where(_w.id == free.c.id)
+            .values(self._taken_by(owner))
+            .returning(workflow_states, database_now().label("now"))
+        )
+        return claimed.all()
+
+    async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
+        """Free runs whose handler is none of `names`: (id, workflow_id, workflow_name)."""
+        query = (
+            select(_w.id, _w.workflow_id, _w.workflow_name)
+            .where(
+                _w.namespace == self._namespace,
+                _w.status.in_(_CLAIMABLE_STATUSES),
+                _w.workflow_name.not_in(sorted(names)),
+                _LEASE_IS_FREE,
+                _IS_AWAKE,
+            )
+            .order_by(_w.updated_at)
+            .limit(limit)
+        )
+        return (await self._execute(query)).all()
+
+    async def list_lease_processes(self, machine: str) -> list[str]:
+        """The processes of `machine` that hold a lease which has not ended."""
+        query = (
+            select(_w.lease_process)
+            .where(
+                _w.namespace == self._namespace,
+                _w.status == WorkflowStatus.RUNNING.value,
+                _w.lease_expires_at > database_now(),
+                _w.lease_process.startswith(machine, autoescape=True),
+            )
+            .distinct()
+        )
+        return [process for process in (await self._execute(query)).scalars() if process]
+
+    async def end_leases_of(self, processes: Collection[str]) -> int:
+        """End the leases of processes that are known to be dead."""
+        ended = await self._execute(
+            update(workflow_states)
+            .where(
+                _w.namespace == self._namespace,
+                _w.lease_process.in_(sorted(processes)),
+                _w.lease_expires_at > database_now(),
+            )
+            .values(lease_expires_at=database_now())
+        )
+        return rowcount(ended)
+
+    async def end_orphaned_leases(self, owner: UUID, held: Collection[UUID]) -> int:
+        """End the leases that `owner` has in the table but not in memory: their runs were cancelled in between."""
+        ended = await self._execute(
+            update(workflow_states)
+            .where(
+                _w.namespace == self._namespace,
+                _w.lease_owner == owner,
+                _w.lease_expires_at > database_now(),
+                _w.id.not_in(list(held)),
+            )
+            .values(lease_expires_at=database_now())
+        )
+        return rowcount(ended)
+
+    async def renew(self, owner: Owner, ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
+        """Extend the leases `owner` still has among `ids`. Returns (token, request) of those."""
+        renewed = await self._execute(
+            update(workflow_states)
+            .where(_w.namespace == self._namespace, _w.id.in_(list(ids)), _w.lease_owner == owner.id)
+            .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
+            .returning(_w.id, _w.lease_token, _w.request)
+        )
+        return {row.id: (row.lease_token, row.request) for row in renewed}
+
+    async def list_steps(self, workflow_state_id: UUID) -> Sequence[Any]:
+        """All columns of the run's steps, in order of position."""
+        return (await self._execute(STEP_ROWS_OF, {"workflow_state_id": workflow_state_id})).all()
+
+    # --- committing ----------------------------------------------------------------------------------------------
+
+    async def commit(self, change: RunChange) -> Ack:
+        """Write `change` under its lease. Raises `LeaseLost` and writes nothing if the lease is another's.
+
+        A step that is recorded as completed is never written again: the answer says so, and the caller rolls back.
+        """
+        lease = change.lease
+        columns = change.columns | {"version": _w.version + 1, "updated_at": utc_now()}
+        if change.checkpoint is not None:
+            columns["checkpoint_seq"] = _w.checkpoint_seq + 1
+        written = await self._execute(
+            update(workflow_states).where(*_fence(lease)).values(columns).returning(_w.request, _w.checkpoint_seq)
+        )
+        row = written.first()
+        if row is None:
+            raise lease_lost(lease)
+        if change.step is not None and not await self._write_step(lease.workflow_state_id, change.step):
+            return Ack(request=row.request, already_recorded=True)
+        if change.consumed_signal is not None:
+            await self._execute(delete(signals).where(signals.c.id == change.consumed_signal))
+        if change.checkpoint is not None:
+            await self._write_checkpoint(lease.workflow_state_id, change.checkpoint, row.checkpoint_seq)
+        return Ack(request=row.request)
+
+    async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> str | None:
+        """The encoded outputs of a step that is recorded as completed."""
+        query = select(step_states.c.outputs).where(
+            step_states.c.workflow_state_id == workflow_state_id,
+            step_states.c.step_id == step_id,
+            step_states.c.status == "completed",
+        )
+        outputs: str | None = (await self._execute(query)).scalar()
+        return outputs
+
+    async def release(self, lease: Lease) -> None:
+        """Let go of the lease, if it is still ours, so that the next worker need not wait for its end."""
+        await self._execute(update(workflow_states).where(*_fence(lease)).values(_RELEASED))
+
+    async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> None:
+        """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`."""
+        await self._write_fenced(lease, columns | _RELEASED)
+        if parent_id is not None:
+            await self.wake(parent_id)
+
+    async def suspend(self, lease: Lease, *, wake_at: datetime, signals: Collection[str]) -> None:
+        """Release a waiting run until `wake_at`, or at once if one of `signals` came in between. Raises `LeaseLost`.
+
+        Sending a signal locks the same row first: it comes either before the look here, or after, and then wakes.
+        """
+        await self._write_fenced(lease, {"wake_at": wake_at} | _RELEASED)
+        if signals and await self.has_signal(lease.workflow_state_id, signals):
+            await self.wake(lease.workflow_state_id)
+
+    async def start_context_anew(self, lease: Lease, context: str) -> None:
+        """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
+        await self._write_fenced(lease, {"context": context, "initial_context": context})
+        await self._execute(
+            update(step_states)
+            .where(step_states.c.workflow_state_id == lease.workflow_state_id)
+            .values(context_patch=None)
+        )
+
+    async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
+        """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
+        await self._write_fenced(lease, {})
+        await self._execute(
+            delete(step_states).where(
+                step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(sorted(damaged))
+            )
+        )
+        for step in steps:
+            await self._write_step(lease.workflow_state_id, step)
+
+    # --- signals, requests, lineage ------------------------------------------------------------------------------
+
+    async def next_signal(self, workflow_state_id: UUID, name: str) -> Any:
+        """The oldest signal of that name: (id, payload), or None."""
+        query = (
+            select(signals.c.id, signals.c.payload)
+            .where(signals.c.workflow_state_id == workflow_state_id, signals.c.name == name)
+            .order_by(signals.c.seq)
+            .limit(1)
+        )
+        return (await self._execute(query)).first()
+
+    async def has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:
+        query = select(signals.c.id).where(
+            signals.c.workflow_state_id == workflow_state_id, signals.c.name.in_(sorted(names))
+        )
+        return (await self._execute(query.limit(1))).first() is not None
+
+    async def send_signal(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str) -> str | None:
+        """Store a signal and wake the run. Returns the workflow's status, None if there is no such workflow.
+
+        Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing.
+        """
+        active = _w.status.in_((*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value))
+        numbered = await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, active)
+            .values(
+                signal_seq=_w.signal_seq + 1,
+                wake_at=case((_w.wake_at.is_not(None), database_now()), else_=null()),
+            )
+            .returning(_w.signal_seq, _w.status)
+        )
+        row = numbered.first()
+        if row is None:
+            query = select(_w.status).where(_w.id == workflow_state_id, _w.namespace == self._namespace)
+            status: str | None = (await self._execute(query)).scalar()
+            return status
+        await self._execute(
+            self._insert(signals)
+            .values(
+                id=signal_id,
+                workflow_state_id=workflow_state_id,
+                name=name,
+                payload=payload,
+                sent_at=utc_now(),
+                seq=row.signal_seq,
+            )
+            .on_conflict_do_nothing(index_elements=["id"])
+        )
+        return str(row.status)
+
+    async def wake(self, workflow_state_id: UUID) -> None:
+        """Let a sleeping run be claimed now."""
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id, _w.wake_at.is_not(None))
+            .values(wake_at=database_now())
+        )
+
+    async def request(self, workflow_state_id: UUID, request: str | None) -> None:
+        """Leave a request for the live owner, or take it back."""
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
+            .values(request=request)
+        )
+
+    async def lock(self, workflow_state_id: UUID) -> Any:
+        """The run's row, locked until the transaction ends, with `lease_is_free`; None if there is none."""
+        query = (
+            select(workflow_states, _LEASE_IS_FREE.label("lease_is_free"))
+            .where(_w.id == as_uuid(workflow_state_id, "workflow_state_id"), _w.namespace == self._namespace)
+            .with_for_update()
+        )
+        return (await self._execute(query)).first()
+
+    async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
+        """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more."""
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
+            .values(
+                columns
+                | _RELEASED
+                | {
+                    "version": _w.version + 1,
+                    "lease_token": _w.lease_token + 1,
+                    "updated_at": utc_now(),
+                    "request": None,
+                }
+            )
+        )
+
+    async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
+        """Write where a fork came from, and copy how its steps changed the context."""
+        original = select(_w.initial_context).where(_w.id == source).scalar_subquery()
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == fork_id)
+            .values(forked_from_id=source, forked_from_seq=seq, initial_context=original)
+        )
+        theirs = step_states.alias("theirs")
+        patch = select(theirs.c.context_patch).where(
+            theirs.c.workflow_state_id == source, theirs.c.step_id == step_states.c.step_id
+        )
+        position = select(theirs.c.position).where(
+            theirs.c.workflow_state_id == source, theirs.c.step_id == step_states.c.step_id
+        )
+        await self._execute(
+            update(step_states)
+            .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id.in_(sorted(step_ids)))
+            .values(
+                context_patch=patch.scalar_subquery(),
+                position=func.coalesce(position.scalar_subquery(), step_states.c.position),
+            )
+        )
+        last = select(func.max(step_states.c.position)).where(step_states.c.workflow_state_id == fork_id)
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == fork_id)
+            .values(context_position=func.coalesce(last.scalar_subquery(), -1))
+        )
+
+    async def list_children(self, parents: Collection[UUID]) -> list[UUID]:
+        """Ids of the unfinished child runs of `parents`."""
+        query = select(_w.id).where(
+            _w.namespace == self._namespace,
+            _w.parent_id.in_(list(parents)),
+            _w.status.in_((*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value)),
+        )
+        return list((await self._execute(query)).scalars())
+
+    async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
+        columns = columns | {"version": _w.version + 1, "updated_at": utc_now()}
+        written = await self._execute(update(workflow_states).where(*_fence(lease)).values(columns))
+        if rowcount(written) == 0:
+            raise lease_lost(lease)
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+
+    def _taken_by(self, owner: Owner) -> Columns:
+        return {
+            "status": WorkflowStatus.RUNNING.value,
+            "lease_owner": owner.id,
+            "lease_process": owner.process,
+            "lease_token": _w.lease_token + 1,
+            "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
+            # A lease that ended without having been released is that of an owner that vanished.
+            "attempts": _w.attempts + case((_w.lease_expires_at.is_not(None), 1), else_=0),
+            "wake_at": None,
+            "error": None,
+            "completed_at": None,
+            "version": _w.version + 1,
+            "updated_at": utc_now(),
+        }
+
+    async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
+        row = {
+            "workflow_state_id": workflow_state_id,
+            "step_id": step.step_id,
+            "position": step.position,
+            "status": step.status,
+            "started_at": step.started_at,
+            "completed_at": step.completed_at,
+            "outputs": step.outputs,
+            "error": step.error,
+            "retry_count": step.retry_count,
+            "context_patch": step.context_patch,
+        }
+        insert_step = self._insert(step_states)
+        changed = {name: insert_step.excluded[name] for name in row if name not in ("workflow_state_id", "step_id")}
+        written = await self._execute(
+            insert_step.on_conflict_do_update(
+                index_elements=["workflow_state_id", "step_id"],
+                set_=changed,
+                where=step_states.c.status != "completed",
+            ),
+            row,
+        )
+        return rowcount(written) == 1
+
+    async def _write_checkpoint(self, workflow_state_id: UUID, checkpoint: CheckpointRecord, seq: int) -> None:
+        await self._execute(
+            self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]),
+            {
+                "id": checkpoint.id,
+                "workflow_state_id": workflow_state_id,
+                "step_id": checkpoint.step_id,
+                "timestamp": checkpoint.timestamp,
+                "snapshot": checkpoint.snapshot,
+                "seq": seq,
+            },
+        )
+        superseded = (
+            select(checkpoints.c.id)
+            .where(checkpoints.c.workflow_state_id == workflow_state_id)
+            .order_by(*NEWEST_CHECKPOINT_FIRST)
+            .offset(checkpoint.keep)
+        )
+        await self._execute(delete(checkpoints).where(checkpoints.c.id.in_(superseded)))
+
+
+def lease_lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(
+        f"this worker no longer owns run {lease.workflow_state_id}; nothing was written",
+        workflow_state_id=lease.workflow_state_id,
+        owner=lease.owner,
+        expected=lease.token,
+    )
+
+
+def _fence(lease: Lease) -> tuple[Any, ...]:
+    return (_w.id == lease.workflow_state_id, _w.lease_owner == lease.owner, _w.lease_token == lease.token)

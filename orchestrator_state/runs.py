@@ -1,0 +1,455 @@
+"""`Run`: what a handler holds. Each of its calls is a durable step, found by its id when the handler runs again."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, Protocol, TypeVar
+from uuid import UUID
+
+from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from orchestrator_state import hooks
+from orchestrator_state.arguments import as_duration
+from orchestrator_state.codecs import check_text, decode, encode
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.driver_errors import translate
+from orchestrator_state.errors import (
+    ConfigurationError,
+    InvalidPayload,
+    LeaseLost,
+    OutcomeUnknown,
+    RunSuspended,
+    StoreUnavailable,
+)
+from orchestrator_state.journal import Entry, Journal, decoded_outputs
+from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.run_repository import Ack, StepRecord
+from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
+from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.waiting import WaitingRoom
+
+_T = TypeVar("_T")
+Duration = timedelta | float
+OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
+Handler = Callable[["Run"], Awaitable[_T]]
+
+_POLL: Final = 0.25  # seconds between looks for a signal or a child, jittered
+_current_step: Final[ContextVar[str | None]] = ContextVar("orchestrator_state_step", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What an `on_unknown` callable returns when the step did take effect: these are its outputs."""
+
+    outputs: Any = None
+
+
+class StartChild(Protocol):
+    """Starts or resumes a child run of `parent`, and returns its result."""
+
+    async def __call__(
+        self, parent: Run, child_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
+    ) -> Any: ...
+
+
+class Run:
+    """A durable run, as its handler sees it. Made by `store.run`, `store.recover` and `Worker`.
+
+    A step that finished never runs again: when the handler is resumed, the same call returns what was recorded. Steps
+    are found by id, so that a new version of the handler may add or reorder them. Apart from its steps a handler is
+    plain async code. No database connection is held while a step runs.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        switch: StopSwitch,
+        room: WaitingRoom,
+        keeper: LeaseKeeper,
+        transactions: Transactions,
+        start_child: StartChild,
+    ) -> None:
+        self._journal = journal
+        self._switch = switch
+        self._room = room
+        self._keeper = keeper
+        self._transactions = transactions
+        self._start_child = start_child
+
+    # --- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> UUID:
+        return self._journal.row.id
+
+    @property
+    def workflow_id(self) -> str:
+        return self._journal.row.workflow_id
+
+    @property
+    def name(self) -> str:
+        return self._journal.row.name
+
+    @property
+    def user_id(self) -> str | None:
+        return self._journal.row.user_id
+
+    @property
+    def parent_id(self) -> UUID | None:
+        return self._journal.row.parent_id
+
+    @property
+    def attempts(self) -> int:
+        """How often the run was taken over from a worker that vanished."""
+        return self._journal.row.attempts
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """The run's JSON context. What changed in it is saved with the next step's commit.
+
+        A resumed handler finds it as it was at the start, and after each recorded step as that step's commit saved it.
+        """
+        return self._journal.history.value
+
+    @property
+    def step_key(self) -> str:
+        """The idempotency key of the step that is running: the same in every attempt, another for every step.
+
+        Give it to services that can tell a repetition by it. Raises `ConfigurationError` outside a step's function.
+        """
+        step_id = _current_step.get()
+        if step_id is None:
+            raise ConfigurationError("run.step_key is for the function of a step; none is running here")
+        return self._journal.key(step_id)
+
+    @property
+    def unused_steps(self) -> tuple[str, ...]:
+        """Finished steps on record that the handler has not asked for: in the end, those that it no longer has."""
+        return self._journal.unused
+
+    # --- durable calls -------------------------------------------------------------------------------------------
+
+    def step(
+        self,
+        step_id: str,
+        fn: StepFunction[_T],
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: Duration | None = None,
+        on_unknown: OnUnknown = "retry",
+    ) -> Coroutine[Any, Any, _T]:
+        """Return `fn(*args)`, computed once: after a crash the recorded outputs come back instead.
+
+        `fn` is async, or sync and then runs in a thread; what it returns must be JSON. One commit writes the step, the
+        changed context, the checkpoint and its pruning, and only then is the result returned. The same id called again
+        is `step_id#2`, and so on, numbered when `step` is called. A step that was under way at a crash runs again,
+        with the same `step_key`. With `on_unknown="raise"`, or a callable, the intent is committed first, so that this
+        is noticed: then `OutcomeUnknown` is raised, or the callable is called with the key and returns `Happened`, or
+        None to run the step again.
+
+        `retry` is the number of calls in all, or a `Retry`; `timeout` bounds each of them. When the last one fails, the
+        failure is committed and its exception raised. Raises `InvalidPayload` for outputs that cannot be stored.
+        """
+        numbered = self._journal.number(step_id)
+        policy, limit = Retry.of(retry), None if timeout is None else as_duration(timeout, "timeout")
+        return self._call(self._step(numbered, fn, args, policy, limit, on_unknown))
+
+    def transact(self, step_id: str, fn: Callable[..., Awaitable[_T]], *args: Any) -> Coroutine[Any, Any, _T]:
+        """Return `await fn(session, *args)`, whose rows commit together with the step: exactly once.
+
+        `session` is an `AsyncSession`: add and flush, and leave the commit to the run. If the database gives up on the
+        transaction, all of it is repeated. It is open while `fn` runs, so `fn` should do nothing but write rows.
+        """
+        numbered = self._journal.number(step_id)
+        return self._call(self._transact(numbered, fn, args))
+
+    def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
+        """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""
+        numbered = self._journal.number(label)
+        return self._call(self._checkpoint(numbered))
+
+    def append(self, key: str, item: Any) -> None:
+        """Append `item` to the list `context[key]`. The next commit writes the item, not the list again."""
+        encode(item, f"context.{key}")
+        self._journal.history.append(key, item)
+
+    def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
+        """Wait, durably: a restart waits for what is left, by the database's clock."""
+        numbered = self._journal.number("sleep")
+        return self._call(self._sleep(numbered, as_duration(duration, "duration")))
+
+    def wait_for(self, name: str, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]:
+        """Return the payload of the oldest signal `name`, waiting if there is none. It is consumed with this step.
+
+        Raises `TimeoutError` after `timeout`, which is durable too. Under `store.recover` and `Worker` a waiting run is
+        let go of, and resumed when the signal is there.
+        """
+        numbered = self._journal.number(f"signal:{_signal_name(name)}")
+        limit = None if timeout is None else as_duration(timeout, "timeout")
+        return self._call(self._wait_for(numbered, name, limit))
+
+    def child(
+        self, name: str, handler: Handler[_T], *, context: dict[str, Any] | None = None
+    ) -> Coroutine[Any, Any, _T]:
+        """Return the result of another run, started once for this call, and cancelled with this run."""
+        numbered = self._journal.number(f"child:{name}")
+        return self._call(self._child(numbered, name, handler, context))
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    async def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Account for a call of the handler's while it is under way."""
+        try:
+            self._switch.check()
+        except BaseException:
+            work.close()
+            raise
+        with self._room.call():
+            return await work
+
+    async def _before_work(self) -> None:
+        """Between steps: obey a request, and after a freeze make sure of the lease."""
+        self._switch.obey()
+        try:
+            await self._keeper.confirm(self._journal.lease)
+        except LeaseLost as error:
+            self._switch.stop(error)
+
+    async def _step(
+        self,
+        step_id: str,
+        fn: StepFunction[Any],
+        args: tuple[Any, ...],
+        retry: Retry,
+        limit: timedelta | None,
+        on_unknown: OnUnknown,
+    ) -> Any:
+        journal = self._journal
+        if (recorded := journal.replay(step_id)) is not None:
+            return decoded_outputs(recorded)
+        await self._before_work()
+        if on_unknown != "retry":
+            happened = await self._settle(step_id, on_unknown)
+            if happened is not None:
+                await journal.finish_step(journal.new_step(step_id), encode(happened.outputs, _outputs(step_id)))
+                return happened.outputs
+            begun = await journal.begin_step(step_id)
+        else:
+            begun = journal.new_step(step_id)
+        failures: list[Exception] = []
+
+        async def attempt() -> Any:
+            number = begun.retry_count + len(failures) + 1
+            hooks.tell(journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=step_id, attempt=number))
+            return await call(fn, *args, timeout=limit)
+
+        try:
+            with _inside(step_id):
+                outputs = await call_with_retries(attempt, retry, failures.append)
+            encoded = encode(outputs, _outputs(step_id))
+        except Exception as error:
+            await journal.fail_step(begun, error, calls=max(len(failures), 1))
+            raise
+        await journal.finish_step(journal.after_failures(begun, failures), encoded)
+        return outputs
+
+    async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
+        """If a worker vanished in the middle of the step: has it taken effect?"""
+        recorded = self._journal.recorded(step_id)
+        if recorded is None or recorded.status != StepStatus.RUNNING:
+            return None
+        key = self._journal.key(step_id)
+        if not callable(on_unknown):
+            raise OutcomeUnknown(
+                f"step {step_id!r} was under way when its worker vanished, and may or may not have taken effect; "
+                "find out, then rewind or fork the run",
+                workflow_state_id=self.id,
+                step_id=step_id,
+                step_key=key,
+            )
+        found = await call(on_unknown, key)
+        if found is None or isinstance(found, Happened):
+            return found
+        raise ConfigurationError("an on_unknown callable returns Happened(outputs), or None to run the step again")
+
+    async def _checkpoint(self, step_id: str) -> None:
+        if self._journal.replay(step_id) is None:
+            await self._before_work()
+            await self._journal.finish_step(self._journal.new_step(step_id), "null", checkpoint=True)
+
+    # --- exactly once --------------------------------------------------------------------------------------------
+
+    async def _transact(self, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
+        journal = self._journal
+        if (recorded := journal.replay(step_id)) is not None:
+            return decoded_outputs(recorded)
+        await self._before_work()
+        begun = journal.new_step(step_id)
+        try:
+            async with journal.in_order:
+                outputs, entry, ack = await self._transactions.write(
+                    lambda uow: self._transact_once(uow, begun, fn, args)
+                )
+                journal.accept(entry, ack)
+                return outputs
+        except _AlreadyRecorded as already:
+            return decode(already.outputs, _outputs(step_id))
+        except LeaseLost as error:
+            self._switch.stop(error)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            await journal.fail_step(begun, error, calls=1)
+            raise
+
+    async def _transact_once(
+        self, uow: UnitOfWork, begun: StepRecord, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+    ) -> tuple[Any, Entry, Ack]:
+        """One try. After an unknown outcome it finds out whether the try before took effect.
+
+        Looked up twice: before `fn`, to spare it, and after the guarded update, whose row lock has waited for a commit
+        of the try before that was still on its way.
+        """
+        await self._refuse_to_repeat(uow, begun.step_id)
+        hooks.tell(
+            self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1)
+        )
+        with _inside(begun.step_id), _only_the_run_commits(uow.session):
+            try:
+                outputs = await fn(uow.session, *args)
+                await uow.session.flush()
+            except DBAPIError as error:
+                ours = translate(error)
+                if isinstance(ours, StoreUnavailable) and ours.transient:
+                    raise ours from None
+                raise
+        step = self._journal.completed(begun, encode(outputs, _outputs(begun.step_id)))
+        entry = self._journal.entry(step, with_context=True)
+        ack = await self._journal.write(uow, entry)
+        if ack.already_recorded:
+            await self._refuse_to_repeat(uow, begun.step_id)
+        return outputs, entry, ack
+
+    async def _refuse_to_repeat(self, uow: UnitOfWork, step_id: str) -> None:
+        outputs = await uow.runs.find_completed_step(self.id, step_id)
+        if outputs is not None:
+            raise _AlreadyRecorded(outputs)
+
+    # --- waiting -------------------------------------------------------------------------------------------------
+
+    async def _deadline(self, step_id: str, duration: timedelta) -> datetime:
+        """When a wait ends: committed the first time, so that a restart does not wait anew."""
+        recorded = self._journal.recorded(step_id)
+        if recorded is not None and recorded.status == StepStatus.RUNNING:
+            return datetime.fromisoformat(decoded_outputs(recorded))
+        await self._before_work()
+        until = self._room.deadline(duration)
+        await self._journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
+        return until
+
+    async def _sleep(self, step_id: str, duration: timedelta) -> None:
+        if self._journal.replay(step_id) is not None:
+            return
+        until = await self._deadline(step_id, duration)
+        while (left := (until - self._room.now()).total_seconds()) > 0:
+            await self._room.wait(left, until=until)
+        await self._before_work()
+        await self._journal.finish_step(self._journal.new_step(step_id), "null")
+
+    async def _wait_for(self, step_id: str, name: str, limit: timedelta | None) -> Any:
+        journal = self._journal
+        late = TimeoutError(f"no signal {name!r} came in time")
+        if (recorded := journal.replay(step_id)) is not None:
+            if recorded.status == StepStatus.SKIPPED:
+                raise late
+            return decoded_outputs(recorded)
+        until = None if limit is None else await self._deadline(step_id, limit)
+        while True:
+            await self._before_work()
+            signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
+            if signal is not None and await journal.finish_step(
+                journal.new_step(step_id), signal.payload, consumed_signal=signal.id
+            ):
+                return decode(signal.payload, f"signal {name!r}")
+            left = _POLL if until is None else (until - self._room.now()).total_seconds()
+            if left <= 0:
+                await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
+                raise late
+            await self._room.wait(min(left, _jittered(_POLL)), signals=frozenset({name}), until=until)
+
+    async def _child(self, step_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None) -> Any:
+        journal = self._journal
+        if (recorded := journal.replay(step_id)) is not None:
+            return decoded_outputs(recorded)
+        while True:
+            await self._before_work()
+            try:
+                result = await self._start_child(self, step_id, name, handler, context)
+                break
+            except RunSuspended:
+                await self._room.wait(_jittered(_POLL))
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                await journal.fail_step(journal.new_step(step_id), error, calls=1)
+                self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
+                raise
+        await journal.finish_step(journal.new_step(step_id), encode(result, _outputs(step_id)))
+        return result
+
+
+class _AlreadyRecorded(Exception):
+    """The try before did commit; its transaction's repetition is rolled back."""
+
+    def __init__(self, outputs: str) -> None:
+        super().__init__()
+        self.outputs = outputs
+
+
+@contextmanager
+def _inside(step_id: str) -> Iterator[None]:
+    token = _current_step.set(step_id)
+    try:
+        yield
+    finally:
+        _current_step.reset(token)
+
+
+@contextmanager
+def _only_the_run_commits(session: AsyncSession) -> Iterator[None]:
+    """A commit inside `fn` would part the business rows from the step."""
+
+    def refuse(_: object) -> None:
+        raise ConfigurationError("the function of run.transact must not commit: the run does, with the step")
+
+    event.listen(session.sync_session, "before_commit", refuse)
+    try:
+        yield
+    finally:
+        event.remove(session.sync_session, "before_commit", refuse)
+
+
+def _outputs(step_id: str) -> str:
+    return f"steps[{step_id!r}].outputs"
+
+
+def _jittered(seconds: float) -> float:
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
+
+
+def _signal_name(name: str) -> str:
+    if not isinstance(name, str) or not name or len(name) > 255 - len("signal:"):
+        raise InvalidPayload("a signal's name is a str of 1 to 248 characters", path="name")
+    check_text(name, "name")
+    return name
+

@@ -1,0 +1,67 @@
+"""The switch that ends a run from outside: the lease is lost, or somebody asked for a pause or a cancellation."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final, NoReturn
+from uuid import UUID
+
+from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, RunCancelled, RunPaused
+
+PAUSE: Final = "pause"
+CANCEL: Final = "cancel"
+
+
+class StopSwitch:
+    """Stops the handler by cancelling its task; `reason` says why, and what the caller of the run is told."""
+
+    def __init__(self, workflow_state_id: UUID) -> None:
+        self._workflow_state_id = workflow_state_id
+        self._handler: asyncio.Task[Any] | None = None
+        self._request: str | None = None
+        self._ended = False
+        self.reason: OrchestratorStateError | None = None
+
+    def watch(self, handler: asyncio.Task[Any]) -> None:
+        self._handler = handler
+
+    def stop(self, reason: OrchestratorStateError) -> NoReturn:
+        """End the run from inside one of its calls."""
+        self.trip(reason)
+        raise asyncio.CancelledError(str(reason))
+
+    def trip(self, reason: OrchestratorStateError) -> None:
+        """End the run from anywhere. The first reason stands."""
+        if self.reason is not None:
+            return
+        self.reason = reason
+        # A call that runs in the handler's own task raises by itself: a second cancellation would hit its clean-up.
+        if self._handler is not None and self._handler is not asyncio.current_task():
+            self._handler.cancel(str(reason))
+
+    def end(self) -> None:
+        """The handler is done: calls of tasks that it left behind are refused."""
+        self._ended = True
+
+    def notice(self, request: str | None) -> None:
+        """Remember a request; the next step acts on it."""
+        self._request = request
+
+    def check(self) -> None:
+        """Let a call of the run pass, or stop it."""
+        if self._ended:
+            raise ConfigurationError(f"run {self._workflow_state_id} has ended; its handler must await all its steps")
+        if self.reason is not None:
+            raise asyncio.CancelledError(str(self.reason))
+
+    def obey(self) -> None:
+        """Act on a request, between steps."""
+        self.check()
+        if self._request == CANCEL:
+            self.stop(RunCancelled(f"run {self._workflow_state_id} was cancelled", **self._about))
+        if self._request == PAUSE:
+            self.stop(RunPaused(f"run {self._workflow_state_id} was paused; `store.resume` continues it", **self._about))
+
+    @property
+    def _about(self) -> dict[str, object]:
+        return {"workflow_state_id": self._workflow_state_id}

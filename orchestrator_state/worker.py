@@ -1,0 +1,150 @@
+"""`Worker`: claim and resume abandoned runs for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from orchestrator_state import hooks
+from orchestrator_state.arguments import as_duration
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.recovery import RecoveredRun, Recovery
+from orchestrator_state.runs import Duration, Handler
+
+if TYPE_CHECKING:
+    from orchestrator_state.store import StateStore
+
+_LOOK_FOR_THE_DEAD: Final = 5.0  # seconds between looks for leases of dead processes
+_LINGER: Final = timedelta(seconds=1)
+
+
+class Worker:
+    """Shares the runs of a database with other workers, on this machine or others, through the database alone.
+
+        async with StateStore.open(url) as store:
+            await Worker(store, {"summarise": summarise}).run()
+
+    Looks for work every `poll` (jittered), and at once when Postgres notifies it. SIGTERM and SIGINT, or `stop`, make
+    it claim no more, let the runs under way go on for `grace`, then stop them where they are and release their leases,
+    so that others take over at once.
+    """
+
+    def __init__(
+        self,
+        store: StateStore,
+        handlers: Mapping[str, Handler[Any]],
+        *,
+        concurrency: int = 10,
+        poll: Duration = timedelta(seconds=1),
+        grace: Duration = timedelta(seconds=10),
+        handle_signals: bool = True,
+    ) -> None:
+        if not handlers:
+            raise ConfigurationError("a worker needs at least one handler")
+        if concurrency < 1:
+            raise ConfigurationError("concurrency must be 1 or more")
+        self._store = store
+        self._recovery: Recovery = store.recovery(handlers)
+        self._concurrency = concurrency
+        self._poll = as_duration(poll, "poll").total_seconds()
+        self._grace = as_duration(grace, "grace").total_seconds()
+        self._handle_signals = handle_signals
+        self._stopping = asyncio.Event()
+        self._news = asyncio.Event()
+        self._under_way: set[asyncio.Task[RecoveredRun]] = set()
+        self._looked_for_the_dead_at = float("-inf")
+        self._background: asyncio.Task[None] | None = None
+
+    def stop(self) -> None:
+        """Claim no more, and end `run` once the runs under way are done or their grace is over."""
+        self._stopping.set()
+        self._news.set()
+
+    async def run(self) -> None:
+        """Work until `stop`, SIGTERM or SIGINT."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._handle_signals:
+                stack.enter_context(_on_signals(self.stop))
+            await stack.enter_async_context(self._store.listening(self._news.set))
+            try:
+                while not self._stopping.is_set():
+                    await self._claim()
+                    await self._wait_for_news()
+                if self._under_way:
+                    await asyncio.wait(self._under_way, timeout=self._grace)
+            finally:
+                await self._cancel_the_rest()
+
+    async def __aenter__(self) -> Self:
+        """Work in the background until the block ends."""
+        self._background = asyncio.create_task(self.run(), name="orchestrator_state worker")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._background is not None:
+            await self._background
+
+    async def _claim(self) -> None:
+        """Fill the free places. A database that is away for a while is no reason to end."""
+        self._news.clear()
+        free = self._concurrency - len(self._under_way)
+        if free <= 0 or self._stopping.is_set():
+            return
+        try:
+            if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
+                await self._recovery.end_dead_leases()
+                self._looked_for_the_dead_at = time.monotonic()
+            rows = await self._recovery.claim(free)
+        except StoreUnavailable as error:
+            hooks.logger.warning("no work can be claimed: %s", error)
+            return
+        for row in rows:
+            task = asyncio.create_task(self._recovery.resume(row, linger=_LINGER))
+            self._under_way.add(task)
+            task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[RecoveredRun]) -> None:
+        self._under_way.discard(task)
+        self._news.set()
+
+    async def _wait_for_news(self) -> None:
+        pause = self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, guards nothing
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(pause):
+                await self._news.wait()
+
+    async def _cancel_the_rest(self) -> None:
+        left = set(self._under_way)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+
+@contextlib.contextmanager
+def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGINT, where the event loop can listen to signals."""
+    loop = asyncio.get_running_loop()
+    installed = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(number, stop)
+            installed.append(number)
+    try:
+        yield
+    finally:
+        for number in installed:
+            loop.remove_signal_handler(number)
+
+
+
