@@ -259,7 +259,9 @@ class Executor:
         try:
             await self._transactions.write(lambda uow: uow.runs.release(lease))
         except OrchestratorStateError:
-            hooks.logger.warning("the lease of run %s could not be released; it ends by itself", lease.workflow_state_id)
+            hooks.logger.warning(
+                "the lease of run %s could not be released; it ends by itself", lease.workflow_state_id
+            )
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 

@@ -183,9 +183,7 @@ class Journal:
             retry_count=known.retry_count if known else 0,
         )
 
-    def completed(
-        self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED
-    ) -> StepRecord:
+    def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
         return replace(begun, status=status.value, outputs=outputs, completed_at=utc_now())
 
     def after_failures(self, begun: StepRecord, failures: Sequence[Exception]) -> StepRecord:
@@ -204,9 +202,7 @@ class Journal:
     ) -> Entry:
         """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
         patch, context = self.history.diff() if with_context else (None, None)
-        step = replace(
-            step, position=self._next_position, context_patch=None if patch is None else patch.to_json()
-        )
+        step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
         columns: Columns = {}
         if patch is not None and context is not None and not patch.only_appends:
             columns = self.folded_context(context, step.position)
@@ -261,7 +257,9 @@ class Journal:
     def _checkpoint(self, step: StepRecord, context: Encoded | None) -> CheckpointRecord:
         """The whole state as of this commit, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
         row = self.row
-        steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {step.step_id: _step_json(step)}
+        steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {
+            step.step_id: _step_json(step)
+        }
         now = utc_now()
         fields: dict[str, Any] = {
             "id": str(row.id),

@@ -151,7 +151,9 @@ class ContextHistory:
     def append(self, key: str, item: Any) -> None:
         items = self.value.setdefault(key, [])
         if type(items) is not list:
-            raise InvalidPayload(f"context.{key} is not a list, so nothing can be appended to it", path=f"context.{key}")
+            raise InvalidPayload(
+                f"context.{key} is not a list, so nothing can be appended to it", path=f"context.{key}"
+            )
         items.append(item)
 
 

@@ -97,7 +97,9 @@ class RunRepository(Repository):
 
     # --- finding and claiming ------------------------------------------------------------------------------------
 
-    async def find(self, *, id: UUID | None = None, idempotency_key: str | None = None, workflow_id: str | None = None) -> Any:  # noqa: A002
+    async def find(
+        self, *, id: UUID | None = None, idempotency_key: str | None = None, workflow_id: str | None = None
+    ) -> Any:
         """The row of a run by one of its names (the newest, by `workflow_id`), with `now` and `lease_is_free`."""
         query = select(workflow_states, database_now().label("now"), _LEASE_IS_FREE.label("lease_is_free"))
         query = query.where(_w.namespace == self._namespace)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -321,9 +320,7 @@ class Run:
         of the try before that was still on its way.
         """
         await self._refuse_to_repeat(uow, begun.step_id)
-        hooks.tell(
-            self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1)
-        )
+        hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
         with _inside(begun.step_id), _only_the_run_commits(uow.session):
             try:
                 outputs = await fn(uow.session, *args)
@@ -452,4 +449,3 @@ def _signal_name(name: str) -> str:
         raise InvalidPayload("a signal's name is a str of 1 to 248 characters", path="name")
     check_text(name, "name")
     return name
-

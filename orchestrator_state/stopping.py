@@ -60,7 +60,9 @@ class StopSwitch:
         if self._request == CANCEL:
             self.stop(RunCancelled(f"run {self._workflow_state_id} was cancelled", **self._about))
         if self._request == PAUSE:
-            self.stop(RunPaused(f"run {self._workflow_state_id} was paused; `store.resume` continues it", **self._about))
+            self.stop(
+                RunPaused(f"run {self._workflow_state_id} was paused; `store.resume` continues it", **self._about)
+            )
 
     @property
     def _about(self) -> dict[str, object]:

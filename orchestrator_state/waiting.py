@@ -65,7 +65,9 @@ class WaitingRoom:
         except OverflowError:
             return FAR_FUTURE
 
-    async def wait(self, seconds: float, *, signals: frozenset[str] = frozenset(), until: datetime | None = None) -> None:
+    async def wait(
+        self, seconds: float, *, signals: frozenset[str] = frozenset(), until: datetime | None = None
+    ) -> None:
         """Wait up to `seconds` before looking again for what this branch waits for."""
         self._switch.obey()
         number = next(self._numbers)

@@ -145,6 +145,3 @@ def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
     finally:
         for number in installed:
             loop.remove_signal_handler(number)
-
-
-
