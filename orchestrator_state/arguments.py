@@ -64,3 +64,11 @@ def as_stored_name(value: object, path: str) -> str:
     if not 1 <= len(name) <= 255:
         raise InvalidPayload(f"{path} must have 1 to 255 characters, not {len(name)}", path=path)
     return name
+
+
+def as_signal_name(value: object) -> str:
+    """Return a signal's name: 1 to 248 characters, since the step that waits for it is called `signal:<name>`."""
+    name = as_name(value, "name")
+    if not 1 <= len(name) <= 248:
+        raise InvalidPayload(f"a signal's name must have 1 to 248 characters, not {len(name)}", path="name")
+    return name

@@ -36,12 +36,12 @@ class database_time_in(FunctionElement[Any]):  # noqa: N801
 
 
 @compiles(database_now, "postgresql")
-def _postgres_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+def _postgres_now(_element: database_now, _compiler: SQLCompiler, **_: Any) -> str:
     return "clock_timestamp()"
 
 
 @compiles(database_now, "sqlite")
-def _sqlite_now(element: database_now, compiler: SQLCompiler, **_: Any) -> str:
+def _sqlite_now(_element: database_now, _compiler: SQLCompiler, **_: Any) -> str:
     return f"(strftime({_SQLITE_FORMAT}, 'now') || '000+00:00')"
 
 

@@ -28,6 +28,7 @@ from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import load_history
 from orchestrator_state.mapping import Columns
 from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.step_call import describe
@@ -283,20 +284,14 @@ class Executor:
         if row.status == WorkflowStatus.PAUSED:
             raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
         if not row.lease_is_free and not self._is_abandoned(row):
-            return LeaseHeld(
-                f"run {row.id} is owned by {row.lease_owner} until {row.lease_expires_at:%H:%M:%S} UTC",
-                workflow_state_id=row.id,
-                owner=row.lease_owner,
-                process=row.lease_process,
-                expires_at=row.lease_expires_at,
-            )
+            return lease_held(row.id, row)
         claimed = await uow.runs.claim(row.id, row.lease_token, self.keeper.owner)
         return claimed if claimed is not None else await self._start_or_claim(uow, request)
 
     async def _find(self, uow: UnitOfWork, request: RunRequest) -> Any:
         if request.idempotency_key is not None:
             return await uow.runs.find(idempotency_key=request.idempotency_key)
-        row = await uow.runs.find(id=self._id(request))
+        row = await uow.runs.find(workflow_state_id=self._id(request))
         if row is None and request.id is None:
             row = await uow.runs.find(workflow_id=request.workflow_id)
         return row

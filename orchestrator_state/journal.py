@@ -13,7 +13,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import func
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import check_text, decode, encode
+from orchestrator_state.arguments import as_stored_name
+from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost
 from orchestrator_state.mapping import Columns
@@ -93,9 +94,7 @@ class Journal:
 
     def number(self, step_id: str) -> str:
         """`load`, then `load#2`, `load#3`, …: in the order of the calls, whatever the order of the results."""
-        if not isinstance(step_id, str) or not step_id:
-            raise InvalidPayload("step_id must be a str that is not empty", path="step_id")
-        check_text(step_id, "step_id")
+        as_stored_name(step_id, "step_id")
         numbered = step_id
         while numbered in self._asked:
             self._calls[step_id] += 1

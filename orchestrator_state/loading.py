@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import decode
-from orchestrator_state.domain import StepState, WorkflowState
+from orchestrator_state.codecs import decode, encode
+from orchestrator_state.domain import Checkpoint, StepState, WorkflowState
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, join, split
@@ -23,7 +25,9 @@ async def load_history(
 
     Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again.
     """
-    steps = [_record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))]
+    steps: Sequence[StepRecord] = [
+        _record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))
+    ]
     damaged = tuple(step.step_id for step in steps if not _is_sound(step))
     context_is_sound = _context_is_sound(row)
     if damaged or not context_is_sound:
@@ -87,10 +91,9 @@ async def _newest_sound_snapshot(
     transactions: Transactions, workflow_state_id: Any
 ) -> tuple[WorkflowState | None, int | None]:
     """The newest checkpoint that holds this workflow's state."""
-    ids = await transactions.read(lambda uow: uow.checkpoints.list_ids(workflow_state_id))
-    for checkpoint_id in ids:
+    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_ids(workflow_state_id)):
         try:
-            checkpoint = await transactions.read(lambda uow, id=checkpoint_id: uow.checkpoints.find(id))  # type: ignore[misc]
+            checkpoint = await transactions.read(partial(_find_checkpoint, checkpoint_id=checkpoint_id))
             if checkpoint is not None:
                 state = WorkflowState.from_snapshot(checkpoint.snapshot)
                 if state.id == workflow_state_id:
@@ -98,6 +101,10 @@ async def _newest_sound_snapshot(
         except PayloadError:
             continue
     return None, None
+
+
+async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint | None:
+    return await uow.checkpoints.find(checkpoint_id)
 
 
 async def _repair(
@@ -129,13 +136,7 @@ def _from_snapshot(damaged: StepRecord, step: StepState) -> StepRecord:
 
 
 async def _store_context(transactions: Transactions, lease: Lease, snapshot: WorkflowState) -> str:
-    context: Encoded = {key: _encoded(item) for key, item in dict(snapshot.context).items()}
+    context: Encoded = {key: encode(item, "context") for key, item in dict(snapshot.context).items()}
     text = join(context)
     await transactions.write(lambda uow: uow.runs.start_context_anew(lease, text))
     return text
-
-
-def _encoded(item: Any) -> str:
-    from orchestrator_state.codecs import encode
-
-    return encode(item, "context")

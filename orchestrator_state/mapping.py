@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.run_context import Patch, apply_all, join, split
 
 Columns = dict[str, Any]
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -37,6 +38,8 @@ class StateRow(Protocol):
     user_id: str | None
     updated_at: Any
     version: int
+    context_patch: str | None
+    context_position: int
 
 
 def workflow_columns(state: WorkflowState) -> Columns:
@@ -139,7 +142,7 @@ def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
         "started_at": row.started_at,
         "updated_at": row.updated_at,
         "completed_at": row.completed_at,
-        "context": row.payload,
+        "context": _context(row, step_rows),
         "error": row.error,
     }
     saved = SavedRows(
@@ -151,7 +154,7 @@ def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
         "id": row.state_id,
         "version": row.version,
         "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
-        "context": decode(row.payload or "null", "context"),
+        "context": decode(columns["context"], "context"),
         "steps": {step_id: _step(step_id, step) for step_id, step in saved.steps.items()},
     }
     state = _trusted(WorkflowState, fields)
@@ -159,11 +162,20 @@ def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
     return state
 
 
+def _context(row: StateRow, step_rows: list[StateRow]) -> str:
+    """The stored context, with what the steps of a run appended to it since it was stored whole."""
+    context = row.payload or "null"
+    patches = [step.context_patch for step in step_rows if step.context_patch and step.position > row.context_position]
+    if not patches:
+        return context
+    return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
+
+
 def step_from_row(row: Any) -> StepState:
     """Build a step from a row of `step_states`."""
     columns = dict(row._mapping)
     step_id = columns.pop("step_id")
-    del columns["workflow_state_id"], columns["position"]
+    del columns["workflow_state_id"], columns["position"], columns["context_patch"]
     return _step(step_id, columns)
 
 

@@ -35,7 +35,7 @@ async def listening(database: Database, namespace: str, wake: Callable[[], objec
         yield
         return
 
-    def heard(connection: object, pid: int, channel: str, payload: object) -> None:
+    def heard(_connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == namespace:
             wake()
 

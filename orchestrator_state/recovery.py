@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.errors import LeaseLost, OrchestratorStateError, RunCancelled, RunPaused, RunSuspended
+from orchestrator_state.errors import LeaseLost, RunCancelled, RunPaused, RunSuspended, StoreUnavailable
 from orchestrator_state.execution import Executor
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.runs import Handler
@@ -94,26 +94,15 @@ class Recovery:
 
     async def resume(self, row: Any, *, linger: timedelta = timedelta()) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
+        error: Exception | None = None
         try:
             if row.attempts > self._max_attempts:
                 await self._executor.give_up(row)
                 return _recovered(row, "failed")
             await self._executor.drive(row, self._handlers[row.workflow_name], linger=linger)
-        except RunSuspended as error:
-            return _recovered(row, "suspended", error)
-        except RunPaused as error:
-            return _recovered(row, "paused", error)
-        except RunCancelled as error:
-            return _recovered(row, "cancelled", error)
-        except LeaseLost as error:
-            return _recovered(row, "lost", error)
-        except asyncio.CancelledError:
-            raise
-        except OrchestratorStateError as error:
-            return _recovered(row, "interrupted" if getattr(error, "transient", None) is not None else "failed", error)
-        except Exception as error:  # noqa: BLE001 - the handler's; recorded with the run, and reported
-            return _recovered(row, "failed", error)
-        return _recovered(row, "completed")
+        except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
+            error = raised
+        return _recovered(row, _outcome(error), error)
 
     async def run_once(self, concurrency: int) -> RecoveryReport:
         """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
@@ -136,6 +125,21 @@ class Recovery:
                 await asyncio.wait(under_way)
         report.unknown = await self.list_unknown()
         return report
+
+
+_OUTCOMES: Final[Mapping[type[Exception], str]] = {
+    RunSuspended: "suspended",
+    RunPaused: "paused",
+    RunCancelled: "cancelled",
+    LeaseLost: "lost",
+    StoreUnavailable: "interrupted",
+}
+
+
+def _outcome(error: Exception | None) -> str:
+    if error is None:
+        return "completed"
+    return _OUTCOMES.get(type(error), "failed")
 
 
 def _recovered(row: Any, outcome: str, error: BaseException | None = None) -> RecoveredRun:

@@ -21,6 +21,7 @@ from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
+    LeaseHeld,
     StaleVersion,
     StepNotFound,
     WorkflowNotFound,
@@ -35,7 +36,7 @@ from orchestrator_state.mapping import (
     step_from_row,
     workflow_columns,
 )
-from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.statements import (
     ACTIVE_STATES,
@@ -44,6 +45,7 @@ from orchestrator_state.statements import (
     CHECKPOINTS_OF,
     CURRENT_VERSION,
     LATEST_CHECKPOINT_OF,
+    LEASE_IS_FREE,
     NEWEST_CHECKPOINT_FIRST,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
@@ -91,6 +93,7 @@ class WorkflowRepository(Repository):
         moved it.
 
         Raises `InvalidPayload` before any SQL; `StaleVersion` if the stored version is not `state.version`;
+        `LeaseHeld` if it is a run that a worker owns now;
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
         columns = workflow_columns(state)
@@ -150,6 +153,7 @@ class WorkflowRepository(Repository):
             for table, owner in (
                 (step_states, step_states.c.workflow_state_id),
                 (checkpoints, checkpoints.c.workflow_state_id),
+                (signals, signals.c.workflow_state_id),
                 (workflow_states, workflow_states.c.id),
             ):
                 await self._execute(delete(table).where(owner.in_(chunk)))
@@ -175,9 +179,12 @@ class WorkflowRepository(Repository):
         changed_steps = {step_id: row for step_id, row in steps.items() if row != saved.steps.get(step_id)}
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
-            if await self._current_version(state.id) != state.version:
+            row = await self._current(state.id)
+            if row is None or row.version != state.version:
                 raise await self._why_not_written(state)
             return
+        if "context" in changed:
+            changed["context_position"] = saved.next_position - 1
         if "updated_at" not in changed:
             columns["updated_at"] = changed["updated_at"] = utc_now()
         await self._guarded_update(state, changed)
@@ -198,8 +205,10 @@ class WorkflowRepository(Repository):
                 workflow_states.c.id == state.id,
                 workflow_states.c.namespace == self._namespace,
                 workflow_states.c.version == state.version,
+                LEASE_IS_FREE,
             )
-            .values(changed | {"version": state.version + 1})
+            # A worker whose lease ended, but which does not know yet, must not write over this save.
+            .values(changed | {"version": state.version + 1, "lease_token": workflow_states.c.lease_token + 1})
         )
         if rowcount(updated) == 0:
             raise await self._why_not_written(state)
@@ -225,19 +234,21 @@ class WorkflowRepository(Repository):
             raise await self._why_not_written(state)
         return loaded_from(live)
 
-    async def _current_version(self, workflow_state_id: UUID | str) -> int | None:
+    async def _current(self, workflow_state_id: UUID) -> Any:
+        """Version and lease of a workflow, or None."""
         parameters = {"id": workflow_state_id, "namespace": self._namespace}
-        version: int | None = (await self._execute(CURRENT_VERSION, parameters)).scalar()
-        return version
+        return (await self._execute(CURRENT_VERSION, parameters)).first()
 
     async def _why_not_written(self, state: WorkflowState) -> Exception:
-        found = await self._current_version(state.id)
-        if found is not None:
+        row = await self._current(state.id)
+        if row is not None and row.version == state.version and row.lease_expires_at is not None:
+            return lease_held(state.id, row)
+        if row is not None:
             return StaleVersion(
-                f"workflow {state.id} is at version {found}, this copy at {state.version}; load it again",
+                f"workflow {state.id} is at version {row.version}, this copy at {state.version}; load it again",
                 workflow_state_id=state.id,
                 expected=state.version,
-                found=found,
+                found=row.version,
             )
         if state.version == 0:
             return AlreadyExists(f"the id {state.id} is taken; let the store choose one", workflow_state_id=state.id)
@@ -347,7 +358,7 @@ class CheckpointRepository(Repository):
         }
         return [checkpoint_from_row(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
 
-    async def list_ids(self, workflow_state_id: UUID | str) -> list[UUID]:
+    async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
         """Newest first; for whom a damaged checkpoint must not hide the others."""
         parameters = {
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
@@ -374,6 +385,16 @@ class CheckpointRepository(Repository):
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
         return None if row is None else checkpoint_from_row(row)
+
+
+def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
+    return LeaseHeld(
+        f"run {workflow_state_id} is owned by worker {row.lease_owner} until {row.lease_expires_at:%H:%M:%S} UTC",
+        workflow_state_id=workflow_state_id,
+        owner=row.lease_owner,
+        process=row.lease_process,
+        expires_at=row.lease_expires_at,
+    )
 
 
 def rowcount(result: Result[Any]) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -55,7 +55,7 @@ class Patch:
 
     def apply(self, context: Encoded) -> Encoded:
         """Return `context` with this patch; the argument is left as it is."""
-        result = context | self.changed
+        result = {**context, **self.changed}
         for key, items in self.appended.items():
             before = result.get(key, "[]")
             result[key] = f"[{items}]" if before == "[]" else f"{before[:-1]},{items}]"
@@ -72,12 +72,13 @@ def split(text: str, path: str) -> Encoded:
         raise InvalidPayload(f"{path} is not a JSON object", path=path) from None
 
 
-_split = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_split: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def join(parts: Mapping[str, str]) -> str:
     """The JSON text of an object whose values are JSON texts already."""
-    return msgspec.json.encode({key: msgspec.Raw(value.encode()) for key, value in parts.items()}).decode()
+    text: bytes = msgspec.json.encode({key: msgspec.Raw(value.encode()) for key, value in parts.items()})
+    return text.decode()
 
 
 def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID, uuid4
 
-from orchestrator_state.arguments import as_uuid
-from orchestrator_state.codecs import check_text, encode
+from orchestrator_state.arguments import as_signal_name, as_uuid
+from orchestrator_state.codecs import encode
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
-from orchestrator_state.errors import InvalidPayload, InvalidTransition, LeaseHeld, WorkflowNotFound
+from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
 from orchestrator_state.mapping import rebase
+from orchestrator_state.repositories import lease_held
 from orchestrator_state.stopping import CANCEL, PAUSE
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -23,9 +24,7 @@ class RunControl:
 
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
-        if not isinstance(name, str) or not name or len(name) > 248:
-            raise InvalidPayload("a signal's name is a str of 1 to 248 characters", path="name")
-        check_text(name, "name")
+        as_signal_name(name)
         encoded = encode(payload, "payload")
         signal_id = uuid4()
         status = await self._transactions.write(lambda uow: uow.runs.send_signal(target, signal_id, name, encoded))
@@ -102,13 +101,7 @@ class RunControl:
             checkpoint = await uow.checkpoints.get(checkpoint_id)
             row = await _locked(uow, checkpoint.workflow_state_id)
             if not row.lease_is_free:
-                raise LeaseHeld(
-                    f"run {row.id} is under way; pause it first",
-                    workflow_state_id=row.id,
-                    owner=row.lease_owner,
-                    process=row.lease_process,
-                    expires_at=row.lease_expires_at,
-                )
+                raise lease_held(row.id, row)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")

@@ -21,10 +21,9 @@ from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.repositories import Repository, rowcount
-from orchestrator_state.statements import NEWEST_CHECKPOINT_FIRST, STEP_ROWS_OF
+from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST, STEP_ROWS_OF
 
 _w = workflow_states.c
-_LEASE_IS_FREE: Final = or_(_w.lease_expires_at.is_(None), _w.lease_expires_at <= database_now())
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
@@ -98,13 +97,17 @@ class RunRepository(Repository):
     # --- finding and claiming ------------------------------------------------------------------------------------
 
     async def find(
-        self, *, id: UUID | None = None, idempotency_key: str | None = None, workflow_id: str | None = None
+        self,
+        *,
+        workflow_state_id: UUID | None = None,
+        idempotency_key: str | None = None,
+        workflow_id: str | None = None,
     ) -> Any:
         """The row of a run by one of its names (the newest, by `workflow_id`), with `now` and `lease_is_free`."""
-        query = select(workflow_states, database_now().label("now"), _LEASE_IS_FREE.label("lease_is_free"))
+        query = select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))
         query = query.where(_w.namespace == self._namespace)
-        if id is not None:
-            query = query.where(_w.id == id)
+        if workflow_state_id is not None:
+            query = query.where(_w.id == workflow_state_id)
         elif idempotency_key is not None:
             query = query.where(_w.idempotency_key == idempotency_key)
         else:
@@ -147,7 +150,7 @@ class RunRepository(Repository):
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
                 _w.workflow_name.in_(sorted(names)),
-                _LEASE_IS_FREE,
+                LEASE_IS_FREE,
                 _IS_AWAKE,
             )
             .order_by(_w.updated_at)
@@ -172,7 +175,7 @@ class RunRepository(Repository):
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
                 _w.workflow_name.not_in(sorted(names)),
-                _LEASE_IS_FREE,
+                LEASE_IS_FREE,
                 _IS_AWAKE,
             )
             .order_by(_w.updated_at)
@@ -380,7 +383,7 @@ class RunRepository(Repository):
     async def lock(self, workflow_state_id: UUID) -> Any:
         """The run's row, locked until the transaction ends, with `lease_is_free`; None if there is none."""
         query = (
-            select(workflow_states, _LEASE_IS_FREE.label("lease_is_free"))
+            select(workflow_states, LEASE_IS_FREE.label("lease_is_free"))
             .where(_w.id == as_uuid(workflow_state_id, "workflow_state_id"), _w.namespace == self._namespace)
             .with_for_update()
         )

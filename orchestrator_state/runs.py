@@ -16,13 +16,12 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration
-from orchestrator_state.codecs import check_text, decode, encode
+from orchestrator_state.arguments import as_duration, as_signal_name
+from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.driver_errors import translate
 from orchestrator_state.errors import (
     ConfigurationError,
-    InvalidPayload,
     LeaseLost,
     OutcomeUnknown,
     RunSuspended,
@@ -193,7 +192,7 @@ class Run:
         Raises `TimeoutError` after `timeout`, which is durable too. Under `store.recover` and `Worker` a waiting run is
         let go of, and resumed when the signal is there.
         """
-        numbered = self._journal.number(f"signal:{_signal_name(name)}")
+        numbered = self._journal.number(f"signal:{as_signal_name(name)}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
         return self._call(self._wait_for(numbered, name, limit))
 
@@ -250,7 +249,7 @@ class Run:
         async def attempt() -> Any:
             number = begun.retry_count + len(failures) + 1
             hooks.tell(journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=step_id, attempt=number))
-            return await call(fn, *args, timeout=limit)
+            return await call(fn, *args, limit=limit)
 
         try:
             with _inside(step_id):
@@ -388,21 +387,26 @@ class Run:
         journal = self._journal
         if (recorded := journal.replay(step_id)) is not None:
             return decoded_outputs(recorded)
+        try:
+            result = await self._result_of_child(step_id, name, handler, context)
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            await journal.fail_step(journal.new_step(step_id), error, calls=1)
+            self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
+            raise
+        await journal.finish_step(journal.new_step(step_id), encode(result, _outputs(step_id)))
+        return result
+
+    async def _result_of_child(
+        self, step_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
+    ) -> Any:
         while True:
             await self._before_work()
             try:
-                result = await self._start_child(self, step_id, name, handler, context)
-                break
+                return await self._start_child(self, step_id, name, handler, context)
             except RunSuspended:
                 await self._room.wait(_jittered(_POLL))
-            except StoreUnavailable:
-                raise
-            except Exception as error:
-                await journal.fail_step(journal.new_step(step_id), error, calls=1)
-                self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
-                raise
-        await journal.finish_step(journal.new_step(step_id), encode(result, _outputs(step_id)))
-        return result
 
 
 class _AlreadyRecorded(Exception):
@@ -442,10 +446,3 @@ def _outputs(step_id: str) -> str:
 
 def _jittered(seconds: float) -> float:
     return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing
-
-
-def _signal_name(name: str) -> str:
-    if not isinstance(name, str) or not name or len(name) > 255 - len("signal:"):
-        raise InvalidPayload("a signal's name is a str of 1 to 248 characters", path="name")
-    check_text(name, "name")
-    return name

@@ -11,12 +11,14 @@ from sqlalchemy import (
     bindparam,
     literal_column,
     null,
+    or_,
     select,
     type_coerce,
     union_all,
 )
 from sqlalchemy.sql import Select
 
+from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 
@@ -25,6 +27,7 @@ _step = step_states.c
 _checkpoint = checkpoints.c
 
 _IN_NAMESPACE: Final = _workflow.namespace == bindparam("namespace")
+LEASE_IS_FREE: Final = or_(_workflow.lease_expires_at.is_(None), _workflow.lease_expires_at <= database_now())
 _NEWEST_FIRST: Final = (_workflow.updated_at.desc(), _workflow.started_at.desc(), _workflow.id)
 
 
@@ -53,6 +56,8 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _workflow.user_id,
         _workflow.updated_at,
         _workflow.version,
+        _absent(_step.context_patch),
+        _workflow.context_position,
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -65,6 +70,8 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _step.retry_count,
         _step.position,
         *(null() for _ in range(5)),
+        _step.context_patch,
+        null(),
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
 
@@ -77,7 +84,9 @@ STATE_BY_WORKFLOW_ID: Final = _states(
 )
 ACTIVE_STATES: Final = _states(_IDS.where(_workflow.status.in_(sorted(ACTIVE))))
 
-CURRENT_VERSION: Final = select(_workflow.version).where(_IN_NAMESPACE, _workflow.id == bindparam("id"))
+CURRENT_VERSION: Final = select(
+    _workflow.version, _workflow.lease_owner, _workflow.lease_process, _workflow.lease_expires_at
+).where(_IN_NAMESPACE, _workflow.id == bindparam("id"))
 
 _CHECKPOINTS: Final = (
     select(checkpoints).join(workflow_states, _workflow.id == _checkpoint.workflow_state_id).where(_IN_NAMESPACE)

@@ -68,12 +68,12 @@ async def call_with_retries(
     raise AssertionError("stamina yields until it returns or raises")
 
 
-async def call(fn: StepFunction[Any], *args: Any, timeout: timedelta | None = None) -> Any:
-    """Call `fn`, a sync one in a thread of its own. Raises `TimeoutError` when `timeout` is over.
+async def call(fn: StepFunction[Any], *args: Any, limit: timedelta | None = None) -> Any:
+    """Call `fn`, a sync one in a thread of its own. Raises `TimeoutError` when `limit` is over.
 
     A thread cannot be stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped.
     """
-    async with asyncio.timeout(None if timeout is None else timeout.total_seconds()):
+    async with asyncio.timeout(None if limit is None else limit.total_seconds()):
         if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
             return await fn(*args)
         result = await asyncio.to_thread(fn, *args)
