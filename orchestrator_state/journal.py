@@ -10,17 +10,14 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID, uuid4
 
-from sqlalchemy import func
-
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost
 from orchestrator_state.mapping import Columns
-from orchestrator_state.models import workflow_states
 from orchestrator_state.run_context import ContextHistory, Encoded, join
-from orchestrator_state.run_repository import Ack, CheckpointRecord, Lease, RunChange, StepRecord
+from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -202,14 +199,14 @@ class Journal:
         """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
         patch, context = self.history.diff() if with_context else (None, None)
         step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
-        columns: Columns = {}
+        fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            columns = self.folded_context(context, step.position)
+            fold = FoldedContext(context=join(context), position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         change = RunChange(
             lease=self.lease,
-            columns=columns,
             step=step,
+            context=fold,
             checkpoint=self._checkpoint(step, context) if due or checkpoint else None,
             consumed_signal=consumed_signal,
         )
@@ -233,18 +230,10 @@ class Journal:
         self._switch.notice(ack.request)
         hooks.tell(self.hook, hooks.StepCommitted(workflow_state_id=self.row.id, step_id=entry.step.step_id))
 
-    def folded_context(self, context: Encoded, position: int) -> Columns:
-        """Columns that store the whole context, patches up to `position` included, and keep the first one."""
-        c = workflow_states.c
-        return {
-            "context": join(context),
-            "context_position": position,
-            "initial_context": func.coalesce(c.initial_context, c.context),
-        }
-
     def final_context(self) -> Columns:
+        """Columns for the end of a run, whose context nobody has to replay any more."""
         _, context = self.history.diff()
-        return self.folded_context(context, self._next_position - 1)
+        return {"context": join(context), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
         try:

@@ -72,8 +72,12 @@ class Repository:
         with database_errors():
             return await self._session.execute(statement, parameters, execution_options=self._options)
 
+    @property
+    def _dialect(self) -> str:
+        return self._session.get_bind().dialect.name
+
     def _insert(self, table: Any) -> Any:
-        return conflict_aware_insert(self._session.get_bind().dialect.name, table)
+        return conflict_aware_insert(self._dialect, table)
 
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(

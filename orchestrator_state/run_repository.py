@@ -19,9 +19,10 @@ from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import WorkflowStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
-from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.repositories import Repository, rowcount
-from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST, STEP_ROWS_OF
+from orchestrator_state.run_statements import PRUNE, checkpoint_insert, commit_update, fenced_update, step_upsert
+from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF
 
 _w = workflow_states.c
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
@@ -73,12 +74,20 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FoldedContext:
+    """The whole context, with the patches of the steps up to `position` in it."""
+
+    context: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunChange:
-    """What one commit of a run writes. `columns` are further columns of the workflow's row."""
+    """What one commit of a run writes; `context` only if the step did more to it than append."""
 
     lease: Lease
-    columns: Columns
-    step: StepRecord | None = None
+    step: StepRecord
+    context: FoldedContext | None = None
     checkpoint: CheckpointRecord | None = None
     consumed_signal: UUID | None = None
 
@@ -245,17 +254,15 @@ class RunRepository(Repository):
 
         A step that is recorded as completed is never written again: the answer says so, and the caller rolls back.
         """
-        lease = change.lease
-        columns = change.columns | {"version": _w.version + 1, "updated_at": utc_now()}
-        if change.checkpoint is not None:
-            columns["checkpoint_seq"] = _w.checkpoint_seq + 1
-        written = await self._execute(
-            update(workflow_states).where(*_fence(lease)).values(columns).returning(_w.request, _w.checkpoint_seq)
-        )
-        row = written.first()
+        lease, fold = change.lease, change.context
+        statement = commit_update(folds_context=fold is not None, makes_checkpoint=change.checkpoint is not None)
+        parameters = _fence(lease) | {"new_updated_at": utc_now()}
+        if fold is not None:
+            parameters |= {"new_context": fold.context, "new_context_position": fold.position}
+        row = (await self._execute(statement, parameters)).first()
         if row is None:
             raise lease_lost(lease)
-        if change.step is not None and not await self._write_step(lease.workflow_state_id, change.step):
+        if not await self._write_step(lease.workflow_state_id, change.step):
             return Ack(request=row.request, already_recorded=True)
         if change.consumed_signal is not None:
             await self._execute(delete(signals).where(signals.c.id == change.consumed_signal))
@@ -275,7 +282,7 @@ class RunRepository(Repository):
 
     async def release(self, lease: Lease) -> None:
         """Let go of the lease, if it is still ours, so that the next worker need not wait for its end."""
-        await self._execute(update(workflow_states).where(*_fence(lease)).values(_RELEASED))
+        await self._execute(fenced_update(frozenset(_RELEASED)), _fence(lease) | _prefixed(_RELEASED))
 
     async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> None:
         """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`."""
@@ -446,8 +453,9 @@ class RunRepository(Repository):
         return list((await self._execute(query)).scalars())
 
     async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
-        columns = columns | {"version": _w.version + 1, "updated_at": utc_now()}
-        written = await self._execute(update(workflow_states).where(*_fence(lease)).values(columns))
+        columns = columns | {"updated_at": utc_now()}
+        statement = fenced_update(frozenset(columns))
+        written = await self._execute(statement, _fence(lease) | _prefixed(columns))
         if rowcount(written) == 0:
             raise lease_lost(lease)
 
@@ -470,49 +478,20 @@ class RunRepository(Repository):
         }
 
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
-        row = {
-            "workflow_state_id": workflow_state_id,
-            "step_id": step.step_id,
-            "position": step.position,
-            "status": step.status,
-            "started_at": step.started_at,
-            "completed_at": step.completed_at,
-            "outputs": step.outputs,
-            "error": step.error,
-            "retry_count": step.retry_count,
-            "context_patch": step.context_patch,
-        }
-        insert_step = self._insert(step_states)
-        changed = {name: insert_step.excluded[name] for name in row if name not in ("workflow_state_id", "step_id")}
-        written = await self._execute(
-            insert_step.on_conflict_do_update(
-                index_elements=["workflow_state_id", "step_id"],
-                set_=changed,
-                where=step_states.c.status != "completed",
-            ),
-            row,
-        )
-        return rowcount(written) == 1
+        row = {name: getattr(step, name) for name in StepRecord.__slots__} | {"workflow_state_id": workflow_state_id}
+        return rowcount(await self._execute(step_upsert(self._dialect), row)) == 1
 
     async def _write_checkpoint(self, workflow_state_id: UUID, checkpoint: CheckpointRecord, seq: int) -> None:
-        await self._execute(
-            self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]),
-            {
-                "id": checkpoint.id,
-                "workflow_state_id": workflow_state_id,
-                "step_id": checkpoint.step_id,
-                "timestamp": checkpoint.timestamp,
-                "snapshot": checkpoint.snapshot,
-                "seq": seq,
-            },
-        )
-        superseded = (
-            select(checkpoints.c.id)
-            .where(checkpoints.c.workflow_state_id == workflow_state_id)
-            .order_by(*NEWEST_CHECKPOINT_FIRST)
-            .offset(checkpoint.keep)
-        )
-        await self._execute(delete(checkpoints).where(checkpoints.c.id.in_(superseded)))
+        row = {
+            "id": checkpoint.id,
+            "workflow_state_id": workflow_state_id,
+            "step_id": checkpoint.step_id,
+            "timestamp": checkpoint.timestamp,
+            "snapshot": checkpoint.snapshot,
+            "seq": seq,
+        }
+        await self._execute(checkpoint_insert(self._dialect), row)
+        await self._execute(PRUNE, {"workflow_state_id": workflow_state_id, "keep": checkpoint.keep})
 
 
 def lease_lost(lease: Lease) -> LeaseLost:
@@ -524,5 +503,9 @@ def lease_lost(lease: Lease) -> LeaseLost:
     )
 
 
-def _fence(lease: Lease) -> tuple[Any, ...]:
-    return (_w.id == lease.workflow_state_id, _w.lease_owner == lease.owner, _w.lease_token == lease.token)
+def _fence(lease: Lease) -> Columns:
+    return {"fence_id": lease.workflow_state_id, "fence_owner": lease.owner, "fence_token": lease.token}
+
+
+def _prefixed(columns: Columns) -> Columns:
+    return {f"new_{name}": value for name, value in columns.items()}

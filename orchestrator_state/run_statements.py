@@ -1,0 +1,72 @@
+"""The statements of a step's commit, each built once. Building one costs more than sending it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import Executable, bindparam, delete, func, select, update
+from sqlalchemy.sql import Update
+
+from orchestrator_state.engine import conflict_aware_insert
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.statements import NEWEST_CHECKPOINT_FIRST
+
+_w = workflow_states.c
+
+# The fence: a write of a run matches its row only while the run's lease is the row's.
+FENCE: Final = (
+    _w.id == bindparam("fence_id"),
+    _w.lease_owner == bindparam("fence_owner"),
+    _w.lease_token == bindparam("fence_token"),
+)
+
+
+@cache
+def fenced_update(columns: frozenset[str]) -> Update:
+    """UPDATE the run's row under its lease; each of `columns` is a parameter of its name with `new_` before it.
+
+    The first context that is written over another is kept: a resumed handler starts with it.
+    """
+    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
+    if "context" in columns and "initial_context" not in columns:
+        values["initial_context"] = func.coalesce(_w.initial_context, _w.context)
+    return update(workflow_states).where(*FENCE).values(values | {"version": _w.version + 1})
+
+
+@cache
+def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
+    """UPDATE the run's row for a step's commit; returns (request, checkpoint_seq)."""
+    columns = {"updated_at", "context", "context_position"} if folds_context else {"updated_at"}
+    values: dict[str, Any] = {}
+    if makes_checkpoint:
+        values["checkpoint_seq"] = _w.checkpoint_seq + 1
+    return fenced_update(frozenset(columns)).values(values).returning(_w.request, _w.checkpoint_seq)
+
+
+@cache
+def step_upsert(dialect: str) -> Executable:
+    """Insert a step or replace it, unless it is recorded as completed: such a step is never written again."""
+    statement = conflict_aware_insert(dialect, step_states)
+    keys = ["workflow_state_id", "step_id"]
+    return statement.on_conflict_do_update(
+        index_elements=keys,
+        set_={column.name: statement.excluded[column.name] for column in step_states.c if column.name not in keys},
+        where=step_states.c.status != "completed",
+    )
+
+
+@cache
+def checkpoint_insert(dialect: str) -> Executable:
+    """Insert a checkpoint; inserting it again changes nothing."""
+    return conflict_aware_insert(dialect, checkpoints).on_conflict_do_nothing(index_elements=["id"])
+
+
+PRUNE: Final = delete(checkpoints).where(
+    checkpoints.c.id.in_(
+        select(checkpoints.c.id)
+        .where(checkpoints.c.workflow_state_id == bindparam("workflow_state_id"))
+        .order_by(*NEWEST_CHECKPOINT_FIRST)
+        .offset(bindparam("keep"))
+    )
+)
