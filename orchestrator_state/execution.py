@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, TypeVar
-from uuid import UUID, uuid4, uuid5
+from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
 from orchestrator_state.codecs import decode, encode
@@ -34,6 +33,7 @@ from orchestrator_state.runs import Handler, Run
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
 
@@ -78,6 +78,8 @@ class Executor:
         deadline = asyncio.get_running_loop().time() + wait.total_seconds()
         while True:
             row = await self._transactions.write(lambda uow: self._start_or_claim(uow, request))
+            if isinstance(row, RunSuspended):
+                raise row
             if isinstance(row, LeaseHeld):
                 if asyncio.get_running_loop().time() >= deadline:
                     raise row
@@ -108,7 +110,7 @@ class Executor:
         except (asyncio.CancelledError, OrchestratorStateError):
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
             if switch.reason is None:
-                await _despite_cancellation(self._release(lease))
+                await uninterrupted(self._release(lease))
             raise
         finally:
             self.keeper.drop(held)
@@ -178,7 +180,7 @@ class Executor:
         except asyncio.CancelledError:
             if switch.reason is None:
                 raise
-            outcome = await _despite_cancellation(self._stopped(journal, switch.reason, room))
+            outcome = await uninterrupted(self._stopped(journal, switch.reason, room))
             raise switch.reason from None
         except (StoreUnavailable, LeaseLost):
             raise
@@ -201,9 +203,9 @@ class Executor:
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
-            task.cancel()
-            await _settle(task)
+            await settled(task)
             raise
+        switch.check()  # a handler may swallow the cancellation that stops it, and return as if nothing had happened
         return task.result()
 
     def _look_for_unused(self, journal: Journal, *, strict: bool) -> None:
@@ -240,10 +242,14 @@ class Executor:
         """Write why the run stops before its handler is done. Returns the outcome for the hook."""
         if isinstance(reason, LeaseLost):
             return "lost"
+        if isinstance(reason, StoreUnavailable):
+            await self._release(journal.lease)
+            return "interrupted"
         if isinstance(reason, RunSuspended):
-            signals = room.awaited_signals
             await self._transactions.write(
-                lambda uow: uow.runs.suspend(journal.lease, wake_at=room.wake_at, signals=signals)
+                lambda uow: uow.runs.suspend(
+                    journal.lease, wake_at=room.wake_at, signals=room.awaited_signals, children=room.awaited_children
+                )
             )
             return "suspended"
         status = WorkflowStatus.CANCELLED if isinstance(reason, RunCancelled) else WorkflowStatus.PAUSED
@@ -267,7 +273,7 @@ class Executor:
     # --- starting and claiming -----------------------------------------------------------------------------------
 
     async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest) -> Any:
-        """The claimed row; or a completed one; or `LeaseHeld` for the caller to raise or to wait for."""
+        """The claimed row; or a completed one; or why it cannot be claimed, for the caller to raise or to wait for."""
         row = await self._find(uow, request)
         if row is None:
             await uow.runs.create(self._new_columns(request), self.keeper.owner)
@@ -285,21 +291,24 @@ class Executor:
             raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
         if not row.lease_is_free and not self._is_abandoned(row):
             return lease_held(row.id, row)
+        if request.parent_id is not None and row.wake_at is not None and row.wake_at > row.now:
+            return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id)
         claimed = await uow.runs.claim(row.id, row.lease_token, self.keeper.owner)
         return claimed if claimed is not None else await self._start_or_claim(uow, request)
 
     async def _find(self, uow: UnitOfWork, request: RunRequest) -> Any:
+        row = None
         if request.idempotency_key is not None:
-            return await uow.runs.find(idempotency_key=request.idempotency_key)
-        row = await uow.runs.find(workflow_state_id=self._id(request))
+            row = await uow.runs.find(idempotency_key=request.idempotency_key)
+        if row is None:
+            row = await uow.runs.find(workflow_state_id=self._id(request))
         if row is None and request.id is None:
             row = await uow.runs.find(workflow_id=request.workflow_id)
         return row
 
     def _id(self, request: RunRequest) -> UUID:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
-        name = request.idempotency_key or request.workflow_id
-        return request.id or uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{name}")
+        return request.id or uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{request.workflow_id}")
 
     def _new_columns(self, request: RunRequest) -> Columns:
         now = utc_now()
@@ -363,34 +372,3 @@ def _require_same(row: Any, request: RunRequest) -> None:
             f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",
             workflow_state_id=row.id,
         )
-
-
-async def _settle(task: asyncio.Task[Any]) -> None:
-    """Wait until `task` is done, however often we are cancelled meanwhile."""
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError:
-            task.cancel()
-
-
-async def _despite_cancellation(work: Coroutine[Any, Any, _T]) -> _T:
-    """Finish a short piece of work even if we are cancelled meanwhile; then be cancelled."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.done():
-                break
-            cancelled = error
-        except Exception:  # noqa: BLE001 - raised below, by the task
-            break
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
-
-
-def new_workflow_id() -> str:
-    return str(uuid4())

@@ -14,13 +14,14 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
-from orchestrator_state.errors import InvalidPayload, LeaseLost
+from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.mapping import Columns
-from orchestrator_state.run_context import ContextHistory, Encoded, join
+from orchestrator_state.run_context import ContextHistory, Encoded, Patch, join
 from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _REPLAYED: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
@@ -230,15 +231,26 @@ class Journal:
         self._switch.notice(ack.request)
         hooks.tell(self.hook, hooks.StepCommitted(workflow_state_id=self.row.id, step_id=entry.step.step_id))
 
+    def adopt(self, step: StepRecord) -> None:
+        """`step` turned out to be durable: a commit of unknown outcome took effect."""
+        self._steps[step.step_id] = step
+        self._next_position = max(self._next_position, step.position + 1)
+        if step.context_patch is not None:
+            self.history.accept(Patch.from_json(step.context_patch).apply(self.history.committed))
+
     def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
         _, context = self.history.diff()
         return {"context": join(context), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
+        await uninterrupted(self._write_and_accept(entry))
+
+    async def _write_and_accept(self, entry: Entry) -> None:
         try:
             ack = await self._transactions.write(lambda uow: self.write(uow, entry))
-        except LeaseLost as error:
+        except (LeaseLost, StoreUnavailable) as error:
+            # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
             self._switch.stop(error)
         self.accept(entry, ack)
 

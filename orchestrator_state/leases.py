@@ -41,7 +41,7 @@ class LeaseKeeper:
     def __init__(self, transactions: Transactions, term: timedelta) -> None:
         self._transactions = transactions
         self._term = term
-        self._owner = uuid4()
+        self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=term)
         self._pid = os.getpid()
         self._held: dict[UUID, Leaseholder] = {}
         self._renewed_at: dict[UUID, float] = {}
@@ -50,8 +50,9 @@ class LeaseKeeper:
     @property
     def owner(self) -> Owner:
         if self._pid != os.getpid():  # a forked child is a worker of its own
-            self._owner, self._pid, self._held, self._heartbeat = uuid4(), os.getpid(), {}, None
-        return Owner(id=self._owner, process=str(ProcessIdentity.mine()), term=self._term)
+            self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=self._term)
+            self._pid, self._held, self._heartbeat = os.getpid(), {}, None
+        return self._owner
 
     @property
     def held(self) -> frozenset[UUID]:

@@ -26,7 +26,7 @@ async def load_history(
     Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again.
     """
     steps: Sequence[StepRecord] = [
-        _record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))
+        step_record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))
     ]
     damaged = tuple(step.step_id for step in steps if not _is_sound(step))
     context_is_sound = _context_is_sound(row)
@@ -51,20 +51,6 @@ async def _history(transactions: Transactions, row: Any, lease: Lease, steps: Se
     if history.was_edited:
         await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
     return history
-
-
-def _record(row: Any) -> StepRecord:
-    return StepRecord(
-        step_id=row.step_id,
-        position=row.position,
-        status=row.status,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        outputs="null" if row.outputs is None else row.outputs,
-        error=row.error,
-        retry_count=row.retry_count or 0,
-        context_patch=row.context_patch,
-    )
 
 
 def _is_sound(step: StepRecord) -> bool:

@@ -105,6 +105,7 @@ class RunControl:
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
+            await uow.runs.keep_initial_context(row.id)
             rebase(state, await uow.workflows.get(row.id))
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None

@@ -16,7 +16,7 @@ from sqlalchemy import Float, case, delete, func, literal, null, or_, select, up
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
-from orchestrator_state.domain import WorkflowStatus, utc_now
+from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
 from orchestrator_state.models import signals, step_states, workflow_states
@@ -270,15 +270,19 @@ class RunRepository(Repository):
             await self._write_checkpoint(lease.workflow_state_id, change.checkpoint, row.checkpoint_seq)
         return Ack(request=row.request)
 
-    async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> str | None:
-        """The encoded outputs of a step that is recorded as completed."""
-        query = select(step_states.c.outputs).where(
+    async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> StepRecord | None:
+        """A step, if it is recorded as completed."""
+        query = select(step_states).where(
             step_states.c.workflow_state_id == workflow_state_id,
             step_states.c.step_id == step_id,
             step_states.c.status == "completed",
         )
-        outputs: str | None = (await self._execute(query)).scalar()
-        return outputs
+        row = (await self._execute(query)).first()
+        return None if row is None else step_record(row)
+
+    async def wait_for_commits(self, lease: Lease) -> None:
+        """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
+        await self._write_fenced(lease, {})
 
     async def release(self, lease: Lease) -> None:
         """Let go of the lease, if it is still ours, so that the next worker need not wait for its end."""
@@ -290,13 +294,17 @@ class RunRepository(Repository):
         if parent_id is not None:
             await self.wake(parent_id)
 
-    async def suspend(self, lease: Lease, *, wake_at: datetime, signals: Collection[str]) -> None:
-        """Release a waiting run until `wake_at`, or at once if one of `signals` came in between. Raises `LeaseLost`.
+    async def suspend(
+        self, lease: Lease, *, wake_at: datetime, signals: Collection[str], children: Collection[UUID]
+    ) -> None:
+        """Release a waiting run until `wake_at`, or at once if what it waits for came in between. Raises `LeaseLost`.
 
-        Sending a signal locks the same row first: it comes either before the look here, or after, and then wakes.
+        A signal, and a child run that ends, lock this row too: they come before the look here, or after, and then wake.
         """
         await self._write_fenced(lease, {"wake_at": wake_at} | _RELEASED)
-        if signals and await self.has_signal(lease.workflow_state_id, signals):
+        if (signals and await self.has_signal(lease.workflow_state_id, signals)) or (
+            children and await self.has_finished(children)
+        ):
             await self.wake(lease.workflow_state_id)
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
@@ -335,6 +343,10 @@ class RunRepository(Repository):
         query = select(signals.c.id).where(
             signals.c.workflow_state_id == workflow_state_id, signals.c.name.in_(sorted(names))
         )
+        return (await self._execute(query.limit(1))).first() is not None
+
+    async def has_finished(self, workflow_state_ids: Collection[UUID]) -> bool:
+        query = select(_w.id).where(_w.id.in_(list(workflow_state_ids)), _w.status.in_(sorted(FINISHED)))
         return (await self._execute(query.limit(1))).first() is not None
 
     async def send_signal(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str) -> str | None:
@@ -415,11 +427,12 @@ class RunRepository(Repository):
 
     async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
         """Write where a fork came from, and copy how its steps changed the context."""
-        original = select(_w.initial_context).where(_w.id == source).scalar_subquery()
+        sources = workflow_states.alias("sources").c
+        original = select(func.coalesce(sources.initial_context, sources.context)).where(sources.id == source)
         await self._execute(
             update(workflow_states)
             .where(_w.id == fork_id)
-            .values(forked_from_id=source, forked_from_seq=seq, initial_context=original)
+            .values(forked_from_id=source, forked_from_seq=seq, initial_context=original.scalar_subquery())
         )
         theirs = step_states.alias("theirs")
         patch = select(theirs.c.context_patch).where(
@@ -441,6 +454,14 @@ class RunRepository(Repository):
             update(workflow_states)
             .where(_w.id == fork_id)
             .values(context_position=func.coalesce(last.scalar_subquery(), -1))
+        )
+
+    async def keep_initial_context(self, workflow_state_id: UUID) -> None:
+        """Before the context is replaced: a resumed handler starts with the first one."""
+        await self._execute(
+            update(workflow_states)
+            .where(_w.id == workflow_state_id)
+            .values(initial_context=func.coalesce(_w.initial_context, _w.context))
         )
 
     async def list_children(self, parents: Collection[UUID]) -> list[UUID]:
@@ -500,6 +521,21 @@ def lease_lost(lease: Lease) -> LeaseLost:
         workflow_state_id=lease.workflow_state_id,
         owner=lease.owner,
         expected=lease.token,
+    )
+
+
+def step_record(row: Any) -> StepRecord:
+    """A row of `step_states` as a record; what older software left NULL is filled in."""
+    return StepRecord(
+        step_id=row.step_id,
+        position=row.position,
+        status=row.status,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        outputs="null" if row.outputs is None else row.outputs,
+        error=row.error,
+        retry_count=row.retry_count or 0,
+        context_patch=row.context_patch,
     )
 
 

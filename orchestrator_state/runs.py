@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from orchestrator_state.run_repository import Ack, StepRecord
 from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
 
@@ -301,10 +303,13 @@ class Run:
                 journal.accept(entry, ack)
                 return outputs
         except _AlreadyRecorded as already:
-            return decode(already.outputs, _outputs(step_id))
-        except LeaseLost as error:
+            journal.adopt(already.step)
+            return decoded_outputs(already.step)
+        except (LeaseLost, StoreUnavailable) as error:
             self._switch.stop(error)
-        except StoreUnavailable:
+        except asyncio.CancelledError:
+            # Perhaps in the middle of COMMIT: should the handler go on, it must know what the database holds.
+            await uninterrupted(self._find_out(step_id))
             raise
         except Exception as error:
             await journal.fail_step(begun, error, calls=1)
@@ -337,9 +342,24 @@ class Run:
         return outputs, entry, ack
 
     async def _refuse_to_repeat(self, uow: UnitOfWork, step_id: str) -> None:
-        outputs = await uow.runs.find_completed_step(self.id, step_id)
-        if outputs is not None:
-            raise _AlreadyRecorded(outputs)
+        step = await uow.runs.find_completed_step(self.id, step_id)
+        if step is not None:
+            raise _AlreadyRecorded(step)
+
+    async def _find_out(self, step_id: str) -> None:
+        """After a cancelled transaction: did it commit?"""
+
+        async def look(uow: UnitOfWork) -> StepRecord | None:
+            await uow.runs.wait_for_commits(self._journal.lease)
+            return await uow.runs.find_completed_step(self.id, step_id)
+
+        try:
+            step = await self._transactions.write(look)
+        except (LeaseLost, StoreUnavailable) as error:
+            self._switch.trip(error)
+        else:
+            if step is not None:
+                self._journal.adopt(step)
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
@@ -405,16 +425,16 @@ class Run:
             await self._before_work()
             try:
                 return await self._start_child(self, step_id, name, handler, context)
-            except RunSuspended:
-                await self._room.wait(_jittered(_POLL))
+            except RunSuspended as waiting:
+                await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id)
 
 
 class _AlreadyRecorded(Exception):
     """The try before did commit; its transaction's repetition is rolled back."""
 
-    def __init__(self, outputs: str) -> None:
+    def __init__(self, step: StepRecord) -> None:
         super().__init__()
-        self.outputs = outputs
+        self.step = step
 
 
 @contextmanager

@@ -322,9 +322,10 @@ class StateStore:
             raise InvalidPayload("the context of a run is a dict", path="context")
         if idempotency_key is not None:
             as_stored_name(idempotency_key, "idempotency_key")
-        checked = WorkflowState(workflow_id=workflow_id or str(uuid4()), workflow_name=name, user_id=user_id)
-        if workflow_id is not None:
-            checked.workflow_id = workflow_id
+        checked = WorkflowState(workflow_id=str(uuid4()), workflow_name=name, user_id=user_id)
+        given = idempotency_key if workflow_id is None else workflow_id
+        if given is not None:
+            checked.workflow_id = given
         encode(context, "context")
         return RunRequest(
             name=checked.workflow_name,

@@ -23,6 +23,7 @@ class Parked:
     """A branch that waits for one of `signals`, for a time, or for a child run."""
 
     signals: frozenset[str]
+    child: UUID | None
     until: datetime | None
 
 
@@ -66,12 +67,17 @@ class WaitingRoom:
             return FAR_FUTURE
 
     async def wait(
-        self, seconds: float, *, signals: frozenset[str] = frozenset(), until: datetime | None = None
+        self,
+        seconds: float,
+        *,
+        signals: frozenset[str] = frozenset(),
+        child: UUID | None = None,
+        until: datetime | None = None,
     ) -> None:
         """Wait up to `seconds` before looking again for what this branch waits for."""
         self._switch.obey()
         number = next(self._numbers)
-        self._parked[number] = Parked(signals, until)
+        self._parked[number] = Parked(signals, child, until)
         loop = asyncio.get_running_loop()
         try:
             if self._all_wait():
@@ -97,6 +103,10 @@ class WaitingRoom:
     @property
     def awaited_signals(self) -> frozenset[str]:
         return frozenset().union(*(parked.signals for parked in self._parked.values()))
+
+    @property
+    def awaited_children(self) -> frozenset[UUID]:
+        return frozenset(parked.child for parked in self._parked.values() if parked.child is not None)
 
     def _all_wait(self) -> bool:
         return len(self._parked) == self._calls

@@ -1,0 +1,38 @@
+"""Finish short work even if the task is cancelled meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+
+
+async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
+    """Return `await work`. A cancellation that comes meanwhile, however often, is raised once `work` is done.
+
+    For commits and releases: after half of one, memory would not know what the database holds.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        if not task.cancelled():
+            task.exception()  # looked at, so that it is not reported as lost
+        raise cancelled
+    return task.result()
+
+
+async def settled(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait until it is done, however often we are cancelled meanwhile."""
+    task.cancel()
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            task.cancel()
