@@ -13,7 +13,7 @@ from orchestrator_state.domain import Checkpoint, StepState, WorkflowState
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, join, split
-from orchestrator_state.run_repository import Lease, StepRecord
+from orchestrator_state.run_repository import Lease, StepRecord, step_record
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
