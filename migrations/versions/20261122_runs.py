@@ -16,28 +16,31 @@ down_revision = "20261122_store_guards"
 branch_labels = None
 depends_on = None
 
-WORKFLOW_COLUMNS: tuple[sa.Column[object], ...] = (
-    sa.Column("lease_owner", Identifier),
-    sa.Column("lease_process", sa.String(255)),
-    sa.Column("lease_token", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("lease_expires_at", UtcTimestamp),
-    sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("wake_at", UtcTimestamp),
-    sa.Column("request", sa.String(50)),
-    sa.Column("result", sa.Text),
-    sa.Column("initial_context", sa.Text),
-    sa.Column("context_position", sa.Integer, nullable=False, server_default="-1"),
-    sa.Column("signal_seq", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("idempotency_key", sa.String(255)),
-    sa.Column("parent_id", Identifier),
-    sa.Column("forked_from_id", Identifier),
-    sa.Column("forked_from_seq", sa.Integer),
-)
+
+def workflow_columns() -> list[sa.Column[object]]:
+    """Made anew for each use: a column belongs to the table that it was first added to."""
+    return [
+        sa.Column("lease_owner", Identifier),
+        sa.Column("lease_process", sa.String(255)),
+        sa.Column("lease_token", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("lease_expires_at", UtcTimestamp),
+        sa.Column("attempts", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("wake_at", UtcTimestamp),
+        sa.Column("request", sa.String(50)),
+        sa.Column("result", sa.Text),
+        sa.Column("initial_context", sa.Text),
+        sa.Column("context_position", sa.Integer, nullable=False, server_default="-1"),
+        sa.Column("signal_seq", sa.Integer, nullable=False, server_default="0"),
+        sa.Column("idempotency_key", sa.String(255)),
+        sa.Column("parent_id", Identifier),
+        sa.Column("forked_from_id", Identifier),
+        sa.Column("forked_from_seq", sa.Integer),
+    ]
 
 
 def upgrade() -> None:
-    for column in WORKFLOW_COLUMNS:
-        op.add_column("workflow_states", column.copy())
+    for column in workflow_columns():
+        op.add_column("workflow_states", column)
     op.add_column("step_states", sa.Column("context_patch", sa.Text))
     op.create_index(
         "idx_workflow_states_namespace_idempotency_key",
@@ -69,5 +72,5 @@ def downgrade() -> None:
     op.drop_index("idx_workflow_states_parent_id", "workflow_states")
     op.drop_index("idx_workflow_states_namespace_idempotency_key", "workflow_states")
     op.drop_column("step_states", "context_patch")
-    for column in reversed(WORKFLOW_COLUMNS):
+    for column in reversed(workflow_columns()):
         op.drop_column("workflow_states", column.name)
