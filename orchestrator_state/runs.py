@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Any, Final, Literal, Protocol, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy import event
@@ -139,15 +139,38 @@ class Run:
 
     # --- durable calls -------------------------------------------------------------------------------------------
 
+    # Overloads and not a union: of that a type checker makes Never for every async function.
+    @overload
     def step(
         self,
         step_id: str,
-        fn: StepFunction[_T],
+        fn: Callable[..., Awaitable[_T]],
         *args: Any,
         retry: Retry | int | None = None,
         timeout: Duration | None = None,
         on_unknown: OnUnknown = "retry",
-    ) -> Coroutine[Any, Any, _T]:
+    ) -> Coroutine[Any, Any, _T]: ...
+
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., _T],
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: Duration | None = None,
+        on_unknown: OnUnknown = "retry",
+    ) -> Coroutine[Any, Any, _T]: ...
+
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        retry: Retry | int | None = None,
+        timeout: Duration | None = None,
+        on_unknown: OnUnknown = "retry",
+    ) -> Coroutine[Any, Any, Any]:
         """Return `fn(*args)`, computed once: after a crash the recorded outputs come back instead.
 
         `fn` is async, or sync and then runs in a thread; what it returns must be JSON. One commit writes the step, the
