@@ -28,7 +28,7 @@ from orchestrator_state.loading import load_history
 from orchestrator_state.mapping import Columns
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
-from orchestrator_state.run_repository import Lease
+from orchestrator_state.run_repository import Lease, RunNames
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
@@ -143,14 +143,12 @@ class Executor:
         """Create the run for a worker to claim, unless it is there already. Returns its id."""
 
         async def start(uow: UnitOfWork) -> UUID:
-            row = await self._find(uow, request)
+            names = self._names(request)
+            row = await uow.runs.find(names)
             if row is None:
-                await uow.runs.create(self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}, None)
-                row = await self._find(uow, request)
-            if row is None:
-                raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
-            _require_same(row, request)
-            run_id: UUID = row.id
+                columns = self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}
+                row = await uow.runs.create(columns, None) or await uow.runs.find(names)
+            run_id: UUID = _require_same(row, request).id
             return run_id
 
         return await self._transactions.write(start)
@@ -274,15 +272,14 @@ class Executor:
 
     async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest) -> Any:
         """The claimed row; or a completed one; or why it cannot be claimed, for the caller to raise or to wait for."""
-        row = await self._find(uow, request)
+        names = self._names(request)
+        row = await uow.runs.find(names)
         if row is None:
-            await uow.runs.create(self._new_columns(request), self.keeper.owner)
-            row = await self._find(uow, request)
-            if row is None:
-                raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
-            if row.lease_owner == self.keeper.owner.id and row.lease_token == 1:
-                return row
-        _require_same(row, request)
+            created = await uow.runs.create(self._new_columns(request), self.keeper.owner)
+            if created is not None:
+                return created
+            row = await uow.runs.find(names)
+        row = _require_same(row, request)
         if row.status == WorkflowStatus.COMPLETED:
             return row
         if row.status == WorkflowStatus.CANCELLED:
@@ -296,24 +293,20 @@ class Executor:
         claimed = await uow.runs.claim(row.id, row.lease_token, self.keeper.owner)
         return claimed if claimed is not None else await self._start_or_claim(uow, request)
 
-    async def _find(self, uow: UnitOfWork, request: RunRequest) -> Any:
-        row = None
-        if request.idempotency_key is not None:
-            row = await uow.runs.find(idempotency_key=request.idempotency_key)
-        if row is None:
-            row = await uow.runs.find(workflow_state_id=self._id(request))
-        if row is None and request.id is None:
-            row = await uow.runs.find(workflow_id=request.workflow_id)
-        return row
-
-    def _id(self, request: RunRequest) -> UUID:
+    def _names(self, request: RunRequest) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
-        return request.id or uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{request.workflow_id}")
+        derived = uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{request.workflow_id}")
+        return RunNames(
+            id=request.id or derived,
+            idempotency_key=request.idempotency_key,
+            # A child is its parent's call, whatever it is called.
+            workflow_id=request.workflow_id if request.id is None else None,
+        )
 
     def _new_columns(self, request: RunRequest) -> Columns:
         now = utc_now()
         return {
-            "id": self._id(request),
+            "id": self._names(request).id,
             "workflow_id": request.workflow_id,
             "workflow_name": request.name,
             "status": WorkflowStatus.RUNNING.value,
@@ -366,9 +359,13 @@ class _Held:
 _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
 
 
-def _require_same(row: Any, request: RunRequest) -> None:
+def _require_same(row: Any, request: RunRequest) -> Any:
+    """Return `row` if it is a run of what was asked for."""
+    if row is None:
+        raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
     if row.workflow_name != request.name:
         raise Conflict(
             f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",
             workflow_state_id=row.id,
         )
+    return row

@@ -21,7 +21,14 @@ from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
 from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.repositories import Repository, rowcount
-from orchestrator_state.run_statements import PRUNE, checkpoint_insert, commit_update, fenced_update, step_upsert
+from orchestrator_state.run_statements import (
+    FIND_RUN,
+    PRUNE,
+    checkpoint_insert,
+    commit_update,
+    fenced_update,
+    step_upsert,
+)
 from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF
 
 _w = workflow_states.c
@@ -47,6 +54,15 @@ class Lease:
     workflow_state_id: UUID
     owner: UUID
     token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunNames:
+    """How a run may be found: by key first, then by id, else the newest with that `workflow_id`. None finds nothing."""
+
+    id: UUID
+    idempotency_key: str | None
+    workflow_id: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,26 +121,18 @@ class RunRepository(Repository):
 
     # --- finding and claiming ------------------------------------------------------------------------------------
 
-    async def find(
-        self,
-        *,
-        workflow_state_id: UUID | None = None,
-        idempotency_key: str | None = None,
-        workflow_id: str | None = None,
-    ) -> Any:
-        """The row of a run by one of its names (the newest, by `workflow_id`), with `now` and `lease_is_free`."""
-        query = select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))
-        query = query.where(_w.namespace == self._namespace)
-        if workflow_state_id is not None:
-            query = query.where(_w.id == workflow_state_id)
-        elif idempotency_key is not None:
-            query = query.where(_w.idempotency_key == idempotency_key)
-        else:
-            query = query.where(_w.workflow_id == workflow_id).order_by(_w.updated_at.desc(), _w.id).limit(1)
-        return (await self._execute(query)).first()
+    async def find(self, names: RunNames) -> Any:
+        """The row of a run by any of its names, with `now` and `lease_is_free`; None if there is none."""
+        parameters = {
+            "namespace": self._namespace,
+            "id": names.id,
+            "idempotency_key": names.idempotency_key,
+            "workflow_id": names.workflow_id,
+        }
+        return (await self._execute(FIND_RUN, parameters)).first()
 
-    async def create(self, columns: Columns, owner: Owner | None) -> bool:
-        """Insert a run, leased to `owner` at once if there is one. False if its id or key is taken."""
+    async def create(self, columns: Columns, owner: Owner | None) -> Any:
+        """Insert a run, leased to `owner` at once if there is one. Returns the row; None if its id or key is taken."""
         lease: Columns = {}
         if owner is not None:
             lease = {
@@ -134,8 +142,13 @@ class RunRepository(Repository):
                 "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
             }
         row = columns | lease | {"namespace": self._namespace, "version": 1}
-        created = await self._execute(self._insert(workflow_states).values(row).on_conflict_do_nothing())
-        return rowcount(created) == 1
+        created = await self._execute(
+            self._insert(workflow_states)
+            .values(row)
+            .on_conflict_do_nothing()
+            .returning(workflow_states, database_now().label("now"))
+        )
+        return created.first()
 
     async def claim(self, workflow_state_id: UUID, seen_token: int, owner: Owner) -> Any:
         """Take the lease if nobody did since `seen_token` was read. Returns the row, or None."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Executable, bindparam, delete, func, select, update
+from sqlalchemy import Executable, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.sql import Update
 
+from orchestrator_state.database_time import database_now
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.statements import NEWEST_CHECKPOINT_FIRST
+from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST
 
 _w = workflow_states.c
 
@@ -69,4 +70,22 @@ PRUNE: Final = delete(checkpoints).where(
         .order_by(*NEWEST_CHECKPOINT_FIRST)
         .offset(bindparam("keep"))
     )
+)
+
+FIND_RUN: Final = (
+    select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))
+    .where(
+        _w.namespace == bindparam("namespace"),
+        or_(
+            _w.id == bindparam("id"),
+            _w.idempotency_key == bindparam("idempotency_key"),
+            _w.workflow_id == bindparam("workflow_id"),
+        ),
+    )
+    .order_by(
+        case((_w.idempotency_key == bindparam("idempotency_key"), 0), (_w.id == bindparam("id"), 1), else_=2),
+        _w.updated_at.desc(),
+        _w.id,
+    )
+    .limit(1)
 )
