@@ -3,23 +3,21 @@
 import asyncio
 import io
 import re
-import sqlite3
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from rich.console import Console
+from sqlalchemy import delete, update
 
-from orchestrator_state import StateStore, StepState, WorkflowState, WorkflowStatus
+from orchestrator_state import StateStore, WorkflowStatus
+from orchestrator_state.codecs import encode
 from orchestrator_state.demo import runner
-from orchestrator_state.demo.inspection import finished_steps
-from orchestrator_state.demo.pipeline import CORPUS
-from orchestrator_state.demo.runner import run_demo
-
-# The negative controls go behind the demo's back between the kill and the recovery.
-Sabotage = Callable[[WorkflowState], None]
+from orchestrator_state.demo.pipeline import CORPUS, NAME
+from orchestrator_state.demo.runner import finished_steps, run_demo
+from orchestrator_state.models import step_states
 
 
 @pytest.fixture(autouse=True)
@@ -37,134 +35,75 @@ def small(tmp_path: Path) -> Path:
     return directory
 
 
-class Shown:
-    """A console whose output can be read afterwards."""
-
-    def __init__(self) -> None:
-        self.console = Console(file=io.StringIO(), width=200, force_terminal=False)
-
-    def __str__(self) -> str:
-        assert isinstance(self.console.file, io.StringIO)
-        return self.console.file.getvalue()
-
-
 def demo(db: str | None, source: Path | None = None, output: Path | None = None) -> tuple[int, str]:
-    shown = Shown()
-    status = run_demo(db=db, input_dir=source, llm=None, output=output, console=shown.console)
-    return status, str(shown)
+    shown = io.StringIO()
+    console = Console(file=shown, width=200, force_terminal=False)
+    status = run_demo(db=db, input_dir=source, llm=None, output=output, console=console)
+    return status, shown.getvalue()
 
 
-def tamper(db: str, workflow_id: str, sabotage: Sabotage) -> None:
-    async def main() -> None:
-        async with StateStore.open(db) as store:
-            state = await store.load_workflow_state_by_workflow_id(workflow_id)
-            sabotage(state)
-            await store.save_workflow_state(state)
+def test_two_demos_at_once_on_one_database_each_recover_their_killed_worker_and_repeat_nothing(
+    database_url: str, tmp_path: Path
+) -> None:
+    outcomes: dict[Path, tuple[int, str]] = {}
 
-    asyncio.run(main())
+    def run(report: Path) -> None:
+        outcomes[report] = demo(database_url, output=report)
 
-
-def sabotaged(monkeypatch: pytest.MonkeyPatch, sabotage: Sabotage, *, after_the_parent_looked: bool) -> None:
-    """Change the database once between the kill and the recovery."""
-    done: list[str] = []
-
-    def look_and_tamper(db: str, workflow_id: str) -> dict[str, object]:
-        seen = finished_steps(db, workflow_id)
-        if not done:
-            done.append(workflow_id)
-            tamper(db, workflow_id, sabotage)
-        return seen if after_the_parent_looked else finished_steps(db, workflow_id)
-
-    monkeypatch.setattr(runner, "finished_steps", look_and_tamper)
-
-
-def forget(step_id: str) -> Sabotage:
-    def sabotage(state: WorkflowState) -> None:
-        state.steps[step_id] = StepState(step_id=step_id)
-
-    return sabotage
-
-
-def test_the_demo_recovers_its_killed_process_and_repeats_nothing(database_url: str, tmp_path: Path) -> None:
-    report = tmp_path / "reports" / "report.md"
-    status, shown = demo(database_url, output=report)
-    assert status == 0, shown
-    assert "The promise held" in shown
-    assert report.read_text().count("\n## ") == len(list(CORPUS.glob("*.txt")))
-    fates = re.findall(r"│ (?:reused|run|interrupted) +│ +(\d) │ +[\d.]+ ms │", shown)
-    assert len(fates) == 28
-    assert fates.count("2") == 1
-
-
-def test_the_demo_leaves_finished_workflows_that_an_application_can_read(database_url: str, small: Path) -> None:
-    status, shown = demo(database_url, small)
-    assert status == 0, shown
-    found = re.search(r"workflow (demo-\w+)", shown)
-    assert found
-
-    async def main() -> None:
-        async with StateStore.open(database_url) as store:
-            state = await store.load_workflow_state_by_workflow_id(found[1])
-            assert state.status is WorkflowStatus.COMPLETED
-            assert [step.retry_count for step in state.steps.values() if step.retry_count] == [1]
-            assert not await store.list_active_workflows()
-            checkpoint = await store.get_latest_checkpoint(state.id)
-            assert checkpoint
-            assert checkpoint.step_id == "write"
-
-    asyncio.run(main())
-
-
-def test_two_demos_at_once_share_one_database(database_url: str, small: Path) -> None:
-    outcomes: list[tuple[int, str]] = []
-    demos = [threading.Thread(target=lambda: outcomes.append(demo(database_url, small))) for _ in range(2)]
+    reports = [tmp_path / "one" / "report.md", tmp_path / "two" / "report.md"]
+    demos = [threading.Thread(target=run, args=[report]) for report in reports]
     for thread in demos:
         thread.start()
     for thread in demos:
         thread.join()
-    assert [status for status, _ in outcomes] == [0, 0], outcomes
+    for report, (status, shown) in outcomes.items():
+        assert status == 0, shown
+        assert "The promise held" in shown
+        assert report.read_text().count("\n## ") == len(list(CORPUS.glob("*.txt")))
+        lines = re.findall(r"│ (reused|run|interrupted) +│ (1|2|1, 2) +│ +(\d) │ +[\d.]+ ms │", shown)
+        assert lines == [("reused", "1", "1")] * 14 + [("interrupted", "1, 2", "2")] + [("run", "2", "1")] * 13
+        asyncio.run(find_the_finished_run(database_url, re.findall(r"namespace (demo-\w+)", shown)[0]))
 
 
-def test_without_a_database_the_demo_makes_a_file_and_says_where(small: Path) -> None:
+async def find_the_finished_run(database_url: str, namespace: str) -> None:
+    """What the demo leaves can be read by an application."""
+    async with StateStore.open(database_url, namespace=namespace) as store:
+        state = await store.load_workflow_state_by_workflow_id(NAME)
+        assert state.status is WorkflowStatus.COMPLETED
+        assert not await store.list_active_workflows()
+        checkpoint = await store.get_latest_checkpoint(state.id)
+        assert checkpoint
+        assert checkpoint.step_id == "write"
+
+
+def test_steps_that_are_lost_or_changed_at_the_kill_fail_the_demo(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control: the database is changed behind the demo's back just before it looks, and just after."""
+    looks: list[UUID] = []
+
+    async def look_and_tamper(store: StateStore, run_id: UUID) -> dict[str, object]:
+        looks.append(run_id)
+        if len(looks) > 1:
+            return await finished_steps(store, run_id)
+        changed = encode([{"name": "note.md", "title": "?", "text": "?", "words": 1, "undecodable": 0}], "outputs")
+        step_id = step_states.c.step_id
+        async with store.begin() as uow:
+            await uow.session.execute(delete(step_states).where(step_id == "split canal.txt"))
+        seen = await finished_steps(store, run_id)
+        async with store.begin() as uow:
+            await uow.session.execute(delete(step_states).where(step_id == "read canal.txt"))
+            await uow.session.execute(update(step_states).where(step_id == "read note.md").values(outputs=changed))
+        return seen
+
+    monkeypatch.setattr(runner, "finished_steps", look_and_tamper)
     status, shown = demo(None, small)
-    assert status == 0, shown
-    found = re.search(r"Database +(\S+workflows\.db)", shown)
-    assert found
-    with sqlite3.connect(found[1]) as connection:
-        assert connection.execute("SELECT count(*) FROM workflow_states").fetchone() == (2,)
-    connection.close()
-
-
-def test_a_finished_step_that_runs_again_fails_the_demo(
-    database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sabotaged(monkeypatch, forget("read canal.txt"), after_the_parent_looked=True)
-    status, shown = demo(database_url, small)
-    assert status == 1
-    assert "fault: 'read canal.txt' ran again although it had finished" in shown
-    assert "The promise held" not in shown
-
-
-def test_work_that_was_acknowledged_and_lost_fails_the_demo(
-    database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sabotaged(monkeypatch, forget("split canal.txt"), after_the_parent_looked=False)
-    status, shown = demo(database_url, small)
-    assert status == 1
+    assert status == 1, shown
     assert "fault: 'split canal.txt' was acknowledged and is not in the database" in shown
-
-
-def test_a_recorded_output_that_changed_fails_the_demo(
-    database_url: str, small: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def sabotage(state: WorkflowState) -> None:
-        state.steps["read note.md"].outputs[0]["title"] = "Another title"
-
-    sabotaged(monkeypatch, sabotage, after_the_parent_looked=True)
-    status, shown = demo(database_url, small)
-    assert status == 1
+    assert "fault: 'read canal.txt' ran again although it had finished" in shown
     assert "fault: the recorded output of 'read note.md' changed" in shown
     assert "fault: the report differs from an uninterrupted run's" in shown
+    assert "The promise held" not in shown
+    # Without --db the demo makes a file, and says where.
+    assert Path(re.findall(r"Database +(\S+workflows\.db)", shown)[0]).is_file()
 
 
 @pytest.mark.parametrize(
@@ -186,15 +125,18 @@ def test_a_database_that_cannot_be_used_ends_the_demo_with_status_two_and_no_pas
     assert "s3cret" not in shown
 
 
-def test_an_input_or_output_that_cannot_be_used_ends_the_demo_with_status_two(small: Path, tmp_path: Path) -> None:
-    db = str(tmp_path / "w.db")
+def test_an_input_or_output_that_cannot_be_used_ends_the_demo_with_status_two_and_leaves_nothing(
+    small: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.iterdir())
     for source, output, complaint in [
         (tmp_path / "missing", None, "not a directory"),
-        (tmp_path / "reports", None, "no .txt or .md files"),
+        (tmp_path / "empty", None, "no .txt or .md files"),
         (small, tmp_path, "the output is a directory"),
         (small, small / "note.md" / "report.md", "cannot create"),
     ]:
-        (tmp_path / "reports").mkdir(exist_ok=True)
-        status, shown = demo(db, source, output)
+        status, shown = demo(None, source, output)
         assert status == 2, shown
         assert complaint in shown
+    assert sorted(tmp_path.iterdir()) == before

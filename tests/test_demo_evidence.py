@@ -6,32 +6,34 @@ from pathlib import Path
 import pytest
 
 from orchestrator_state.demo.evidence import Evidence, faults, rows
-from orchestrator_state.demo.journal import Entry, Event, Journal, read_journal
+from orchestrator_state.demo.witness import Entry, Event, append, read
 
 FIRST, SECOND = 101, 102
+KILLED_AT = 100.0
 
 
-def entries(pid: int, *lines: tuple[Event, str], attempt: int = 1) -> list[Entry]:
-    return [
-        Entry(event=event, pid=pid, step=step, attempt=attempt, at=float(at)) for at, (event, step) in enumerate(lines)
-    ]
+def entries(pid: int, *lines: tuple[Event, str]) -> list[Entry]:
+    begun = 0 if pid == FIRST else KILLED_AT + 2
+    return [Entry(event=event, pid=pid, step=step, at=begun + at) for at, (event, step) in enumerate(lines)]
 
 
-def whole(pid: int, step: str, attempt: int = 1) -> list[Entry]:
-    return entries(pid, ("start", step), ("end", step), ("saved", step), attempt=attempt)
+def whole(pid: int, step: str) -> list[Entry]:
+    return entries(pid, ("start", step), ("end", step), ("returned", step))
 
 
 JOURNAL = [
     *whole(FIRST, "read"),
     *whole(FIRST, "split"),
-    *entries(FIRST, ("start", "score")),
-    *whole(SECOND, "score", attempt=2),
+    *entries(FIRST, ("start", "score"), ("midway", "score")),
+    *entries(SECOND, ("returned", "read"), ("returned", "split")),
+    *whole(SECOND, "score"),
     *whole(SECOND, "write"),
 ]
 KEPT = Evidence(
     plan=["read", "split", "score", "write"],
     interrupted="score",
     killed_pid=FIRST,
+    killed_at=KILLED_AT,
     journal=JOURNAL,
     finished={"read": "text", "split": [1]},
     final={"read": "text", "split": [1], "score": {}, "write": 7},
@@ -49,17 +51,16 @@ BROKEN = {
     "'read' ran again although it had finished": replace(KEPT, journal=[*JOURNAL, *whole(SECOND, "read")]),
     "'write' ran 2 times": replace(KEPT, journal=[*JOURNAL, *whole(SECOND, "write")]),
     "'score' ran 3 times": replace(KEPT, journal=[*JOURNAL, *entries(SECOND, ("start", "score"))]),
-    "'split' was acknowledged and is not in the database after the kill": replace(
-        KEPT, finished=without(KEPT.finished, "split")
-    ),
+    "'split' was acknowledged and is not in the database": replace(KEPT, finished=without(KEPT.finished, "split")),
     "the recorded output of 'read' changed": replace(KEPT, final={**KEPT.final, "read": "another"}),
     "'write' never finished": replace(KEPT, final=without(KEPT.final, "write")),
     "'write' is recorded as finished and never ran": replace(KEPT, journal=JOURNAL[:-3]),
     "the report differs from an uninterrupted run's": replace(KEPT, report=b"Report"),
-    "the first process was not killed in the middle of 'score'": replace(
+    "the first worker was not killed in the middle of 'score'": replace(
         KEPT, journal=[*JOURNAL, *entries(FIRST, ("end", "score"))]
     ),
-    "the first process was not killed in the middle of 'write'": replace(KEPT, interrupted="write"),
+    "the first worker was not killed in the middle of 'write'": replace(KEPT, interrupted="write"),
+    "a second worker had the run while the first one owned it": replace(KEPT, killed_at=KILLED_AT + 3),
 }
 
 
@@ -72,14 +73,18 @@ def test_a_broken_promise_is_named(fault: str) -> None:
     assert fault in faults(BROKEN[fault])
 
 
-def test_the_table_says_which_steps_were_reused_and_which_ran() -> None:
-    table = [(row.step, row.fate, row.attempts) for row in rows(KEPT)]
+def test_the_table_says_which_steps_were_reused_and_which_worker_ran_each() -> None:
+    table = [(row.step, row.fate, row.pids) for row in rows(KEPT)]
     assert table == [
-        ("read", "reused", 1),
-        ("split", "reused", 1),
-        ("score", "interrupted", 2),
-        ("write", "run", 1),
+        ("read", "reused", [FIRST]),
+        ("split", "reused", [FIRST]),
+        ("score", "interrupted", [FIRST, SECOND]),
+        ("write", "run", [SECOND]),
     ]
+
+
+def test_the_take_over_is_timed_from_the_kill_to_the_first_result_in_the_other_workers_hand() -> None:
+    assert KEPT.take_over_seconds == 2.0
 
 
 def test_the_table_shows_a_finished_step_that_ran_again() -> None:
@@ -98,20 +103,9 @@ def test_a_duration_is_that_of_the_execution_whose_result_stands() -> None:
 
 def test_the_journal_is_read_back_without_the_line_that_is_being_written(tmp_path: Path) -> None:
     path = tmp_path / "journal.jsonl"
-    assert read_journal(path) == []
-    with Journal(path) as journal:
-        journal.add("start", "read ü", 1)
-        journal.add("end", "read ü", 1)
+    assert read(path) == []
+    written = entries(FIRST, ("start", "read ü"), ("end", "read ü"))
+    for entry in written:
+        append(path, entry)
     path.write_bytes(path.read_bytes() + b'{"event": "sta')
-    assert [(entry.event, entry.step) for entry in read_journal(path)] == [
-        ("start", "read ü"),
-        ("end", "read ü"),
-    ]
-
-
-def test_two_writers_of_one_journal_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as one, Journal(path) as two:
-        for number in range(20):
-            (one if number % 2 else two).add("start", str(number), 1)
-    assert [entry.step for entry in read_journal(path)] == [str(number) for number in range(20)]
+    assert read(path) == written

@@ -14,8 +14,8 @@ from typing import ClassVar, cast
 import pytest
 from rich.console import Console
 
+from orchestrator_state.demo import runner
 from orchestrator_state.demo.llm import LlmError, summarise_with_llm
-from orchestrator_state.demo.runner import run_demo
 from orchestrator_state.errors import MissingExtra
 
 
@@ -62,22 +62,36 @@ def test_a_part_is_sent_as_the_question_and_the_answer_is_the_summary(endpoint: 
     assert cast("list[dict[str, str]]", question["messages"])[-1]["content"] == "A sentence about a canal."
 
 
+def demo(llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(runner, "WATCHABLE_SECONDS", 0.0)
+    shown = io.StringIO()
+    report = tmp_path / "report.md"
+    status = runner.run_demo(db=None, input_dir=None, llm=llm, output=report, console=Console(file=shown, width=200))
+    return status, shown.getvalue()
+
+
 def test_the_demo_keeps_its_promise_with_a_model_that_never_answers_twice_the_same(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     Endpoint.numbers = count(1)
-    shown = Console(file=io.StringIO(), width=200)
-    status = run_demo(
-        db=str(tmp_path / "w.db"), input_dir=None, llm=endpoint, output=tmp_path / "report.md", console=shown
-    )
-    assert status == 0, cast("io.StringIO", shown.file).getvalue()
+    status, shown = demo(endpoint, tmp_path, monkeypatch)
+    assert status == 0, shown
     report = (tmp_path / "report.md").read_text()
     asked = len(Endpoint.asked)
     answers = [number for number in range(1, asked + 1) if f" Answer {number}.\n" in report]
     assert len(answers) == 12
     # The one that was under way at the kill was asked for again; no other was.
     assert asked == 13
+
+
+def test_a_model_that_cannot_be_reached_ends_the_demo_with_status_two_and_no_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, shown = demo("http://user:s3cret@127.0.0.1:1/v1", tmp_path, monkeypatch)
+    assert status == 2
+    assert "The demo cannot run: LlmError: 127.0.0.1 cannot be reached: ConnectError" in shown
+    assert "s3cret" not in shown
 
 
 def test_the_key_and_the_model_come_from_the_environment(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:

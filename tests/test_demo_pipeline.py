@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.demo import extraction, pipeline
-from orchestrator_state.demo.pipeline import CORPUS, DocumentError, P, T
+from orchestrator_state.demo.pipeline import CORPUS, DocumentError, T, Ts
 
 
 class Ran:
@@ -23,10 +23,10 @@ class Ran:
     def __init__(self) -> None:
         self.steps: dict[str, object] = {}
 
-    async def __call__(self, step_id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def __call__(self, step_id: str, fn: Callable[[*Ts], T], /, *args: *Ts) -> T:
         assert step_id not in self.steps
         assert len(step_id) <= 255
-        result = decode(encode(fn(*args, **kwargs), "outputs"), "outputs")
+        result = decode(encode(fn(*args), "outputs"), "outputs")
         self.steps[step_id] = result
         return cast("T", json.loads(json.dumps(result, sort_keys=True)))
 

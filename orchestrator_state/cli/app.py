@@ -75,14 +75,14 @@ def demo(
         typer.Option("--db", help="Database to use; its schema is brought up to date. [default: a new SQLite file]"),
     ] = None,
     input_dir: Annotated[
-        Path | None, typer.Option("--input", help="Folder of .txt files. [default: texts of our own]")
+        Path | None, typer.Option("--input", help="Folder of .txt and .md files. [default: texts of our own]")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Where to write the report.")] = None,
     llm: Annotated[
         str | None, typer.Option("--llm", help="OpenAI-compatible endpoint that writes the summaries.")
     ] = None,
 ) -> None:
-    """Run a document pipeline, kill it with SIGKILL in the middle of a step, and recover it."""
+    """Kill one of two workers with SIGKILL in the middle of a step, and watch the other finish its run."""
     from orchestrator_state.demo.runner import run_demo  # the demo is not needed by `db`
 
     raise typer.Exit(run_demo(db=url, input_dir=input_dir, llm=llm, output=output, console=Console()))

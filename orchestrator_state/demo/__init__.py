@@ -1,1 +1,1 @@
-"""The demo: a document pipeline that is killed in the middle of a step and recovered from the database."""
+"""The demo: two workers share a document pipeline; one is killed in the middle of a step, and the other finishes it."""

@@ -1,11 +1,11 @@
-"""The verdict: what the journal, the database and the two reports say about the promise."""
+"""The verdict: what the witness, the database and the two reports say about the promise."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator_state.demo.journal import Entry
+from orchestrator_state.demo.witness import Entry
 
 Fate = Literal["reused", "run", "interrupted", "run again", "missing"]
 
@@ -17,21 +17,29 @@ class Evidence:
     plan: Sequence[str]
     interrupted: str
     killed_pid: int
+    killed_at: float  # by the monotonic clock
     journal: Sequence[Entry]
-    finished: Mapping[str, object]  # in the database after the kill, before the second process started
+    finished: Mapping[str, object]  # in the database at the kill
     final: Mapping[str, object]  # in the database at the end
     report: bytes
     reference: bytes
-    reference_name: str = "an uninterrupted run's"
+
+    @property
+    def take_over_seconds(self) -> float:
+        """From the kill until another worker had the first result in hand."""
+        return min((entry.at for entry in self.journal if self.survived(entry)), default=0.0) - self.killed_at
+
+    def survived(self, entry: Entry) -> bool:
+        return entry.pid != self.killed_pid
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepRow:
-    """One line of the table. `seconds` is how long the execution took whose result stands."""
+    """One line of the table. `pids` ran the step, in order; `seconds` is how long the execution took that stands."""
 
     step: str
     fate: Fate
-    attempts: int
+    pids: Sequence[int]
     seconds: float | None
 
 
@@ -41,14 +49,17 @@ def faults(evidence: Evidence) -> list[str]:
 
 
 def rows(evidence: Evidence) -> list[StepRow]:
-    """The steps in their order, as the second process met them."""
-    starts = _starts(evidence)
+    """The steps in their order, as the second worker met them."""
+    pids: dict[str, list[int]] = {}
+    for entry in evidence.journal:
+        if entry.event == "start":
+            pids.setdefault(entry.step, []).append(entry.pid)
     steps = [*evidence.plan, *(step for step in evidence.final if step not in evidence.plan)]
     return [
         StepRow(
             step=step,
-            fate=_fate(evidence, step, starts[step]),
-            attempts=starts[step],
+            fate=_fate(evidence, step, len(pids.get(step, []))),
+            pids=pids.get(step, []),
             seconds=_seconds(evidence.journal, step),
         )
         for step in steps
@@ -66,16 +77,18 @@ def _fate(evidence: Evidence, step: str, starts: int) -> Fate:
 
 
 def _kill_faults(evidence: Evidence) -> Iterator[str]:
-    own = {(entry.step, entry.event) for entry in evidence.journal if entry.pid == evidence.killed_pid}
+    own = {(entry.step, entry.event) for entry in evidence.journal if not evidence.survived(entry)}
     step = evidence.interrupted
     if (step, "start") not in own or (step, "end") in own or step in evidence.finished:
-        yield f"the first process was not killed in the middle of {step!r}"
+        yield f"the first worker was not killed in the middle of {step!r}"
+    if any(evidence.survived(entry) and entry.at < evidence.killed_at for entry in evidence.journal):
+        yield "a second worker had the run while the first one owned it"
 
 
 def _rerun_faults(evidence: Evidence) -> Iterator[str]:
     starts = [entry for entry in evidence.journal if entry.event == "start"]
-    again = {entry.step for entry in starts if entry.pid != evidence.killed_pid} & evidence.finished.keys()
-    for step, count in _starts(evidence).items():
+    again = {entry.step for entry in starts if evidence.survived(entry)} & evidence.finished.keys()
+    for step, count in Counter(entry.step for entry in starts).items():
         if step in again:
             yield f"{step!r} ran again although it had finished"
         elif count > (2 if step == evidence.interrupted else 1):
@@ -83,24 +96,20 @@ def _rerun_faults(evidence: Evidence) -> Iterator[str]:
 
 
 def _loss_faults(evidence: Evidence) -> Iterator[str]:
-    starts = _starts(evidence)
+    started = {entry.step for entry in evidence.journal if entry.event == "start"}
     for entry in evidence.journal:
-        if entry.event == "saved" and entry.pid == evidence.killed_pid and entry.step not in evidence.finished:
-            yield f"{entry.step!r} was acknowledged and is not in the database after the kill"
+        if entry.event == "returned" and not evidence.survived(entry) and entry.step not in evidence.finished:
+            yield f"{entry.step!r} was acknowledged and is not in the database"
     for step, output in evidence.finished.items():
         if step in evidence.final and evidence.final[step] != output:
             yield f"the recorded output of {step!r} changed"
     for step in evidence.plan:
         if step not in evidence.final:
             yield f"{step!r} never finished"
-        elif not starts[step]:
+        elif step not in started:
             yield f"{step!r} is recorded as finished and never ran"
     if evidence.report != evidence.reference:
-        yield f"the report differs from {evidence.reference_name}"
-
-
-def _starts(evidence: Evidence) -> Counter[str]:
-    return Counter(entry.step for entry in evidence.journal if entry.event == "start")
+        yield "the report differs from an uninterrupted run's"
 
 
 def _seconds(journal: Sequence[Entry], step: str) -> float | None:

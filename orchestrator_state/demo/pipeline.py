@@ -1,7 +1,7 @@
 """The document pipeline: read, split, score, summarise, combine, write.
 
 Every function takes and returns plain JSON values and knows nothing of the store, so each of them can be a
-durable step. `process` is the order in which they run; whoever calls it says what running a step means.
+durable step. `process` is the order in which they run; `run.step` is what makes them durable.
 """
 
 import hashlib
@@ -11,11 +11,12 @@ import re
 from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import ParamSpec, Protocol, TypedDict, TypeVar
+from typing import Protocol, TypedDict, TypeVar, TypeVarTuple
 
 from orchestrator_state.demo.extraction import WORD, heaviest, score, split, summarise
 from orchestrator_state.demo.llm import summarise_with_llm
 
+NAME = "documents"
 CORPUS = Path(__file__).parent / "corpus"
 SUFFIXES = (".txt", ".md")
 # Each checkpoint holds every text read so far, so the input of a demo is kept to what a snapshot can carry.
@@ -27,8 +28,8 @@ TITLE_CHARACTERS = 80
 LABEL_CHARACTERS = 200  # a step id may have 255
 
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|])")
-P = ParamSpec("P")
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class DocumentError(ValueError):
@@ -53,9 +54,9 @@ class Report(TypedDict):
 
 
 class Step(Protocol):
-    """Runs `fn(*args)` as the step `step_id`, or returns what it returned when it was run before."""
+    """`run.step`, or what stands in front of it."""
 
-    async def __call__(self, step_id: str, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T: ...
+    async def __call__(self, step_id: str, fn: Callable[[*Ts], T], /, *args: *Ts) -> T: ...
 
 
 async def process(step: Step, source: str, output: str, llm: str | None = None) -> Report:

@@ -1,60 +1,59 @@
-"""The demo: run the document pipeline, kill it in the middle of a step, recover it, judge what happened."""
+"""The demo: two workers share a run, one is killed in the middle of a step, the other finishes; judge what happened."""
 
+import asyncio
 import os
-import subprocess
-import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, TypeVarTuple, cast
+from uuid import UUID
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import Progress
 
-from orchestrator_state.demo.evidence import Evidence, Fate, faults, rows
-from orchestrator_state.demo.inspection import finished_steps, prepare, rehearse
-from orchestrator_state.demo.journal import read_journal
-from orchestrator_state.demo.pipeline import CORPUS, DocumentError
-from orchestrator_state.errors import OrchestratorStateError
+from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
+from orchestrator_state.demo import witness
+from orchestrator_state.demo.crew import Crew, DemoError
+from orchestrator_state.demo.display import Bars, progress_on, table, verdict
+from orchestrator_state.demo.evidence import Evidence
+from orchestrator_state.demo.pipeline import CORPUS, NAME, DocumentError, Report, discover, process
+from orchestrator_state.errors import ConfigurationError, OrchestratorStateError
+from orchestrator_state.urls import SqliteLocation, locate
 
-KEPT, BROKEN, IMPOSSIBLE = 0, 1, 2
-POLL_SECONDS = 0.02
+IMPOSSIBLE = 2
+POLL_SECONDS = 0.05
 STALL_SECONDS = 180.0
 WATCHABLE_SECONDS = 2.0
-"""What the pauses of the first process add up to, so that a person sees it work."""
+"""What the pauses before the steps add up to, so that a person sees the workers work."""
 
-
-Bar = Callable[[int], None]
-
-
-class DemoError(RuntimeError):
-    """A process of the demo ended, or hung, when it should not have."""
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 def run_demo(*, db: str | None, input_dir: Path | None, llm: str | None, output: Path | None, console: Console) -> int:
     """Run the demo and print its outcome; blocks, and must not be called from a running event loop.
 
-    `db` None is a fresh SQLite file; any other database is first upgraded to the current schema. `output`
-    None is a file in the temporary directory that also holds the journal, and is kept. Returns 0 when the
-    promise held, 1 when a finished step ran again, work was lost or the reports differ, and 2 when the demo
-    could not run.
+    `db` None is a fresh SQLite file; any other database is first upgraded to the current schema, and the demo works in
+    a namespace of its own there. `output` None is a file in the temporary directory that also holds the journal, and is
+    kept. Returns 0 when the promise held, 1 when a finished step ran again, work was lost or the reports differ, and 2
+    when the demo could not run.
     """
     directory = Path(tempfile.mkdtemp(prefix="orchestrator-state-demo-"))
-    database = db or str(directory / "workflows.db")
     demo = Demo(
-        db=database,
+        db=db or str(directory / "workflows.db"),
         source=(input_dir or CORPUS).absolute(),
         llm=llm,
         output=(output or directory / "report.md").absolute(),
         directory=directory,
-        name=f"demo-{uuid.uuid4().hex[:12]}",
+        namespace=f"demo-{uuid.uuid4().hex[:12]}",
     )
     try:
-        evidence = demo.run(console)
+        demo.check()
+        evidence = asyncio.run(demo.run(console))
     except (DemoError, DocumentError, OrchestratorStateError) as error:
         console.print(f"[bold red]The demo cannot run:[/] {escape(str(error))}", soft_wrap=True)
         if any(directory.iterdir()):
@@ -62,157 +61,131 @@ def run_demo(*, db: str | None, input_dir: Path | None, llm: str | None, output:
         else:
             directory.rmdir()
         return IMPOSSIBLE
-    console.print(_table(evidence))
+    console.print(table(evidence))
     console.print(f"Report    {escape(str(demo.output))}", soft_wrap=True)
-    where = "as given by --db" if db else escape(database)  # a URL may hold a password
-    console.print(f"Database  {where}, workflow {demo.name}", soft_wrap=True)
+    where = "as given by --db" if db else escape(demo.db)  # a URL may hold a password
+    console.print(f"Database  {where}, namespace {demo.namespace}", soft_wrap=True)
     return verdict(evidence, console)
-
-
-def verdict(evidence: Evidence, console: Console) -> int:
-    """Print whether the promise was kept, with each fault if it was not; return the exit status."""
-    found = faults(evidence)
-    for fault in found:
-        console.print(f"[bold red]fault:[/] {escape(fault)}", soft_wrap=True)
-    if found:
-        return BROKEN
-    counts = f"{len(evidence.finished)} of {len(evidence.plan)} steps"
-    console.print(
-        f"[bold green]The promise held:[/] killed inside {escape(repr(evidence.interrupted))}; {counts} were "
-        f"finished then, none of them ran again, and the report is {evidence.reference_name}, byte for byte.",
-        soft_wrap=True,
-    )
-    return KEPT
 
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """One run of the demo. Everything it writes but the report stays in `directory`."""
+    """One run of the demo. Everything it writes but the report and the rows stays in `directory`."""
 
     db: str
     source: Path
     llm: str | None
     output: Path
     directory: Path
-    name: str
+    namespace: str
 
-    def run(self, console: Console) -> Evidence:
-        """Rehearse, run uninterrupted, run and kill, recover; return what was seen."""
-        plan, _ = rehearse(str(self.source), {})
-        prepare(self.db)
-        _make_room(self.output)
-        interrupted, pace = plan[len(plan) // 2], WATCHABLE_SECONDS / len(plan)
-        columns = TextColumn("{task.description:<32}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with Progress(*columns, console=console) as progress:
+    def check(self) -> None:
+        """Find out before anything runs what cannot work."""
+        location = locate(self.db)
+        if isinstance(location, SqliteLocation) and location.path is None:
+            raise ConfigurationError("a database in memory dies with the process that is killed; give a file")
+        discover(str(self.source))
+        if self.output.is_dir():
+            raise DemoError(f"the output is a directory: {self.output}")
+        try:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DemoError(f"cannot create {self.output.parent}: {error.strerror}") from error
 
-            def bar(description: str) -> Bar:
-                task = progress.add_task(description, total=len(plan))
-                return lambda done: progress.update(task, completed=done)
+    async def run(self, console: Console) -> Evidence:
+        """Run uninterrupted for the reference; run again, kill, watch the take-over; return what was seen."""
+        async with StateStore.open(self.db, namespace=self.namespace, migrate=True) as store:
+            with progress_on(console) as progress, Crew(self._environment, self.directory / "workers.log") as crew:
+                plan = await self._run_alone(store, "rehearsal" if self.llm else "reference", {}, progress)
+                await crew.ready()
+                return await self._kill_and_watch(store, crew, plan, progress)
 
-            if not self.llm:
-                self._work(bar("uninterrupted run"), f"{self.name}-reference", self._reference)
-            killed_pid = self._work(
-                bar("first process, to be killed"), self.name, self.output, kill_in=interrupted, pace=pace
-            )
-            finished = finished_steps(self.db, self.name)
-            self._work(bar("second process, recovering"), self.name, self.output)
-            final = finished_steps(self.db, self.name)
+    async def _kill_and_watch(self, store: StateStore, crew: Crew, plan: list[str], progress: Progress) -> Evidence:
+        bars = Bars(progress, len(plan))
+        interrupted = plan[len(plan) // 2]
+        run = await store.start(NAME, workflow_id=NAME, context=self._context(interrupted, len(plan)))
+        killed_pid, killed_at, finished = 0, 0.0, dict[str, object]()
+        async for journal in self._follow(store, run.id, crew):
+            bars.show(journal)
+            if not killed_pid and journal and journal[-1].event == "midway":
+                finished = await finished_steps(store, run.id)
+                killed_pid, killed_at = journal[-1].pid, time.monotonic()
+                crew.kill(killed_pid)
+                bars.killed(killed_pid)
+        await crew.stop()
+        final = await finished_steps(store, run.id)
+        if self.llm:  # a model may answer differently each time: an uninterrupted run with the same answers
+            answers = {step: output for step, output in final.items() if step.startswith("summarise ")}
+            await self._run_alone(store, "reference", answers, progress)
         return Evidence(
             plan=plan,
             interrupted=interrupted,
             killed_pid=killed_pid,
-            journal=read_journal(self._journal(self.name)),
+            killed_at=killed_at,
+            journal=witness.read(self._journal),
             finished=finished,
             final=final,
             report=self.output.read_bytes(),
-            reference=self._expected(final),
-            reference_name="that which the recorded summaries make" if self.llm else "an uninterrupted run's",
+            reference=(self.directory / "reference.md").read_bytes(),
         )
 
-    def _expected(self, final: Mapping[str, object]) -> bytes:
-        """The right report; with a model, which may answer differently each time, from recorded answers."""
-        if self.llm:
-            return rehearse(str(self.source), final)[1].encode()
-        return self._reference.read_bytes()
-
-    @property
-    def _reference(self) -> Path:
-        return self.directory / "reference.md"
-
-    def _journal(self, workflow_id: str) -> Path:
-        return self.directory / f"{workflow_id}.jsonl"
-
-    def _work(self, bar: Bar, workflow_id: str, output: Path, *, kill_in: str | None = None, pace: float = 0.0) -> int:
-        """Run one worker process to its end, or SIGKILL it inside the step `kill_in`; return its pid."""
-        command = [sys.executable, "-m", "orchestrator_state.demo.worker", f"--workflow-id={workflow_id}"]
-        command += [f"--input={self.source}", f"--output={output}", f"--journal={self._journal(workflow_id)}"]
-        command += [f"--pace={pace}"]
-        if self.llm:
-            command.append(f"--llm={self.llm}")
-        if kill_in:
-            command.append(f"--linger={kill_in}")
-        log = self.directory / "worker.log"
-        with log.open("ab") as errors:
-            # The URL goes through the environment, since `ps` shows a command line to everybody.
-            environment = {**os.environ, "DATABASE_URL": self.db}
-            process = subprocess.Popen(  # noqa: S603 - our own module, by a list and without a shell
-                command, env=environment, stdin=subprocess.DEVNULL, stderr=errors
-            )
-        try:
-            self._watch(process, bar, self._journal(workflow_id), kill_in)
-        finally:
-            process.kill()
-            process.wait()
-        return process.pid
-
-    def _watch(self, process: subprocess.Popen[bytes], bar: Bar, journal: Path, kill_in: str | None) -> None:
-        """Return when the process is inside the step `kill_in`, or without one when it has ended well."""
+    async def _follow(self, store: StateStore, run_id: UUID, crew: Crew) -> AsyncIterator[list[witness.Entry]]:
+        """Yield the journal over and over until the run is finished. Raises `DemoError` if it fails or stalls."""
         seen, deadline = 0, time.monotonic() + STALL_SECONDS
         while time.monotonic() < deadline:
-            ended = process.poll() is not None  # asked first: the journal of an ended process is whole
-            entries = read_journal(journal)
-            if len(entries) > seen:
-                seen, deadline = len(entries), time.monotonic() + STALL_SECONDS
-                bar(sum(entry.event == "saved" for entry in entries))
-            if any(entry.event == "midway" and entry.step == kill_in for entry in entries):
+            state = await store.load_workflow_state(run_id)  # first: the journal of a finished run is whole
+            journal = witness.read(self._journal)
+            yield journal
+            if state.status is WorkflowStatus.COMPLETED:
                 return
-            if ended:
-                if process.returncode or kill_in:
-                    raise DemoError(self._last_words(process))
-                return
-            time.sleep(POLL_SECONDS)
-        raise DemoError(f"process {process.pid} made no progress for {STALL_SECONDS:.0f} seconds")
+            if not state.is_active:
+                raise DemoError(state.error)
+            crew.require_well()
+            if len(journal) > seen:
+                seen, deadline = len(journal), time.monotonic() + STALL_SECONDS
+            await asyncio.sleep(POLL_SECONDS)
+        raise DemoError(f"no worker made progress for {STALL_SECONDS:.0f} seconds")
 
-    def _last_words(self, process: subprocess.Popen[bytes]) -> str:
-        log = self.directory / "worker.log"
-        lines = log.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else f"process {process.pid} ended with status {process.returncode}"
+    async def _run_alone(
+        self, store: StateStore, name: str, answers: Mapping[str, object], progress: Progress
+    ) -> list[str]:
+        """Run the pipeline in this process; return its steps. A step in `answers` returns what is given there."""
+        plan: list[str] = []
+        bar = progress.add_task("uninterrupted run", total=None)
+
+        async def handler(run: Run) -> Report:
+            async def step(step_id: str, fn: Callable[[*Ts], T], /, *args: *Ts) -> T:
+                plan.append(step_id)
+                answered = step_id in answers
+                work = run.step(step_id, answers.get, step_id) if answered else run.step(step_id, fn, *args)
+                progress.update(bar, completed=len(plan))
+                return cast("T", await work)
+
+            return await process(step, str(self.source), str(self.directory / f"{name}.md"))
+
+        await store.run(name, handler, workflow_id=name)
+        progress.update(bar, total=len(plan))
+        return plan
+
+    def _context(self, interrupted: str, steps: int) -> dict[str, object]:
+        asked = witness.Instructions(journal=str(self._journal), pace=WATCHABLE_SECONDS / steps, linger_in=interrupted)
+        return {"input": str(self.source), "output": str(self.output), "witness": asked}
+
+    @property
+    def _journal(self) -> Path:
+        return self.directory / "journal.jsonl"
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """For the workers. A URL may hold a password, and `ps` shows a command line to everybody."""
+        return os.environ | {
+            "DATABASE_URL": self.db,
+            "ORCHESTRATOR_STATE_NAMESPACE": self.namespace,
+            "LLM_URL": self.llm or "",
+        }
 
 
-def _make_room(output: Path) -> None:
-    """Find out before anything runs that the report has a place to go to."""
-    if output.is_dir():
-        raise DemoError(f"the output is a directory: {output}")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DemoError(f"cannot create {output.parent}: {error.strerror}") from error
-
-
-def _table(evidence: Evidence) -> Table:
-    table = Table(title="Steps, as the second process met them")
-    table.add_column("step", overflow="fold")
-    table.add_column("fate")
-    table.add_column("attempts", justify="right")
-    table.add_column("duration", justify="right")
-    styles: dict[Fate, str] = {
-        "reused": "green",
-        "run": "",
-        "interrupted": "yellow",
-        "run again": "bold red",
-        "missing": "bold red",
-    }
-    for row in rows(evidence):
-        duration = "" if row.seconds is None else f"{row.seconds * 1000:.1f} ms"
-        table.add_row(escape(row.step), row.fate, str(row.attempts), duration, style=styles[row.fate])
-    return table
+async def finished_steps(store: StateStore, run_id: UUID) -> dict[str, object]:
+    """The recorded outputs of the finished steps."""
+    state = await store.load_workflow_state(run_id)
+    return {step.step_id: step.outputs for step in state.steps.values() if step.status is StepStatus.COMPLETED}
