@@ -2,13 +2,12 @@
 
 `python examples/resume_after_crash.py` prints
 
-    first: run fetch
-    first: run summarise
+    first: fetch
+    first: summarise
     first: ended by SIGKILL
-    second: reuse fetch
-    second: run summarise
-    second: run report
-    second: completed, summarise took 2 attempts
+    second: summarise
+    second: report
+    doc-42 completed: TEXT OF HTTPS://EXAMPLE.ORG, 3 words
 
 The database is DATABASE_URL, else ./workflows.db.
 """
@@ -17,72 +16,56 @@ import asyncio
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 from uuid import uuid4
 
-from orchestrator_state import Checkpoint, StateStore, StepState, StepStatus, WorkflowState
+from orchestrator_state import Run, StateStore
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One process's view of one workflow. The step `killed_in` does not survive it."""
+class Pipeline:
+    """The handler, and which process it runs in. The step `killed_in` does not survive it."""
 
-    store: StateStore
-    state: WorkflowState
     process: str
     killed_in: str | None = None
 
-    async def step(self, step_id: str, work: Callable[..., Any], *args: Any) -> Any:
-        """Return what `work` returned when the step finished, now or in an earlier process."""
-        step = self.state.steps.setdefault(step_id, StepState(step_id=step_id))
-        if step.status is StepStatus.COMPLETED:
-            print(f"{self.process}: reuse {step_id}", flush=True)
-            return step.outputs
-        if step.status is not StepStatus.PENDING:
-            step.increment_retry()
-        step.mark_running()
-        await self.store.save_workflow_state(self.state)
-        print(f"{self.process}: run {step_id}", flush=True)
-        if step_id == self.killed_in:
+    async def __call__(self, run: Run) -> str:
+        page = await run.step("fetch", self.fetch, run.context["url"])
+        summary = await run.step("summarise", self.summarise, page)
+        return await run.step("report", self.report, summary)
+
+    def fetch(self, url: str) -> str:
+        self.begin("fetch")
+        return f"text of {url}"
+
+    def summarise(self, page: str) -> str:
+        self.begin("summarise")
+        return page.upper()
+
+    def report(self, summary: str) -> str:
+        self.begin("report")
+        return f"{summary}, {len(summary.split())} words"
+
+    def begin(self, step: str) -> None:
+        print(f"{self.process}: {step}", flush=True)
+        if step == self.killed_in:
             os.kill(os.getpid(), signal.SIGKILL)
-        step.mark_completed(work(*args))
-        await self._record(step_id)
-        return step.outputs
-
-    async def _record(self, step_id: str) -> None:
-        """The step's result and its checkpoint, in one commit."""
-        async with self.store.begin() as uow:
-            await uow.workflows.save(self.state)
-            snapshot = self.state.to_snapshot()
-            await uow.checkpoints.add(Checkpoint(workflow_state_id=self.state.id, step_id=step_id, snapshot=snapshot))
-            await uow.checkpoints.prune(self.state.id, keep=10)
-
-
-async def pipeline(run: Run) -> None:
-    page = await run.step("fetch", lambda url: f"text of {url}", run.state.context["url"])
-    summary = await run.step("summarise", str.upper, page)
-    await run.step("report", lambda text: {"summary": text, "words": len(text.split())}, summary)
-    run.state.mark_completed()
-    await run.store.save_workflow_state(run.state)
 
 
 async def start(namespace: str) -> None:
     """What the first process does; it is killed before `summarise` is finished."""
     async with StateStore.open(migrate=True, namespace=namespace) as store:
-        state = WorkflowState(workflow_id="doc-42", workflow_name="report", context={"url": "https://example.org"})
-        state.mark_running()
-        await pipeline(Run(store, state, "first", killed_in="summarise"))
+        pipeline = Pipeline("first", killed_in="summarise")
+        await store.run("report", pipeline, workflow_id="doc-42", context={"url": "https://example.org"})
 
 
 async def recover(namespace: str) -> None:
     """What the second process does: finish whatever is not finished."""
     async with StateStore.open(namespace=namespace) as store:
-        for state in await store.list_active_workflows():
-            await pipeline(Run(store, state, "second"))
-            attempts = state.steps["summarise"].retry_count + 1
-            print(f"second: {state.status}, summarise took {attempts} attempts", flush=True)
+        report = await store.recover({"report": Pipeline("second")})
+        for run in report.runs:
+            result = await store.run("report", Pipeline("second"), workflow_id=run.workflow_id)
+            print(f"{run.workflow_id} {run.outcome}: {result}")
 
 
 def start_process(namespace: str) -> None:

@@ -38,4 +38,4 @@ def test_an_example_prints_what_its_docstring_says(example: Path, empty_database
 
 def test_there_are_examples() -> None:
     """An empty folder would pass the test above."""
-    assert len(EXAMPLES) >= 6
+    assert len(EXAMPLES) >= 11
