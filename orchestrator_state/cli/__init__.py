@@ -1,4 +1,4 @@
-"""The command line: `orchestrator-state db …` and `orchestrator-state demo`."""
+"""The command line: `orchestrator-state db …`, `… runs …` and `… demo`."""
 
 from __future__ import annotations
 

@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 
 from orchestrator_state import schema
+from orchestrator_state.cli.options import Schema, Url
+from orchestrator_state.cli.runs import runs
 from orchestrator_state.engine import Database, open_database
 from orchestrator_state.settings import Settings
 
@@ -19,12 +21,7 @@ _Result = TypeVar("_Result")
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 db = typer.Typer(no_args_is_help=True, help="Look at the database schema, and change it.")
 app.add_typer(db, name="db")
-
-Url = Annotated[
-    str | None,
-    typer.Option("--url", help="Path or URL of the database. [default: $DATABASE_URL, else ./workflows.db]"),
-]
-Schema = Annotated[str | None, typer.Option("--schema", help="Postgres schema that holds the tables.")]
+app.add_typer(runs, name="runs")
 
 
 @app.callback()
@@ -72,10 +69,10 @@ def check(url: Url = None, db_schema: Schema = None) -> None:
 def demo(
     url: Annotated[
         str | None,
-        typer.Option("--db", help="Database to use; its schema is brought up to date. [default: a new SQLite file]"),
+        typer.Option("--db", help="Database to use; its schema is brought up to date (default: a new SQLite file)."),
     ] = None,
     input_dir: Annotated[
-        Path | None, typer.Option("--input", help="Folder of .txt and .md files. [default: texts of our own]")
+        Path | None, typer.Option("--input", help="Folder of .txt and .md files (default: texts of our own).")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", help="Where to write the report.")] = None,
     llm: Annotated[

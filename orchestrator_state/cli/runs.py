@@ -1,0 +1,167 @@
+"""`orchestrator-state runs …`: look at durable runs, and ask something of them."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from typing import Annotated, Final, TypeVar
+from uuid import UUID
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator_state import StateStore, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.cli.options import Namespace, Schema, Url
+from orchestrator_state.codecs import decode
+from orchestrator_state.errors import ConfigurationError, CorruptPayload, WorkflowNotFound
+from orchestrator_state.settings import Settings
+from orchestrator_state.urls import SqliteLocation, locate
+
+_Result = TypeVar("_Result")
+_WIDTH_IN_A_PIPE: Final = 200
+
+runs = typer.Typer(no_args_is_help=True, help="Look at durable runs, and ask something of them.")
+
+Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its workflow id.", show_default=False)]
+
+
+@runs.command("list")
+def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """List the runs that are not finished, most recently changed first."""
+
+    async def work(store: StateStore) -> list[WorkflowState]:
+        return await store.list_active_workflows()
+
+    table = _table("id", "workflow id", "name", "status", "steps", "updated")
+    for state in _with_store(url, db_schema, namespace, work):
+        finished = sum(step.status is StepStatus.COMPLETED for step in state.steps.values())
+        row = [str(state.id), state.workflow_id, state.workflow_name, state.status, str(finished)]
+        _add(table, *row, _time(state.updated_at))
+    _print(table)
+
+
+@runs.command()
+def show(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Show a run and its steps. Payloads are not shown."""
+    state = _with_store(url, db_schema, namespace, lambda store: _find(store, run_id))
+    typer.echo(f"{state.id}  {_plain(state.workflow_id)}  {_plain(state.workflow_name)}  {state.status}")
+    if state.error:
+        typer.echo(_plain(state.error))
+    table = _table("step", "status", "started", "seconds", "failures", "error")
+    for step in state.steps.values():
+        seconds = ""
+        if step.started_at and step.completed_at:
+            seconds = f"{(step.completed_at - step.started_at).total_seconds():.3f}"
+        row = [step.step_id, step.status, _time(step.started_at), seconds, str(step.retry_count)]
+        _add(table, *row, step.error or "")
+    _print(table)
+
+
+@runs.command()
+def signal(
+    run_id: Id,
+    name: Annotated[str, typer.Argument(help="What the run waits for.")],
+    payload: Annotated[str, typer.Argument(help="JSON that the run receives.")] = "null",
+    url: Url = None,
+    db_schema: Schema = None,
+    namespace: Namespace = None,
+) -> None:
+    """Send a signal to a run."""
+    try:
+        value = decode(payload, "payload")
+    except CorruptPayload:
+        raise typer.BadParameter("the payload is not JSON; a text needs quotes of its own, as in '\"yes\"'") from None
+    _ask(run_id, url, db_schema, namespace, lambda store, found: store.signal(found, name, value))
+
+
+@runs.command()
+def pause(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Pause a run: now, or at its worker's next step."""
+    _ask(run_id, url, db_schema, namespace, StateStore.pause, becomes=WorkflowStatus.PAUSED)
+
+
+@runs.command()
+def resume(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Let a paused or failed run go on; a worker picks it up."""
+    _ask(run_id, url, db_schema, namespace, StateStore.resume)
+
+
+@runs.command()
+def cancel(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Cancel a run and its child runs: now, or at their worker's next step."""
+    _ask(run_id, url, db_schema, namespace, StateStore.cancel, becomes=WorkflowStatus.CANCELLED)
+
+
+def _ask(
+    run_id: str,
+    url: str | None,
+    db_schema: str | None,
+    namespace: str | None,
+    question: Callable[[StateStore, UUID], Awaitable[None]],
+    becomes: WorkflowStatus | None = None,
+) -> None:
+    """Put a question to the store about a run, and say what became of it, or will."""
+
+    async def work(store: StateStore) -> WorkflowState:
+        found = (await _find(store, run_id)).id
+        await question(store, found)
+        return await store.load_workflow_state(found)
+
+    state = _with_store(url, db_schema, namespace, work)
+    later = "" if becomes in (None, state.status) else f"; it is {becomes} at its worker's next step"
+    typer.echo(f"run {state.id} is {state.status}{later}")
+
+
+async def _find(store: StateStore, run_id: str) -> WorkflowState:
+    """By id, else by workflow id, which may look like an id too."""
+    try:
+        return await store.load_workflow_state(UUID(run_id))
+    except (ValueError, WorkflowNotFound):
+        return await store.load_workflow_state_by_workflow_id(run_id)
+
+
+def _with_store(
+    url: str | None,
+    db_schema: str | None,
+    namespace: str | None,
+    work: Callable[[StateStore], Awaitable[_Result]],
+) -> _Result:
+    location = locate(Settings.load(database_url=url).database_url)
+    if isinstance(location, SqliteLocation) and not (location.path and location.path.exists()):
+        raise ConfigurationError(f"there is no SQLite file {location.path or 'in memory'}")
+
+    async def run() -> _Result:
+        opening = StateStore.open(url, db_schema=db_schema, namespace=namespace, migrate=False, pool_min=0)
+        async with opening as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _add(table: Table, *cells: str) -> None:
+    """A row of plain text: what stands in brackets is no markup."""
+    table.add_row(*(Text(_plain(cell)) for cell in cells))
+
+
+def _plain(text: str) -> str:
+    """A stored text that cannot move the cursor or recolour the terminal."""
+    return text if text.isprintable() else repr(text)
+
+
+def _print(table: Table) -> None:
+    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE).print(table)
+
+
+def _time(at: datetime | None) -> str:
+    return "" if at is None else at.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,175 @@
+"""`orchestrator-state runs`: what an operator sees of runs, and does to them, from a shell."""
+
+import asyncio
+import re
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from orchestrator_state import Run, RunPaused, StateStore, WorkflowState
+from orchestrator_state.cli import main
+
+_T = TypeVar("_T")
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def shell(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs a command; returns its exit status, standard output and standard error."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["orchestrator-state", "runs", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        shown = capsys.readouterr()
+        return int(ended.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+def with_store(database_url: str, work: Callable[[StateStore], Awaitable[_T]], **options: Any) -> _T:
+    async def run() -> _T:
+        async with StateStore.open(database_url, **options) as store:
+            return await work(store)
+
+    return asyncio.run(run())
+
+
+def started(database_url: str, workflow_id: str, **options: Any) -> WorkflowState:
+    return with_store(database_url, lambda store: store.start("reports", workflow_id=workflow_id), **options)
+
+
+def broken() -> None:
+    raise RuntimeError("no paper left")
+
+
+async def reports(run: Run) -> Any:
+    await run.step("load", lambda: "a secret")
+    await run.step("print", broken)
+
+
+async def approval(run: Run) -> Any:
+    return await run.wait_for("approved")
+
+
+def test_the_list_holds_the_runs_that_are_not_finished_of_one_namespace(database_url: str, shell: Command) -> None:
+    with_store(database_url, lambda store: store.run("done", _nothing, workflow_id="finished"))
+    first, second = started(database_url, "w-1"), started(database_url, "w-2")
+    started(database_url, "elsewhere", namespace="other")
+    status, out, _ = shell("list")
+    assert status == 0
+    assert re.findall(r"(\S+) +(\S+) +reports +pending +0 +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", out) == [
+        (str(second.id), "w-2"),
+        (str(first.id), "w-1"),
+    ]
+    assert "finished" not in out
+    assert "elsewhere" not in out
+    assert "elsewhere" in shell("list", "--namespace", "other")[1]
+
+
+def test_names_are_shown_as_they_are_and_cannot_play_with_the_terminal(database_url: str, shell: Command) -> None:
+    started(database_url, "[bold]a[/bold]")
+    started(database_url, "b\x1b[31m\n")
+    out = shell("list")[1]
+    assert "[bold]a[/bold]" in out
+    assert r"'b\x1b[31m\n'" in out
+    assert r"  'b\x1b[31m\n'  reports" in shell("show", "b\x1b[31m\n")[1]
+
+
+def test_a_run_is_shown_by_its_id_or_its_workflow_id_with_its_steps_and_without_payloads(
+    database_url: str, shell: Command
+) -> None:
+    with pytest.raises(RuntimeError, match="no paper left"):
+        with_store(database_url, lambda store: store.run("reports", reports, workflow_id="w-1"))
+    state = with_store(database_url, lambda store: store.load_workflow_state_by_workflow_id("w-1"))
+    status, out, _ = shell("show", "w-1")
+    assert status == 0
+    assert out.startswith(f"{state.id}  w-1  reports  failed\nRuntimeError: no paper left\n")
+    assert re.search(r"^load +completed +\S+ \S+ +\d+\.\d{3} +0 *$", out, re.MULTILINE)
+    assert re.search(r"^print +failed +\S+ \S+ +\d+\.\d{3} +1 +RuntimeError: no paper left *$", out, re.MULTILINE)
+    assert "a secret" not in out
+    assert shell("show", str(state.id))[1] == out
+
+
+def test_a_workflow_id_that_looks_like_an_id_finds_its_run(database_url: str, shell: Command) -> None:
+    workflow_id = "11111111-2222-3333-4444-555555555555"
+    state = started(database_url, workflow_id)
+    assert shell("show", workflow_id)[1].startswith(f"{state.id}  {workflow_id}  ")
+
+
+def test_a_signal_reaches_the_run_that_waits_for_it(database_url: str, shell: Command) -> None:
+    handlers = {"approval": approval}
+    with_store(database_url, lambda store: store.start("approval", workflow_id="w-1"))
+    assert with_store(database_url, lambda store: store.recover(handlers)).suspended
+    assert shell("signal", "w-1", "approved", '{"by": "Ada"}')[0] == 0
+    assert with_store(database_url, lambda store: store.recover(handlers)).completed
+    assert with_store(database_url, lambda store: store.run("approval", approval, workflow_id="w-1")) == {"by": "Ada"}
+
+
+def test_a_run_without_an_owner_is_paused_resumed_and_cancelled_at_once(database_url: str, shell: Command) -> None:
+    state = started(database_url, "w-1")
+    assert shell("pause", "w-1") == (0, f"run {state.id} is paused\n", "")
+    assert shell("resume", "w-1") == (0, f"run {state.id} is pending\n", "")
+    assert shell("cancel", "w-1") == (0, f"run {state.id} is cancelled\n", "")
+
+
+def test_a_live_run_is_asked_and_obeys_at_its_next_step(database_url: str, shell: Command) -> None:
+    told: list[str] = []
+
+    async def two_steps(run: Run) -> None:
+        await run.step("one", lambda: told.append(shell("pause", "w-1")[1]))
+        await run.step("two", lambda: told.append("went on"))
+
+    with pytest.raises(RunPaused):
+        with_store(database_url, lambda store: store.run("reports", two_steps, workflow_id="w-1"))
+    assert len(told) == 1
+    assert told[0].endswith("is running; it is paused at its worker's next step\n")
+    assert "  paused\n" in shell("show", "w-1")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "complaint"),
+    [
+        (["show", "w-2"], 1, "error: "),
+        (["cancel", "11111111-2222-3333-4444-555555555555"], 1, "error: "),
+        (["pause", "w-1"], 1, "error: "),
+        (["signal", "w-1", "approved"], 1, "error: "),
+        (["signal", "w-1", "approved", "yes"], 2, "not JSON"),
+        (["signal", "w-1", "approved", "[" * 100_000], 2, "not JSON"),
+        (["signal", "w-1", "", "1"], 1, "error: "),
+        (["show", ""], 1, "error: "),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_line_and_changes_nothing(
+    database_url: str, shell: Command, arguments: list[str], status: int, complaint: str
+) -> None:
+    with_store(database_url, lambda store: store.run("done", _nothing, workflow_id="w-1"))
+    before = shell("show", "w-1")
+    ended, out, err = shell(*arguments)
+    assert (ended, out) == (status, "")
+    assert complaint in err
+    assert "Traceback" not in err
+    assert shell("show", "w-1") == before
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path, shell: Command) -> None:
+    missing = tmp_path / "missing.db"
+    status, _, err = shell("list", "--url", str(missing))
+    assert (status, err) == (1, f"error: there is no SQLite file {missing}\n")
+    assert not missing.exists()
+
+
+def test_a_database_without_the_schema_names_the_command_to_run(empty_database_url: str, shell: Command) -> None:
+    if empty_database_url.startswith("sqlite"):
+        Path(empty_database_url.removeprefix("sqlite:///")).touch()
+    status, _, err = shell("list", "--url", empty_database_url)
+    assert status == 1
+    assert "orchestrator-state db upgrade" in err
+
+
+async def _nothing(_: Run) -> None:
+    return None
