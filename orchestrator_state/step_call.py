@@ -41,6 +41,14 @@ class Retry:
         return isinstance(error, self.on) and not isinstance(error, PayloadError)
 
 
+class _Failed(Exception):
+    """A call failed. The retry library, which logs the repr of what it sees, must not see the step's own exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__qualname__)
+        self.error = error
+
+
 async def call_with_retries(
     attempt: Callable[[], Awaitable[_T]], retry: Retry, note_failure: Callable[[Exception], None]
 ) -> _T:
@@ -49,23 +57,30 @@ async def call_with_retries(
     async def noted() -> _T:
         try:
             return await attempt()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again, below
             note_failure(error)
-            raise
+            raise _Failed(error) from None
 
-    if retry.attempts == 1:
-        return await noted()
-    async for again in stamina.retry_context(
-        on=retry.is_worth_it,
-        attempts=retry.attempts,
-        timeout=None,
-        wait_initial=retry.wait_initial,
-        wait_max=retry.wait_max,
-        wait_jitter=retry.wait_jitter,
-    ):
-        with again:
+    def is_worth_it(failed: Exception) -> bool:
+        return isinstance(failed, _Failed) and retry.is_worth_it(failed.error)
+
+    error: Exception = AssertionError("stamina yields until it returns or raises")
+    try:
+        if retry.attempts == 1:
             return await noted()
-    raise AssertionError("stamina yields until it returns or raises")
+        async for again in stamina.retry_context(
+            on=is_worth_it,
+            attempts=retry.attempts,
+            timeout=None,
+            wait_initial=retry.wait_initial,
+            wait_max=retry.wait_max,
+            wait_jitter=retry.wait_jitter,
+        ):
+            with again:
+                return await noted()
+    except _Failed as failed:
+        error = failed.error
+    raise error  # out here, where it keeps the cause and the context that it came with
 
 
 async def call(fn: StepFunction[Any], *args: Any, limit: timedelta | None = None) -> Any:

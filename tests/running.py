@@ -1,0 +1,176 @@
+"""Runs for the tests: workers that vanish, step functions that remember, and a look behind the public door."""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
+
+from sqlalchemy import Executable, select, text, update
+
+from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork
+from orchestrator_state.models import step_states, workflow_states
+
+_T = TypeVar("_T")
+
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
+
+
+# --- workers that vanish ---
+
+
+def vanish() -> NoReturn:
+    """End the attempt as a cancelled worker ends it: nothing is written about it, and its lease is released."""
+    raise asyncio.CancelledError
+
+
+class VanishesEverywhere:
+    """A hook that lets the worker vanish once at each event, before and after each commit among them.
+
+    So every attempt comes one event further than the one before.
+    """
+
+    def __init__(self) -> None:
+        self.moments: list[tuple[type[Event], str | None]] = []
+
+    def on_event(self, event: Event) -> None:
+        moment = (type(event), getattr(event, "step_id", None))
+        if moment not in self.moments:
+            self.moments.append(moment)
+            vanish()
+
+
+async def until_done(start: Callable[[], Awaitable[_T]], *, attempts: int = 100) -> _T:
+    """Start again whenever the worker vanished."""
+    for _ in range(attempts):
+        with contextlib.suppress(asyncio.CancelledError):
+            return await start()
+    raise AssertionError(f"not done after {attempts} attempts")
+
+
+async def expire_lease(store: StateStore, workflow_state_id: UUID) -> None:
+    """Leave the lease as `kill -9` leaves it, once its term is over."""
+    await change_row(store, workflow_state_id, lease_expires_at=LONG_AGO)
+
+
+# --- step functions ---
+
+
+class Effect:
+    """A step function that remembers what it was called with, and returns it."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+
+    async def __call__(self, value: Any = None) -> Any:
+        self.calls.append(value)
+        return value
+
+
+class Gate:
+    """A step function that says when it is reached, and waits until it is opened."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self, value: Any = None) -> Any:
+        self.reached.set()
+        try:
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+        return value
+
+
+class Failing:
+    """A step function that raises `errors` one after the other, then returns "done"."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.left = list(errors)
+        self.calls = 0
+
+    async def __call__(self) -> str:
+        self.calls += 1
+        if self.left:
+            raise self.left.pop(0)
+        return "done"
+
+
+@dataclass
+class Log:
+    """A hook that remembers what it is told."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def on_event(self, event: Event) -> None:
+        self.events.append(event)
+
+    def of(self, kind: type[_T]) -> list[_T]:
+        return [event for event in self.events if isinstance(event, kind)]
+
+
+# --- what is stored ---
+
+
+async def fetch(store: StateStore, query: Executable) -> Sequence[Any]:
+    async def read(uow: UnitOfWork) -> Sequence[Any]:
+        return (await uow.session.execute(query)).all()
+
+    return await store._transactions.read(read)
+
+
+async def row_of(store: StateStore, workflow_id: str) -> Any:
+    """All columns of the one workflow of that `workflow_id`."""
+    [row] = await fetch(store, select(workflow_states).where(workflow_states.c.workflow_id == workflow_id))
+    return row
+
+
+async def becomes(wanted: Callable[[Any], bool], store: StateStore, workflow_id: str) -> None:
+    """Wait until the workflow's row is as wanted; pytest's time limit is the end of it."""
+    while not wanted(await row_of(store, workflow_id)):  # noqa: ASYNC110 - what changes it is another worker
+        await asyncio.sleep(0.05)
+
+
+async def steps_of(store: StateStore, workflow_id: str) -> dict[str, Any]:
+    """All columns of its steps, by step id, in the order of their commits."""
+    row = await row_of(store, workflow_id)
+    query = select(step_states).where(step_states.c.workflow_state_id == row.id).order_by(step_states.c.position)
+    return {step.step_id: step for step in await fetch(store, query)}
+
+
+async def checkpoints_of(store: StateStore, workflow_id: str) -> list[Checkpoint]:
+    """Oldest first."""
+    row = await row_of(store, workflow_id)
+    return (await store._transactions.read(lambda uow: uow.checkpoints.list(row.id)))[::-1]
+
+
+async def count_rows(store: StateStore, table: str) -> int:
+    [(count,)] = await fetch(store, text(f'SELECT count(*) FROM "{table}"'))
+    return int(count)
+
+
+async def change_row(store: StateStore, workflow_state_id: UUID, **columns: Any) -> None:
+    """Change columns of a workflow's row past the package."""
+    async with store.begin() as uow:
+        await uow.session.execute(
+            update(workflow_states).where(workflow_states.c.id == workflow_state_id).values(columns)
+        )
+
+
+async def change_step(store: StateStore, workflow_state_id: UUID, step_id: str, **columns: Any) -> None:
+    """Change columns of a step's row past the package."""
+    async with store.begin() as uow:
+        await uow.session.execute(
+            update(step_states)
+            .where(step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id == step_id)
+            .values(columns)
+        )
+
+
+def seconds(number: float) -> timedelta:
+    return timedelta(seconds=number)
