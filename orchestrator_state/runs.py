@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_signal_name
@@ -44,7 +45,7 @@ OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 Handler = Callable[["Run"], Awaitable[_T]]
 
 _POLL: Final = 0.25  # seconds between looks for a signal or a child, jittered
-_current_step: Final[ContextVar[str | None]] = ContextVar("orchestrator_state_step", default=None)
+_current_step: Final[ContextVar[tuple[Run, str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Run:
 
         Give it to services that can tell a repetition by it. Raises `ConfigurationError` outside a step's function.
         """
-        step_id = _current_step.get()
+        step_id = self._running_step()
         if step_id is None:
             raise ConfigurationError("run.step_key is for the function of a step; none is running here")
         return self._journal.key(step_id)
@@ -234,11 +235,24 @@ class Run:
         """Account for a call of the handler's while it is under way."""
         try:
             self._switch.check()
+            self._require_handler()
         except BaseException:
             work.close()
             raise
         with self._room.call():
             return await work
+
+    def _require_handler(self) -> None:
+        """A step inside a step's function is one that a resumed run never meets, and inside a transaction a deadlock."""
+        if (outer := self._running_step()) is not None:
+            raise ConfigurationError(
+                f"the function of step {outer!r} called a step of its own run; call it from the handler instead"
+            )
+
+    def _running_step(self) -> str | None:
+        """The step of this run whose function is calling, if any."""
+        run, step_id = _current_step.get() or (None, None)
+        return step_id if run is self else None
 
     async def _before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
@@ -277,7 +291,7 @@ class Run:
             return await call(fn, *args, limit=limit)
 
         try:
-            with _inside(step_id):
+            with _inside(self, step_id):
                 outputs = await call_with_retries(attempt, retry, failures.append)
             encoded = encode(outputs, _outputs(step_id))
         except Exception as error:
@@ -348,7 +362,7 @@ class Run:
         """
         await self._refuse_to_repeat(uow, begun.step_id)
         hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
-        with _inside(begun.step_id), _only_the_run_commits(uow.session):
+        with _inside(self, begun.step_id), _only_the_run_commits(uow.session):
             try:
                 outputs = await fn(uow.session, *args)
                 await uow.session.flush()
@@ -461,8 +475,8 @@ class _AlreadyRecorded(Exception):
 
 
 @contextmanager
-def _inside(step_id: str) -> Iterator[None]:
-    token = _current_step.set(step_id)
+def _inside(run: Run, step_id: str) -> Iterator[None]:
+    token = _current_step.set((run, step_id))
     try:
         yield
     finally:
@@ -471,9 +485,11 @@ def _inside(step_id: str) -> Iterator[None]:
 
 @contextmanager
 def _only_the_run_commits(session: AsyncSession) -> Iterator[None]:
-    """A commit inside `fn` would part the business rows from the step."""
+    """A commit inside `fn` would part the business rows from the step. The end of a savepoint is no commit."""
 
-    def refuse(_: object) -> None:
+    def refuse(committing: Session) -> None:
+        if committing.in_nested_transaction():
+            return
         raise ConfigurationError("the function of run.transact must not commit: the run does, with the step")
 
     event.listen(session.sync_session, "before_commit", refuse)
