@@ -243,7 +243,7 @@ class Run:
             return await work
 
     def _require_handler(self) -> None:
-        """A step inside a step's function is one that a resumed run never meets, and inside a transaction a deadlock."""
+        """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""
         if (outer := self._running_step()) is not None:
             raise ConfigurationError(
                 f"the function of step {outer!r} called a step of its own run; call it from the handler instead"
