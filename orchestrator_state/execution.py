@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
@@ -77,18 +78,18 @@ class Executor:
         """Start the run, resume it, or return its recorded result. See `StateStore.run`."""
         deadline = asyncio.get_running_loop().time() + wait.total_seconds()
         while True:
-            row = await self._transactions.write(lambda uow: self._start_or_claim(uow, request))
-            if isinstance(row, RunSuspended):
-                raise row
-            if isinstance(row, LeaseHeld):
-                if asyncio.get_running_loop().time() >= deadline:
+            with self.keeper.claiming() as claim:
+                row = await self._transactions.write(partial(self._start_or_claim, request=request, claim=claim))
+                if isinstance(row, RunSuspended):
                     raise row
-                await asyncio.sleep(_LOOK_AGAIN)
-            elif row.status == WorkflowStatus.COMPLETED:
-                result: _T = decode(row.result or "null", "result")
-                return result
-            else:
-                return await self.drive(row, handler, strict=strict, linger=linger)
+                if not isinstance(row, LeaseHeld):
+                    if row.status == WorkflowStatus.COMPLETED:
+                        result: _T = decode(row.result or "null", "result")
+                        return result
+                    return await self.drive(row, handler, strict=strict, linger=linger)
+            if asyncio.get_running_loop().time() >= deadline:
+                raise row
+            await asyncio.sleep(_LOOK_AGAIN)
 
     async def drive(
         self, row: Any, handler: Handler[_T], *, strict: bool = False, linger: timedelta | None = None
@@ -270,13 +271,14 @@ class Executor:
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
-    async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest) -> Any:
+    async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest, claim: set[UUID]) -> Any:
         """The claimed row; or a completed one; or why it cannot be claimed, for the caller to raise or to wait for."""
         names = self._names(request)
         row = await uow.runs.find(names)
         if row is None:
             created = await uow.runs.create(self._new_columns(request), self.keeper.owner)
             if created is not None:
+                claim.add(created.id)
                 return created
             row = await uow.runs.find(names)
         row = _require_same(row, request)
@@ -286,12 +288,15 @@ class Executor:
             raise RunCancelled(f"run {row.id} was cancelled", workflow_state_id=row.id)
         if row.status == WorkflowStatus.PAUSED:
             raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
-        if not row.lease_is_free and not self._is_abandoned(row):
+        if not row.lease_is_free and row.id not in claim and not self._is_abandoned(row):
             return lease_held(row.id, row)
         if request.parent_id is not None and row.wake_at is not None and row.wake_at > row.now:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id)
-        claimed = await uow.runs.claim(row.id, row.lease_token, self.keeper.owner)
-        return claimed if claimed is not None else await self._start_or_claim(uow, request)
+        claimed = await uow.runs.claim(row, self.keeper.owner)
+        if claimed is None:
+            return await self._start_or_claim(uow, request, claim)
+        claim.add(claimed.id)
+        return claimed
 
     def _names(self, request: RunRequest) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
@@ -321,7 +326,7 @@ class Executor:
     def _is_abandoned(self, row: Any) -> bool:
         """Whether the lease's owner is provably gone: its process is dead, or it is us and nothing runs here."""
         if row.lease_owner == self.keeper.owner.id:
-            return row.id not in self.keeper.held
+            return not self.keeper.has(row.id)
         process = ProcessIdentity.parse(row.lease_process)
         return process is not None and process.is_dead()
 

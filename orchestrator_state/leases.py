@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import os
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
-from orchestrator_state.errors import LeaseLost, StoreUnavailable
+from orchestrator_state import hooks
+from orchestrator_state.errors import LeaseLost
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_repository import Lease, Owner, lease_lost
 from orchestrator_state.transactions import Transactions
@@ -45,18 +47,31 @@ class LeaseKeeper:
         self._pid = os.getpid()
         self._held: dict[UUID, Leaseholder] = {}
         self._renewed_at: dict[UUID, float] = {}
+        self._claims: list[set[UUID]] = []
         self._heartbeat: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
 
     @property
     def owner(self) -> Owner:
         if self._pid != os.getpid():  # a forked child is a worker of its own
             self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=self._term)
-            self._pid, self._held, self._heartbeat = os.getpid(), {}, None
+            self._pid, self._held, self._claims = os.getpid(), {}, []
+            self._heartbeat = self._renewal = None
         return self._owner
 
-    @property
-    def held(self) -> frozenset[UUID]:
-        return frozenset(self._held)
+    @contextlib.contextmanager
+    def claiming(self) -> Iterator[set[UUID]]:
+        """Tell of a claim: what is put into the set before it commits is ours, held or not, until the block ends."""
+        claim: set[UUID] = set()
+        self._claims.append(claim)
+        try:
+            yield claim
+        finally:
+            self._claims = [other for other in self._claims if other is not claim]
+
+    def has(self, workflow_state_id: UUID) -> bool:
+        """Whether that run is under way here. A lease of ours on any other is nobody's."""
+        return workflow_state_id in self._held or any(workflow_state_id in claim for claim in self._claims)
 
     def hold(self, run: Leaseholder) -> None:
         self._held[run.lease.workflow_state_id] = run
@@ -66,16 +81,22 @@ class LeaseKeeper:
 
     def drop(self, run: Leaseholder) -> None:
         """Stop renewing. The lease itself is released by whoever ends the run."""
-        self._held.pop(run.lease.workflow_state_id, None)
-        self._renewed_at.pop(run.lease.workflow_state_id, None)
-        if not self._held and self._heartbeat is not None:
-            self._heartbeat.cancel()
+        self._forget(run)
+        if not self._held:
+            self._end_heartbeat()
 
     async def close(self) -> None:
         """Wait for the heartbeat to end."""
-        if self._heartbeat is not None:
-            self._heartbeat.cancel()
-            await asyncio.wait({self._heartbeat})
+        ending = self._end_heartbeat()
+        if ending:
+            await asyncio.wait(ending)
+
+    def _end_heartbeat(self) -> set[asyncio.Task[None]]:
+        ending = {task for task in (self._heartbeat, self._renewal) if task is not None and not task.done()}
+        for task in ending:
+            if not task.cancelling():  # a second cancellation would hit the clean-up after the first
+                task.cancel()
+        return ending
 
     async def confirm(self, lease: Lease) -> None:
         """Before new work: if this process was frozen past the term, ask the database first. Raises `LeaseLost`."""
@@ -89,9 +110,17 @@ class LeaseKeeper:
         pause = self._term.total_seconds() / _RENEWALS_PER_TERM
         while self._held:
             await asyncio.sleep(pause)
-            with contextlib.suppress(StoreUnavailable):
-                await self._renew()
+            if self._renewal is None or self._renewal.done():
+                self._renewal = asyncio.create_task(self._try_to_renew(), name="orchestrator_state renewal")
+            # Waited for, not cancelled: a SQLite connection that waits for a lock cannot be had back before its time.
+            await asyncio.wait({self._renewal}, timeout=max(pause, self._time_left()))
             self._give_up_overdue()
+
+    async def _try_to_renew(self) -> None:
+        try:
+            await self._renew()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed within the term
+            hooks.logger.warning("leases could not be renewed (%s)", type(error).__name__)
 
     async def _renew(self) -> None:
         asked = dict(self._held)
@@ -107,6 +136,10 @@ class LeaseKeeper:
             else:
                 self._lose(run)
 
+    def _time_left(self) -> float:
+        """Seconds until the first lease is overdue."""
+        return self._term.total_seconds() - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
+
     def _give_up_overdue(self) -> None:
         now = time.monotonic()
         for workflow_state_id, run in list(self._held.items()):
@@ -114,6 +147,10 @@ class LeaseKeeper:
                 self._lose(run)
 
     def _lose(self, run: Leaseholder) -> None:
-        self._held.pop(run.lease.workflow_state_id, None)
-        self._renewed_at.pop(run.lease.workflow_state_id, None)
+        self._forget(run)
         run.lose(lease_lost(run.lease))
+
+    def _forget(self, run: Leaseholder) -> None:
+        """Unless the run was claimed here anew: then it is the new holder's."""
+        if self._held.get(run.lease.workflow_state_id) is run:
+            del self._held[run.lease.workflow_state_id], self._renewed_at[run.lease.workflow_state_id]

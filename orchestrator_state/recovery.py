@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -12,8 +12,10 @@ from uuid import UUID
 from orchestrator_state.errors import LeaseLost, RunCancelled, RunPaused, RunSuspended, StoreUnavailable
 from orchestrator_state.execution import Executor
 from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.run_repository import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _BATCH: Final = 100
@@ -70,29 +72,43 @@ class Recovery:
         processes = await self._transactions.read(lambda uow: uow.runs.list_lease_processes(mine.machine))
         identities = [identity for identity in map(ProcessIdentity.parse, processes) if identity is not None]
         dead = [str(identity) for identity in identities if identity.is_dead()]
-        orphans = str(mine) in processes
+        ours: Sequence[Lease] = ()
+        if str(mine) in processes:
+            ours = await self._transactions.read(lambda uow: uow.runs.list_leases_of(keeper.owner.id))
+        # The keeper is asked after the read: what was claimed before it is known to the keeper by now.
+        orphans = [lease for lease in ours if not keeper.has(lease.workflow_state_id)]
 
         async def end(uow: UnitOfWork) -> None:
-            if dead:
-                await uow.runs.end_leases_of(dead)
-            if orphans:
-                await uow.runs.end_orphaned_leases(keeper.owner.id, keeper.held)
+            await uow.runs.end_leases_of(dead)
+            for lease in orphans:
+                await uow.runs.release(lease)
 
         if dead or orphans:
             await self._transactions.write(end)
 
-    async def claim(self, limit: int) -> Sequence[Any]:
-        """Claim up to `limit` abandoned runs that have a handler here."""
-        if not self._handlers:
-            return []
-        owner = self._executor.keeper.owner
-        return await self._transactions.write(lambda uow: uow.runs.claim_abandoned(self._handlers, owner, limit))
+    async def start(
+        self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], *, linger: timedelta = timedelta()
+    ) -> None:
+        """Claim up to `limit` abandoned runs that have a handler here; resume each in a task that `watch` is given."""
+        if not self._handlers or limit <= 0:
+            return
+        keeper = self._executor.keeper
+        with keeper.claiming() as claim:
+
+            async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
+                rows = await uow.runs.claim_abandoned(self._handlers, keeper.owner, min(limit, _BATCH))
+                claim.update(row.id for row in rows)
+                return rows
+
+            for row in await self._transactions.write(claim_abandoned):
+                watch(asyncio.create_task(self._resume(row, linger)))
+            await asyncio.sleep(0)  # until the tasks hold their leases
 
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
         return [_recovered(row, "unknown") for row in rows]
 
-    async def resume(self, row: Any, *, linger: timedelta = timedelta()) -> RecoveredRun:
+    async def _resume(self, row: Any, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
         error: Exception | None = None
         try:
@@ -111,9 +127,7 @@ class Recovery:
         under_way: set[asyncio.Task[RecoveredRun]] = set()
         try:
             while True:
-                free = concurrency - len(under_way)
-                rows = await self.claim(min(free, _BATCH)) if free > 0 else []
-                under_way |= {asyncio.create_task(self.resume(row)) for row in rows}
+                await self.start(concurrency - len(under_way), under_way.add)
                 if not under_way:
                     break
                 done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
@@ -122,7 +136,7 @@ class Recovery:
             for task in under_way:
                 task.cancel()
             if under_way:
-                await asyncio.wait(under_way)
+                await uninterrupted(asyncio.wait(under_way))
         report.unknown = await self.list_unknown()
         return report
 

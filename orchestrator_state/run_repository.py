@@ -150,11 +150,11 @@ class RunRepository(Repository):
         )
         return created.first()
 
-    async def claim(self, workflow_state_id: UUID, seen_token: int, owner: Owner) -> Any:
-        """Take the lease if nobody did since `seen_token` was read. Returns the row, or None."""
+    async def claim(self, seen: Any, owner: Owner) -> Any:
+        """Take the lease of a row that was `seen`, unless it was taken or the run ended since: then None."""
         claimed = await self._execute(
             update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, _w.lease_token == seen_token)
+            .where(_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status)
             .values(self._taken_by(owner))
             .returning(workflow_states, database_now().label("now"))
         )
@@ -232,25 +232,27 @@ class RunRepository(Repository):
         )
         return rowcount(ended)
 
-    async def end_orphaned_leases(self, owner: UUID, held: Collection[UUID]) -> int:
-        """End the leases that `owner` has in the table but not in memory: their runs were cancelled in between."""
-        ended = await self._execute(
-            update(workflow_states)
-            .where(
-                _w.namespace == self._namespace,
-                _w.lease_owner == owner,
-                _w.lease_expires_at > database_now(),
-                _w.id.not_in(list(held)),
-            )
-            .values(lease_expires_at=database_now())
+    async def list_leases_of(self, owner: UUID) -> list[Lease]:
+        """The leases of `owner` which have not ended."""
+        query = select(_w.id, _w.lease_token).where(
+            _w.namespace == self._namespace,
+            _w.status == WorkflowStatus.RUNNING.value,
+            _w.lease_owner == owner,
+            _w.lease_expires_at > database_now(),
         )
-        return rowcount(ended)
+        rows = await self._execute(query)
+        return [Lease(workflow_state_id=row.id, owner=owner, token=row.lease_token) for row in rows]
 
     async def renew(self, owner: Owner, ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
         """Extend the leases `owner` still has among `ids`. Returns (token, request) of those."""
         renewed = await self._execute(
             update(workflow_states)
-            .where(_w.namespace == self._namespace, _w.id.in_(list(ids)), _w.lease_owner == owner.id)
+            .where(
+                _w.namespace == self._namespace,
+                _w.id.in_(list(ids)),
+                _w.lease_owner == owner.id,
+                _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+            )
             .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
             .returning(_w.id, _w.lease_token, _w.request)
         )

@@ -17,6 +17,7 @@ from orchestrator_state.arguments import as_duration
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.recovery import RecoveredRun, Recovery
 from orchestrator_state.runs import Duration, Handler
+from orchestrator_state.uninterrupted import uninterrupted
 
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
@@ -104,14 +105,13 @@ class Worker:
             if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
                 await self._recovery.end_dead_leases()
                 self._looked_for_the_dead_at = time.monotonic()
-            rows = await self._recovery.claim(free)
+            await self._recovery.start(free, self._watch, linger=_LINGER)
         except StoreUnavailable as error:
             hooks.logger.warning("no work can be claimed: %s", error)
-            return
-        for row in rows:
-            task = asyncio.create_task(self._recovery.resume(row, linger=_LINGER))
-            self._under_way.add(task)
-            task.add_done_callback(self._done)
+
+    def _watch(self, task: asyncio.Task[RecoveredRun]) -> None:
+        self._under_way.add(task)
+        task.add_done_callback(self._done)
 
     def _done(self, task: asyncio.Task[RecoveredRun]) -> None:
         self._under_way.discard(task)
@@ -128,7 +128,7 @@ class Worker:
         for task in left:
             task.cancel()
         if left:
-            await asyncio.wait(left)
+            await uninterrupted(asyncio.wait(left))
 
 
 @contextlib.contextmanager
