@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -14,14 +14,19 @@ from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStat
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 
 Columns = dict[str, Any]
+_PlacedStep = tuple[int, str, Columns, StepState]  # position and id first: it sorts in the order of first saving
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
 _STEP_STATUSES: Final = {status.value: status for status in StepStatus}
+_ALL_FIELDS: Final[Mapping[type[BaseModel], set[str]]] = {
+    model: set(model.model_fields) for model in (WorkflowState, StepState, Checkpoint)
+}
+_set: Final = object.__setattr__  # the models' own validates
 
 
-class StateRow(Protocol):
-    """A row of `SELECT_STATES`: a workflow (`step_id` is None) or one of its steps."""
+class StateRow(NamedTuple):
+    """A row of the statements that select states: a workflow (`step_id` is None) or one of its steps."""
 
     state_id: UUID
     step_id: str | None
@@ -78,17 +83,20 @@ def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
     return columns
 
 
-def states_from_rows(rows: Iterable[StateRow]) -> list[WorkflowState]:
+def states_from_rows(rows: Iterable[Iterable[Any]]) -> list[WorkflowState]:
     """Build the states, most recently updated first, steps in the order in which they were first saved."""
-    workflows: dict[UUID, StateRow] = {}
-    steps: dict[UUID, list[StateRow]] = {}
-    for row in rows:
+    workflows: list[StateRow] = []
+    steps: dict[UUID, list[_PlacedStep]] = {}
+    # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.
+    for row in map(StateRow._make, rows):
         if row.step_id is None:
-            workflows[row.state_id] = row
+            workflows.append(row)
         else:
-            steps.setdefault(row.state_id, []).append(row)
-    newest_first = sorted(workflows.values(), key=lambda row: (row.updated_at, row.started_at), reverse=True)
-    return [_state(row, steps.get(row.state_id, [])) for row in newest_first]
+            columns = _saved_step(row)
+            placed = (row.position, row.step_id, columns, _step(row.step_id, columns))
+            steps.setdefault(row.state_id, []).append(placed)
+    workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
+    return [_state(row, steps.get(row.state_id, [])) for row in workflows]
 
 
 def loaded_from(state: WorkflowState) -> SavedRows:
@@ -129,8 +137,8 @@ def checkpoint_from_row(row: Any) -> Checkpoint:
     return _trusted(Checkpoint, fields)
 
 
-def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
-    step_rows.sort(key=lambda step: (step.position, step.step_id))
+def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
+    steps.sort()  # no two steps of a workflow have the same id, so the rest is never compared
     columns = {
         "workflow_id": row.workflow_id,
         "workflow_name": row.workflow_name,
@@ -144,19 +152,17 @@ def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
     }
     saved = SavedRows(
         workflow=columns,
-        steps={str(step.step_id): _saved_step(step) for step in step_rows},
-        next_position=step_rows[-1].position + 1 if step_rows else 0,
+        steps={step_id: columns for _, step_id, columns, _ in steps},
+        next_position=steps[-1][0] + 1 if steps else 0,
     )
     fields = columns | {
         "id": row.state_id,
         "version": row.version,
         "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
         "context": decode(row.payload or "null", "context"),
-        "steps": {step_id: _step(step_id, step) for step_id, step in saved.steps.items()},
+        "steps": {step_id: step for _, step_id, _, step in steps},
     }
-    state = _trusted(WorkflowState, fields)
-    state._saved = saved
-    return state
+    return _trusted(WorkflowState, fields, {"_saved": saved})
 
 
 def step_from_row(row: Any) -> StepState:
@@ -183,8 +189,8 @@ def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
     return _trusted(
         StepState,
         {
-            **columns,
             "step_id": step_id,
+            **columns,
             "status": _status(_STEP_STATUSES, columns["status"], f"steps[{step_id!r}].status"),
             "outputs": None if outputs is None else decode(outputs, f"steps[{step_id!r}].outputs"),
             "retry_count": columns["retry_count"] or 0,
@@ -199,11 +205,15 @@ def _status(known: Mapping[str, Any], value: str, path: str) -> Any:
         raise CorruptPayload(f"the stored {path} is none that this version of the package knows", path=path) from None
 
 
-def _trusted(model: type[_Model], fields: Columns) -> _Model:
-    """Build a model from values that were validated when they were stored; five times faster than validating again."""
+def _trusted(model: type[_Model], fields: Columns, private: Columns | None = None) -> _Model:
+    """Build a model from values that were validated when they were stored, five times faster than by its constructor.
+
+    Sets what pydantic's own `__copy__` sets. `__pydantic_fields_set__` is one for all: it holds every field already,
+    so nobody's assignment changes it, and it would be a third of a step's memory.
+    """
     instance = model.__new__(model)
-    object.__setattr__(instance, "__dict__", fields)
-    object.__setattr__(instance, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(instance, "__pydantic_extra__", None)
-    instance.model_post_init(None)
+    _set(instance, "__dict__", fields)
+    _set(instance, "__pydantic_fields_set__", _ALL_FIELDS[model])
+    _set(instance, "__pydantic_extra__", None)
+    _set(instance, "__pydantic_private__", private)
     return instance
