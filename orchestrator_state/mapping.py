@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import MAX_SNAPSHOT_BYTES, MAX_SNAPSHOT_DEPTH, decode, encode
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 
@@ -49,7 +49,7 @@ def workflow_columns(state: WorkflowState) -> Columns:
     return {
         "workflow_id": state.workflow_id,
         "workflow_name": state.workflow_name,
-        "status": state.status.value,
+        "status": _plain(state.status),
         "user_id": state.user_id,
         "started_at": state.started_at,
         "updated_at": state.updated_at,
@@ -61,7 +61,7 @@ def workflow_columns(state: WorkflowState) -> Columns:
 
 def step_columns(step: StepState, path: str) -> Columns:
     return {
-        "status": step.status.value,
+        "status": _plain(step.status),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
         "outputs": encode(step.outputs, f"{path}.outputs"),
@@ -70,9 +70,25 @@ def step_columns(step: StepState, path: str) -> Columns:
     }
 
 
+def check_fields(model: WorkflowState | StepState | Checkpoint) -> None:
+    """Raise `InvalidPayload` unless the fields, payloads aside, are what the constructor would accept.
+
+    Assignment is validated; `model_copy(update=…)` and changes of `__dict__` are not.
+    """
+    fields = {name: value for name, value in model.__dict__.items() if name != "steps"}
+    type(model)(**fields)
+
+
+def _plain(status: object) -> object:
+    """The text of a status; anything else is left for `check_fields` to refuse."""
+    return status.value if isinstance(status, WorkflowStatus | StepStatus) else status
+
+
 def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
     """The columns of every step by step id. Raises `InvalidPayload` for a key that is not its step's id."""
-    columns = {}
+    columns: dict[str, Columns] = {}
+    if not isinstance(state.steps, dict):
+        raise InvalidPayload(f"steps is a {type(state.steps).__name__}, not a dict", path="steps")
     for key, step in state.steps.items():
         path = f"steps[{key!r}]"
         if not isinstance(step, StepState):
@@ -110,6 +126,8 @@ def rebase(state: WorkflowState, live: WorkflowState) -> None:
     """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer."""
     base = loaded_from(live)
     state.version = live.version
+    if equals_stored(state, live):
+        state.updated_at = live.updated_at  # saving it writes nothing
     # As if `updated_at` were unmoved: saving an older state is an update of today.
     state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
 
@@ -122,12 +140,13 @@ def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
 
 
 def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
+    check_fields(checkpoint)
     return {
         "id": checkpoint.id,
         "workflow_state_id": checkpoint.workflow_state_id,
         "step_id": checkpoint.step_id,
         "timestamp": checkpoint.timestamp,
-        "snapshot": encode(checkpoint.snapshot, "snapshot"),
+        "snapshot": encode(checkpoint.snapshot, "snapshot", max_depth=MAX_SNAPSHOT_DEPTH, max_bytes=MAX_SNAPSHOT_BYTES),
     }
 
 
@@ -153,7 +172,7 @@ def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
     saved = SavedRows(
         workflow=columns,
         steps={step_id: columns for _, step_id, columns, _ in steps},
-        next_position=steps[-1][0] + 1 if steps else 0,
+        positions={step_id: position for position, step_id, _, _ in steps},
     )
     fields = columns | {
         "id": row.state_id,
@@ -178,9 +197,10 @@ def _saved_step(row: StateRow) -> Columns:
         "status": row.status,
         "started_at": row.started_at,
         "completed_at": row.completed_at,
-        "outputs": row.payload,
+        # The original software leaves these two NULL, which reads as None and 0.
+        "outputs": "null" if row.payload is None else row.payload,
         "error": row.error,
-        "retry_count": row.retry_count,
+        "retry_count": row.retry_count or 0,
     }
 
 

@@ -345,3 +345,9 @@ def test_states_are_equal_by_their_fields() -> None:
     assert state.model_copy(deep=True) == state
     assert state.model_copy(update={"context": {}}) != state
     assert state != "wf-1"
+
+
+@pytest.mark.parametrize("moment", [datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)])
+def test_the_first_and_the_last_moment_are_refused_because_postgres_reads_them_as_infinity(moment: datetime) -> None:
+    with pytest.raises(InvalidPayload, match="infinity"):
+        WorkflowState(workflow_id="wf-1", workflow_name="Pipeline", started_at=moment)
