@@ -40,10 +40,10 @@ def as_utc(value: object, path: str) -> datetime:
 
 
 def as_count(value: object, path: str) -> int:
-    """Return a whole number that is not negative. Raises `InvalidPayload`."""
+    """Return a whole number that is not negative, cut to what a database counts to. Raises `InvalidPayload`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InvalidPayload(f"{path} must be a whole number, 0 or more", path=path)
-    return value
+    return min(value, 2**63 - 1)
 
 
 def as_duration(value: object, path: str) -> timedelta:

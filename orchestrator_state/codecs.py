@@ -15,6 +15,9 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadToo
 
 MAX_DEPTH: Final = 100
 MAX_BYTES: Final = 16 * 1024 * 1024
+# A snapshot holds a whole state: the context and each output some levels down, and all of them together.
+MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + 4
+MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 # CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
 MAX_INTEGER_DIGITS: Final = 4300
 _INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
@@ -23,13 +26,13 @@ _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
 
 
-def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES) -> str:
+def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> str:
     """Return the canonical JSON text of `value`; `path` names it in errors (`steps['load'].outputs`).
 
     Accepted: None, bool, int up to 4,300 digits, finite float, str, list, and dict with str keys, at most
-    100 containers deep. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
+    `max_depth` containers deep. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
     """
-    _refuse_what_json_would_change(value, path, max_bytes)
+    _refuse_what_json_would_change(value, path, max_bytes, max_depth)
     text: bytes = _to_json(value)
     if len(text) > max_bytes:
         raise _too_large(path, max_bytes, len(text))
@@ -69,7 +72,7 @@ def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
     )
 
 
-def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int) -> None:
+def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, max_depth: int) -> None:
     """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report.
 
     A few shared lists nested in each other can stand for 2**100 values, so a container that was walked to its end is
@@ -89,9 +92,9 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int) ->
             size, found_sound_at = walked.get(id(value), (0, 0))
             if depth <= found_sound_at:
                 least_bytes += size
-            elif depth > MAX_DEPTH:
+            elif depth > max_depth:
                 # Not the path: a hundred levels of it would be a wall of text, and the root says enough.
-                message = f"{root_path} is nested deeper than {MAX_DEPTH} levels, or contains itself"
+                message = f"{root_path} is nested deeper than {max_depth} levels, or contains itself"
                 raise InvalidPayload(message, path=root_path)
             elif value:
                 stack.append((_Leave(id(value), least_bytes), path, depth))

@@ -67,6 +67,9 @@ STEP_TRANSITIONS: Final[Mapping[StepStatus, frozenset[StepStatus]]] = {
 }
 
 
+_INFINITIES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
+
+
 def utc_now() -> datetime:
     return datetime.now(UTC)
 
@@ -83,9 +86,12 @@ def _storable_text(value: str) -> str:
 
 def _in_utc(value: datetime) -> datetime:
     try:
-        return value.astimezone(UTC)
+        utc = value.astimezone(UTC)
     except OverflowError:
         raise ValueError("is outside the years 1 to 9999 in UTC") from None
+    if utc in _INFINITIES:
+        raise ValueError("is the first or the last moment that datetime knows, which Postgres takes for infinity")
+    return utc
 
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, strict=True), AfterValidator(_storable_text)]
@@ -163,12 +169,17 @@ class StepState(_DomainModel):
 class SavedRows:
     """What the database held when a state was last loaded or saved: the base that a save compares with.
 
-    `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded.
+    `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
+    order of the steps.
     """
 
     workflow: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
-    next_position: int
+    positions: Mapping[str, int]
+
+    @property
+    def next_position(self) -> int:
+        return max(self.positions.values(), default=-1) + 1
 
 
 class WorkflowState(_DomainModel):

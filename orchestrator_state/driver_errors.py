@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from orchestrator_state.errors import (
     ConfigurationError,
     Conflict,
+    InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
     SchemaOutOfDate,
@@ -52,6 +53,12 @@ _PG_CONFIGURATION: Final = {
     "28": "the server refused the user or the password",
     "3D": "the server has no such database",
     "42501": "the database user lacks a privilege",
+    "42": "the database refused a statement or a name in it",
+}
+_PG_REFUSALS: Final[dict[str, type[OrchestratorStateError]]] = {
+    "22": InvalidPayload,
+    "23": Conflict,
+    "54": PayloadTooLarge,
 }
 _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
 
@@ -113,6 +120,8 @@ def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorSta
 
 
 def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
+    if state.startswith(_PG_SCHEMA):
+        return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
     for prefix, reason in _PG_CONFIGURATION.items():
         if state.startswith(prefix):
             return ConfigurationError(f"{reason} (SQLSTATE {state})")
@@ -121,12 +130,9 @@ def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
         unknown = committing and not state.startswith(_PG_ROLLED_BACK)
         message = f"the database gave up on the transaction (SQLSTATE {state})"
         return StoreUnavailable(message, transient=True, outcome_unknown=unknown)
-    if state.startswith(_PG_SCHEMA):
-        return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
-    if state.startswith("23"):
-        return Conflict(f"the database refused the row (SQLSTATE {state})")
-    if state.startswith("54"):
-        return PayloadTooLarge(f"the row is over a limit of the server (SQLSTATE {state})")
+    for prefix, refusal in _PG_REFUSALS.items():
+        if state.startswith(prefix):
+            return refusal(f"the database refused a value (SQLSTATE {state})")
     return StoreUnavailable(f"the database failed (SQLSTATE {state})")
 
 

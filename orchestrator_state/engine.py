@@ -295,6 +295,8 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         path = Path(temporary.name) / "memory.db"
     elif path.is_dir():
         raise ConfigurationError("the SQLite path is a directory; give a file in it")
+    elif not path.parent.is_dir():
+        raise ConfigurationError("the directory of the SQLite file does not exist; create it")
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         connect_args={"timeout": settings.lock_timeout.total_seconds(), "isolation_level": None},

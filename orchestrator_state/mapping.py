@@ -4,25 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import MAX_SNAPSHOT_BYTES, MAX_SNAPSHOT_DEPTH, decode, encode
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.run_context import Patch, apply_all, join, split
 
 Columns = dict[str, Any]
+_PlacedStep = tuple[
+    int, str, Columns, StepState, str | None
+]  # position and id first: it sorts in the order of first saving
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
 _STEP_STATUSES: Final = {status.value: status for status in StepStatus}
+_ALL_FIELDS: Final[Mapping[type[BaseModel], set[str]]] = {
+    model: set(model.model_fields) for model in (WorkflowState, StepState, Checkpoint)
+}
+_set: Final = object.__setattr__  # the models' own validates
 
 
-class StateRow(Protocol):
-    """A row of `SELECT_STATES`: a workflow (`step_id` is None) or one of its steps."""
+class StateRow(NamedTuple):
+    """A row of the statements that select states: a workflow (`step_id` is None) or one of its steps."""
 
     state_id: UUID
     step_id: str | None
@@ -47,7 +54,7 @@ def workflow_columns(state: WorkflowState) -> Columns:
     return {
         "workflow_id": state.workflow_id,
         "workflow_name": state.workflow_name,
-        "status": state.status.value,
+        "status": _plain(state.status),
         "user_id": state.user_id,
         "started_at": state.started_at,
         "updated_at": state.updated_at,
@@ -59,7 +66,7 @@ def workflow_columns(state: WorkflowState) -> Columns:
 
 def step_columns(step: StepState, path: str) -> Columns:
     return {
-        "status": step.status.value,
+        "status": _plain(step.status),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
         "outputs": encode(step.outputs, f"{path}.outputs"),
@@ -68,9 +75,25 @@ def step_columns(step: StepState, path: str) -> Columns:
     }
 
 
+def check_fields(model: WorkflowState | StepState | Checkpoint) -> None:
+    """Raise `InvalidPayload` unless the fields, payloads aside, are what the constructor would accept.
+
+    Assignment is validated; `model_copy(update=…)` and changes of `__dict__` are not.
+    """
+    fields = {name: value for name, value in model.__dict__.items() if name != "steps"}
+    type(model)(**fields)
+
+
+def _plain(status: object) -> object:
+    """The text of a status; anything else is left for `check_fields` to refuse."""
+    return status.value if isinstance(status, WorkflowStatus | StepStatus) else status
+
+
 def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
     """The columns of every step by step id. Raises `InvalidPayload` for a key that is not its step's id."""
-    columns = {}
+    columns: dict[str, Columns] = {}
+    if not isinstance(state.steps, dict):
+        raise InvalidPayload(f"steps is a {type(state.steps).__name__}, not a dict", path="steps")
     for key, step in state.steps.items():
         path = f"steps[{key!r}]"
         if not isinstance(step, StepState):
@@ -81,17 +104,20 @@ def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
     return columns
 
 
-def states_from_rows(rows: Iterable[StateRow]) -> list[WorkflowState]:
+def states_from_rows(rows: Iterable[Iterable[Any]]) -> list[WorkflowState]:
     """Build the states, most recently updated first, steps in the order in which they were first saved."""
-    workflows: dict[UUID, StateRow] = {}
-    steps: dict[UUID, list[StateRow]] = {}
-    for row in rows:
+    workflows: list[StateRow] = []
+    steps: dict[UUID, list[_PlacedStep]] = {}
+    # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.
+    for row in map(StateRow._make, rows):
         if row.step_id is None:
-            workflows[row.state_id] = row
+            workflows.append(row)
         else:
-            steps.setdefault(row.state_id, []).append(row)
-    newest_first = sorted(workflows.values(), key=lambda row: (row.updated_at, row.started_at), reverse=True)
-    return [_state(row, steps.get(row.state_id, [])) for row in newest_first]
+            columns = _saved_step(row)
+            placed = (row.position, row.step_id, columns, _step(row.step_id, columns), row.context_patch)
+            steps.setdefault(row.state_id, []).append(placed)
+    workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
+    return [_state(row, steps.get(row.state_id, [])) for row in workflows]
 
 
 def loaded_from(state: WorkflowState) -> SavedRows:
@@ -105,6 +131,8 @@ def rebase(state: WorkflowState, live: WorkflowState) -> None:
     """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer."""
     base = loaded_from(live)
     state.version = live.version
+    if equals_stored(state, live):
+        state.updated_at = live.updated_at  # saving it writes nothing
     # As if `updated_at` were unmoved: saving an older state is an update of today.
     state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
 
@@ -117,12 +145,13 @@ def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
 
 
 def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
+    check_fields(checkpoint)
     return {
         "id": checkpoint.id,
         "workflow_state_id": checkpoint.workflow_state_id,
         "step_id": checkpoint.step_id,
         "timestamp": checkpoint.timestamp,
-        "snapshot": encode(checkpoint.snapshot, "snapshot"),
+        "snapshot": encode(checkpoint.snapshot, "snapshot", max_depth=MAX_SNAPSHOT_DEPTH, max_bytes=MAX_SNAPSHOT_BYTES),
     }
 
 
@@ -132,8 +161,8 @@ def checkpoint_from_row(row: Any) -> Checkpoint:
     return _trusted(Checkpoint, fields)
 
 
-def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
-    step_rows.sort(key=lambda step: (step.position, step.step_id))
+def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
+    steps.sort()  # no two steps of a workflow have the same id, so the rest is never compared
     columns = {
         "workflow_id": row.workflow_id,
         "workflow_name": row.workflow_name,
@@ -142,30 +171,28 @@ def _state(row: StateRow, step_rows: list[StateRow]) -> WorkflowState:
         "started_at": row.started_at,
         "updated_at": row.updated_at,
         "completed_at": row.completed_at,
-        "context": _context(row, step_rows),
+        "context": _context(row, steps),
         "error": row.error,
     }
     saved = SavedRows(
         workflow=columns,
-        steps={str(step.step_id): _saved_step(step) for step in step_rows},
-        next_position=step_rows[-1].position + 1 if step_rows else 0,
+        steps={step_id: columns for _, step_id, columns, _, _ in steps},
+        positions={step_id: position for position, step_id, *_ in steps},
     )
     fields = columns | {
         "id": row.state_id,
         "version": row.version,
         "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
         "context": decode(columns["context"], "context"),
-        "steps": {step_id: _step(step_id, step) for step_id, step in saved.steps.items()},
+        "steps": {step_id: step for _, step_id, _, step, _ in steps},
     }
-    state = _trusted(WorkflowState, fields)
-    state._saved = saved
-    return state
+    return _trusted(WorkflowState, fields, {"_saved": saved})
 
 
-def _context(row: StateRow, step_rows: list[StateRow]) -> str:
+def _context(row: StateRow, steps: list[_PlacedStep]) -> str:
     """The stored context, with what the steps of a run appended to it since it was stored whole."""
     context = row.payload or "null"
-    patches = [step.context_patch for step in step_rows if step.context_patch and step.position > row.context_position]
+    patches = [patch for position, *_, patch in steps if patch and position > row.context_position]
     if not patches:
         return context
     return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
@@ -184,9 +211,10 @@ def _saved_step(row: StateRow) -> Columns:
         "status": row.status,
         "started_at": row.started_at,
         "completed_at": row.completed_at,
-        "outputs": row.payload,
+        # The original software leaves these two NULL, which reads as None and 0.
+        "outputs": "null" if row.payload is None else row.payload,
         "error": row.error,
-        "retry_count": row.retry_count,
+        "retry_count": row.retry_count or 0,
     }
 
 
@@ -195,8 +223,8 @@ def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
     return _trusted(
         StepState,
         {
-            **columns,
             "step_id": step_id,
+            **columns,
             "status": _status(_STEP_STATUSES, columns["status"], f"steps[{step_id!r}].status"),
             "outputs": None if outputs is None else decode(outputs, f"steps[{step_id!r}].outputs"),
             "retry_count": columns["retry_count"] or 0,
@@ -211,11 +239,15 @@ def _status(known: Mapping[str, Any], value: str, path: str) -> Any:
         raise CorruptPayload(f"the stored {path} is none that this version of the package knows", path=path) from None
 
 
-def _trusted(model: type[_Model], fields: Columns) -> _Model:
-    """Build a model from values that were validated when they were stored; five times faster than validating again."""
+def _trusted(model: type[_Model], fields: Columns, private: Columns | None = None) -> _Model:
+    """Build a model from values that were validated when they were stored, five times faster than by its constructor.
+
+    Sets what pydantic's own `__copy__` sets. `__pydantic_fields_set__` is one for all: it holds every field already,
+    so nobody's assignment changes it, and it would be a third of a step's memory.
+    """
     instance = model.__new__(model)
-    object.__setattr__(instance, "__dict__", fields)
-    object.__setattr__(instance, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(instance, "__pydantic_extra__", None)
-    instance.model_post_init(None)
+    _set(instance, "__dict__", fields)
+    _set(instance, "__pydantic_fields_set__", _ALL_FIELDS[model])
+    _set(instance, "__pydantic_extra__", None)
+    _set(instance, "__pydantic_private__", private)
     return instance

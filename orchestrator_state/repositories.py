@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, Result, delete, select, update
+from sqlalchemy import CursorResult, Executable, Result, delete, literal, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.arguments import as_count, as_name, as_utc, as_uuid
+from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
+    ConfigurationError,
+    InvalidPayload,
     LeaseHeld,
     StaleVersion,
     StepNotFound,
@@ -29,6 +32,7 @@ from orchestrator_state.errors import (
 from orchestrator_state.mapping import (
     Columns,
     all_step_columns,
+    check_fields,
     checkpoint_columns,
     checkpoint_from_row,
     loaded_from,
@@ -51,6 +55,8 @@ from orchestrator_state.statements import (
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
     STEPS_OF,
+    UNNUMBERED_CHECKPOINTS_OF,
+    has_unnumbered_checkpoints,
 )
 from orchestrator_state.undo import unless_committed
 
@@ -63,7 +69,10 @@ class Repository:
 
     def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
         self._session = session
-        self._namespace = namespace
+        try:
+            self._namespace = as_stored_name(namespace, "namespace")
+        except InvalidPayload as error:
+            raise ConfigurationError(str(error)) from None
         self._options: dict[str, Any] = {"schema_translate_map": {None: schema}} if schema else {}
 
     async def _execute(
@@ -78,6 +87,18 @@ class Repository:
 
     def _insert(self, table: Any) -> Any:
         return conflict_aware_insert(self._dialect, table)
+
+    async def _number_checkpoints(self, workflow_state_id: UUID, free: int) -> int:
+        """Number what older software inserted since, from `free` on, and return the next number."""
+        for checkpoint_id in (
+            (await self._execute(UNNUMBERED_CHECKPOINTS_OF, {"workflow_state_id": workflow_state_id})).scalars().all()
+        ):
+            await self._execute(update(checkpoints).where(checkpoints.c.id == checkpoint_id).values(seq=free))
+            free += 1
+        await self._execute(
+            update(workflow_states).where(workflow_states.c.id == workflow_state_id).values(checkpoint_seq=free)
+        )
+        return free
 
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -102,6 +123,11 @@ class WorkflowRepository(Repository):
         """
         columns = workflow_columns(state)
         steps = all_step_columns(state)
+        known: Mapping[str, Mapping[str, Any]] = state._saved.steps if state._saved is not None else {}
+        check_fields(state)
+        for step_id, row in steps.items():
+            if row != known.get(step_id):
+                check_fields(state.steps[step_id])
         if state.version == 0:
             await self._create(state, columns, steps)
         else:
@@ -148,7 +174,7 @@ class WorkflowRepository(Repository):
                 workflow_states.c.updated_at < as_utc(older_than, "older_than"),
             )
             .order_by(workflow_states.c.updated_at)
-            .limit(limit)
+            .limit(as_count(limit, "limit"))
             .with_for_update(skip_locked=True)
         )
         ids = list((await self._execute(old)).scalars())
@@ -172,15 +198,21 @@ class WorkflowRepository(Repository):
         created = await self._execute(self._insert(workflow_states).on_conflict_do_nothing(), row)
         if rowcount(created) == 0:
             raise await self._why_not_written(state)
-        await self._write_steps(state.id, steps, first_position=0)
-        self._remember(state, columns, steps, next_position=len(steps))
+        positions = {step_id: position for position, step_id in enumerate(steps)}
+        await self._write_steps(state.id, steps, positions)
+        self._remember(state, columns, steps, positions)
 
     async def _update(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
         saved = state._saved
         if saved is None:
             saved = await self._saved_rows(state)
         changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
-        changed_steps = {step_id: row for step_id, row in steps.items() if row != saved.steps.get(step_id)}
+        positions = _positions(list(steps), saved.positions)
+        changed_steps = {
+            step_id: row
+            for step_id, row in steps.items()
+            if row != saved.steps.get(step_id) or positions[step_id] != saved.positions[step_id]
+        }
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
             row = await self._current(state.id)
@@ -196,11 +228,8 @@ class WorkflowRepository(Repository):
             await self._execute(
                 delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
             )
-        # New steps first: they take the free positions in order, and the others keep the one they have.
-        changed_steps = dict(sorted(changed_steps.items(), key=lambda item: item[0] in saved.steps))
-        await self._write_steps(state.id, changed_steps, first_position=saved.next_position)
-        added = len(changed_steps.keys() - saved.steps.keys())
-        self._remember(state, columns, steps, next_position=saved.next_position + added)
+        await self._write_steps(state.id, changed_steps, positions)
+        self._remember(state, columns, steps, positions)
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
         updated = await self._execute(
@@ -218,16 +247,16 @@ class WorkflowRepository(Repository):
             raise await self._why_not_written(state)
 
     async def _write_steps(
-        self, workflow_state_id: UUID | str, steps: dict[str, Columns], *, first_position: int
+        self, workflow_state_id: UUID | str, steps: dict[str, Columns], positions: Mapping[str, int]
     ) -> None:
         if not steps:
             return
         rows = [
-            row | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": first_position + index}
-            for index, (step_id, row) in enumerate(steps.items())
+            row | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
+            for step_id, row in steps.items()
         ]
         insert = self._insert(step_states)
-        written = {name: insert.excluded[name] for name in next(iter(steps.values()))}
+        written = {name: insert.excluded[name] for name in (*next(iter(steps.values())), "position")}
         upsert = insert.on_conflict_do_update(index_elements=["workflow_state_id", "step_id"], set_=written)
         await self._execute(upsert, rows)
 
@@ -259,7 +288,7 @@ class WorkflowRepository(Repository):
         return self._workflow_not_found(state.id)
 
     def _remember(
-        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], *, next_position: int
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], positions: Mapping[str, int]
     ) -> None:
         before = (state.version, state.updated_at, state._saved)
 
@@ -269,7 +298,7 @@ class WorkflowRepository(Repository):
         unless_committed(self._session, forget)
         state.version += 1
         state.updated_at = columns["updated_at"]
-        state._saved = SavedRows(columns, steps, next_position)
+        state._saved = SavedRows(columns, steps, positions)
 
 
 class StepRepository(Repository):
@@ -313,6 +342,7 @@ class CheckpointRepository(Repository):
         Raises `InvalidPayload` before any SQL, `WorkflowNotFound`, or `AlreadyExists` if the id is taken.
         """
         columns = checkpoint_columns(checkpoint)
+        this_workflow = literal(checkpoint.workflow_state_id, workflow_states.c.id.type)
         # The row lock of this UPDATE makes concurrent writers of one workflow take their numbers in turn.
         numbered = await self._execute(
             update(workflow_states)
@@ -321,11 +351,14 @@ class CheckpointRepository(Repository):
                 workflow_states.c.namespace == self._namespace,
             )
             .values(checkpoint_seq=workflow_states.c.checkpoint_seq + 1)
-            .returning(workflow_states.c.checkpoint_seq)
+            .returning(workflow_states.c.checkpoint_seq, has_unnumbered_checkpoints(this_workflow))
         )
-        seq: int | None = numbered.scalar()
-        if seq is None:
+        row = numbered.first()
+        if row is None:
             raise self._workflow_not_found(checkpoint.workflow_state_id)
+        seq: int = row.checkpoint_seq
+        if row.has_unnumbered:
+            seq = await self._number_checkpoints(checkpoint.workflow_state_id, seq)
         added = await self._execute(
             self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]), columns | {"seq": seq}
         )
@@ -403,6 +436,15 @@ def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
 
 def rowcount(result: Result[Any]) -> int:
     return cast("CursorResult[Any]", result).rowcount
+
+
+def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, int]:
+    """Where each step stands: as saved if that is the order of `step_ids`, new ones at the end; else all anew."""
+    kept = [saved[step_id] for step_id in step_ids if step_id in saved]
+    if kept == sorted(kept) and all(step_id in saved for step_id in step_ids[: len(kept)]):
+        free = count(max(saved.values(), default=-1) + 1)
+        return {step_id: saved[step_id] if step_id in saved else next(free) for step_id in step_ids}
+    return {step_id: position for position, step_id in enumerate(step_ids)}
 
 
 def _chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:

@@ -282,7 +282,10 @@ class RunRepository(Repository):
         if change.consumed_signal is not None:
             await self._execute(delete(signals).where(signals.c.id == change.consumed_signal))
         if change.checkpoint is not None:
-            await self._write_checkpoint(lease.workflow_state_id, change.checkpoint, row.checkpoint_seq)
+            seq: int = row.checkpoint_seq
+            if row.has_unnumbered:
+                seq = await self._number_checkpoints(lease.workflow_state_id, seq)
+            await self._write_checkpoint(lease.workflow_state_id, change.checkpoint, seq)
         return Ack(request=row.request)
 
     async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> StepRecord | None:

@@ -11,7 +11,7 @@ from sqlalchemy.sql import Update
 from orchestrator_state.database_time import database_now
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST
+from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST, has_unnumbered_checkpoints
 
 _w = workflow_states.c
 
@@ -42,7 +42,10 @@ def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
     values: dict[str, Any] = {}
     if makes_checkpoint:
         values["checkpoint_seq"] = _w.checkpoint_seq + 1
-    return fenced_update(frozenset(columns)).values(values).returning(_w.request, _w.checkpoint_seq)
+    statement = fenced_update(frozenset(columns)).values(values).returning(_w.request, _w.checkpoint_seq)
+    if makes_checkpoint:
+        statement = statement.returning(has_unnumbered_checkpoints(bindparam("fence_id", type_=_w.id.type)))
+    return statement
 
 
 @cache

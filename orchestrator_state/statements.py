@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import (
     CTE,
     ColumnElement,
     CompoundSelect,
     bindparam,
+    exists,
     literal_column,
     null,
     or_,
@@ -93,6 +95,22 @@ _CHECKPOINTS: Final = (
 )
 # Rows without a number come from software older than the numbering, which goes on writing after an upgrade.
 NEWEST_CHECKPOINT_FIRST: Final = (_checkpoint.seq.desc().nulls_first(), _checkpoint.timestamp.desc(), _checkpoint.id)
+
+
+def has_unnumbered_checkpoints(workflow_state_id: ColumnElement[UUID]) -> ColumnElement[bool]:
+    """Whether older software inserted checkpoints since the last numbering; a column named `has_unnumbered`."""
+    return (
+        exists()
+        .where(_checkpoint.workflow_state_id == workflow_state_id, _checkpoint.seq.is_(None))
+        .label("has_unnumbered")
+    )
+
+
+UNNUMBERED_CHECKPOINTS_OF: Final = (
+    select(_checkpoint.id)
+    .where(_checkpoint.workflow_state_id == bindparam("workflow_state_id"), _checkpoint.seq.is_(None))
+    .order_by(_checkpoint.timestamp, _checkpoint.id)
+)
 
 CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(

@@ -18,6 +18,7 @@ class UnitOfWork:
     """
 
     def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
+        """Raises `ConfigurationError` for a namespace that is no name."""
         self.session = session
         self.workflows = WorkflowRepository(session, namespace=namespace, schema=schema)
         self.steps = StepRepository(session, namespace=namespace, schema=schema)
