@@ -14,6 +14,7 @@ from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import WorkflowStatus, utc_now
 from orchestrator_state.errors import (
     Conflict,
+    CorruptPayload,
     LeaseHeld,
     LeaseLost,
     OrchestratorStateError,
@@ -40,6 +41,8 @@ from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
+# How long a run is left alone after a fault that was not its handler's: it would be met again at once, for ever.
+_AFTER_A_FAULT: Final = timedelta(seconds=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,16 +111,21 @@ class Executor:
             room = WaitingRoom(row.id, switch, linger, row.now)
             run = Run(journal, switch, room, self.keeper, self._transactions, self._start_child(linger))
             return await self._call_handler(run, journal, switch, room, handler, strict=strict)
-        except (asyncio.CancelledError, OrchestratorStateError):
+        except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
             if switch.reason is None:
-                await uninterrupted(self._release(lease))
+                pause = timedelta() if isinstance(error, asyncio.CancelledError) else _AFTER_A_FAULT
+                await uninterrupted(self._release(lease, pause))
             raise
         finally:
             self.keeper.drop(held)
 
     async def _open_journal(self, row: Any, lease: Lease, switch: StopSwitch) -> Journal:
-        steps, history = await load_history(self._transactions, row, lease, self._hook)
+        try:
+            steps, history = await load_history(self._transactions, row, lease, self._hook)
+        except CorruptPayload as error:
+            await self._fail(row, lease, describe(error))
+            raise
         run_row = RunRow(
             id=row.id,
             workflow_id=row.workflow_id,
@@ -133,11 +141,11 @@ class Executor:
     async def give_up(self, row: Any) -> None:
         """Mark a claimed run failed because too many workers vanished over it."""
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
-        columns: Columns = {
-            "status": WorkflowStatus.FAILED.value,
-            "completed_at": utc_now(),
-            "error": f"{row.attempts} workers vanished over this run; `store.resume` gives it a new budget",
-        }
+        message = f"{row.attempts} workers vanished over this run; `store.resume` gives it a new budget"
+        await self._fail(row, lease, message)
+
+    async def _fail(self, row: Any, lease: Lease, message: str) -> None:
+        columns: Columns = {"status": WorkflowStatus.FAILED.value, "completed_at": utc_now(), "error": message}
         await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
 
     async def start(self, request: RunRequest) -> UUID:
@@ -242,7 +250,7 @@ class Executor:
         if isinstance(reason, LeaseLost):
             return "lost"
         if isinstance(reason, StoreUnavailable):
-            await self._release(journal.lease)
+            await self._release(journal.lease, _AFTER_A_FAULT)
             return "interrupted"
         if isinstance(reason, RunSuspended):
             await self._transactions.write(
@@ -260,10 +268,10 @@ class Executor:
         )
         return status.value
 
-    async def _release(self, lease: Lease) -> None:
+    async def _release(self, lease: Lease, pause: timedelta) -> None:
         """Best effort: what is not released ends by itself."""
         try:
-            await self._transactions.write(lambda uow: uow.runs.release(lease))
+            await self._transactions.write(lambda uow: uow.runs.release(lease, pause))
         except OrchestratorStateError:
             hooks.logger.warning(
                 "the lease of run %s could not be released; it ends by itself", lease.workflow_state_id

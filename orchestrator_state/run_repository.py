@@ -22,6 +22,7 @@ from orchestrator_state.mapping import Columns
 from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
+    FENCE,
     FIND_RUN,
     PRUNE,
     checkpoint_insert,
@@ -302,9 +303,13 @@ class RunRepository(Repository):
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
         await self._write_fenced(lease, {})
 
-    async def release(self, lease: Lease) -> None:
-        """Let go of the lease, if it is still ours, so that the next worker need not wait for its end."""
-        await self._execute(fenced_update(frozenset(_RELEASED)), _fence(lease) | _prefixed(_RELEASED))
+    async def release(self, lease: Lease, pause: timedelta = timedelta()) -> None:
+        """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over."""
+        columns: Columns = {"version": _w.version + 1, **_RELEASED}
+        if pause:
+            columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
+        unfinished = _w.status == WorkflowStatus.RUNNING.value
+        await self._execute(update(workflow_states).where(*FENCE, unfinished).values(columns), _fence(lease))
 
     async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> None:
         """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`."""

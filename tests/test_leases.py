@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from orchestrator_state import LeaseHeld, LeaseLost, Run, StateStore
+from orchestrator_state import (
+    CorruptPayload,
+    InvalidPayload,
+    LeaseHeld,
+    LeaseLost,
+    Run,
+    StateStore,
+    StoreUnavailable,
+)
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_repository import Lease, RunRepository
@@ -150,3 +158,46 @@ async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
             await other.run("w", lambda run: run.step("s", Effect()), workflow_id="w")
         gate.opened.set()
         assert await task == "done"
+
+
+# --- letting go ---
+
+
+async def test_recovery_ends_although_a_run_cannot_go_on_and_leaves_it_for_later(store: StateStore) -> None:
+    calls = 0
+
+    async def handler(run: Run) -> None:
+        nonlocal calls
+        calls += 1
+        raise StoreUnavailable("the handler's other store is away")
+
+    await store.start("w", workflow_id="w")
+    report = await asyncio.wait_for(store.recover({"w": handler}), 10)
+    assert [run.outcome for run in report.runs] == ["interrupted"]
+    assert calls == 1
+    row = await row_of(store, "w")
+    assert (row.status, row.lease_expires_at) == (WorkflowStatus.RUNNING, None)
+    await asyncio.sleep(1.1)  # the pause after a fault
+    assert len((await store.recover({"w": handler})).runs) == 1
+
+
+async def test_a_run_whose_context_cannot_be_read_fails_with_a_reason(store: StateStore) -> None:
+    state = await store.start("w", workflow_id="w")
+    await change_row(store, state.id, context='{"torn')
+
+    report = await asyncio.wait_for(store.recover({"w": lambda run: run.step("s", Effect())}), 10)
+
+    assert [type(run.error) for run in report.failed] == [CorruptPayload]
+    row = await row_of(store, "w")
+    assert row.status == WorkflowStatus.FAILED
+    assert row.error.startswith("CorruptPayload: ")
+
+
+async def test_a_failed_run_keeps_its_status_when_its_lease_is_let_go(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        raise InvalidPayload("the handler's own", path="x")
+
+    with pytest.raises(InvalidPayload):
+        await store.run("w", handler, workflow_id="w")
+    row = await row_of(store, "w")
+    assert (row.status, row.wake_at, row.lease_expires_at) == (WorkflowStatus.FAILED, None, None)
