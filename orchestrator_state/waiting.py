@@ -16,6 +16,7 @@ from orchestrator_state.errors import RunSuspended
 from orchestrator_state.stopping import StopSwitch
 
 FAR_FUTURE: Final = datetime(9999, 12, 31, tzinfo=UTC)
+_LOOK_AROUND: Final = 0.5  # seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +116,9 @@ class WaitingRoom:
         return timedelta(seconds=now - (now if self._idle_since is None else self._idle_since))
 
     def _at_most(self, seconds: float, now: float) -> float:
+        """How long to wait before looking around: nobody tells a waiting branch that it is the last, or is to stop."""
+        seconds = min(seconds, _LOOK_AROUND)
         if self._linger is None or not self._all_wait():
-            return min(seconds, 3600.0)
+            return seconds
         left = self._linger - self._idle_for(now)
         return max(0.0, min(seconds, left.total_seconds()))
