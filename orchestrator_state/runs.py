@@ -119,6 +119,8 @@ class Run:
         """The run's JSON context. What changed in it is saved with the next step's commit.
 
         A resumed handler finds it as it was at the start, and after each recorded step as that step's commit saved it.
+        Branches that run side by side share it, and each commit saves what all of them did to it: let them assign keys
+        of their own, and count or append once they are joined.
         """
         return self._journal.history.value
 
