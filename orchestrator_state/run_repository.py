@@ -17,9 +17,11 @@ from sqlalchemy import Float, case, delete, func, literal, null, or_, select, up
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
+from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
 from orchestrator_state.models import signals, step_states, workflow_states
+from orchestrator_state.notifications import announce
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
     FENCE,
@@ -149,6 +151,8 @@ class RunRepository(Repository):
             .on_conflict_do_nothing()
             .returning(workflow_states, database_now().label("now"))
         )
+        if owner is None:
+            await self._announce()
         return created.first()
 
     async def claim(self, seen: Any, owner: Owner) -> Any:
@@ -310,6 +314,8 @@ class RunRepository(Repository):
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
         await self._execute(update(workflow_states).where(*FENCE, unfinished).values(columns), _fence(lease))
+        if not pause:
+            await self._announce()
 
     async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> None:
         """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`."""
@@ -404,6 +410,7 @@ class RunRepository(Repository):
             )
             .on_conflict_do_nothing(index_elements=["id"])
         )
+        await self._announce()
         return str(row.status)
 
     async def wake(self, workflow_state_id: UUID) -> None:
@@ -413,6 +420,7 @@ class RunRepository(Repository):
             .where(_w.id == workflow_state_id, _w.wake_at.is_not(None))
             .values(wake_at=database_now())
         )
+        await self._announce()
 
     async def request(self, workflow_state_id: UUID, request: str | None) -> None:
         """Leave a request for the live owner, or take it back."""
@@ -447,6 +455,8 @@ class RunRepository(Repository):
                 }
             )
         )
+        if columns["status"] == WorkflowStatus.PENDING.value:
+            await self._announce()
 
     async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
         """Write where a fork came from, and copy how its steps changed the context."""
@@ -478,6 +488,7 @@ class RunRepository(Repository):
             .where(_w.id == fork_id)
             .values(context_position=func.coalesce(last.scalar_subquery(), -1))
         )
+        await self._announce()
 
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
         """Before the context is replaced: a resumed handler starts with the first one."""
@@ -495,6 +506,11 @@ class RunRepository(Repository):
             _w.status.in_((*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value)),
         )
         return list((await self._execute(query)).scalars())
+
+    async def _announce(self) -> None:
+        """Wake the workers with this commit: a run can be claimed."""
+        with database_errors():
+            await announce(self._session, self._namespace)
 
     async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
         columns = columns | {"updated_at": utc_now()}
