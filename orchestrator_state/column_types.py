@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import DateTime, Dialect, Uuid
@@ -61,3 +61,12 @@ def _as_utc(value: datetime) -> datetime:
 
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
 UtcTimestamp = DateTime(timezone=True).with_variant(SqliteTimestamp(), "sqlite")
+
+
+def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:
+    """Alembic's `render_item`, for the `env.py` of an application: its revisions name these types and import them."""
+    for name, known in (("Identifier", Identifier), ("UtcTimestamp", UtcTimestamp)):
+        if kind == "type" and item is known:
+            autogen_context.imports.add("from orchestrator_state import column_types")
+            return f"column_types.{name}"
+    return False

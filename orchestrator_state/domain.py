@@ -29,7 +29,14 @@ from orchestrator_state.codecs import copied
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
 
 
-class WorkflowStatus(StrEnum):
+class _Status(StrEnum):
+    @classmethod
+    def _missing_(cls, value: object) -> Self | None:
+        """The snapshots of the original software spell a status with a capital letter: `Running`."""
+        return cls.__members__.get(value.upper()) if isinstance(value, str) and value.istitle() else None
+
+
+class WorkflowStatus(_Status):
     PENDING = "pending"
     RUNNING = "running"
     PAUSED = "paused"
@@ -38,7 +45,7 @@ class WorkflowStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class StepStatus(StrEnum):
+class StepStatus(_Status):
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"

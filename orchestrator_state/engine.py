@@ -11,6 +11,7 @@ Postgres
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sqlite3
 import tempfile
@@ -39,6 +40,11 @@ _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
+_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+
+# At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
+_LOGGING_NAME: Final = "orchestrator_state"
+logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGING_NAME}").addFilter(lambda record: record.levelno > logging.DEBUG)
 
 
 class Database:
@@ -182,6 +188,7 @@ def open_database(settings: Settings, *, for_migration: bool = False) -> Databas
         "postgresql+asyncpg://",
         connect_args=_asyncpg_arguments(location, settings, for_migration=for_migration),
         hide_parameters=True,
+        logging_name=_LOGGING_NAME,
         **({"poolclass": NullPool} if for_migration else _pool_arguments(settings)),
     )
     event.listen(engine.sync_engine, "checkout", _refuse_dead_connection)
@@ -293,14 +300,13 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         # A real file: with one shared in-memory connection, a task's rollback would erase another task's write.
         temporary = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "memory.db"
-    elif path.is_dir():
-        raise ConfigurationError("the SQLite path is a directory; give a file in it")
-    elif not path.parent.is_dir():
-        raise ConfigurationError("the directory of the SQLite file does not exist; create it")
+    else:
+        _refuse_what_is_no_database(path)
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         connect_args={"timeout": settings.lock_timeout.total_seconds(), "isolation_level": None},
         hide_parameters=True,
+        logging_name=_LOGGING_NAME,
         **_pool_arguments(settings),
     )
     synchronous = "OFF" if temporary else settings.synchronous
@@ -312,6 +318,25 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     if temporary is not None:
         database.keep_until_closed(temporary)
     return database
+
+
+def _refuse_what_is_no_database(path: Path) -> None:
+    """SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes."""
+    try:
+        if path.is_dir():
+            raise ConfigurationError("the SQLite path is a directory; give a file in it")
+        if not path.parent.is_dir():
+            raise ConfigurationError("the directory of the SQLite file does not exist; create it")
+        start = _first_bytes(path) if path.is_file() else b""
+    except OSError as error:
+        raise ConfigurationError(f"the SQLite file cannot be opened ({type(error).__name__})") from None
+    if start not in (b"", _SQLITE_MAGIC):
+        raise ConfigurationError("the file is not a SQLite database")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(len(_SQLITE_MAGIC))
 
 
 def _prepare_sqlite(dbapi_connection: Any, synchronous: str) -> None:

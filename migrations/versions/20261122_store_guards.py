@@ -7,8 +7,14 @@ Revision ID: 20261122_store_guards
 Revises: 20261122_initial
 """
 
+from contextlib import AbstractContextManager
+from typing import Any
+
 import sqlalchemy as sa
 from alembic import op
+from alembic.operations import BatchOperations
+
+from orchestrator_state.column_types import Identifier, UtcTimestamp
 
 revision = "20261122_store_guards"
 down_revision = "20261122_initial"
@@ -18,6 +24,17 @@ depends_on = None
 WORKFLOW_STATUSES = "'pending', 'running', 'paused', 'completed', 'failed', 'cancelled'"
 STEP_STATUSES = "'pending', 'running', 'completed', 'failed', 'skipped'"
 
+# SQLite keeps a type as it was written, and SQLAlchemy reads the original software's `UUID` and `TIMESTAMP WITH TIME
+# ZONE` as NUMERIC. A rebuilt table gets the types and the names that a new one has.
+TYPES = {
+    "id": Identifier,
+    "workflow_state_id": Identifier,
+    "started_at": UtcTimestamp,
+    "updated_at": UtcTimestamp,
+    "completed_at": UtcTimestamp,
+    "timestamp": UtcTimestamp,
+}
+NAMES = {"pk": "%(table_name)s_pkey", "fk": "%(table_name)s_%(column_0_name)s_fkey"}
 
 # Batch mode rebuilds a table with the indexes that SQLite reports, and SQLite does not report DESC.
 DESCENDING: tuple[tuple[str, str, list[str | sa.TextClause]], ...] = (
@@ -26,11 +43,21 @@ DESCENDING: tuple[tuple[str, str, list[str | sa.TextClause]], ...] = (
 )
 
 
+def rebuild(table: str) -> AbstractContextManager[BatchOperations]:
+    """SQLite cannot add a constraint to a table: batch mode builds a new one and moves the rows over."""
+    listeners = [("column_reflect", _as_in_a_new_table)]
+    return op.batch_alter_table(table, reflect_kwargs={"listeners": listeners}, naming_convention=NAMES)
+
+
+def _as_in_a_new_table(_inspector: object, _table: object, column: dict[str, Any]) -> None:
+    column["type"] = TYPES.get(column["name"], column["type"])
+    column["nullable"] = column["nullable"] and not column["primary_key"]
+
+
 def upgrade() -> None:
     for name, table, _ in DESCENDING:
         op.drop_index(name, table)
-    # SQLite cannot add a constraint to a table: batch mode builds a new one and moves the rows over.
-    with op.batch_alter_table("workflow_states") as workflows:
+    with rebuild("workflow_states") as workflows:
         workflows.add_column(sa.Column("namespace", sa.String(255), nullable=False, server_default="default"))
         workflows.add_column(sa.Column("version", sa.Integer, nullable=False, server_default="1"))
         workflows.add_column(sa.Column("checkpoint_seq", sa.Integer, nullable=False, server_default="0"))
@@ -39,7 +66,7 @@ def upgrade() -> None:
             workflows.create_check_constraint(
                 op.f(f"workflow_states_{column}_length_check"), f"length({column}) <= 255"
             )
-    with op.batch_alter_table("step_states") as steps:
+    with rebuild("step_states") as steps:
         steps.add_column(sa.Column("position", sa.Integer, nullable=False, server_default="0"))
         steps.create_check_constraint(op.f("step_states_status_check"), f"status IN ({STEP_STATUSES})")
         steps.create_check_constraint(op.f("step_states_step_id_length_check"), "length(step_id) <= 255")
@@ -72,7 +99,7 @@ def _number_the_checkpoints() -> None:
         WHERE workflow_states.id = counted.workflow_state_id
         """
     )
-    with op.batch_alter_table("checkpoints") as checkpoints:
+    with rebuild("checkpoints") as checkpoints:
         checkpoints.create_unique_constraint(
             op.f("checkpoints_workflow_state_id_seq_key"), ["workflow_state_id", "seq"]
         )
@@ -87,15 +114,15 @@ def downgrade() -> None:
         op.drop_index(name, table)
     op.drop_index("idx_workflow_states_namespace_workflow_id", "workflow_states")
     op.drop_index("idx_workflow_states_namespace_status", "workflow_states")
-    with op.batch_alter_table("checkpoints") as checkpoints:
+    with rebuild("checkpoints") as checkpoints:
         checkpoints.drop_constraint(op.f("checkpoints_step_id_length_check"), type_="check")
         checkpoints.drop_constraint(op.f("checkpoints_workflow_state_id_seq_key"), type_="unique")
         checkpoints.drop_column("seq")
-    with op.batch_alter_table("step_states") as steps:
+    with rebuild("step_states") as steps:
         steps.drop_constraint(op.f("step_states_step_id_length_check"), type_="check")
         steps.drop_constraint(op.f("step_states_status_check"), type_="check")
         steps.drop_column("position")
-    with op.batch_alter_table("workflow_states") as workflows:
+    with rebuild("workflow_states") as workflows:
         for column in ("namespace", "user_id", "workflow_name", "workflow_id"):
             workflows.drop_constraint(op.f(f"workflow_states_{column}_length_check"), type_="check")
         workflows.drop_constraint(op.f("workflow_states_status_check"), type_="check")

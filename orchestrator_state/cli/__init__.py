@@ -13,7 +13,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line. Errors of ours become one line on stderr and exit code 1."""
     try:
-        app()
+        app(prog_name="orchestrator-state")
     except OrchestratorStateError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         raise SystemExit(1) from None

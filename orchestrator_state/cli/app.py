@@ -37,7 +37,7 @@ def upgrade(
 ) -> None:
     """Bring the schema up to date. Safe to run from several places at once."""
     _with_database(url, db_schema, lambda database: schema.upgrade(database, revision))
-    typer.echo(f"the schema is at {_state(url, db_schema).current}")
+    typer.echo(f"the schema is at {_revision(_state(url, db_schema))}")
 
 
 @db.command()
@@ -48,14 +48,14 @@ def downgrade(
 ) -> None:
     """Go back to an older schema. What that schema has no room for is lost."""
     _with_database(url, db_schema, lambda database: schema.downgrade(database, revision))
-    typer.echo(f"the schema is at {_state(url, db_schema).current or 'base'}")
+    typer.echo(f"the schema is at {_revision(_state(url, db_schema))}")
 
 
 @db.command()
 def current(url: Url = None, db_schema: Schema = None) -> None:
     """Print the revision of the database, and the newest one."""
     state = _state(url, db_schema)
-    typer.echo(f"database: {state.current or 'none'}\npackage:  {state.head}")
+    typer.echo(f"database: {_revision(state)}\npackage:  {state.head}")
 
 
 @db.command()
@@ -87,6 +87,10 @@ def demo(
 
 def _state(url: str | None, db_schema: str | None) -> schema.SchemaState:
     return _with_database(url, db_schema, schema.inspect_schema)
+
+
+def _revision(state: schema.SchemaState) -> str:
+    return "the application's own revision" if state.foreign else state.current or "base"
 
 
 def _with_database(url: str | None, db_schema: str | None, work: Callable[[Database], Awaitable[_Result]]) -> _Result:
