@@ -350,7 +350,12 @@ class Executor:
                 user_id=parent.user_id,
                 parent_id=parent.id,
             )
-            return await self.run(request, handler, wait=timedelta.max, linger=linger)
+            try:
+                return await self.run(request, handler, wait=timedelta.max, linger=linger)
+            except RunPaused as paused:
+                if paused.workflow_state_id != request.id:
+                    raise
+                raise RunSuspended(f"child run {request.id} is paused", workflow_state_id=request.id) from None
 
         return start
 

@@ -118,7 +118,7 @@ class Recovery:
             await self._executor.drive(row, self._handlers[row.workflow_name], linger=linger)
         except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
             error = raised
-        return _recovered(row, _outcome(error), error)
+        return _recovered(row, _outcome(row.id, error), error)
 
     async def run_once(self, concurrency: int) -> RecoveryReport:
         """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
@@ -150,9 +150,11 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
 }
 
 
-def _outcome(error: Exception | None) -> str:
+def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
     if error is None:
         return "completed"
+    if getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
+        return "failed"  # a child run was cancelled, say, and the handler let that pass
     return _OUTCOMES.get(type(error), "failed")
 
 

@@ -35,6 +35,7 @@ from orchestrator_state.run_statements import (
 from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF
 
 _w = workflow_states.c
+_NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
@@ -389,7 +390,7 @@ class RunRepository(Repository):
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace, active)
             .values(
                 signal_seq=_w.signal_seq + 1,
-                wake_at=case((_w.wake_at.is_not(None), database_now()), else_=null()),
+                wake_at=_NOW_IF_ASLEEP,
             )
             .returning(_w.signal_seq, _w.status)
         )
@@ -414,12 +415,8 @@ class RunRepository(Repository):
         return str(row.status)
 
     async def wake(self, workflow_state_id: UUID) -> None:
-        """Let a sleeping run be claimed now."""
-        await self._execute(
-            update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.wake_at.is_not(None))
-            .values(wake_at=database_now())
-        )
+        """Let a sleeping run be claimed now. Locks its row in any case: it may be about to fall asleep."""
+        await self._execute(update(workflow_states).where(_w.id == workflow_state_id).values(wake_at=_NOW_IF_ASLEEP))
         await self._announce()
 
     async def request(self, workflow_state_id: UUID, request: str | None) -> None:
