@@ -158,7 +158,7 @@ async def structure(url: str) -> dict[str, Any]:
                 "checks": sorted(inspector.get_check_constraints(name), key=repr),
             }
             for name in (table.name for table in metadata.sorted_tables)
-            if name != "orchestrator_state_version"
+            if name != "orchestrator_state_version" and inspector.has_table(name)
         }
 
     async with opened(url) as database, database.reader.connect() as connection:

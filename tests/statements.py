@@ -40,7 +40,7 @@ class Traffic:
 @contextmanager
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
     """Record everything that the store sends inside the block."""
-    traffic, engine = Traffic(), store._database._pool.sync_engine
+    traffic, engine = Traffic(), store._transactions.database._pool.sync_engine
     event.listen(engine, "after_cursor_execute", traffic._note)
     event.listen(engine, "commit", traffic._note_commit)
     try:

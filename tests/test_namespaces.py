@@ -31,7 +31,7 @@ async def other(database_url: str) -> AsyncIterator[StateStore]:
 async def test_the_namespace_is_default_unless_one_is_given(store: StateStore, other: StateStore) -> None:
     assert (store.namespace, other.namespace) == ("default", "other")
     state = await saved(store)
-    async with StateStore.open(engine=store._database._pool) as third:
+    async with StateStore.open(engine=store._transactions.database._pool) as third:
         assert await third.load_workflow_state(state.id) == state
 
 

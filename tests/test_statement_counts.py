@@ -164,5 +164,10 @@ async def test_old_states_are_deleted_in_batches_of_two_hundred(store: StateStor
             await uow.workflows.save(a_workflow("load", status="completed", updated_at=LONG_AGO))
     with traffic_of(store) as traffic:
         assert await store.delete_old_states(older_than=LONG_AGO.replace(year=2021)) == 450
-    assert traffic.rows_written == {"delete step_states": 450, "delete checkpoints": 0, "delete workflow_states": 450}
+    assert traffic.rows_written == {
+        "delete step_states": 450,
+        "delete checkpoints": 0,
+        "delete signals": 0,
+        "delete workflow_states": 450,
+    }
     assert traffic.commits == 3

@@ -168,7 +168,7 @@ async def test_no_log_line_holds_the_password(
     """Neither while it works nor while it fails."""
     async with StateStore.open(tcp_postgres.url(tcp_database), migrate=True) as store:
         await saved(store)
-        assert_tells_no_secret(repr(store) + repr(vars(store)) + repr(vars(store._database)))
+        assert_tells_no_secret(repr(store) + repr(vars(store)) + repr(vars(store._transactions.database)))
     await refused(tcp_postgres.url(tcp_database, "canary"), ConfigurationError)
     await refused(tcp_postgres.url(tcp_database, port=free_port()), StoreUnavailable)
     assert "INSERT INTO" in everything_logged.text, "the echo is on"
