@@ -1,0 +1,159 @@
+"""What a durable run costs on both databases: commits, statements and connections."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from orchestrator_state import Run, StateStore
+from tests.running import Effect, Failing, seconds, vanish
+from tests.statements import Traffic, traffic_of
+
+
+async def cost_in_a_run(store: StateStore, call: Any, **options: Any) -> Traffic:
+    """What `call(run)` sends, in the middle of a run."""
+
+    async def handler(run: Run) -> None:
+        for n in range(3):
+            await run.step(f"before {n}", Effect(), n)
+        with traffic_of(store) as traffic:
+            await call(run)
+        costs.append(traffic)
+
+    costs: list[Traffic] = []
+    await store.run("n", handler, **options)
+    return costs[0]
+
+
+async def test_a_step_is_one_commit_of_four_statements(store: StateStore) -> None:
+    cost = await cost_in_a_run(store, lambda run: run.step("a", Effect(), {"some": "outputs"}))
+    assert cost.commits == 1
+    assert cost.rows_written == {
+        "update workflow_states": 1,
+        "insert step_states": 1,
+        "insert checkpoints": 1,
+        "delete checkpoints": 0,
+    }
+    assert len(cost.statements) == 4
+
+
+async def test_without_a_checkpoint_it_is_two_statements(database_url: str) -> None:
+    async with StateStore.open(database_url, checkpoint_every=0) as store:
+        cost = await cost_in_a_run(store, lambda run: run.step("a", Effect()))
+    assert (cost.commits, len(cost.statements)) == (1, 2)
+
+
+async def test_a_changed_context_costs_no_further_statement(store: StateStore) -> None:
+    async def change_and_step(run: Run) -> None:
+        run.context["n"] = 1
+        run.append("log", "item")
+        await run.step("a", Effect())
+
+    cost = await cost_in_a_run(store, change_and_step)
+    assert (cost.commits, len(cost.statements)) == (1, 4)
+
+
+async def test_retries_and_their_error_cost_no_further_commit(store: StateStore) -> None:
+    cost = await cost_in_a_run(store, lambda run: run.step("a", Failing(ValueError("once")), retry=2))
+    assert (cost.commits, len(cost.statements)) == (1, 4)
+
+
+async def test_a_declared_on_unknown_costs_a_second_commit(store: StateStore) -> None:
+    cost = await cost_in_a_run(store, lambda run: run.step("a", Effect(), on_unknown="raise"))
+    assert cost.commits == 2
+    assert cost.rows_written["insert step_states"] == 2
+
+
+async def test_a_transaction_is_one_commit(store: StateStore) -> None:
+    async def nothing(session: Any) -> None:
+        pass
+
+    cost = await cost_in_a_run(store, lambda run: run.transact("a", nothing))
+    assert cost.commits == 1
+
+
+async def test_the_cost_of_a_step_does_not_grow_with_their_number(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        for n in range(60):
+            with traffic_of(store) as traffic:
+                await run.step("step", Effect(), n)
+            costs.append((traffic.commits, len(traffic.statements)))
+
+    costs: list[tuple[int, int]] = []
+    await store.run("n", handler)
+    assert set(costs) == {(1, 4)}
+
+
+async def test_resuming_is_one_load_and_a_recorded_step_costs_nothing(store: StateStore) -> None:
+    async def handler(run: Run) -> int:
+        with traffic_of(store) as replay:
+            for n in range(100):
+                run.context["n"] = n
+                await run.step("step", Effect(), n)
+            await run.checkpoint()
+            await run.sleep(0)
+        replays.append(replay)
+        if len(replays) == 1:
+            vanish()
+        return int(run.context["n"])
+
+    replays: list[Traffic] = []
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    with traffic_of(store) as resuming:
+        assert await store.run("n", handler, workflow_id="w") == 99
+    assert (replays[1].statements, replays[1].commits) == ([], 0)
+    assert resuming.commits == 2, "the claim and the end"
+    selects = [statement for statement in resuming.statements if statement.startswith("SELECT")]
+    assert len([statement for statement in selects if "FROM step_states" in statement]) == 1
+    assert len(resuming.statements) <= 4, "look, claim, load, end"
+
+
+async def test_a_finished_run_is_answered_in_one_statement(store: StateStore) -> None:
+    async def handler(run: Run) -> int:
+        return 7
+
+    await store.run("n", handler, workflow_id="w")
+    with traffic_of(store) as traffic:
+        assert await store.run("n", handler, workflow_id="w") == 7
+    assert len(traffic.statements) == 1
+
+
+async def test_two_hundred_runs_whose_steps_sleep_hold_no_connection_of_a_pool_of_five(database_url: str) -> None:
+    async with StateStore.open(database_url, pool_min=0, pool_max=5, pool_timeout=seconds(60)) as store:
+        pool: Any = store._transactions.database._pool.pool
+        asleep, all_asleep, wake = [], asyncio.Event(), asyncio.Event()
+
+        async def work(n: int) -> int:
+            asleep.append(n)
+            if len(asleep) == 200:
+                all_asleep.set()
+            await wake.wait()
+            return n
+
+        async def handler(run: Run) -> int:
+            return int(await run.step("work", work, run.context["n"]))
+
+        runs = asyncio.gather(*(store.run("n", handler, context={"n": n}) for n in range(200)))
+        await all_asleep.wait()
+        assert pool.checkedout() == 0
+        assert len(await store.list_active_workflows()) == 200, "the pool is there for others"
+        wake.set()
+        assert await runs == list(range(200))
+        assert pool.size() <= 5
+        assert pool.overflow() <= 0
+
+
+async def test_a_run_that_waits_holds_no_connection(store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        return list(await asyncio.gather(run.wait_for("approval"), run.sleep(0.3)))
+
+    pool: Any = store._transactions.database._pool.pool
+    state = await store.start("n", workflow_id="w")
+    task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
+    idle = 0
+    while idle < 3:
+        await asyncio.sleep(0.05)
+        idle += pool.checkedout() == 0
+    await store.signal(state.id, "approval", "yes")
+    assert await task == ["yes", None]
