@@ -9,11 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import DateTime, Dialect, Uuid
 from sqlalchemy.types import UserDefinedType
+
+
+_to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
 
 
 class SqliteUuid(UserDefinedType[UUID]):
@@ -28,7 +32,7 @@ class SqliteUuid(UserDefinedType[UUID]):
         return lambda value: None if value is None else str(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else UUID(value)
+        return lambda value: None if value is None else _to_uuid(value)
 
 
 class SqliteTimestamp(UserDefinedType[datetime]):
@@ -61,3 +65,12 @@ def _as_utc(value: datetime) -> datetime:
 
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
 UtcTimestamp = DateTime(timezone=True).with_variant(SqliteTimestamp(), "sqlite")
+
+
+def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:
+    """Alembic's `render_item`, for the `env.py` of an application: its revisions name these types and import them."""
+    for name, known in (("Identifier", Identifier), ("UtcTimestamp", UtcTimestamp)):
+        if kind == "type" and item is known:
+            autogen_context.imports.add("from orchestrator_state import column_types")
+            return f"column_types.{name}"
+    return False

@@ -12,12 +12,19 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, Inspector, Table, inspect, select
+from sqlalchemy import Connection, Inspector, inspect, select
 
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import Database, open_database
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate
-from orchestrator_state.models import VERSION_TABLE, metadata, schema_version
+from orchestrator_state.models import (
+    VERSION_TABLE,
+    checkpoints,
+    metadata,
+    schema_version,
+    step_states,
+    workflow_states,
+)
 from orchestrator_state.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,13 +47,14 @@ CONTEXT_OPTIONS: Final[dict[str, Any]] = {
 class SchemaState:
     """Which revision the database is at, which one the code needs, and whether the tables fit it.
 
-    `current` is None when our bookkeeping is empty: a new database, or one whose tables an application's own Alembic
-    history made; `fits` tells the two apart.
+    `current` is None when our bookkeeping is empty: a new database, one of the original software, or one whose tables
+    an application's own Alembic history made. That history owns the last (`foreign`): we verify it, and change nothing.
     """
 
     current: str | None
     head: str
     fits: bool
+    foreign: bool = False
 
 
 def migrations_directory() -> Path:
@@ -80,7 +88,7 @@ async def inspect_schema(database: Database) -> SchemaState:
     """Look at the schema without changing anything."""
     with database_errors():
         async with database.reader.connect() as connection:
-            return await connection.run_sync(_inspect)
+            return await connection.run_sync(_inspect, database.schema)
 
 
 async def verify(database: Database) -> None:
@@ -138,7 +146,11 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
     from alembic.config import Config
     from alembic.util import CommandError
 
-    _refuse_newer(connection)
+    state = _inspect(connection)
+    if state.foreign and state.fits and direction == "upgrade":
+        return
+    if state.foreign or _is_newer(state):
+        raise _out_of_date(state)
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -150,34 +162,45 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
         ) from None
 
 
-def _inspect(connection: Connection) -> SchemaState:
-    schema = connection.get_execution_options().get("schema_translate_map", {}).get(None)
+def _inspect(connection: Connection, schema: str | None = None) -> SchemaState:
+    """Without `schema`, the tables are those on the connection's search path."""
     inspector = inspect(connection)
     current = None
     if inspector.has_table(VERSION_TABLE, schema):
-        current = connection.execute(select(schema_version.c.version_num)).scalar()
+        # A map to None would mean the default schema, whatever the search path says.
+        options = {"schema_translate_map": {None: schema}} if schema else {}
+        current = connection.execute(select(schema_version.c.version_num), execution_options=options).scalar()
     if current is not None:
         return SchemaState(current, head_revision(), fits=current == head_revision())
-    fits = all(_has_columns(inspector, table, schema) for table in metadata.sorted_tables)
-    return SchemaState(None, head_revision(), fits)
-
-
-def _has_columns(inspector: Inspector, table: Table, schema: str | None) -> bool:
-    if not inspector.has_table(table.name, schema):
-        return False
-    return {column.name for column in table.columns} <= {
-        column["name"] for column in inspector.get_columns(table.name, schema)
+    found = {
+        table: _column_names(inspector, table.name, schema) for table in (workflow_states, step_states, checkpoints)
     }
+    return SchemaState(
+        None,
+        head_revision(),
+        fits=all(found[table].issuperset(table.columns.keys()) for table in found),
+        # Tables without this column are the original software's, which the first revision takes over.
+        foreign="version" in found[workflow_states],
+    )
 
 
-def _refuse_newer(connection: Connection) -> None:
-    state = _inspect(connection)
-    if state.current is not None and state.current not in _known_revisions():
-        raise _out_of_date(state)
+def _column_names(inspector: Inspector, table: str, schema: str | None) -> set[str]:
+    if not inspector.has_table(table, schema):
+        return set()
+    return {column["name"] for column in inspector.get_columns(table, schema)}
+
+
+def _is_newer(state: SchemaState) -> bool:
+    return state.current is not None and state.current not in _known_revisions()
 
 
 def _out_of_date(state: SchemaState) -> SchemaOutOfDate:
-    if state.current is not None and state.current not in _known_revisions():
+    if state.foreign:
+        message = (
+            "the tables belong to the application's own Alembic history; bring them up to date there, with "
+            "`alembic revision --autogenerate`"
+        )
+    elif _is_newer(state):
         message = (
             f"the database is at schema revision {state.current!r}, which this version of orchestrator_state "
             "does not know; upgrade the package"

@@ -1,25 +1,30 @@
-"""The SELECTs, built once. Building one costs more than sending it."""
+"""The statements, built once. Building one costs more than sending it."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
-from uuid import UUID
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
     CompoundSelect,
+    Insert,
     bindparam,
+    delete,
     exists,
     literal_column,
     null,
     select,
     type_coerce,
     union_all,
+    update,
 )
 from sqlalchemy.sql import Select
 
 from orchestrator_state.domain import ACTIVE
+from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 
 _workflow = workflow_states.c
@@ -85,16 +90,7 @@ _CHECKPOINTS: Final = (
     select(checkpoints).join(workflow_states, _workflow.id == _checkpoint.workflow_state_id).where(_IN_NAMESPACE)
 )
 # Rows without a number come from software older than the numbering, which goes on writing after an upgrade.
-NEWEST_CHECKPOINT_FIRST: Final = (_checkpoint.seq.desc().nulls_first(), _checkpoint.timestamp.desc(), _checkpoint.id)
-
-
-def has_unnumbered_checkpoints(workflow_state_id: ColumnElement[UUID]) -> ColumnElement[bool]:
-    """Whether older software inserted checkpoints since the last numbering; a column named `has_unnumbered`."""
-    return (
-        exists()
-        .where(_checkpoint.workflow_state_id == workflow_state_id, _checkpoint.seq.is_(None))
-        .label("has_unnumbered")
-    )
+_NEWEST_CHECKPOINT_FIRST: Final = (_checkpoint.seq.desc().nulls_first(), _checkpoint.timestamp.desc(), _checkpoint.id)
 
 
 UNNUMBERED_CHECKPOINTS_OF: Final = (
@@ -105,7 +101,7 @@ UNNUMBERED_CHECKPOINTS_OF: Final = (
 
 CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
-    *NEWEST_CHECKPOINT_FIRST
+    *_NEWEST_CHECKPOINT_FIRST
 )
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
@@ -114,3 +110,50 @@ STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_st
     _step.position, _step.step_id
 )
 STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
+
+# In an UPDATE a parameter with a column's name is a new value, so what is compared has other names.
+_OF_WORKFLOW: Final = (_workflow.id == bindparam("of_id"), _workflow.namespace == bindparam("of_namespace"))
+
+GUARDED_UPDATE: Final = update(workflow_states).where(*_OF_WORKFLOW, _workflow.version == bindparam("of_version"))
+"""Sets the columns that it is given values for."""
+
+# The row lock makes concurrent writers of one workflow take their numbers in turn.
+NEXT_CHECKPOINT_SEQ: Final = (
+    update(workflow_states)
+    .where(*_OF_WORKFLOW)
+    .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
+    .returning(
+        _workflow.checkpoint_seq,
+        # Whether older software inserted checkpoints since the last numbering.
+        exists()
+        .where(_checkpoint.workflow_state_id == bindparam("of_id"), _checkpoint.seq.is_(None))
+        .label("has_unnumbered"),
+    )
+)
+
+DELETE_SUPERSEDED: Final = delete(checkpoints).where(
+    _checkpoint.id.in_(
+        _CHECKPOINTS.with_only_columns(_checkpoint.id)
+        .where(_checkpoint.workflow_state_id == bindparam("workflow_state_id"))
+        .order_by(*_NEWEST_CHECKPOINT_FIRST)
+        .offset(bindparam("keep", type_=BigInteger))
+    )
+)
+
+
+@cache
+def insert_workflow(dialect: str) -> Insert:
+    return conflict_aware_insert(dialect, workflow_states).on_conflict_do_nothing()
+
+
+@cache
+def upsert_step(dialect: str) -> Insert:
+    insert = conflict_aware_insert(dialect, step_states)
+    key = ["workflow_state_id", "step_id"]
+    replaced = {column.name: column for column in insert.excluded if column.name not in key}
+    return insert.on_conflict_do_update(index_elements=key, set_=replaced)
+
+
+@cache
+def insert_checkpoint(dialect: str) -> Insert:
+    return conflict_aware_insert(dialect, checkpoints).on_conflict_do_nothing(index_elements=["id"])

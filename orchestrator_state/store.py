@@ -223,8 +223,8 @@ class StateStore:
     async def _read(self, work: Callable[[UnitOfWork], Awaitable[_Result]]) -> _Result:
         async def attempt() -> _Result:
             self._require_open()
-            async with self._database.reading() as session:
-                return await work(UnitOfWork(session, namespace=self.namespace, schema=self._database.schema))
+            session = self._database.reading()
+            return await work(UnitOfWork(session, namespace=self.namespace, schema=self._database.schema))
 
         return await while_transient(attempt, self._settings.retry_timeout)
 

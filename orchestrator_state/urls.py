@@ -7,6 +7,7 @@ directory as host, `PGPASSFILE`, …), and the password never enters an SQLAlche
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -67,9 +68,18 @@ def _sqlite_location(rest: str) -> SqliteLocation:
 
 def _postgres_location(rest: str) -> PostgresLocation:
     try:
-        query = parse_qsl(urlsplit(f"postgresql://{rest}").query, keep_blank_values=True, strict_parsing=False)
+        parts = urlsplit(f"postgresql://{rest}")
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=False)
+        ports = _ports(parts.netloc.rpartition("@")[2], dict(query).get("port", ""))
     except ValueError:
         raise ConfigurationError("the Postgres URL cannot be read; check brackets and the port") from None
     if any(not name for name, _ in query):
         raise ConfigurationError("the Postgres URL has an option without a name")
+    # The sockets would take a greater number modulo 65536, and the password would go to whoever listens there.
+    if any(port not in range(1, 65536) for port in ports):
+        raise ConfigurationError("a port in the Postgres URL is not between 1 and 65535")
     return PostgresLocation(f"postgresql://{rest}")
+
+
+def _ports(hosts: str, option: str) -> list[int]:
+    return [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", hosts) + re.findall("[0-9]+", option)]
