@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import DateTime, Dialect, Uuid
 from sqlalchemy.types import UserDefinedType
+
+_to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
 
 
 class SqliteUuid(UserDefinedType[UUID]):
@@ -28,7 +31,7 @@ class SqliteUuid(UserDefinedType[UUID]):
         return lambda value: None if value is None else str(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else UUID(value)
+        return lambda value: None if value is None else _to_uuid(value)
 
 
 class SqliteTimestamp(UserDefinedType[datetime]):

@@ -12,13 +12,12 @@ from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, Result, delete, literal, select, update
+from sqlalchemy import CursorResult, Executable, Result, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
@@ -48,15 +47,18 @@ from orchestrator_state.statements import (
     CHECKPOINT_IDS_OF,
     CHECKPOINTS_OF,
     CURRENT_VERSION,
+    DELETE_SUPERSEDED,
+    GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
-    LEASE_IS_FREE,
-    NEWEST_CHECKPOINT_FIRST,
+    NEXT_CHECKPOINT_SEQ,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
     STEPS_OF,
     UNNUMBERED_CHECKPOINTS_OF,
-    has_unnumbered_checkpoints,
+    insert_checkpoint,
+    insert_workflow,
+    upsert_step,
 )
 from orchestrator_state.undo import unless_committed
 
@@ -84,9 +86,6 @@ class Repository:
     @property
     def _dialect(self) -> str:
         return self._session.get_bind().dialect.name
-
-    def _insert(self, table: Any) -> Any:
-        return conflict_aware_insert(self._dialect, table)
 
     async def _number_checkpoints(self, workflow_state_id: UUID, free: int) -> int:
         """Number what older software inserted since, from `free` on, and return the next number."""
@@ -195,7 +194,7 @@ class WorkflowRepository(Repository):
 
     async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
         row = columns | {"id": state.id, "namespace": self._namespace, "version": 1}
-        created = await self._execute(self._insert(workflow_states).on_conflict_do_nothing(), row)
+        created = await self._execute(insert_workflow(self._dialect), row)
         if rowcount(created) == 0:
             raise await self._why_not_written(state)
         positions = {step_id: position for position, step_id in enumerate(steps)}
@@ -232,17 +231,8 @@ class WorkflowRepository(Repository):
         self._remember(state, columns, steps, positions)
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
-        updated = await self._execute(
-            update(workflow_states)
-            .where(
-                workflow_states.c.id == state.id,
-                workflow_states.c.namespace == self._namespace,
-                workflow_states.c.version == state.version,
-                LEASE_IS_FREE,
-            )
-            # A worker whose lease ended, but which does not know yet, must not write over this save.
-            .values(changed | {"version": state.version + 1, "lease_token": workflow_states.c.lease_token + 1})
-        )
+        guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
+        updated = await self._execute(GUARDED_UPDATE, changed | guard | {"version": state.version + 1})
         if rowcount(updated) == 0:
             raise await self._why_not_written(state)
 
@@ -255,10 +245,7 @@ class WorkflowRepository(Repository):
             row | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
             for step_id, row in steps.items()
         ]
-        insert = self._insert(step_states)
-        written = {name: insert.excluded[name] for name in (*next(iter(steps.values())), "position")}
-        upsert = insert.on_conflict_do_update(index_elements=["workflow_state_id", "step_id"], set_=written)
-        await self._execute(upsert, rows)
+        await self._execute(upsert_step(self._dialect), rows)
 
     async def _saved_rows(self, state: WorkflowState) -> SavedRows:
         """The base to compare with for a state that did not come from here, such as one sent over a wire."""
@@ -342,16 +329,8 @@ class CheckpointRepository(Repository):
         Raises `InvalidPayload` before any SQL, `WorkflowNotFound`, or `AlreadyExists` if the id is taken.
         """
         columns = checkpoint_columns(checkpoint)
-        this_workflow = literal(checkpoint.workflow_state_id, workflow_states.c.id.type)
-        # The row lock of this UPDATE makes concurrent writers of one workflow take their numbers in turn.
         numbered = await self._execute(
-            update(workflow_states)
-            .where(
-                workflow_states.c.id == checkpoint.workflow_state_id,
-                workflow_states.c.namespace == self._namespace,
-            )
-            .values(checkpoint_seq=workflow_states.c.checkpoint_seq + 1)
-            .returning(workflow_states.c.checkpoint_seq, has_unnumbered_checkpoints(this_workflow))
+            NEXT_CHECKPOINT_SEQ, {"of_id": checkpoint.workflow_state_id, "of_namespace": self._namespace}
         )
         row = numbered.first()
         if row is None:
@@ -359,9 +338,7 @@ class CheckpointRepository(Repository):
         seq: int = row.checkpoint_seq
         if row.has_unnumbered:
             seq = await self._number_checkpoints(checkpoint.workflow_state_id, seq)
-        added = await self._execute(
-            self._insert(checkpoints).on_conflict_do_nothing(index_elements=["id"]), columns | {"seq": seq}
-        )
+        added = await self._execute(insert_checkpoint(self._dialect), columns | {"seq": seq})
         if rowcount(added) == 0:
             raise AlreadyExists(f"there is a checkpoint {checkpoint.id} already", checkpoint_id=checkpoint.id)
         before = checkpoint.seq
@@ -405,19 +382,12 @@ class CheckpointRepository(Repository):
 
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
-        target = as_uuid(workflow_state_id, "workflow_state_id")
-        superseded = (
-            select(checkpoints.c.id)
-            .join(workflow_states, workflow_states.c.id == checkpoints.c.workflow_state_id)
-            .where(
-                checkpoints.c.workflow_state_id == target,
-                workflow_states.c.namespace == self._namespace,
-            )
-            .order_by(*NEWEST_CHECKPOINT_FIRST)
-            .offset(as_count(keep, "keep"))
-        )
-        pruned = await self._execute(delete(checkpoints).where(checkpoints.c.id.in_(superseded)))
-        return rowcount(pruned)
+        parameters = {
+            "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
+            "namespace": self._namespace,
+            "keep": as_count(keep, "keep"),
+        }
+        return rowcount(await self._execute(DELETE_SUPERSEDED, parameters))
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()

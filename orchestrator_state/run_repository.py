@@ -18,6 +18,7 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
+from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
 from orchestrator_state.models import signals, step_states, workflow_states
@@ -27,12 +28,11 @@ from orchestrator_state.run_statements import (
     FENCE,
     FIND_RUN,
     PRUNE,
-    checkpoint_insert,
     commit_update,
     fenced_update,
     step_upsert,
 )
-from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF
+from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF, insert_checkpoint
 
 _w = workflow_states.c
 _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
@@ -147,7 +147,7 @@ class RunRepository(Repository):
             }
         row = columns | lease | {"namespace": self._namespace, "version": 1}
         created = await self._execute(
-            self._insert(workflow_states)
+            conflict_aware_insert(self._dialect, workflow_states)
             .values(row)
             .on_conflict_do_nothing()
             .returning(workflow_states, database_now().label("now"))
@@ -400,7 +400,7 @@ class RunRepository(Repository):
             status: str | None = (await self._execute(query)).scalar()
             return status
         await self._execute(
-            self._insert(signals)
+            conflict_aware_insert(self._dialect, signals)
             .values(
                 id=signal_id,
                 workflow_state_id=workflow_state_id,
@@ -547,7 +547,7 @@ class RunRepository(Repository):
             "snapshot": checkpoint.snapshot,
             "seq": seq,
         }
-        await self._execute(checkpoint_insert(self._dialect), row)
+        await self._execute(insert_checkpoint(self._dialect), row)
         await self._execute(PRUNE, {"workflow_state_id": workflow_state_id, "keep": checkpoint.keep})
 
 

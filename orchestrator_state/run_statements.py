@@ -60,12 +60,6 @@ def step_upsert(dialect: str) -> Executable:
     )
 
 
-@cache
-def checkpoint_insert(dialect: str) -> Executable:
-    """Insert a checkpoint; inserting it again changes nothing."""
-    return conflict_aware_insert(dialect, checkpoints).on_conflict_do_nothing(index_elements=["id"])
-
-
 PRUNE: Final = delete(checkpoints).where(
     checkpoints.c.id.in_(
         select(checkpoints.c.id)

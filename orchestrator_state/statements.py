@@ -1,15 +1,19 @@
-"""The SELECTs, built once. Building one costs more than sending it."""
+"""The statements, built once. Building one costs more than sending it."""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
     CTE,
+    BigInteger,
     ColumnElement,
     CompoundSelect,
+    Insert,
     bindparam,
+    delete,
     exists,
     literal_column,
     null,
@@ -17,11 +21,13 @@ from sqlalchemy import (
     select,
     type_coerce,
     union_all,
+    update,
 )
 from sqlalchemy.sql import Select
 
 from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE
+from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 
 _workflow = workflow_states.c
@@ -128,3 +134,53 @@ STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
 STEP_ROWS_OF: Final = (
     select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
 )
+
+# In an UPDATE a parameter with a column's name is a new value, so what is compared has other names.
+_OF_WORKFLOW: Final = (_workflow.id == bindparam("of_id"), _workflow.namespace == bindparam("of_namespace"))
+
+GUARDED_UPDATE: Final = (
+    update(workflow_states)
+    .where(*_OF_WORKFLOW, _workflow.version == bindparam("of_version"), LEASE_IS_FREE)
+    # A worker whose lease ended, but which does not know yet, must not write over this save.
+    .values(lease_token=_workflow.lease_token + 1)
+)
+"""Sets the columns that it is given values for."""
+
+# The row lock makes concurrent writers of one workflow take their numbers in turn.
+NEXT_CHECKPOINT_SEQ: Final = (
+    update(workflow_states)
+    .where(*_OF_WORKFLOW)
+    .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
+    .returning(
+        _workflow.checkpoint_seq,
+        has_unnumbered_checkpoints(bindparam("of_id", type_=_workflow.id.type)),
+    )
+)
+
+DELETE_SUPERSEDED: Final = delete(checkpoints).where(
+    _checkpoint.id.in_(
+        _CHECKPOINTS.with_only_columns(_checkpoint.id)
+        .where(_checkpoint.workflow_state_id == bindparam("workflow_state_id"))
+        .order_by(*NEWEST_CHECKPOINT_FIRST)
+        .offset(bindparam("keep", type_=BigInteger))
+    )
+)
+
+
+@cache
+def insert_workflow(dialect: str) -> Insert:
+    return conflict_aware_insert(dialect, workflow_states).on_conflict_do_nothing()
+
+
+@cache
+def upsert_step(dialect: str) -> Insert:
+    insert = conflict_aware_insert(dialect, step_states)
+    key = ["workflow_state_id", "step_id"]
+    # What a run's step did to the context stays with the step, whatever else is saved of it.
+    replaced = {column.name: column for column in insert.excluded if column.name not in (*key, "context_patch")}
+    return insert.on_conflict_do_update(index_elements=key, set_=replaced)
+
+
+@cache
+def insert_checkpoint(dialect: str) -> Insert:
+    return conflict_aware_insert(dialect, checkpoints).on_conflict_do_nothing(index_elements=["id"])

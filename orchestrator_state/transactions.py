@@ -43,8 +43,7 @@ class Transactions:
 
         async def attempt() -> _Result:
             self._require_open()
-            async with self.database.reading() as session:
-                return await work(self._unit(session))
+            return await work(self._unit(self.database.reading()))
 
         return await while_transient(attempt, self.settings.retry_timeout)
 

@@ -18,17 +18,29 @@ _KEY: Final = "orchestrator_state.undo"
 _Log = dict[SessionTransaction, list[Callable[[], None]]]
 
 
+class StoreSession(Session):
+    """The store's own kind of session: its events are listened to once, for the class.
+
+    A listener on a session by itself takes longer than sending a statement.
+    """
+
+
 def unless_committed(session: AsyncSession, undo: Callable[[], None]) -> None:
     """Call `undo` when the session's present transaction or savepoint ends in anything but a commit."""
     sync_session = session.sync_session
     log: _Log | None = sync_session.info.get(_KEY)
     if log is None:
         log = sync_session.info[_KEY] = {}
-        event.listen(sync_session, "after_commit", _hand_over)
-        event.listen(sync_session, "after_transaction_end", _undo)
+        if not isinstance(sync_session, StoreSession):
+            _listen(sync_session)
     transaction = _present(sync_session)
     if transaction is not None:
         log.setdefault(transaction, []).append(undo)
+
+
+def _listen(target: Session | type[Session]) -> None:
+    event.listen(target, "after_commit", _hand_over)
+    event.listen(target, "after_transaction_end", _undo)
 
 
 def _present(session: Session) -> SessionTransaction | None:
@@ -37,7 +49,7 @@ def _present(session: Session) -> SessionTransaction | None:
 
 def _hand_over(session: Session) -> None:
     """A released savepoint leaves its undos to the transaction around it; a commit ends them."""
-    log: _Log = session.info[_KEY]
+    log: _Log = session.info.get(_KEY, {})
     transaction = _present(session)
     if transaction is not None:
         undos = log.pop(transaction, [])
@@ -46,6 +58,9 @@ def _hand_over(session: Session) -> None:
 
 
 def _undo(session: Session, transaction: SessionTransaction) -> None:
-    log: _Log = session.info[_KEY]
+    log: _Log = session.info.get(_KEY, {})
     for undo in reversed(log.pop(transaction, [])):
         undo()
+
+
+_listen(StoreSession)

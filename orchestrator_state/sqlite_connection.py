@@ -1,0 +1,91 @@
+"""aiosqlite with one hop to the connection's thread per statement, where SQLAlchemy's way of using it takes four.
+
+A hop costs more than a small statement: two switches of thread and a turn of the event loop. SQLAlchemy opens a
+cursor, executes, fetches and closes, each in a hop of its own; and it rolls back whenever a connection returns to the
+pool, whether or not there is anything to roll back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Self
+
+import aiosqlite
+
+
+def connect(database: str, **arguments: Any) -> aiosqlite.Connection:
+    """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`."""
+    connection = _Connection(lambda: sqlite3.connect(database, **arguments), iter_chunk_size=64)
+    # As SQLAlchemy does with its own: a store that was left open must not keep the interpreter from exiting.
+    connection._thread.daemon = True  # noqa: SLF001
+    return connection
+
+
+class _Connection(aiosqlite.Connection):
+    _abandoned = False
+
+    def cursor(self) -> Any:
+        return _Cursor(self)
+
+    async def rollback(self) -> None:
+        # A call whose caller was cancelled may still be running in the thread, and may be the BEGIN.
+        if self._abandoned or self.in_transaction:
+            await super().rollback()
+            self._abandoned = False
+
+    @property
+    def raw(self) -> sqlite3.Connection:
+        """For use in the connection's thread."""
+        return self._conn
+
+    async def hop(self, function: Callable[[], None]) -> None:
+        """Run `function` in the connection's thread."""
+        await self._execute(function)
+
+    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+        except asyncio.CancelledError:
+            self._abandoned = True
+            raise
+
+
+class _Cursor:
+    """What SQLAlchemy asks of a cursor. The rows are fetched with the statement, as SQLAlchemy would at once."""
+
+    description: Any = None
+    rowcount = -1
+    lastrowid: int | None = None
+
+    def __init__(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._rows: list[Any] = []
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def execute(self, sql: str, parameters: Any = ()) -> None:
+        await self._run(sqlite3.Cursor.execute, sql, parameters)
+
+    async def executemany(self, sql: str, rows: Any) -> None:
+        await self._run(sqlite3.Cursor.executemany, sql, rows)
+
+    async def fetchall(self) -> list[Any]:
+        return self._rows
+
+    async def close(self) -> None:
+        self._rows = []
+
+    async def _run(self, method: Callable[..., Any], sql: str, parameters: Any) -> None:
+        def run() -> None:
+            cursor = self._connection.raw.cursor()
+            try:
+                method(cursor, sql, parameters)
+                self._rows = cursor.fetchall() if cursor.description else []
+                self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
+            finally:
+                cursor.close()
+
+        await self._connection.hop(run)
