@@ -37,7 +37,8 @@ class RunStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunEnded(Event):
-    """The worker is done with the run; `outcome` is a workflow status, or `suspended`, `released` or `lost`."""
+    """The worker is done with the run; `outcome` is a workflow status, or `suspended`, `released`, `interrupted`
+    or `lost`."""
 
     outcome: str
 

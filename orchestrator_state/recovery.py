@@ -160,5 +160,10 @@ def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
 
 def _recovered(row: Any, outcome: str, error: BaseException | None = None) -> RecoveredRun:
     return RecoveredRun(
-        workflow_state_id=row.id, workflow_id=row.workflow_id, name=row.workflow_name, outcome=outcome, error=error
+        workflow_state_id=row.id,
+        workflow_id=row.workflow_id,
+        name=row.workflow_name,
+        outcome=outcome,
+        # A run that waits is no error, and the exception would keep all its frames alive.
+        error=None if outcome in ("suspended", "paused") else error,
     )

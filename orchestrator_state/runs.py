@@ -91,22 +91,27 @@ class Run:
 
     @property
     def id(self) -> UUID:
+        """Of the workflow's row: what `store.signal`, `pause` and `cancel` take."""
         return self._journal.row.id
 
     @property
     def workflow_id(self) -> str:
+        """What the run was started as."""
         return self._journal.row.workflow_id
 
     @property
     def name(self) -> str:
+        """The name under which handlers are found; the row's `workflow_name`."""
         return self._journal.row.name
 
     @property
     def user_id(self) -> str | None:
+        """Whose run it is, as given at the start."""
         return self._journal.row.user_id
 
     @property
     def parent_id(self) -> UUID | None:
+        """The run that started this one with `run.child`."""
         return self._journal.row.parent_id
 
     @property

@@ -22,7 +22,7 @@ from orchestrator_state.uninterrupted import uninterrupted
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
 
-_LOOK_FOR_THE_DEAD: Final = 5.0  # seconds between looks for leases of dead processes
+_LOOK_FOR_THE_DEAD: Final = 3.0  # seconds between looks for leases of dead processes
 _LINGER: Final = timedelta(seconds=1)
 
 
