@@ -25,7 +25,7 @@ from orchestrator_state.errors import (
     StaleVersion,
     StoreUnavailable,
 )
-from orchestrator_state.mapping import equals_stored, rebase
+from orchestrator_state.mapping import rebase, same_rows, snapshot_of
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Options, Settings
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -124,13 +124,20 @@ class StateStore:
         Raises `StaleVersion` if somebody else saved it meanwhile; nothing is written then. See
         `WorkflowRepository.save`.
         """
+        written: list[WorkflowState] = []
 
         async def save(uow: UnitOfWork) -> None:
             await uow.workflows.save(state)
+            written[:] = [snapshot_of(state)]
 
         async def landed() -> bool:
-            live = await self.load_workflow_state(state.id)
-            if live.version != state.version + 1 or not equals_stored(state, live):
+            live, mine = await self.load_workflow_state(state.id), written[0]
+            if live.version > mine.version:
+                raise StoreUnavailable(
+                    "the connection was lost during the commit, and others have saved since: load it again",
+                    outcome_unknown=True,
+                )
+            if not same_rows(live, mine):
                 return False
             state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
             return True
@@ -251,14 +258,16 @@ class StateStore:
         async def attempt() -> None:
             nonlocal outcome_unknown
             try:
-                async with self._writing() as uow:
-                    await work(uow)
+                try:
+                    async with self._writing() as uow:
+                        await work(uow)
+                except conflict:
+                    if not (outcome_unknown and await landed()):
+                        raise
             except StoreUnavailable as error:
-                outcome_unknown = outcome_unknown or error.outcome_unknown
+                # Of the whole call: an earlier attempt may have landed, although this one did not.
+                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
-            except conflict:
-                if not (outcome_unknown and await landed()):
-                    raise
 
         await while_transient(attempt, self._settings.retry_timeout)
 
