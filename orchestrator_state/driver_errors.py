@@ -58,6 +58,8 @@ _PG_CONFIGURATION: Final = {
 _PG_REFUSALS: Final[dict[str, type[OrchestratorStateError]]] = {
     "22": InvalidPayload,
     "23": Conflict,
+    "44": Conflict,
+    "P0001": Conflict,  # a trigger of the application's raised an exception
     "54": PayloadTooLarge,
 }
 _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
@@ -75,8 +77,8 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
         error = error.orig or error
     if isinstance(error, sqlite3.Error):
         return _from_sqlite(error)
-    if isinstance(error, exc.TimeoutError):
-        return StoreUnavailable("no database connection became free in time; raise pool_max or lower the load")
+    if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):
+        return _from_sqlalchemy(error)
     if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(error, "sqlstate"):
         return _from_postgres(error, committing=committing)
     if isinstance(error, TimeoutError):
@@ -87,6 +89,12 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
             f"the database cannot be reached ({reason})", transient=committing, outcome_unknown=committing
         )
     return None
+
+
+def _from_sqlalchemy(error: exc.TimeoutError | exc.PendingRollbackError) -> OrchestratorStateError:
+    if isinstance(error, exc.TimeoutError):
+        return StoreUnavailable("no database connection became free in time; raise pool_max or lower the load")
+    return StoreUnavailable("the connection of this unit was lost; nothing of the unit is kept", transient=True)
 
 
 def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:

@@ -16,11 +16,12 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, cast
 from uuid import uuid4
+from weakref import WeakSet
 
 import asyncpg
 from sqlalchemy import URL, Connection, Executable, Table, event, exc, func, inspect, literal, select
@@ -40,10 +41,11 @@ from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
+_FAILED: Final = "orchestrator_state_failed"  # connection info: the transaction in which a statement failed
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
-_SQLITE_MAGIC: Final = b"SQLite format 3\0"
+_SMALLEST_SQLITE_FILE: Final = 512  # bytes: one page of the smallest size
 
 # At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
 _LOGGING_NAME: Final = "orchestrator_state"
@@ -53,7 +55,14 @@ logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGING_NAME}").addFilter(lambda 
 class Database:
     """The engines of one store: one pool, seen as a writer and as a reader."""
 
-    def __init__(self, engine: AsyncEngine, settings: Settings, *, owned: bool) -> None:
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        *,
+        owned: bool,
+        sqlite_connections: Iterable[sqlite3.Connection] = (),
+    ) -> None:
         _require_supported(engine)
         self.is_sqlite: Final = engine.dialect.name == "sqlite"
         self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
@@ -64,6 +73,7 @@ class Database:
         self._inside: set[asyncio.Task[Any] | None] = set()
         self._pid = os.getpid()
         self._left_behind: list[object] = []
+        self._sqlite_connections = sqlite_connections
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.schema: Final = settings.db_schema
         if self.is_sqlite:
@@ -73,13 +83,17 @@ class Database:
             self.writer = engine.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
             self.reader = engine.execution_options(**{_BEGIN: None})
         else:
-            self.writer = engine
+            self.writer = engine.execution_options()  # an engine to listen to that is not the application's
             # Behind PgBouncer a statement outside a transaction is prepared on one server and executed on another.
             self.reader = engine if settings.pgbouncer else engine.execution_options(isolation_level="AUTOCOMMIT")
+
+        event.listen(engine.sync_engine, "handle_error", _note_failure)
+        event.listen(self.writer.sync_engine, "commit", _refuse_to_commit_after_failure)
 
     @asynccontextmanager
     async def writing(self) -> AsyncIterator[AsyncSession]:
         """Yield a session whose transaction commits at the end of the block and rolls back on any exception."""
+        self.leave_the_parent_alone()
         async with self._my_turn(), self._session(self.writer) as session:
             if self.is_sqlite and not self.owned:
                 await _begin_adopted_sqlite(session)
@@ -89,7 +103,7 @@ class Database:
 
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""
-        self._leave_the_parent_alone()
+        self.leave_the_parent_alone()
         return _ReadingSession(self.reader)
 
     async def warm_up(self, connections: int) -> None:
@@ -102,7 +116,7 @@ class Database:
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
-        self._leave_the_parent_alone()
+        self.leave_the_parent_alone()
         with database_errors():
             async with self.reader.connect() as connection:
                 if self.is_sqlite:
@@ -141,11 +155,22 @@ class Database:
 
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        self._leave_the_parent_alone()
-        async with AsyncSession(
-            engine, sync_session_class=StoreSession, expire_on_commit=False, autoflush=False
-        ) as session:
+        self.leave_the_parent_alone()
+        # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
+        session = AsyncSession(
+            engine,
+            sync_session_class=StoreSession,
+            expire_on_commit=False,
+            autoflush=False,
+            close_resets_only=False,
+        )
+        failed = True
+        try:
             yield session
+            failed = False
+        finally:
+            # Shielded, and one task: a second cancellation must find nothing half done.
+            await asyncio.shield(asyncio.create_task(_end(session, failed=failed)))
 
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
@@ -170,12 +195,22 @@ class Database:
             if self.is_sqlite:
                 turn.release()
 
-    def _leave_the_parent_alone(self) -> None:
+    def leave_the_parent_alone(self) -> None:
         """In a forked child, start a pool of its own and neither use nor close the parent's connections."""
         if self._pid == os.getpid():
             return
+        pool = self._pool.sync_engine.pool
+        if self.is_sqlite and self.owned:
+            # SQLite keeps its locks per process and believes the inherited ones to be held here: without closing these
+            # connections, what the child commits is lost when the parent closes its last one.
+            if pool.checkedout():  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    "this process was forked while its parent used the SQLite store; fork between calls, or spawn"
+                )
+            for connection in self._sqlite_connections:
+                connection.close()
         # Kept alive, not closed: closing would unregister the parent's sockets from the epoll that both share.
-        self._left_behind.append(self._pool.sync_engine.pool)
+        self._left_behind.append(pool)
         self._pool.sync_engine.dispose(close=False)
         self._turn, self._inside, self._pid = asyncio.Lock(), set(), os.getpid()
 
@@ -215,9 +250,35 @@ def open_database(settings: Settings, *, for_migration: bool = False) -> Databas
     return Database(engine, settings, owned=True)
 
 
+_sqlite_databases: Final = WeakSet[Database]()
+
+
 def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
     """Use an engine that the application owns: its pool, its connections, its life time."""
     return Database(engine, settings, owned=False)
+
+
+async def _end(session: AsyncSession, *, failed: bool) -> None:
+    # A connection that has died cannot be rolled back, and need not: what failed first says more.
+    with suppress(exc.DBAPIError):
+        if failed:
+            await session.rollback()  # unlike close(), it tells the states saved in it also when it fails
+    await session.close()
+
+
+def _note_failure(context: ExceptionContext) -> None:
+    connection = context.connection
+    if connection is not None and not connection.invalidated and not connection.in_nested_transaction():
+        connection.info[_FAILED] = connection.get_transaction()
+
+
+def _refuse_to_commit_after_failure(connection: Connection) -> None:
+    """Postgres answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no error."""
+    if connection.info.pop(_FAILED, None) is connection.get_transaction():
+        raise ConfigurationError(
+            "a statement of this unit failed, so nothing of it is kept; let its error leave the block, "
+            "or put the statement into a savepoint: `async with uow.session.begin_nested()`"
+        )
 
 
 def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -321,12 +382,20 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         path = Path(temporary.name) / "memory.db"
     else:
         _refuse_what_is_no_database(path)
+    connections = WeakSet[sqlite3.Connection]()
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = _SqliteConnection(*arguments, **options)
+        connections.add(connection)
+        return connection
+
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         connect_args={
             "async_creator_fn": sqlite_connection.connect,
             "timeout": settings.lock_timeout.total_seconds(),
             "isolation_level": None,
+            "factory": connect,
         },
         hide_parameters=True,
         logging_name=_LOGGING_NAME,
@@ -337,29 +406,42 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
     event.listen(sync_engine, "begin", _begin)
     event.listen(sync_engine, "handle_error", _fail_the_whole_unit)
-    database = Database(engine, settings, owned=True)
+    for inherited in _sqlite_databases:
+        with suppress(ConfigurationError):
+            inherited.leave_the_parent_alone()
+    database = Database(engine, settings, owned=True, sqlite_connections=connections)
+    _sqlite_databases.add(database)
     if temporary is not None:
         database.keep_until_closed(temporary)
     return database
 
 
 def _refuse_what_is_no_database(path: Path) -> None:
-    """SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes."""
+    """SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes.
+
+    It refuses a longer one by itself. The file is not opened here: to close it would take away all locks that this
+    process, with another store, has on it.
+    """
     try:
         if path.is_dir():
             raise ConfigurationError("the SQLite path is a directory; give a file in it")
         if not path.parent.is_dir():
             raise ConfigurationError("the directory of the SQLite file does not exist; create it")
-        start = _first_bytes(path) if path.is_file() else b""
+        size = path.stat().st_size if path.is_file() else 0
     except OSError as error:
         raise ConfigurationError(f"the SQLite file cannot be opened ({type(error).__name__})") from None
-    if start not in (b"", _SQLITE_MAGIC):
+    if 0 < size < _SMALLEST_SQLITE_FILE:
         raise ConfigurationError("the file is not a SQLite database")
 
 
-def _first_bytes(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE_MAGIC))
+class _SqliteConnection(sqlite3.Connection):
+    """Closing rolls back first: with a cursor still alive, as after a cancellation, SQLite would otherwise keep the
+    transaction and its write lock until the garbage collector finds that cursor."""
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
 
 
 def _prepare_sqlite(dbapi_connection: Any, synchronous: str) -> None:

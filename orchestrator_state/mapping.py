@@ -144,6 +144,21 @@ def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
     return mine == stored.workflow and all_step_columns(state) == stored.steps
 
 
+def snapshot_of(state: WorkflowState) -> WorkflowState:
+    """A saved `state` as it was written, to compare with what is there."""
+    copied = state.model_copy()
+    copied._saved = state._saved
+    return copied
+
+
+def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
+    """Whether `live` was loaded from the very rows that the save of `written` wrote, `updated_at` included."""
+    there, mine = live._saved, written._saved
+    if there is None or mine is None:
+        return False
+    return live.version == written.version and there.workflow == mine.workflow and there.steps == mine.steps
+
+
 def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
     check_fields(checkpoint)
     return {

@@ -25,6 +25,22 @@ def connect(database: str, **arguments: Any) -> aiosqlite.Connection:
 
 class _Connection(aiosqlite.Connection):
     _abandoned = False
+    _closing: asyncio.Future[Any] | None = None
+
+    def stop(self) -> asyncio.Future[Any] | None:
+        """Close in the connection's thread, after what runs there now, and only once.
+
+        SQLAlchemy closes the connection of a call that is cancelled, and if that is cancelled too, closes it by force.
+        aiosqlite would forget the open file, with its locks, and wait for ever for a thread that has ended.
+        """
+        if self._closing is None:
+            self._closing = super().stop()
+        return self._closing
+
+    async def close(self) -> None:
+        closing = self.stop()
+        if closing is not None:
+            await asyncio.shield(closing)
 
     def cursor(self) -> Any:
         return _Cursor(self)

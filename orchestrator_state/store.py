@@ -24,9 +24,10 @@ from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
     StaleVersion,
+    StoreUnavailable,
 )
 from orchestrator_state.execution import Executor, RunRequest
-from orchestrator_state.mapping import equals_stored, rebase
+from orchestrator_state.mapping import rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.run_control import RunControl
@@ -132,13 +133,20 @@ class StateStore:
         Raises `StaleVersion` if somebody else saved it meanwhile; nothing is written then. See
         `WorkflowRepository.save`.
         """
+        written: list[WorkflowState] = []
 
         async def save(uow: UnitOfWork) -> None:
             await uow.workflows.save(state)
+            written[:] = [snapshot_of(state)]
 
         async def landed() -> bool:
-            live = await self.load_workflow_state(state.id)
-            if live.version != state.version + 1 or not equals_stored(state, live):
+            live, mine = await self.load_workflow_state(state.id), written[0]
+            if live.version > mine.version:
+                raise StoreUnavailable(
+                    "the connection was lost during the commit, and others have saved since: load it again",
+                    outcome_unknown=True,
+                )
+            if not same_rows(live, mine):
                 return False
             state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
             return True

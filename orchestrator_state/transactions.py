@@ -72,14 +72,16 @@ class Transactions:
         async def attempt() -> None:
             nonlocal outcome_unknown
             try:
-                async with self.begin() as uow:
-                    await work(uow)
+                try:
+                    async with self.begin() as uow:
+                        await work(uow)
+                except conflict:
+                    if not (outcome_unknown and await landed()):
+                        raise
             except StoreUnavailable as error:
-                outcome_unknown = outcome_unknown or error.outcome_unknown
+                # Of the whole call: an earlier attempt may have landed, although this one did not.
+                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
-            except conflict:
-                if not (outcome_unknown and await landed()):
-                    raise
 
         await while_transient(attempt, self.settings.retry_timeout)
 
