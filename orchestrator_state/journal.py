@@ -16,7 +16,7 @@ from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.mapping import Columns
-from orchestrator_state.run_context import ContextHistory, Encoded, Patch, join
+from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
 from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
@@ -56,7 +56,7 @@ class Entry:
 
     change: RunChange
     step: StepRecord
-    context: Encoded | None
+    context: ContextChange | None
 
 
 class Journal:
@@ -198,17 +198,18 @@ class Journal:
         consumed_signal: UUID | None = None,
     ) -> Entry:
         """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
-        patch, context = self.history.diff() if with_context else (None, None)
+        context = self.history.diff() if with_context else None
+        patch = None if context is None else context.patch
         step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            fold = FoldedContext(context=join(context), position=step.position)
+            fold = FoldedContext(context=join(context.committed), position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         change = RunChange(
             lease=self.lease,
             step=step,
             context=fold,
-            checkpoint=self._checkpoint(step, context) if due or checkpoint else None,
+            checkpoint=self._checkpoint(step, context) if context is not None and (due or checkpoint) else None,
             consumed_signal=consumed_signal,
         )
         return Entry(change=change, step=step, context=context)
@@ -236,12 +237,11 @@ class Journal:
         self._steps[step.step_id] = step
         self._next_position = max(self._next_position, step.position + 1)
         if step.context_patch is not None:
-            self.history.accept(Patch.from_json(step.context_patch).apply(self.history.committed))
+            self.history.adopt(Patch.from_json(step.context_patch))
 
     def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
-        _, context = self.history.diff()
-        return {"context": join(context), "context_position": self._next_position - 1}
+        return {"context": join(self.history.diff().value), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
         await uninterrupted(self._write_and_accept(entry))
@@ -254,7 +254,7 @@ class Journal:
             self._switch.stop(error)
         self.accept(entry, ack)
 
-    def _checkpoint(self, step: StepRecord, context: Encoded | None) -> CheckpointRecord:
+    def _checkpoint(self, step: StepRecord, context: ContextChange) -> CheckpointRecord:
         """The whole state as of this commit, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
         row = self.row
         steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {
@@ -271,7 +271,7 @@ class Journal:
             "updated_at": now.isoformat(),
         }
         parts = {name: encode(value, name) for name, value in fields.items()}
-        parts["context"] = join(self.history.committed if context is None else context)
+        parts["context"] = join(context.committed)
         parts["steps"] = join(steps)
         return CheckpointRecord(
             id=uuid4(), step_id=step.step_id, timestamp=now, snapshot=join(parts), keep=self._policy.keep

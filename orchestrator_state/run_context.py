@@ -17,7 +17,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator_state.codecs import decode, encode
-from orchestrator_state.errors import InvalidPayload
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
 
 Encoded = dict[str, str]
 """A context by top-level key, each value as JSON."""
@@ -30,27 +30,34 @@ class Patch:
     changed: Mapping[str, str] = field(default_factory=dict)
     appended: Mapping[str, str] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
+    unseen: tuple[int, ...] = ()
+    """Positions of earlier patches that the handler had not come back to when it made this one."""
 
     @property
     def only_appends(self) -> bool:
         return not self.changed and not self.dropped
 
     def to_json(self) -> str:
-        return join(
-            {
-                "set": join(self.changed),
-                "append": join({key: f"[{items}]" for key, items in self.appended.items()}),
-                "drop": encode(list(self.dropped), "context"),
-            }
-        )
+        parts = {
+            "set": join(self.changed),
+            "append": join({key: f"[{items}]" for key, items in self.appended.items()}),
+            "drop": encode(list(self.dropped), "context"),
+        }
+        if self.unseen:
+            parts["unseen"] = encode(list(self.unseen), "context")
+        return join(parts)
 
     @classmethod
     def from_json(cls, text: str) -> Patch:
+        """Raises `CorruptPayload`, or `InvalidPayload`, for anything that `to_json` has not written."""
         parts = split(text, "context_patch")
+        if parts.keys() - {"unseen"} != {"set", "append", "drop"}:
+            raise CorruptPayload("the stored context_patch is none", path="context_patch")
         return cls(
             changed=split(parts["set"], "context_patch"),
             appended={key: items[1:-1] for key, items in split(parts["append"], "context_patch").items()},
             dropped=tuple(decode(parts["drop"], "context_patch")),
+            unseen=tuple(decode(parts.get("unseen", "[]"), "context_patch")),
         )
 
     def apply(self, context: Encoded) -> Encoded:
@@ -87,21 +94,39 @@ def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
     return context
 
 
-class ContextHistory:
-    """`value` is the dict that the handler reads and changes; the rest knows what of it is committed."""
+@dataclass(frozen=True, slots=True)
+class ContextChange:
+    """What a commit does to the context."""
 
-    def __init__(self, initial: str, effective: Encoded, patches: Mapping[int, Patch]) -> None:
-        """`initial` is the context at the start, `effective` the committed one, `patches` by step position.
+    patch: Patch | None
+    value: Encoded
+    """The handler's context at the time."""
+    committed: Encoded
+    """Everybody's context from then on."""
+
+
+class ContextHistory:
+    """`value` is the dict that the handler reads and changes; the rest knows what of it is committed.
+
+    A resumed handler may commit something new before it has come back to all the recorded steps: another branch of it
+    has not got there yet, or a new version asks for them later, or never. So what it has seen and what is committed
+    are two things, and a change that it makes again is not taken for a new one.
+    """
+
+    def __init__(self, initial: str, committed: Encoded, patches: Mapping[int, Patch]) -> None:
+        """`initial` is the context at the start, `patches` are by step position.
 
         If the patches do not lead from the one to the other, somebody edited the workflow by hand; then the edited
         context is where the run starts, and its recorded steps leave it alone.
         """
         start = split(initial, "context")
-        self.was_edited = apply_all(start, (patches[position] for position in sorted(patches))) != effective
+        self.was_edited = apply_all(start, (patches[position] for position in sorted(patches))) != committed
         if self.was_edited:
-            start, patches = effective, {}
+            start, patches = committed, {}
         self.value: dict[str, Any] = {key: decode(text, "context") for key, text in start.items()}
-        self._committed = start
+        self._seen = dict(start)
+        self._replayed = start
+        self._committed = committed
         self._patches = dict(patches)
 
     @property
@@ -109,18 +134,50 @@ class ContextHistory:
         return self._committed
 
     def replay(self, position: int) -> None:
-        """Move on to what the steps up to `position` committed."""
-        due = sorted(at for at in self._patches if at <= position)
+        """Move on to what the step at `position` committed, and to what the handler had seen by then."""
+        own = self._patches.get(position)
+        unseen = () if own is None else own.unseen
+        due = sorted(at for at in self._patches if at <= position and at not in unseen)
         for at in due:
             patch = self._patches.pop(at)
-            self._committed = patch.apply(self._committed)
+            self._replayed = patch.apply(self._replayed)
             for key in (*patch.changed, *patch.appended):
-                self.value[key] = decode(self._committed[key], f"context.{key}")
+                self._seen[key] = self._replayed[key]
+                self.value[key] = decode(self._replayed[key], f"context.{key}")
             for key in patch.dropped:
+                self._seen.pop(key, None)
                 self.value.pop(key, None)
 
-    def diff(self) -> tuple[Patch | None, Encoded]:
-        """What changed since the last commit, and the whole context encoded. Raises `InvalidPayload`."""
+    def diff(self) -> ContextChange:
+        """What the handler changed since the last commit. Raises `InvalidPayload`."""
+        value = self._encoded()
+        changed: Encoded = {}
+        appended: Encoded = {}
+        for key, text in value.items():
+            before = self._seen.get(key)
+            if before == text or self._is_recorded(key, before, text):
+                continue
+            items = _items_added(before, text)
+            if items is None:
+                changed[key] = text
+            else:
+                appended[key] = items
+        dropped = tuple(key for key in self._seen if key not in value and key in self._committed)
+        unseen = tuple(sorted(self._patches))
+        if not (changed or appended or dropped or unseen):
+            return ContextChange(None, value, self._committed)
+        patch = Patch(changed, appended, dropped, unseen)
+        return ContextChange(patch, value, patch.apply(self._committed))
+
+    def accept(self, change: ContextChange) -> None:
+        """`change` is committed."""
+        self._seen, self._committed = dict(change.value), change.committed
+
+    def adopt(self, patch: Patch) -> None:
+        """`patch` turned out to be committed."""
+        self._seen, self._committed = patch.apply(self._seen), patch.apply(self._committed)
+
+    def _encoded(self) -> Encoded:
         if type(self.value) is not dict:
             raise InvalidPayload("context must stay a dict", path="context")
         encoded: Encoded = {}
@@ -129,25 +186,14 @@ class ContextHistory:
                 encode({key: None}, "context")
             encoded[key] = encode(item, f"context.{key}")
         encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
-        if encoded == self._committed:
-            return None, encoded
-        changed: Encoded = {}
-        appended: Encoded = {}
-        for key, text in encoded.items():
-            before = self._committed.get(key)
-            if before == text:
-                continue
-            items = _items_added(before, text)
-            if items is None:
-                changed[key] = text
-            else:
-                appended[key] = items
-        dropped = tuple(key for key in self._committed if key not in encoded)
-        return Patch(changed, appended, dropped), encoded
+        return encoded
 
-    def accept(self, encoded: Encoded) -> None:
-        """The context of `diff` is committed."""
-        self._committed = encoded
+    def _is_recorded(self, key: str, before: str | None, after: str) -> bool:
+        """Whether a step that the handler has not come back to has committed this change."""
+        recorded = self._committed.get(key)
+        if recorded is None or recorded == before:
+            return False
+        return recorded == after or _items_added(after, recorded) is not None
 
     def append(self, key: str, item: Any) -> None:
         items = self.value.setdefault(key, [])

@@ -70,16 +70,69 @@ async def test_branches_side_by_side_may_assign_keys_of_their_own_and_count_once
 
     async def handler(run: Run) -> Any:
         run.append("log", "before")
-        run.context["total"] = sum(await asyncio.gather(*(branch(run, name) for name in ("a", "b", "c"))))
+        names.append(names.pop(0))  # another one comes first in each attempt
+        run.context["total"] = sum(await asyncio.gather(*(branch(run, name) for name in names)))
         run.append("log", "after")
         await run.step("last", Effect())
         return run.context
 
+    names = ["a", "b", "c"]
     async with StateStore.open(database_url, hook=VanishesEverywhere()) as store:
-        result = await until_done(lambda: store.run("n", handler, workflow_id="w"))
+        result = await until_done(lambda: store.run("n", handler, workflow_id="w", context={"log": []}))
         state = await store.load_workflow_state_by_workflow_id("w")
-    keys = {f"{name} {n}": n for name in ("a", "b", "c") for n in range(2)}
+    keys = {f"{name} {n}": n for name in names for n in range(2)}
     assert result == state.context == {"log": ["before", "after"], "total": 3, **keys}
+
+
+async def test_what_a_recorded_step_committed_counts_once_when_another_step_comes_first(store: StateStore) -> None:
+    """As when the branches of a resumed handler take their turns in another order."""
+
+    async def handler(run: Run) -> Any:
+        run.append("log", "before")
+        run.context["n"] += 1
+        for step_id in steps:
+            await run.step(step_id, Effect())
+        if "last" not in steps:
+            vanish()
+        return run.context
+
+    steps = ["recorded"]
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={"n": 0, "log": ["start"]})
+    steps = ["new"]
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    steps = ["new", "recorded", "last"]
+    assert await store.run("n", handler, workflow_id="w") == {"n": 1, "log": ["start", "before"]}
+
+
+async def test_a_new_version_may_change_the_context_ahead_of_recorded_steps_or_drop_them(store: StateStore) -> None:
+    async def old(run: Run) -> None:
+        for step_id in ("a", "dropped", "b"):
+            run.context["n"] += 1
+            await run.step(step_id, Effect())
+        vanish()
+
+    async def new(run: Run) -> Any:
+        run.context["version"] = 2
+        run.append("log", "new")
+        await run.step("added", Effect())
+        for step_id in ("a", "b"):
+            run.context["n"] += 1
+            await run.step(step_id, Effect())
+        await run.step("added too", Effect())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    attempts: list[int] = []
+    for handler in (old, new):
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context={"n": 0, "log": ["old"]})
+        assert (await store.load_workflow_state_by_workflow_id("w")).context["n"] == 3
+    result = await store.run("n", new, workflow_id="w")
+    assert result == {"n": 3, "log": ["old", "new"], "version": 2}, "n is what the last recorded step made of it"
 
 
 async def test_it_counts_once_when_the_run_failed_in_between(store: StateStore) -> None:
