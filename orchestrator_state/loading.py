@@ -28,49 +28,57 @@ async def load_history(
     steps: Sequence[StepRecord] = [
         step_record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))
     ]
-    damaged = tuple(step.step_id for step in steps if not _is_sound(step))
-    context_is_sound = _context_is_sound(row)
-    if damaged or not context_is_sound:
+    damaged = tuple(step.step_id for step in steps if not _has_sound_outputs(step) or not _has_sound_patch(step))
+    if damaged or not (_is_object(row.context) and _is_object(_initial(row))):
         snapshot, seq = await _newest_sound_snapshot(transactions, row.id)
         hooks.logger.warning("run %s: damaged steps %s are taken from checkpoint %s", row.id, damaged, seq)
         hooks.tell(hook, hooks.FellBack(workflow_state_id=row.id, step_ids=damaged, seq=seq))
-        steps = await _repair(transactions, lease, steps, damaged, snapshot)
-        if not context_is_sound:
-            if snapshot is None:
-                raise CorruptPayload("the stored context is damaged, and there is no checkpoint", path="context")
-            context = await _store_context(transactions, lease, snapshot)
-            return steps, ContextHistory(context, split(context, "context"), {})
-    return steps, await _history(transactions, row, lease, steps)
-
-
-async def _history(transactions: Transactions, row: Any, lease: Lease, steps: Sequence[StepRecord]) -> ContextHistory:
-    patches = {step.position: Patch.from_json(step.context_patch) for step in steps if step.context_patch}
-    stored = split(row.context, "context")
-    effective = apply_all(stored, (patches[at] for at in sorted(patches) if at > row.context_position))
-    history = ContextHistory(row.initial_context or row.context, effective, patches)
+        return await _repaired(transactions, row, lease, steps, damaged, snapshot)
+    history, effective = _history(row, steps)
     if history.was_edited:
         await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
-    return history
+    return steps, history
 
 
-def _is_sound(step: StepRecord) -> bool:
+def _history(row: Any, steps: Sequence[StepRecord]) -> tuple[ContextHistory, Encoded]:
+    """The context's way, and where it has led to."""
+    patches = _patches(steps)
+    stored = split(row.context, "context")
+    effective = apply_all(stored, (patches[at] for at in sorted(patches) if at > row.context_position))
+    return ContextHistory(_initial(row), effective, patches), effective
+
+
+def _patches(steps: Sequence[StepRecord]) -> dict[int, Patch]:
+    return {step.position: Patch.from_json(step.context_patch) for step in steps if step.context_patch}
+
+
+def _initial(row: Any) -> str:
+    """Until the context is written over, it is the first one."""
+    text: str = row.context if row.initial_context is None else row.initial_context
+    return text
+
+
+def _has_sound_outputs(step: StepRecord) -> bool:
     try:
         decode(step.outputs, "outputs")
-        if step.context_patch:
-            Patch.from_json(step.context_patch)
     except PayloadError:
         return False
     return True
 
 
-def _context_is_sound(row: Any) -> bool:
+def _has_sound_patch(step: StepRecord) -> bool:
     try:
-        split(row.context, "context")
-        split(row.initial_context or "{}", "context")
-        decode(row.context, "context")
+        _patches([step])
     except PayloadError:
         return False
     return True
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(decode(text, "context"), dict)
+    except PayloadError:
+        return False
 
 
 async def _newest_sound_snapshot(
@@ -93,36 +101,59 @@ async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint |
     return await uow.checkpoints.find(checkpoint_id)
 
 
-async def _repair(
+async def _repaired(
     transactions: Transactions,
+    row: Any,
     lease: Lease,
     steps: Sequence[StepRecord],
     damaged: Sequence[str],
     snapshot: WorkflowState | None,
-) -> Sequence[StepRecord]:
-    """Put the checkpoint's steps in the place of damaged ones; forget those that it does not have."""
+) -> tuple[Sequence[StepRecord], ContextHistory]:
+    """Put the checkpoint's steps in the place of damaged ones, and find a context. Without it they are forgotten."""
     known = snapshot.steps if snapshot is not None else {}
     mended = [
         _from_snapshot(step, known[step.step_id]) if step.step_id in damaged else step
         for step in steps
         if step.step_id not in damaged or step.step_id in known
     ]
+    history, effective = _found_context(row, steps, mended, snapshot)
+    text, position = join(effective), max((step.position for step in mended), default=-1)
+    starts_anew = history.was_edited or not _is_object(_initial(row))
 
     async def write(uow: UnitOfWork) -> None:
         await uow.runs.replace_steps(lease, damaged, [step for step in mended if step.step_id in damaged])
+        if starts_anew:
+            await uow.runs.start_context_anew(lease, text)
+        else:
+            await uow.runs.fold_context(lease, text, position)
 
-    if damaged:
-        await transactions.write(write)
-    return mended
+    await transactions.write(write)
+    return mended, history
+
+
+def _found_context(
+    row: Any, steps: Sequence[StepRecord], mended: Sequence[StepRecord], snapshot: WorkflowState | None
+) -> tuple[ContextHistory, Encoded]:
+    """Like `_history`, where something is lost.
+
+    What a step that runs again did to the context is forgotten: the context is what the others make of the first one.
+    If some of that cannot be read, the run starts with the stored context, or else with the checkpoint's. Raises
+    `CorruptPayload` if there is none.
+    """
+    if _is_object(_initial(row)):
+        readable = [step for step in steps if _has_sound_patch(step)]
+        if _is_object(row.context) and (found := _history(row, readable))[0].was_edited:
+            return found
+        patches = _patches(mended)
+        effective = apply_all(split(_initial(row), "context"), (patches[at] for at in sorted(patches)))
+        return ContextHistory(_initial(row), effective, patches), effective
+    if snapshot is None or not isinstance(snapshot.context, dict):
+        raise CorruptPayload("the stored context is no JSON object, and no checkpoint has one", path="context")
+    effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
+    return ContextHistory("{}", effective, {}), effective
 
 
 def _from_snapshot(damaged: StepRecord, step: StepState) -> StepRecord:
     columns = step_columns(step, f"steps[{step.step_id!r}]")
-    return StepRecord(step_id=step.step_id, position=damaged.position, context_patch=None, **columns)
-
-
-async def _store_context(transactions: Transactions, lease: Lease, snapshot: WorkflowState) -> str:
-    context: Encoded = {key: encode(item, "context") for key, item in dict(snapshot.context).items()}
-    text = join(context)
-    await transactions.write(lambda uow: uow.runs.start_context_anew(lease, text))
-    return text
+    patch = damaged.context_patch if _has_sound_patch(damaged) else None
+    return StepRecord(step_id=step.step_id, position=damaged.position, context_patch=patch, **columns)

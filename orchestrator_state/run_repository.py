@@ -346,6 +346,10 @@ class RunRepository(Repository):
             .values(context_patch=None)
         )
 
+    async def fold_context(self, lease: Lease, context: str, position: int) -> None:
+        """Store the whole context, patches up to `position` included. Raises `LeaseLost`."""
+        await self._write_fenced(lease, {"context": context, "context_position": position})
+
     async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
         await self._write_fenced(lease, {})
