@@ -116,9 +116,8 @@ async def most_at_once(store: StateStore, wanted: int) -> int:
     """How many connections the store hands out before it gives up."""
     async with AsyncExitStack() as held:
         for taken in range(wanted):
-            session = await held.enter_async_context(store._transactions.database.reading())
             try:
-                await session.execute(text("SELECT 1"))
+                await held.enter_async_context(store._transactions.database.reader.connect())
             except exc.TimeoutError:
                 return taken
     return wanted
