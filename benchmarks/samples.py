@@ -1,0 +1,38 @@
+"""The workflows that are measured: what a pipeline of language model calls leaves behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestrator_state import StepState, WorkflowState
+
+_SENTENCE = "The quarterly report names three risks, and the second of them is new. "
+
+
+def output(size: int, seed: int = 0) -> dict[str, Any]:
+    """A step's output of about `size` bytes as JSON: an answer, and what the model says about it."""
+    about = {
+        "model": "small-1",
+        "finish_reason": "stop",
+        "usage": {"prompt_tokens": 512 + seed, "completion_tokens": size // 4, "cost": 0.00125},
+        "scores": [0.25, 0.5, seed],
+    }
+    room = max(0, size - 160)
+    return about | {"text": (_SENTENCE * (room // len(_SENTENCE) + 1))[:room]}
+
+
+def workflow(number: int, *, steps: int, output_size: int) -> WorkflowState:
+    """A running workflow, all of whose steps but the last are completed."""
+    state = WorkflowState(
+        workflow_id=f"report-{number}",
+        workflow_name="Quarterly report",
+        user_id=f"user-{number % 100}",
+        context={"inputs": {"document": f"reports/{number}.txt", "language": "en"}, "results": {}},
+    )
+    state.mark_running()
+    for index in range(steps):
+        step = state.steps[f"step-{index}"] = StepState(step_id=f"step-{index}")
+        step.mark_running()
+        if index < steps - 1:
+            step.mark_completed(output(output_size, index))
+    return state
