@@ -74,7 +74,7 @@ async def test_a_transaction_is_one_commit(store: StateStore) -> None:
 
 async def test_the_cost_of_a_step_does_not_grow_with_their_number(store: StateStore) -> None:
     async def handler(run: Run) -> None:
-        for n in range(60):
+        for n in range(30):
             with traffic_of(store) as traffic:
                 await run.step("step", Effect(), n)
             costs.append((traffic.commits, len(traffic.statements)))
@@ -87,7 +87,7 @@ async def test_the_cost_of_a_step_does_not_grow_with_their_number(store: StateSt
 async def test_resuming_is_one_load_and_a_recorded_step_costs_nothing(store: StateStore) -> None:
     async def handler(run: Run) -> int:
         with traffic_of(store) as replay:
-            for n in range(100):
+            for n in range(40):
                 run.context["n"] = n
                 await run.step("step", Effect(), n)
             await run.checkpoint()
@@ -101,7 +101,7 @@ async def test_resuming_is_one_load_and_a_recorded_step_costs_nothing(store: Sta
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w")
     with traffic_of(store) as resuming:
-        assert await store.run("n", handler, workflow_id="w") == 99
+        assert await store.run("n", handler, workflow_id="w") == 39
     assert (replays[1].statements, replays[1].commits) == ([], 0)
     assert resuming.commits == 2, "the claim and the end"
     selects = [statement for statement in resuming.statements if statement.startswith("SELECT")]

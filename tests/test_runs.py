@@ -302,7 +302,9 @@ async def test_an_idempotency_key_makes_a_start_safe_to_repeat(store: StateStore
 
     for n in (1, 2):
         assert await store.run("n", handler, context={"n": n}, idempotency_key="order-7") == 1
-    assert effect.calls == [1]
+    for n in (3, 4):
+        assert await store.run("n", handler, workflow_id=f"w-{n}", context={"n": n}, idempotency_key="order-8") == 3
+    assert effect.calls == [1, 3]
 
 
 async def test_another_idempotency_key_is_another_run(store: StateStore) -> None:
