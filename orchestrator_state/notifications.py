@@ -5,16 +5,19 @@ A notification carries nothing but the namespace. It is a hint: a lost one costs
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, NoReturn
 
-from sqlalchemy import func, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from orchestrator_state import hooks
 from orchestrator_state.engine import Database
+from orchestrator_state.uninterrupted import settled
 
 CHANNEL: Final = "orchestrator_state"
 
@@ -27,9 +30,9 @@ async def announce(session: AsyncSession, namespace: str) -> None:
 
 @asynccontextmanager
 async def listening(database: Database, namespace: str, wake: Callable[[], object]) -> AsyncIterator[None]:
-    """Call `wake` for each announcement in `namespace`, as long as the connection holds.
+    """Call `wake` for each announcement in `namespace`.
 
-    It takes one connection of the pool. If that breaks, polling goes on.
+    It listens on a connection of its own beside the pool's. While that is broken, polling goes on.
     """
     if not database.can_listen:
         yield
@@ -39,16 +42,30 @@ async def listening(database: Database, namespace: str, wake: Callable[[], objec
         if payload == namespace:
             wake()
 
-    async with contextlib.AsyncExitStack() as stack:
+    listener = asyncio.create_task(_listen(database, heard, wake), name="orchestrator_state listener")
+    try:
+        yield
+    finally:
+        await settled(listener)
+
+
+async def _listen(database: Database, heard: Callable[..., None], wake: Callable[[], object]) -> NoReturn:
+    """Listen for ever; after each break call `wake` once, for what was announced meanwhile."""
+    while True:
         try:
-            connection = await stack.enter_async_context(database.reader.connect())
-            raw: Any = (await connection.get_raw_connection()).driver_connection
-            await raw.add_listener(CHANNEL, heard)
-        except (SQLAlchemyError, OSError):
-            yield
-            return
-        try:
-            yield
-        finally:
-            with contextlib.suppress(Exception):
-                await raw.remove_listener(CHANNEL, heard)
+            async with database.reader.connect() as connection:
+                raw: Any = (await connection.get_raw_connection()).driver_connection
+                # So that it takes no place of the pool, and no later user of it hears what we listen to.
+                await connection.run_sync(Connection.detach)
+                broken = asyncio.Event()
+                raw.add_termination_listener(partial(_set, broken))
+                await raw.add_listener(CHANNEL, heard)
+                wake()
+                await broken.wait()
+        except Exception as error:  # noqa: BLE001 - it is a hint, and polling goes on
+            hooks.logger.warning("cannot listen for announcements (%s); polling goes on", type(error).__name__)
+        await asyncio.sleep(random.uniform(0.5, 1.5))  # noqa: S311 - spreads load, guards nothing
+
+
+def _set(broken: asyncio.Event, _connection: object) -> None:
+    broken.set()
