@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets make themselves. PYTHON=python3.13 picks another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs clean
+.PHONY: help demo test chaos check bench docs clean
 SHELL := /bin/sh
 # The theme's advertisement of its successor.
 export NO_MKDOCS_2_WARNING := 1
@@ -30,6 +30,9 @@ demo: $(installed) ## a pipeline that is killed in the middle of a step, and rec
 
 test: $(installed) ## every test, on SQLite and on a real Postgres
 	@.venv/bin/python -m pytest -n 2
+
+chaos: $(installed) ## the promise under kill -9, frozen workers, races and cancellations, at length
+	@.venv/bin/python -m tests.chaos
 
 check: $(installed) ## style, types, layers, documents, and the wheel in an empty environment
 	.venv/bin/ruff check .

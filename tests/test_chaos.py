@@ -1,0 +1,130 @@
+"""The promise under faults, in short; `make chaos` is the long form.
+
+Each proof has a negative control beside it: the same harness on a worker with a flaw, which it has to find.
+"""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from orchestrator_state.hooks import StepCommitting
+from tests.chaos.boundaries import kill_at_boundaries, kill_between_lines
+from tests.chaos.cancellations import cancel_at_random
+from tests.chaos.claims import force_nested_loops, race_for_runs
+from tests.chaos.freezes import freeze_past_the_lease
+from tests.chaos.kills import Flaw, kill_at_random
+from tests.chaos.restarts import restart_after_kill
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one each time; a report of faults names it."""
+    return random.randrange(2**32)
+
+
+# --- SIGKILL -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_killed_worker_loses_no_acknowledged_step_and_no_finished_one_runs_again(
+    database_url: str, tmp_path: Path, seed: int
+) -> None:
+    report = await kill_at_random(database_url, tmp_path, rounds=5, seed=seed)
+    assert not report.faults, report
+    assert report.figures["kills"] == 5
+
+
+@pytest.mark.parametrize("flaw", ["acknowledges before the commit", "forgets what finished"])
+async def test_kills_at_random_find_a_worker_that(database_url: str, tmp_path: Path, seed: int, flaw: Flaw) -> None:
+    report = await kill_at_random(database_url, tmp_path, rounds=60, seed=seed, flaw=flaw)
+    assert report.faults, report
+
+
+async def test_a_business_row_exists_once_after_a_kill_at_any_boundary_of_a_commit(database_url: str) -> None:
+    report = await kill_at_boundaries(database_url)
+    assert not report.faults, report
+    assert report.figures["kills"] == 9
+
+
+async def test_a_kill_before_the_commit_doubles_a_business_row_that_is_apart_from_its_step(database_url: str) -> None:
+    report = await kill_at_boundaries(database_url, [(StepCommitting, "charge")], is_flawed=True)
+    assert report.faults, report
+
+
+async def test_a_business_row_exists_once_after_a_kill_between_any_two_lines(database_url: str, seed: int) -> None:
+    report = await kill_between_lines(database_url, rounds=5, seed=seed)
+    assert not report.faults, report
+    assert report.figures["kills"] == 5
+
+
+async def test_a_new_process_finishes_the_run_of_one_that_was_killed(database_url: str) -> None:
+    report = await restart_after_kill(database_url)
+    assert not report.faults, report
+
+
+async def test_a_new_process_that_cannot_tell_that_the_owner_is_dead_waits_for_its_lease(database_url: str) -> None:
+    report = await restart_after_kill(database_url, is_flawed=True)
+    assert report.faults, report
+
+
+# --- SIGSTOP -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_worker_that_was_frozen_past_its_lease_writes_nothing_late(database_url: str, seed: int) -> None:
+    report = await freeze_past_the_lease(database_url, rounds=3, seed=seed)
+    assert not report.faults, report
+    assert report.figures["rounds"] == 3
+
+
+async def test_a_worker_that_was_frozen_writes_late_if_no_token_is_in_the_where_clause(
+    database_url: str, seed: int
+) -> None:
+    report = await freeze_past_the_lease(database_url, rounds=20, seed=seed, is_fenced=False)
+    assert report.faults, report
+
+
+# --- many workers ------------------------------------------------------------------------------------------------
+
+
+async def test_of_eight_workers_one_owns_a_run_and_executes_it_once(database_url: str, tmp_path: Path) -> None:
+    report = await race_for_runs(database_url, tmp_path, runs=100)
+    assert not report.faults, report
+
+
+async def test_workers_that_look_and_claim_in_two_transactions_own_runs_together(
+    database_url: str, tmp_path: Path
+) -> None:
+    report = await race_for_runs(database_url, tmp_path, runs=30, flaw="looks and claims in two transactions")
+    assert report.faults, report
+
+
+async def test_a_claim_keeps_to_its_limit_when_the_planner_has_nothing_but_nested_loops(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    await force_nested_loops(postgres_url)
+    report = await race_for_runs(postgres_url, tmp_path, runs=40)
+    assert not report.faults, report
+
+
+async def test_a_claim_by_a_plain_subquery_does_not_keep_to_its_limit_in_nested_loops(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    await force_nested_loops(postgres_url)
+    report = await race_for_runs(postgres_url, tmp_path, runs=40, flaw="picks rows in a plain subquery")
+    assert report.faults, report
+
+
+# --- cancellation ------------------------------------------------------------------------------------------------
+
+
+async def test_a_call_cancelled_at_any_await_leaves_nothing_behind_and_can_be_recovered(
+    database_url: str, seed: int
+) -> None:
+    report = await cancel_at_random(database_url, rounds=50, seed=seed)
+    assert not report.faults, report
+    assert report.figures["cancelled twice"]
+
+
+async def test_what_a_handler_leaves_behind_when_it_is_cancelled_is_noticed(database_url: str, seed: int) -> None:
+    report = await cancel_at_random(database_url, rounds=20, seed=seed, is_flawed=True)
+    assert report.faults, report
