@@ -110,6 +110,8 @@ class RunControl:
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save(state)
+            if checkpoint.seq is not None:
+                await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
             return await uow.workflows.get(row.id)
 

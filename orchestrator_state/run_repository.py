@@ -21,7 +21,7 @@ from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.mapping import Columns
-from orchestrator_state.models import signals, step_states, workflow_states
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
@@ -497,6 +497,12 @@ class RunRepository(Repository):
             update(workflow_states)
             .where(_w.id == workflow_state_id)
             .values(initial_context=func.coalesce(_w.initial_context, _w.context))
+        )
+
+    async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
+        """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""
+        await self._execute(
+            delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
         )
 
     async def list_children(self, parents: Collection[UUID]) -> list[UUID]:

@@ -314,7 +314,7 @@ class StateStore:
         return await self._control.fork(checkpoint_id, workflow_id)
 
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
-        """Put a run back to that checkpoint: later steps are forgotten and will run again. Raises `LeaseHeld`."""
+        """Put a run back to that checkpoint: later steps and checkpoints are forgotten. Raises `LeaseHeld`."""
         return await self._control.rewind(checkpoint_id)
 
     def _request(

@@ -222,3 +222,18 @@ async def test_a_step_of_unknown_outcome_is_settled_by_a_rewind(store: StateStor
     [checkpoint] = await checkpoints_of(store, "w")
     await store.rewind(checkpoint.id)
     assert await store.run("n", handler, workflow_id="w") == "charged"
+
+
+async def test_a_rewind_forgets_the_checkpoints_of_the_line_that_it_gives_up(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        for _ in range(3):
+            await run.step("step", asyncio.sleep, 0)
+
+    await store.run("n", handler, workflow_id="w")
+    state = await store.load_workflow_state_by_workflow_id("w")
+    async with store.begin() as uow:
+        third, second, first = await uow.checkpoints.list(state.id)
+    await store.rewind(second.id)
+    async with store.begin() as uow:
+        assert [checkpoint.id for checkpoint in await uow.checkpoints.list(state.id)] == [second.id, first.id]
+        assert await uow.checkpoints.find(third.id) is None
