@@ -55,6 +55,8 @@ class Worker:
         self._recovery: Recovery = store.recovery(handlers)
         self._concurrency = concurrency
         self._poll = as_duration(poll, "poll").total_seconds()
+        if self._poll == 0:
+            raise ConfigurationError("poll must be more than nothing")
         self._grace = as_duration(grace, "grace").total_seconds()
         self._handle_signals = handle_signals
         self._stopping = asyncio.Event()

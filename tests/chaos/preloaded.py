@@ -3,6 +3,16 @@
 import alembic.command
 
 import orchestrator_state
-from tests.chaos import boundaries, cancellations, claims, freezes, kills, restarts
+from tests.chaos import boundaries, cancellations, claims, freezes, kills, restarts, workers
 
-__all__ = ["alembic", "boundaries", "cancellations", "claims", "freezes", "kills", "orchestrator_state", "restarts"]
+__all__ = [
+    "alembic",
+    "boundaries",
+    "cancellations",
+    "claims",
+    "freezes",
+    "kills",
+    "orchestrator_state",
+    "restarts",
+    "workers",
+]
