@@ -236,6 +236,8 @@ class RunRepository(Repository):
             )
             .values(lease_expires_at=database_now())
         )
+        if rowcount(ended):
+            await self._announce()
         return rowcount(ended)
 
     async def list_leases_of(self, owner: UUID) -> list[Lease]:

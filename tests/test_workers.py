@@ -54,14 +54,15 @@ async def test_several_workers_share_the_runs(database_url: str) -> None:
         assert [(row.status, row.lease_token, row.attempts) for row in rows] == [("completed", 1, 0)] * 6
 
 
-async def test_a_worker_has_no_more_runs_under_way_than_its_concurrency(store: StateStore) -> None:
+async def test_a_worker_has_as_many_runs_under_way_as_its_concurrency_and_no_more(store: StateStore) -> None:
     at_once = most = 0
+    three = asyncio.Barrier(3)
 
     async def step() -> None:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
-        await asyncio.sleep(0.01)
+        await three.wait()
         at_once -= 1
 
     for number in range(12):
@@ -212,6 +213,24 @@ async def test_a_run_that_nobody_announces_waits_for_the_poll(
 
 
 async def _silence(_: RunRepository) -> None: ...
+
+
+async def test_a_worker_hears_of_a_dead_workers_run_from_whoever_found_out(postgres_url: str) -> None:
+    def second(run: Run) -> Any:
+        return run.step("slow", Effect(), "second")
+
+    async with StateStore.open(postgres_url) as store, StateStore.open(postgres_url) as other:
+        await store.start("work", workflow_id="w")
+        with Child(work, Job(url=postgres_url)) as dead:
+            while await dead.message() != ("w", "slow"):
+                pass
+            async with Worker(store, {"work": second}, poll=3600, handle_signals=False):
+                await are_listening(store, 2)
+                await asyncio.sleep(0.5)  # until the worker has looked for what it may have missed
+                dead.kill()
+                await dead.end()
+                await other.recover({"another": _nothing})
+                assert (await is_over(store, "w")).result == '"second"'
 
 
 async def test_a_worker_does_not_hear_of_the_runs_of_another_namespace(postgres_url: str) -> None:
