@@ -3,11 +3,15 @@
 Each proof has a negative control beside it: the same harness on a worker with a flaw, which it has to find.
 """
 
+import asyncio
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from orchestrator_state import StateStore, WorkflowState
 from orchestrator_state.hooks import StepCommitting
 from tests.chaos.boundaries import kill_at_boundaries, kill_between_lines
 from tests.chaos.cancellations import cancel_at_random
@@ -15,6 +19,7 @@ from tests.chaos.claims import force_nested_loops, race_for_runs
 from tests.chaos.freezes import freeze_past_the_lease
 from tests.chaos.kills import Flaw, kill_at_random
 from tests.chaos.restarts import restart_after_kill
+from tests.held import comes_true
 
 
 @pytest.fixture
@@ -128,3 +133,21 @@ async def test_a_call_cancelled_at_any_await_leaves_nothing_behind_and_can_be_re
 async def test_what_a_handler_leaves_behind_when_it_is_cancelled_is_noticed(database_url: str, seed: int) -> None:
     report = await cancel_at_random(database_url, rounds=20, seed=seed, is_flawed=True)
     assert report.faults, report
+
+
+async def test_a_sqlite_call_cancelled_twice_while_it_waits_for_the_file_leaves_neither_task_nor_lock(
+    sqlite_url: str,
+) -> None:
+    with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        async with StateStore.open(sqlite_url) as store:
+            before = asyncio.all_tasks()
+            other.execute("BEGIN IMMEDIATE")
+            save = asyncio.create_task(store.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="w")))
+            await asyncio.sleep(0.2)  # it waits for the lock by now
+            for _ in range(2):
+                save.cancel()
+                await asyncio.sleep(0)
+            await asyncio.wait({save})
+            other.execute("ROLLBACK")
+            assert await comes_true(lambda: asyncio.all_tasks() == before)
+            other.execute("BEGIN IMMEDIATE")
