@@ -7,6 +7,7 @@ milliseconds; to the machine, and to the leases, each is a process of its own.
 import asyncio
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing import get_context
@@ -33,6 +34,8 @@ class Child:
         self._process.start()
         theirs.close()
         self.messages: list[Any] = []
+        # A reader whose task was cancelled reads on in its thread: the next one takes its turn after it.
+        self._turn = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -89,11 +92,12 @@ class Child:
         os.kill(self._process.pid, number)
 
     def _receive(self) -> Any:
-        try:
-            if not self._pipe.poll(_PATIENCE):
-                raise AssertionError(f"process {self._process.pid} has said nothing for {_PATIENCE:g} s")
-            message = self._pipe.recv()
-        except OSError:  # a message that a kill cut short
-            raise EOFError from None
-        self.messages.append(message)
-        return message
+        with self._turn:
+            try:
+                if not self._pipe.poll(_PATIENCE):
+                    raise AssertionError(f"process {self._process.pid} has said nothing for {_PATIENCE:g} s")
+                message = self._pipe.recv()
+            except OSError:  # a message that a kill cut short
+                raise EOFError from None
+            self.messages.append(message)
+            return message
