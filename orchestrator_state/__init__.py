@@ -26,6 +26,7 @@ from orchestrator_state.errors import (
     StepNotFound,
     StoreUnavailable,
     UnknownCodec,
+    UnprotectedPayload,
     UnusedSteps,
     WorkflowNotFound,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "StoreUnavailable",
     "UnitOfWork",
     "UnknownCodec",
+    "UnprotectedPayload",
     "UnusedSteps",
     "Worker",
     "WorkflowNotFound",

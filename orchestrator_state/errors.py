@@ -24,7 +24,8 @@
     │   ├── PayloadTooLarge
     │   ├── UnknownCodec
     │   ├── DecryptionFailed
-    │   └── CorruptPayload
+    │   ├── CorruptPayload
+    │   └── UnprotectedPayload
     └── StoreUnavailable      the only branch that is safe to retry
 
 Each error carries what it is about as attributes. No message holds a payload, a password or a URL.
@@ -195,15 +196,27 @@ class PayloadTooLarge(PayloadError):
 
 
 class UnknownCodec(PayloadError):
-    """A payload was written with a codec that this store does not have."""
+    """A payload was written with a codec that this store does not have. `tag` is what it was stored with."""
+
+    path: str
+    tag: str
 
 
 class DecryptionFailed(PayloadError):
-    """A payload does not open with the keys at hand."""
+    """A payload does not open with the keys at hand: another key wrote it, or it was moved here or tampered with."""
+
+    path: str
+    key_id: str
 
 
 class CorruptPayload(PayloadError):
     """A stored payload cannot be read back: it was damaged or written by something else."""
+
+    path: str
+
+
+class UnprotectedPayload(PayloadError):
+    """A payload was stored without a digest or without an encryption, and strict reading refuses it."""
 
     path: str
 

@@ -1,0 +1,273 @@
+"""How a payload's text is stored: through which codecs it goes, and the digest beside it.
+
+Without codecs the text is stored as it is, so that SQL reads it as before. A payload that went through codecs is an
+envelope of text: `~payload:zstd,aes-gcm=key-7:<base64>`, the tags in the order in which the codecs were applied. JSON
+never begins with a tilde; a text that begins like an envelope (an error message may) is stored in one without tags.
+
+The digest is taken over what is stored, so that damage is found without any key, and over the payload's identity,
+so that a sound payload in the wrong row is found as well. It guards against accidents; against a forger, encrypt.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Iterable, Sequence
+from hashlib import sha256
+from typing import Final, NamedTuple, Protocol
+
+from orchestrator_state.errors import (
+    ConfigurationError,
+    CorruptPayload,
+    InvalidPayload,
+    PayloadError,
+    UnknownCodec,
+    UnprotectedPayload,
+)
+
+_MARKER: Final = "~payload:"
+_TAG: Final = re.compile(r"[A-Za-z0-9._-]+(=[A-Za-z0-9._=-]+)?")
+_MAX_TAG: Final = 128
+# 128 bits. An accident does not hit the same digest again, and the whole 256 would be half a short payload's row.
+_DIGEST_DIGITS: Final = 32
+
+
+class Codec(Protocol):
+    """One link of the chain: bytes to bytes and back. Shared by threads; it must not touch the database.
+
+    `identity` says whose payload it is (`step_states/<id>/<step id>/outputs`) and is the same when it is read. An
+    encryption authenticates it, so that a payload moved to another place does not open.
+    """
+
+    @property
+    def tag(self) -> str:
+        """What is stored with each payload this codec writes: its name, or `name=parameter` (`aes-gcm=key-7`).
+
+        It does not change in a codec's life, and each part is of letters, digits, dot, dash and underscore.
+        """
+        ...
+
+    def encode(self, data: bytes, identity: bytes) -> bytes | None:
+        """Return `data` encoded, or None to leave this payload as it is.
+
+        Only a codec that leaves an empty payload as it is may return None, as below a threshold: whatever encodes the
+        empty payload is taken for protection, which strict reading insists on.
+        """
+        ...
+
+    def decode(self, data: bytes, identity: bytes, parameter: str) -> bytes:
+        """Undo `encode`. `parameter` is what follows the `=` in the stored tag, or ''.
+
+        Raises a `PayloadError` with a message free of the payload; anything else is reported as `CorruptPayload`.
+        """
+        ...
+
+
+class Sealed(NamedTuple):
+    """What is stored of a payload: its text, and the digest of that text."""
+
+    text: str
+    digest: str
+
+
+class Payloads:
+    """How payloads are written and read: the chain of codecs, and whether payloads written without it are refused.
+
+    `codecs` are applied in order on writing; `readers` are further ones that are only read with, such as a retired
+    codec. Payloads written before there were codecs or digests stay readable, unless `strict`: then those without a
+    digest, or without a codec of the chain that always applies (an encryption; not a compression, which has a
+    threshold), raise `UnprotectedPayload`. Raises `ConfigurationError` for a tag that cannot be stored or comes twice.
+    """
+
+    def __init__(self, codecs: Sequence[Codec] = (), *, readers: Sequence[Codec] = (), strict: bool = False) -> None:
+        self._chain = [(_checked_tag(codec), codec) for codec in codecs]
+        self._by_name = _by_name([*self._chain, *((_checked_tag(codec), codec) for codec in readers)])
+        self._protecting = [tag for tag, codec in self._chain if _encodes_everything(tag, codec)]
+        self._strict = strict
+
+    def seal(self, text: str, identity: str) -> Sealed:
+        """Return how `text` is stored as the payload `identity` names.
+
+        Raises `InvalidPayload` when a codec does not encode it.
+        """
+        stored = self._encoded(text, identity) if self._chain or text.startswith(_MARKER) else text
+        return Sealed(stored, digest_of(stored, identity))
+
+    def open(self, text: str, digest: str | None, identity: str, path: str, *, outdated: bool = False) -> str:
+        """Return the text that was sealed as `text` and `digest`; `path` names the payload in errors.
+
+        Software that does not know digests left `digest` None, or changed the row since (`outdated`): what it wrote is
+        taken as it is, but not when strict. It writes no envelopes, so the digest of one always holds.
+
+        Raises `CorruptPayload`, `UnknownCodec` for a tag that no codec here has, `UnprotectedPayload` when strict, and
+        what the codecs raise, such as `DecryptionFailed`.
+        """
+        if digest is None:
+            if self._strict:
+                raise UnprotectedPayload(f"the stored {path} has no digest, and reading is strict", path=path)
+        elif self._strict or not outdated or text.startswith(_MARKER):
+            check_digest(text, digest, identity, path)
+        if text.startswith(_MARKER):
+            return self._decoded(text, identity, path)
+        if self._strict:
+            self._check_protected([], path)
+        return text
+
+    def is_current(self, text: str, digest: str | None) -> bool:
+        """Whether a payload is stored as `seal` would store it now, to leave it alone when keys are changed.
+
+        Only tags are looked at. A codec with a threshold may be absent.
+        """
+        if digest is None:
+            return False
+        found = text.split(":", 2)[1] if text.startswith(_MARKER) else ""
+        remaining = found.split(",") if found else []
+        for tag, _ in self._chain:
+            if remaining and remaining[0] == tag:
+                del remaining[0]
+            elif tag in self._protecting:
+                return False
+        return not remaining
+
+    def _encoded(self, text: str, identity: str) -> str:
+        data, name = _bytes_of(text, identity), _bytes_of(identity, identity)
+        tags = []
+        for tag, codec in self._chain:
+            encoded = _encode(tag, codec, data, name, identity)
+            if encoded is not None:
+                data = encoded
+                tags.append(tag)
+            elif tag in self._protecting:
+                raise InvalidPayload(f"the codec {tag} left {identity} unprotected", path=identity)
+        if not tags and not text.startswith(_MARKER):
+            return text
+        return f"{_MARKER}{','.join(tags)}:{binascii.b2a_base64(data, newline=False).decode('ascii')}"
+
+    def _decoded(self, text: str, identity: str, path: str) -> str:
+        tags, data = _opened_envelope(text, path)
+        steps = [(tag, self._reader(tag, path)) for tag in reversed(tags)]
+        if self._strict:
+            self._check_protected(tags, path)
+        name = identity.encode()
+        for tag, codec in steps:
+            data = _decode(tag, codec, data, name, path)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise CorruptPayload(f"the stored {path} does not decode to text", path=path) from None
+
+    def _reader(self, tag: str, path: str) -> Codec:
+        codec = self._by_name.get(_name(tag))
+        if codec is None:
+            raise UnknownCodec(
+                f"the stored {path} was written with the codec {tag}, which is not configured; "
+                "add it to the codecs, or to the readers if it is retired",
+                path=path,
+                tag=tag,
+            )
+        return codec
+
+    def _check_protected(self, tags: Iterable[str], path: str) -> None:
+        # By name: a payload under an older key is protected too.
+        names = {_name(tag) for tag in tags}
+        for tag in self._protecting:
+            if _name(tag) not in names:
+                message = f"the stored {path} was written without the codec {_name(tag)}, and reading is strict"
+                raise UnprotectedPayload(message, path=path)
+
+
+def digest_of(text: str, identity: str) -> str:
+    """Return the digest of the stored `text` as the payload `identity` names: 128 bits of SHA-256, in hex.
+
+    SHA-256 because processors compute it themselves: it takes two thirds of BLAKE2b's time. An identity holds no NUL,
+    so no two pairs run together. Raises `InvalidPayload` for a text that is not valid Unicode.
+    """
+    return sha256(_bytes_of(f"{identity}\0{text}", identity)).hexdigest()[:_DIGEST_DIGITS]
+
+
+def check_digest(text: str, digest: str, identity: str, path: str) -> None:
+    """Raise `CorruptPayload` unless `digest` is that of the stored `text`; needs no keys."""
+    try:
+        intact = digest_of(text, identity) == digest
+    except InvalidPayload:
+        intact = False
+    if not intact:
+        message = f"the stored {path} does not match its digest: it was damaged, changed by hand, or moved here"
+        raise CorruptPayload(message, path=path)
+
+
+def _bytes_of(text: str, identity: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity) from None
+
+
+def _name(tag: str) -> str:
+    return tag.partition("=")[0]
+
+
+def _checked_tag(codec: Codec) -> str:
+    tag: object = getattr(codec, "tag", None)
+    if not isinstance(tag, str) or len(tag) > _MAX_TAG or not _TAG.fullmatch(tag):
+        raise ConfigurationError(
+            f"the tag of the codec {type(codec).__qualname__} must be a name or name=parameter of letters, digits, "
+            f"dots, dashes and underscores, at most {_MAX_TAG} long"
+        )
+    return tag
+
+
+def _by_name(codecs: Iterable[tuple[str, Codec]]) -> dict[str, Codec]:
+    by_name: dict[str, Codec] = {}
+    for tag, codec in codecs:
+        if _name(tag) in by_name:
+            message = f"two codecs are named {_name(tag)}: a stored payload would not say which one wrote it"
+            raise ConfigurationError(message)
+        by_name[_name(tag)] = codec
+    return by_name
+
+
+def _encodes_everything(tag: str, codec: Codec) -> bool:
+    try:
+        return _encode(tag, codec, b"", b"", "an empty payload") is not None
+    except PayloadError:
+        raise ConfigurationError(f"the codec {tag} does not encode an empty payload") from None
+
+
+def _encode(tag: str, codec: Codec, data: bytes, name: bytes, identity: str) -> bytes | None:
+    try:
+        encoded: object = codec.encode(data, name)
+    except PayloadError:
+        raise
+    except Exception:  # noqa: BLE001 - a codec of the application's may raise anything
+        # "from None", here and below: the codec's own message may quote the payload.
+        raise InvalidPayload(f"the codec {tag} failed to encode {identity}", path=identity) from None
+    if encoded is None or isinstance(encoded, bytes):
+        return encoded
+    raise InvalidPayload(f"the codec {tag} encoded {identity} to something else than bytes", path=identity)
+
+
+def _decode(tag: str, codec: Codec, data: bytes, name: bytes, path: str) -> bytes:
+    try:
+        decoded: object = codec.decode(data, name, tag.partition("=")[2])
+    except PayloadError as error:
+        # The codec does not know which payload it was.
+        raise type(error)(f"the stored {path}: {error}", **error.about | {"path": path}) from None
+    except Exception:  # noqa: BLE001
+        raise CorruptPayload(f"the codec {tag} failed to decode the stored {path}", path=path) from None
+    if isinstance(decoded, bytes):
+        return decoded
+    raise CorruptPayload(f"the codec {tag} decoded the stored {path} to something else than bytes", path=path)
+
+
+def _opened_envelope(text: str, path: str) -> tuple[list[str], bytes]:
+    tags_text, colon, encoded = text[len(_MARKER) :].partition(":")
+    tags = tags_text.split(",") if tags_text else []
+    sound = all(len(tag) <= _MAX_TAG and _TAG.fullmatch(tag) for tag in tags)
+    if not colon or not sound or len(set(map(_name, tags))) < len(tags):
+        raise CorruptPayload(f"the stored {path} begins like an encoded payload, and is none", path=path)
+    try:
+        return tags, base64.b64decode(encoded, validate=True)
+    except ValueError:
+        raise CorruptPayload(f"the stored {path} is not valid base64", path=path) from None
