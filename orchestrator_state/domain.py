@@ -177,12 +177,13 @@ class SavedRows:
     """What the database held when a state was last loaded or saved: the base that a save compares with.
 
     `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
-    order of the steps.
+    order of the steps. `outdated`: some digests are older than what they stand beside, so a save writes all of it.
     """
 
     workflow: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
     positions: Mapping[str, int]
+    outdated: bool = False
 
     @property
     def next_position(self) -> int:

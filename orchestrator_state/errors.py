@@ -34,6 +34,7 @@ Each error carries what it is about as attributes. No message holds a payload, a
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Self
 from uuid import UUID
 
 
@@ -49,6 +50,13 @@ class OrchestratorStateError(Exception):
         self.about = about
         for name, value in about.items():
             setattr(self, name, value)
+
+    def concerning(self, **about: object) -> Self:
+        """Add what the error is about, where the place that raised it could not know. Returns itself."""
+        self.about = about | self.about
+        for name, value in self.about.items():
+            setattr(self, name, value)
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.about)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
@@ -26,12 +27,12 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.loading import load_history
-from orchestrator_state.mapping import Columns
+from orchestrator_state.loading import LoadedRun, load_run
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
 from orchestrator_state.runs import Handler, Run
+from orchestrator_state.sealing import Columns, Opener
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -87,17 +88,28 @@ class Executor:
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        result: _T = decode(row.result or "null", "result")
+                        result: _T = self._result(row)
                         return result
                     return await self.drive(row, handler, strict=strict, linger=linger)
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
             await asyncio.sleep(_LOOK_AGAIN)
 
+    def _result(self, row: Any) -> Any:
+        """What a completed run returned."""
+        opener = Opener(self._transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
+        return decode(opener.workflow("result", row.result, row.result_digest) or "null", "result")
+
     async def drive(
-        self, row: Any, handler: Handler[_T], *, strict: bool = False, linger: timedelta | None = None
+        self,
+        row: Any,
+        handler: Handler[_T],
+        *,
+        strict: bool = False,
+        linger: timedelta | None = None,
+        loaded: Callable[[LoadedRun], object] | None = None,
     ) -> _T:
-        """Call `handler` for a run that was just claimed, and return its result.
+        """Call `handler` for a run that was just claimed, and return its result. `loaded` is told what was on record.
 
         Whatever happens, no lease is renewed and no task is left afterwards.
         """
@@ -107,7 +119,10 @@ class Executor:
         held = _Held(lease, switch)
         self.keeper.hold(held)
         try:
-            journal = await self._open_journal(row, lease, switch)
+            recorded = await self._load(row, lease)
+            if loaded is not None:
+                loaded(recorded)
+            journal = self._journal(row, lease, recorded, switch)
             room = WaitingRoom(row.id, switch, linger, row.now)
             run = Run(journal, switch, room, self.keeper, self._transactions, self._start_child(linger))
             return await self._call_handler(run, journal, switch, room, handler, strict=strict)
@@ -120,12 +135,14 @@ class Executor:
         finally:
             self.keeper.drop(held)
 
-    async def _open_journal(self, row: Any, lease: Lease, switch: StopSwitch) -> Journal:
+    async def _load(self, row: Any, lease: Lease) -> LoadedRun:
         try:
-            steps, history = await load_history(self._transactions, row, lease, self._hook)
+            return await load_run(self._transactions, row, lease, self._hook)
         except CorruptPayload as error:
             await self._fail(row, lease, describe(error))
             raise
+
+    def _journal(self, row: Any, lease: Lease, recorded: LoadedRun, switch: StopSwitch) -> Journal:
         run_row = RunRow(
             id=row.id,
             workflow_id=row.workflow_id,
@@ -136,7 +153,9 @@ class Executor:
             attempts=row.attempts,
             now=row.now,
         )
-        return Journal(run_row, lease, steps, history, self._transactions, switch, self._policy, self._hook)
+        return Journal(
+            run_row, lease, recorded.steps, recorded.history, self._transactions, switch, self._policy, self._hook
+        )
 
     async def give_up(self, row: Any) -> None:
         """Mark a claimed run failed because too many workers vanished over it."""

@@ -15,9 +15,18 @@ from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
-from orchestrator_state.mapping import Columns
+from orchestrator_state.payloads import Sealed
 from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
-from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.run_repository import (
+    Ack,
+    CheckpointRecord,
+    FoldedContext,
+    Lease,
+    RunChange,
+    StepRecord,
+    sealed_step,
+)
+from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -203,11 +212,12 @@ class Journal:
         step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            fold = FoldedContext(context=join(context.committed), position=step.position)
+            sealed = self._seal(join(context.committed), workflow_identity(self.row.id, "context"))
+            fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         change = RunChange(
             lease=self.lease,
-            step=step,
+            step=sealed_step(self._transactions.payloads, self.row.id, step),
             context=fold,
             checkpoint=self._checkpoint(step, context) if context is not None and (due or checkpoint) else None,
             consumed_signal=consumed_signal,
@@ -273,9 +283,19 @@ class Journal:
         parts = {name: encode(value, name) for name, value in fields.items()}
         parts["context"] = join(context.committed)
         parts["steps"] = join(steps)
+        checkpoint_id = uuid4()
+        sealed = self._seal(join(parts), checkpoint_identity(row.id, checkpoint_id))
         return CheckpointRecord(
-            id=uuid4(), step_id=step.step_id, timestamp=now, snapshot=join(parts), keep=self._policy.keep
+            id=checkpoint_id,
+            step_id=step.step_id,
+            timestamp=now,
+            snapshot=sealed.text,
+            snapshot_digest=sealed.digest,
+            keep=self._policy.keep,
         )
+
+    def _seal(self, text: str, identity: str) -> Sealed:
+        return self._transactions.payloads.seal(text, identity)
 
 
 def decoded_outputs(step: StepRecord) -> Any:

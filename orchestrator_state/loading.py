@@ -2,83 +2,80 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import decode, encode
-from orchestrator_state.domain import Checkpoint, StepState, WorkflowState
+from orchestrator_state.codecs import encode
+from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
-from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, join, split
-from orchestrator_state.run_repository import Lease, StepRecord, step_record
+from orchestrator_state.recorded import Recorded, open_rows, patches_of
+from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
+from orchestrator_state.run_repository import Lease, StepRecord
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
 
-async def load_history(
-    transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook
-) -> tuple[Sequence[StepRecord], ContextHistory]:
-    """Return the recorded steps and the context's way through them: one statement, unless there is damage.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedRun:
+    """What a resumed handler starts from."""
 
-    Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again.
+    steps: Sequence[StepRecord]
+    history: ContextHistory
+    fell_back: hooks.FellBack | None = None
+
+
+async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook) -> LoadedRun:
+    """Return what is recorded of the run that was claimed as `row`: one statement, if nothing is damaged.
+
+    Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again. That is
+    said in the log, to the hook, and in the `error` of these steps. Raises `CorruptPayload` if no context can be found;
+    `DecryptionFailed` or `UnknownCodec`, which are no damage, with nothing changed.
     """
-    steps: Sequence[StepRecord] = [
-        step_record(step) for step in await transactions.read(lambda uow: uow.runs.list_steps(row.id))
-    ]
-    damaged = tuple(step.step_id for step in steps if not _has_sound_outputs(step) or not _has_sound_patch(step))
-    if damaged or not (_is_object(row.context) and _is_object(_initial(row))):
-        snapshot, seq = await _newest_sound_snapshot(transactions, row.id)
-        hooks.logger.warning("run %s: damaged steps %s are taken from checkpoint %s", row.id, damaged, seq)
-        hooks.tell(hook, hooks.FellBack(workflow_state_id=row.id, step_ids=damaged, seq=seq))
-        return await _repaired(transactions, row, lease, steps, damaged, snapshot)
-    history, effective = _history(row, steps)
+    step_rows = await transactions.read(lambda uow: uow.runs.list_steps(row.id))
+    recorded = open_rows(row, step_rows, transactions.payloads)
+    if not recorded.is_sound:
+        return await _fall_back(transactions, recorded, lease, hook)
+    if recorded.outdated:
+        await transactions.write(partial(_renew_digests, recorded=recorded, lease=lease))
+    history, effective = recorded.history()
     if history.was_edited:
         await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
-    return steps, history
+    return LoadedRun(steps=recorded.steps, history=history)
 
 
-def _history(row: Any, steps: Sequence[StepRecord]) -> tuple[ContextHistory, Encoded]:
-    """The context's way, and where it has led to."""
-    patches = _patches(steps)
-    stored = split(row.context, "context")
-    effective = apply_all(stored, (patches[at] for at in sorted(patches) if at > row.context_position))
-    return ContextHistory(_initial(row), effective, patches), effective
+async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -> None:
+    columns = {"context": recorded.context, "initial_context": recorded.initial if recorded.was_overwritten else None}
+    await uow.runs.renew_digests(lease, columns, recorded.steps)
 
 
-def _patches(steps: Sequence[StepRecord]) -> dict[int, Patch]:
-    return {step.position: Patch.from_json(step.context_patch) for step in steps if step.context_patch}
+async def _fall_back(transactions: Transactions, recorded: Recorded, lease: Lease, hook: hooks.Hook) -> LoadedRun:
+    """Put the checkpoint's steps in the place of damaged ones, and find a context. What is not found runs again."""
+    snapshot, seq = await _newest_sound_snapshot(transactions, recorded.id)
+    mended = _mended(recorded, {} if snapshot is None else snapshot.steps, seq)
+    history, effective = _found_context(recorded, mended, snapshot)
+    position = max((step.position for step in mended), default=-1)
+    starts_anew = history.was_edited or recorded.initial is None
 
+    async def write(uow: UnitOfWork) -> None:
+        damaged = [step for step in mended if step.step_id in recorded.damaged]
+        await uow.runs.replace_steps(lease, recorded.damaged, damaged)
+        if starts_anew:
+            await uow.runs.start_context_anew(lease, join(effective))
+        else:
+            await uow.runs.fold_context(lease, join(effective), position)
+        if recorded.outdated:
+            await uow.runs.renew_digests(lease, {}, mended)
 
-def _initial(row: Any) -> str:
-    """Until the context is written over, it is the first one."""
-    text: str = row.context if row.initial_context is None else row.initial_context
-    return text
-
-
-def _has_sound_outputs(step: StepRecord) -> bool:
-    try:
-        decode(step.outputs, "outputs")
-    except PayloadError:
-        return False
-    return True
-
-
-def _has_sound_patch(step: StepRecord) -> bool:
-    try:
-        _patches([step])
-    except PayloadError:
-        return False
-    return True
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(decode(text, "context"), dict)
-    except PayloadError:
-        return False
+    await transactions.write(write)
+    fell_back = hooks.FellBack(workflow_state_id=recorded.id, step_ids=tuple(recorded.damaged), seq=seq)
+    hooks.logger.warning("run %s: damaged steps %s are taken from checkpoint %s", recorded.id, fell_back.step_ids, seq)
+    hooks.tell(hook, fell_back)
+    return LoadedRun(steps=mended, history=history, fell_back=fell_back)
 
 
 async def _newest_sound_snapshot(
@@ -101,59 +98,49 @@ async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint |
     return await uow.checkpoints.find(checkpoint_id)
 
 
-async def _repaired(
-    transactions: Transactions,
-    row: Any,
-    lease: Lease,
-    steps: Sequence[StepRecord],
-    damaged: Sequence[str],
-    snapshot: WorkflowState | None,
-) -> tuple[Sequence[StepRecord], ContextHistory]:
-    """Put the checkpoint's steps in the place of damaged ones, and find a context. Without it they are forgotten."""
-    known = snapshot.steps if snapshot is not None else {}
-    mended = [
-        _from_snapshot(step, known[step.step_id]) if step.step_id in damaged else step
-        for step in steps
-        if step.step_id not in damaged or step.step_id in known
-    ]
-    history, effective = _found_context(row, steps, mended, snapshot)
-    text, position = join(effective), max((step.position for step in mended), default=-1)
-    starts_anew = history.was_edited or not _is_object(_initial(row))
-
-    async def write(uow: UnitOfWork) -> None:
-        await uow.runs.replace_steps(lease, damaged, [step for step in mended if step.step_id in damaged])
-        if starts_anew:
-            await uow.runs.start_context_anew(lease, text)
+def _mended(recorded: Recorded, known: Mapping[str, StepState], seq: int | None) -> list[StepRecord]:
+    """The steps; damaged ones as the checkpoint knows them, else to be run again. Their `error` tells which it was."""
+    mended = []
+    for step in recorded.steps:
+        unreadable = recorded.damaged.get(step.step_id)
+        if not unreadable:
+            mended.append(step)
+        elif unreadable == {"error"}:
+            mended.append(replace(step, error="what was recorded here was damaged"))
+        elif step.step_id in known:
+            columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]")
+            mended.append(replace(step, **columns | {"error": f"was damaged, and taken from checkpoint {seq}"}))
         else:
-            await uow.runs.fold_context(lease, text, position)
-
-    await transactions.write(write)
-    return mended, history
+            mended.append(
+                replace(
+                    step,
+                    status=StepStatus.FAILED.value,
+                    outputs="null",
+                    context_patch=None,
+                    error="was damaged, and no checkpoint had it: run again",
+                )
+            )
+    return mended
 
 
 def _found_context(
-    row: Any, steps: Sequence[StepRecord], mended: Sequence[StepRecord], snapshot: WorkflowState | None
+    recorded: Recorded, mended: Sequence[StepRecord], snapshot: WorkflowState | None
 ) -> tuple[ContextHistory, Encoded]:
-    """Like `_history`, where something is lost.
+    """Like `Recorded.history`, where something is lost.
 
     What a step that runs again did to the context is forgotten: the context is what the others make of the first one.
     If some of that cannot be read, the run starts with the stored context, or else with the checkpoint's. Raises
     `CorruptPayload` if there is none.
     """
-    if _is_object(_initial(row)):
-        readable = [step for step in steps if _has_sound_patch(step)]
-        if _is_object(row.context) and (found := _history(row, readable))[0].was_edited:
+    if recorded.initial is not None:
+        if recorded.context is not None and (found := recorded.history())[0].was_edited:
             return found
-        patches = _patches(mended)
-        effective = apply_all(split(_initial(row), "context"), (patches[at] for at in sorted(patches)))
-        return ContextHistory(_initial(row), effective, patches), effective
+        patches = patches_of(mended)
+        effective = apply_all(split(recorded.initial, "context"), (patches[at] for at in sorted(patches)))
+        return ContextHistory(recorded.initial, effective, patches), effective
     if snapshot is None or not isinstance(snapshot.context, dict):
-        raise CorruptPayload("the stored context is no JSON object, and no checkpoint has one", path="context")
+        raise CorruptPayload(
+            "the stored context is no JSON object, or damaged, and no checkpoint has one", path="context"
+        )
     effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
     return ContextHistory("{}", effective, {}), effective
-
-
-def _from_snapshot(damaged: StepRecord, step: StepState) -> StepRecord:
-    columns = step_columns(step, f"steps[{step.step_id!r}]")
-    patch = damaged.context_patch if _has_sound_patch(damaged) else None
-    return StepRecord(step_id=step.step_id, position=damaged.position, context_patch=patch, **columns)

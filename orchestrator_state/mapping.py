@@ -11,13 +11,11 @@ from pydantic import BaseModel
 
 from orchestrator_state.codecs import MAX_SNAPSHOT_BYTES, MAX_SNAPSHOT_DEPTH, decode, encode
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch, apply_all, join, split
+from orchestrator_state.sealing import Columns, Opener, checkpoint_identity
 
-Columns = dict[str, Any]
-_PlacedStep = tuple[
-    int, str, Columns, StepState, str | None
-]  # position and id first: it sorts in the order of first saving
 _Model = TypeVar("_Model", bound=BaseModel)
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
@@ -47,6 +45,10 @@ class StateRow(NamedTuple):
     version: int
     context_patch: str | None
     context_position: int
+    payload_digest: str | None
+    error_digest: str | None
+    context_patch_digest: str | None
+    digested_at: Any
 
 
 def workflow_columns(state: WorkflowState) -> Columns:
@@ -104,20 +106,18 @@ def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
     return columns
 
 
-def states_from_rows(rows: Iterable[Iterable[Any]]) -> list[WorkflowState]:
+def states_from_rows(rows: Iterable[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
     """Build the states, most recently updated first, steps in the order in which they were first saved."""
     workflows: list[StateRow] = []
-    steps: dict[UUID, list[_PlacedStep]] = {}
+    steps: dict[UUID, list[StateRow]] = {}
     # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.
     for row in map(StateRow._make, rows):
         if row.step_id is None:
             workflows.append(row)
         else:
-            columns = _saved_step(row)
-            placed = (row.position, row.step_id, columns, _step(row.step_id, columns), row.context_patch)
-            steps.setdefault(row.state_id, []).append(placed)
+            steps.setdefault(row.state_id, []).append(row)
     workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
-    return [_state(row, steps.get(row.state_id, [])) for row in workflows]
+    return [_state(row, steps.get(row.state_id, []), payloads) for row in workflows]
 
 
 def loaded_from(state: WorkflowState) -> SavedRows:
@@ -159,90 +159,121 @@ def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
     return live.version == written.version and there.workflow == mine.workflow and there.steps == mine.steps
 
 
-def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
+def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     check_fields(checkpoint)
+    text = encode(checkpoint.snapshot, "snapshot", max_depth=MAX_SNAPSHOT_DEPTH, max_bytes=MAX_SNAPSHOT_BYTES)
+    sealed = payloads.seal(text, checkpoint_identity(checkpoint.workflow_state_id, checkpoint.id))
     return {
         "id": checkpoint.id,
         "workflow_state_id": checkpoint.workflow_state_id,
         "step_id": checkpoint.step_id,
         "timestamp": checkpoint.timestamp,
-        "snapshot": encode(checkpoint.snapshot, "snapshot", max_depth=MAX_SNAPSHOT_DEPTH, max_bytes=MAX_SNAPSHOT_BYTES),
+        "snapshot": sealed.text,
+        "snapshot_digest": sealed.digest,
     }
 
 
-def checkpoint_from_row(row: Any) -> Checkpoint:
-    fields = dict(row._mapping)
-    fields["snapshot"] = decode(row.snapshot, "snapshot")
+def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
+    identity = checkpoint_identity(row.workflow_state_id, row.id)
+    text = payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
+    fields = {
+        "id": row.id,
+        "workflow_state_id": row.workflow_state_id,
+        "step_id": row.step_id,
+        "timestamp": row.timestamp,
+        "snapshot": decode(text, "snapshot"),
+        "seq": row.seq,
+    }
     return _trusted(Checkpoint, fields)
 
 
-def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
-    steps.sort()  # no two steps of a workflow have the same id, so the rest is never compared
-    columns = {
-        "workflow_id": row.workflow_id,
-        "workflow_name": row.workflow_name,
-        "status": row.status,
-        "user_id": row.user_id,
-        "started_at": row.started_at,
-        "updated_at": row.updated_at,
-        "completed_at": row.completed_at,
-        "context": _context(row, steps),
-        "error": row.error,
-    }
-    saved = SavedRows(
-        workflow=columns,
-        steps={step_id: columns for _, step_id, columns, _, _ in steps},
-        positions={step_id: position for position, step_id, *_ in steps},
-    )
-    fields = columns | {
-        "id": row.state_id,
-        "version": row.version,
-        "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
-        "context": decode(columns["context"], "context"),
-        "steps": {step_id: step for _, step_id, _, step, _ in steps},
-    }
+def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
+    step_rows.sort(key=_place)
+    opener = Opener(payloads, row.state_id, outdated=row.digested_at != row.updated_at)
+    try:
+        steps = {
+            step.step_id: _saved_step(step, step.step_id, step.payload, step.payload_digest, opener)
+            for step in step_rows
+            if step.step_id is not None
+        }
+        columns = {
+            "workflow_id": row.workflow_id,
+            "workflow_name": row.workflow_name,
+            "status": row.status,
+            "user_id": row.user_id,
+            "started_at": row.started_at,
+            "updated_at": row.updated_at,
+            "completed_at": row.completed_at,
+            "context": _context(row, step_rows, opener),
+            "error": opener.workflow("error", row.error, row.error_digest),
+        }
+        saved = SavedRows(
+            workflow=columns,
+            steps=steps,
+            positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
+            outdated=opener.outdated,
+        )
+        fields = columns | {
+            "id": row.state_id,
+            "version": row.version,
+            "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
+            "context": decode(columns["context"], "context"),
+            "steps": {step_id: _step(step_id, step) for step_id, step in steps.items()},
+        }
+    except PayloadError as error:
+        raise error.concerning(workflow_state_id=row.state_id) from None
     return _trusted(WorkflowState, fields, {"_saved": saved})
 
 
-def _context(row: StateRow, steps: list[_PlacedStep]) -> str:
+def _place(row: StateRow) -> tuple[int, str]:
+    return row.position, row.step_id or ""
+
+
+def _context(row: StateRow, steps: list[StateRow], opener: Opener) -> str:
     """The stored context, with what the steps of a run appended to it since it was stored whole."""
-    context = row.payload or "null"
-    patches = [patch for position, *_, patch in steps if patch and position > row.context_position]
+    context = opener.workflow("context", row.payload, row.payload_digest) or "null"
+    patches = [
+        patch
+        for step in steps
+        if step.step_id is not None
+        and step.position > row.context_position
+        and (patch := opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest))
+    ]
     if not patches:
         return context
     return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
 
 
-def step_from_row(row: Any) -> StepState:
-    """Build a step from a row of `step_states`."""
-    columns = dict(row._mapping)
-    step_id = columns.pop("step_id")
-    del columns["workflow_state_id"], columns["position"], columns["context_patch"]
-    return _step(step_id, columns)
+def step_from_row(row: Any, payloads: Payloads) -> StepState:
+    """Build a step from a row of `step_states`, with `outdated` of its workflow."""
+    opener = Opener(payloads, row.workflow_state_id, outdated=row.outdated)
+    try:
+        return _step(row.step_id, _saved_step(row, row.step_id, row.outputs, row.outputs_digest, opener))
+    except PayloadError as error:
+        raise error.concerning(workflow_state_id=row.workflow_state_id, step_id=row.step_id) from None
 
 
-def _saved_step(row: StateRow) -> Columns:
+def _saved_step(row: Any, step_id: str, outputs: str | None, digest: str | None, opener: Opener) -> Columns:
+    """The columns of a step that a save compares with, payloads as they were before they were sealed."""
     return {
         "status": row.status,
         "started_at": row.started_at,
         "completed_at": row.completed_at,
         # The original software leaves these two NULL, which reads as None and 0.
-        "outputs": "null" if row.payload is None else row.payload,
-        "error": row.error,
+        "outputs": opener.step(step_id, "outputs", outputs, digest) or "null",
+        "error": opener.step(step_id, "error", row.error, row.error_digest),
         "retry_count": row.retry_count or 0,
     }
 
 
 def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
-    outputs = columns["outputs"]
     return _trusted(
         StepState,
         {
             "step_id": step_id,
             **columns,
             "status": _status(_STEP_STATUSES, columns["status"], f"steps[{step_id!r}].status"),
-            "outputs": None if outputs is None else decode(outputs, f"steps[{step_id!r}].outputs"),
-            "retry_count": columns["retry_count"] or 0,
+            "outputs": decode(columns["outputs"], f"steps[{step_id!r}].outputs"),
         },
     )
 

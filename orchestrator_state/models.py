@@ -35,6 +35,7 @@ NAMING_CONVENTION: Final = {
 }
 
 VERSION_TABLE: Final = "orchestrator_state_version"
+Digest: Final = String(64)
 
 
 class Base(DeclarativeBase):
@@ -105,6 +106,14 @@ class WorkflowRow(Base):
     parent_id: Mapped[UUID | None] = mapped_column(Identifier)
     forked_from_id: Mapped[UUID | None] = mapped_column(Identifier)
     forked_from_seq: Mapped[int | None]
+    context_digest: Mapped[str | None] = mapped_column(Digest)
+    initial_context_digest: Mapped[str | None] = mapped_column(Digest)
+    result_digest: Mapped[str | None] = mapped_column(Digest)
+    error_digest: Mapped[str | None] = mapped_column(Digest)
+    schema_version: Mapped[int | None]
+    """Of the user's state in `context`; NULL is 1."""
+    digested_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """Equals `updated_at` unless software that knows no digests has written the row, or a step of it, since."""
 
 
 class StepRow(Base):
@@ -131,6 +140,10 @@ class StepRow(Base):
     position: Mapped[int] = mapped_column(server_default="0")
     context_patch: Mapped[str | None] = mapped_column(Text)
     """What a run's context gained or lost with this step's commit."""
+    outputs_digest: Mapped[str | None] = mapped_column(Digest)
+    error_digest: Mapped[str | None] = mapped_column(Digest)
+    context_patch_digest: Mapped[str | None] = mapped_column(Digest)
+    schema_version: Mapped[int | None]
 
 
 class CheckpointRow(Base):
@@ -148,6 +161,8 @@ class CheckpointRow(Base):
     timestamp: Mapped[datetime] = mapped_column(UtcTimestamp)
     snapshot: Mapped[str] = mapped_column(Text)
     seq: Mapped[int | None]
+    snapshot_digest: Mapped[str | None] = mapped_column(Digest)
+    schema_version: Mapped[int | None]
 
 
 class SignalRow(Base):
@@ -162,6 +177,7 @@ class SignalRow(Base):
     payload: Mapped[str] = mapped_column(Text)
     sent_at: Mapped[datetime] = mapped_column(UtcTimestamp)
     seq: Mapped[int]
+    payload_digest: Mapped[str | None] = mapped_column(Digest)
 
 
 class SchemaVersionRow(Base):

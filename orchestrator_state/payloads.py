@@ -271,3 +271,7 @@ def _opened_envelope(text: str, path: str) -> tuple[list[str], bytes]:
         return tags, base64.b64decode(encoded, validate=True)
     except ValueError:
         raise CorruptPayload(f"the stored {path} is not valid base64", path=path) from None
+
+
+PLAIN: Final = Payloads()
+"""Payloads as they are, with their digests: what a store that is given no codecs uses."""

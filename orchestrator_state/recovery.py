@@ -11,6 +11,8 @@ from uuid import UUID
 
 from orchestrator_state.errors import LeaseLost, RunCancelled, RunPaused, RunSuspended, StoreUnavailable
 from orchestrator_state.execution import Executor
+from orchestrator_state.hooks import FellBack
+from orchestrator_state.loading import LoadedRun
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_repository import Lease
 from orchestrator_state.runs import Handler
@@ -23,13 +25,17 @@ _BATCH: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecoveredRun:
-    """How one abandoned run fared. `error` is the exception, for a run that failed or could not go on."""
+    """How one abandoned run fared. `error` is the exception, for a run that failed or could not go on.
+
+    `fell_back` says which recorded steps were damaged, and which checkpoint they were taken from.
+    """
 
     workflow_state_id: UUID
     workflow_id: str
     name: str
     outcome: str
     error: BaseException | None = None
+    fell_back: FellBack | None = None
 
 
 @dataclass(slots=True)
@@ -42,6 +48,11 @@ class RecoveryReport:
     def of(self, outcome: str) -> list[RecoveredRun]:
         """The runs that ended `completed`, `failed`, `suspended`, `paused`, `cancelled`, `lost` or `interrupted`."""
         return [run for run in self.runs if run.outcome == outcome]
+
+    @property
+    def fell_back(self) -> list[RecoveredRun]:
+        """The runs of which something on record was damaged."""
+        return [run for run in self.runs if run.fell_back is not None]
 
     @property
     def completed(self) -> list[RecoveredRun]:
@@ -111,14 +122,16 @@ class Recovery:
     async def _resume(self, row: Any, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
         error: Exception | None = None
+        recorded: list[LoadedRun] = []
         try:
             if row.attempts > self._max_attempts:
                 await self._executor.give_up(row)
                 return _recovered(row, "failed")
-            await self._executor.drive(row, self._handlers[row.workflow_name], linger=linger)
+            handler = self._handlers[row.workflow_name]
+            await self._executor.drive(row, handler, linger=linger, loaded=recorded.append)
         except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
             error = raised
-        return _recovered(row, _outcome(row.id, error), error)
+        return _recovered(row, _outcome(row.id, error), error, recorded[0].fell_back if recorded else None)
 
     async def run_once(self, concurrency: int) -> RecoveryReport:
         """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
@@ -158,7 +171,9 @@ def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
     return _OUTCOMES.get(type(error), "failed")
 
 
-def _recovered(row: Any, outcome: str, error: BaseException | None = None) -> RecoveredRun:
+def _recovered(
+    row: Any, outcome: str, error: BaseException | None = None, fell_back: FellBack | None = None
+) -> RecoveredRun:
     return RecoveredRun(
         workflow_state_id=row.id,
         workflow_id=row.workflow_id,
@@ -166,4 +181,5 @@ def _recovered(row: Any, outcome: str, error: BaseException | None = None) -> Re
         outcome=outcome,
         # A run that waits is no error, and the exception would keep all its frames alive.
         error=None if outcome in ("suspended", "paused") else error,
+        fell_back=fell_back,
     )

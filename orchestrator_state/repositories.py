@@ -29,7 +29,6 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
 )
 from orchestrator_state.mapping import (
-    Columns,
     all_step_columns,
     check_fields,
     checkpoint_columns,
@@ -40,6 +39,8 @@ from orchestrator_state.mapping import (
     workflow_columns,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.sealing import Columns, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.statements import (
     ACTIVE_STATES,
@@ -69,8 +70,16 @@ _MAX_IDS: Final = 500
 class Repository:
     """A session, a namespace, and errors of ours."""
 
-    def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
+    def __init__(
+        self,
+        session: AsyncSession,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        schema: str | None = None,
+        payloads: Payloads = PLAIN,
+    ) -> None:
         self._session = session
+        self._payloads = payloads
         try:
             self._namespace = as_stored_name(namespace, "namespace")
         except InvalidPayload as error:
@@ -158,7 +167,7 @@ class WorkflowRepository(Repository):
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
         rows = await self._execute(ACTIVE_STATES, {"namespace": self._namespace})
-        return states_from_rows(rows)
+        return states_from_rows(rows, self._payloads)
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
         """Delete up to `limit` finished workflows last updated before `older_than`, children included.
@@ -190,10 +199,15 @@ class WorkflowRepository(Repository):
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
         rows = await self._execute(statement, parameters | {"namespace": self._namespace})
-        return next(iter(states_from_rows(rows)), None)
+        return next(iter(states_from_rows(rows, self._payloads)), None)
 
     async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
-        row = columns | {"id": state.id, "namespace": self._namespace, "version": 1}
+        row = seal_workflow(self._payloads, state.id, columns) | {
+            "id": state.id,
+            "namespace": self._namespace,
+            "version": 1,
+            "digested_at": columns["updated_at"],
+        }
         created = await self._execute(insert_workflow(self._dialect), row)
         if rowcount(created) == 0:
             raise await self._why_not_written(state)
@@ -218,11 +232,17 @@ class WorkflowRepository(Repository):
             if row is None or row.version != state.version:
                 raise await self._why_not_written(state)
             return
+        if saved.outdated:
+            # Afterwards the workflow's digests count again, so none that is out of date may be left.
+            changed, changed_steps = columns | {"initial_context_digest": None, "result_digest": None}, steps
         if "context" in changed:
             changed["context_position"] = saved.next_position - 1
-        if "updated_at" not in changed:
-            columns["updated_at"] = changed["updated_at"] = utc_now()
+        if columns["updated_at"] == saved.workflow["updated_at"]:
+            columns["updated_at"] = utc_now()
+        changed |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
         await self._guarded_update(state, changed)
+        if saved.outdated:
+            await self._forget_patch_digests(state.id)
         for chunk in _chunks(removed):
             await self._execute(
                 delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
@@ -232,17 +252,26 @@ class WorkflowRepository(Repository):
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
-        updated = await self._execute(GUARDED_UPDATE, changed | guard | {"version": state.version + 1})
+        values = seal_workflow(self._payloads, state.id, changed) | {"version": state.version + 1}
+        updated = await self._execute(GUARDED_UPDATE, values | guard)
         if rowcount(updated) == 0:
             raise await self._why_not_written(state)
 
+    async def _forget_patch_digests(self, workflow_state_id: UUID) -> None:
+        await self._execute(
+            update(step_states)
+            .where(step_states.c.workflow_state_id == workflow_state_id)
+            .values(context_patch_digest=None)
+        )
+
     async def _write_steps(
-        self, workflow_state_id: UUID | str, steps: dict[str, Columns], positions: Mapping[str, int]
+        self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int]
     ) -> None:
         if not steps:
             return
         rows = [
-            row | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
+            seal_step(self._payloads, workflow_state_id, step_id, row)
+            | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
             for step_id, row in steps.items()
         ]
         await self._execute(upsert_step(self._dialect), rows)
@@ -297,7 +326,7 @@ class StepRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [step_from_row(row) for row in await self._execute(STEPS_OF, parameters)]
+        return [step_from_row(row, self._payloads) for row in await self._execute(STEPS_OF, parameters)]
 
     async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
         parameters = {
@@ -306,7 +335,7 @@ class StepRepository(Repository):
             "namespace": self._namespace,
         }
         row = (await self._execute(STEP_BY_ID, parameters)).first()
-        return None if row is None else step_from_row(row)
+        return None if row is None else step_from_row(row, self._payloads)
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
@@ -328,7 +357,7 @@ class CheckpointRepository(Repository):
 
         Raises `InvalidPayload` before any SQL, `WorkflowNotFound`, or `AlreadyExists` if the id is taken.
         """
-        columns = checkpoint_columns(checkpoint)
+        columns = checkpoint_columns(checkpoint, self._payloads)
         numbered = await self._execute(
             NEXT_CHECKPOINT_SEQ, {"of_id": checkpoint.workflow_state_id, "of_namespace": self._namespace}
         )
@@ -370,7 +399,7 @@ class CheckpointRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [checkpoint_from_row(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+        return [checkpoint_from_row(row, self._payloads) for row in await self._execute(CHECKPOINTS_OF, parameters)]
 
     async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
         """Newest first; for whom a damaged checkpoint must not hide the others."""
@@ -391,7 +420,7 @@ class CheckpointRepository(Repository):
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
-        return None if row is None else checkpoint_from_row(row)
+        return None if row is None else checkpoint_from_row(row, self._payloads)
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:

@@ -6,13 +6,13 @@ its lease changes nothing and gets `LeaseLost`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Float, case, delete, func, literal, null, or_, select, update
+from sqlalchemy import ColumnElement, Float, case, delete, func, literal, null, or_, select, update
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
@@ -20,19 +20,22 @@ from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost
-from orchestrator_state.mapping import Columns
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
     FENCE,
     FIND_RUN,
+    FIRST_CONTEXT_KEPT,
     PRUNE,
     commit_update,
+    digested_at,
     fenced_update,
     step_upsert,
 )
-from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF, insert_checkpoint
+from orchestrator_state.sealing import SEALED_STEP_COLUMNS, Columns, Opener, seal_step, seal_workflow, signal_identity
+from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF, insert_checkpoint
 
 _w = workflow_states.c
 _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
@@ -71,7 +74,7 @@ class RunNames:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """A step as a run commits it; payloads encoded."""
+    """A step as a run commits it; payloads encoded, and with their digests once they are sealed."""
 
     step_id: str
     position: int
@@ -82,6 +85,9 @@ class StepRecord:
     error: str | None
     retry_count: int
     context_patch: str | None = None
+    outputs_digest: str | None = None
+    error_digest: str | None = None
+    context_patch_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +96,7 @@ class CheckpointRecord:
     step_id: str
     timestamp: datetime
     snapshot: str
+    snapshot_digest: str
     keep: int
 
 
@@ -98,18 +105,27 @@ class FoldedContext:
     """The whole context, with the patches of the steps up to `position` in it."""
 
     context: str
+    context_digest: str
     position: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunChange:
-    """What one commit of a run writes; `context` only if the step did more to it than append."""
+    """What one commit of a run writes, payloads sealed; `context` only if the step did more to it than append."""
 
     lease: Lease
     step: StepRecord
     context: FoldedContext | None = None
     checkpoint: CheckpointRecord | None = None
     consumed_signal: UUID | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """A message that waits for its run; `payload` is JSON."""
+
+    id: UUID
+    payload: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,7 +161,8 @@ class RunRepository(Repository):
                 "lease_token": 1,
                 "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
             }
-        row = columns | lease | {"namespace": self._namespace, "version": 1}
+        row = seal_workflow(self._payloads, columns["id"], columns) | lease
+        row |= {"namespace": self._namespace, "version": 1, "digested_at": columns["updated_at"]}
         created = await self._execute(
             conflict_aware_insert(self._dialect, workflow_states)
             .values(row)
@@ -281,7 +298,11 @@ class RunRepository(Repository):
         statement = commit_update(folds_context=fold is not None, makes_checkpoint=change.checkpoint is not None)
         parameters = _fence(lease) | {"new_updated_at": utc_now()}
         if fold is not None:
-            parameters |= {"new_context": fold.context, "new_context_position": fold.position}
+            parameters |= {
+                "new_context": fold.context,
+                "new_context_digest": fold.context_digest,
+                "new_context_position": fold.position,
+            }
         row = (await self._execute(statement, parameters)).first()
         if row is None:
             raise lease_lost(lease)
@@ -304,7 +325,11 @@ class RunRepository(Repository):
             step_states.c.status == "completed",
         )
         row = (await self._execute(query)).first()
-        return None if row is None else step_record(row)
+        if row is None:
+            return None
+        # Whatever was out of date when the run was loaded has been written anew.
+        opener = Opener(self._payloads, workflow_state_id, outdated=False)
+        return step_record(row, opener.step_row(row))
 
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
@@ -345,7 +370,7 @@ class RunRepository(Repository):
         await self._execute(
             update(step_states)
             .where(step_states.c.workflow_state_id == lease.workflow_state_id)
-            .values(context_patch=None)
+            .values(context_patch=None, context_patch_digest=None)
         )
 
     async def fold_context(self, lease: Lease, context: str, position: int) -> None:
@@ -361,19 +386,37 @@ class RunRepository(Repository):
             )
         )
         for step in steps:
-            await self._write_step(lease.workflow_state_id, step)
+            await self._write_step(lease.workflow_state_id, self._sealed(lease.workflow_state_id, step))
+
+    async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
+        """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
+        now = utc_now()
+        await self._write_fenced(lease, columns | {"updated_at": now, "digested_at": now})
+        for step in steps:
+            sealed = self._sealed(lease.workflow_state_id, step)
+            await self._execute(
+                update(step_states)
+                .where(
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == step.step_id
+                )
+                .values({name: getattr(sealed, name) for name in SEALED_STEP_COLUMNS})
+            )
 
     # --- signals, requests, lineage ------------------------------------------------------------------------------
 
-    async def next_signal(self, workflow_state_id: UUID, name: str) -> Any:
-        """The oldest signal of that name: (id, payload), or None."""
+    async def next_signal(self, workflow_state_id: UUID, name: str) -> Signal | None:
+        """The oldest signal of that name."""
         query = (
-            select(signals.c.id, signals.c.payload)
+            select(signals.c.id, signals.c.payload, signals.c.payload_digest)
             .where(signals.c.workflow_state_id == workflow_state_id, signals.c.name == name)
             .order_by(signals.c.seq)
             .limit(1)
         )
-        return (await self._execute(query)).first()
+        row = (await self._execute(query)).first()
+        if row is None:
+            return None
+        identity, path = signal_identity(workflow_state_id, row.id), f"signal {name!r}"
+        return Signal(id=row.id, payload=self._payloads.open(row.payload, row.payload_digest, identity, path))
 
     async def has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:
         query = select(signals.c.id).where(
@@ -405,13 +448,15 @@ class RunRepository(Repository):
             query = select(_w.status).where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             status: str | None = (await self._execute(query)).scalar()
             return status
+        sealed = self._payloads.seal(payload, signal_identity(workflow_state_id, signal_id))
         await self._execute(
             conflict_aware_insert(self._dialect, signals)
             .values(
                 id=signal_id,
                 workflow_state_id=workflow_state_id,
                 name=name,
-                payload=payload,
+                payload=sealed.text,
+                payload_digest=sealed.digest,
                 sent_at=utc_now(),
                 seq=row.signal_seq,
             )
@@ -444,16 +489,18 @@ class RunRepository(Repository):
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
         """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more."""
+        now = utc_now()
         await self._execute(
             update(workflow_states)
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             .values(
-                columns
+                seal_workflow(self._payloads, workflow_state_id, columns)
                 | _RELEASED
                 | {
                     "version": _w.version + 1,
                     "lease_token": _w.lease_token + 1,
-                    "updated_at": utc_now(),
+                    "updated_at": now,
+                    "digested_at": _digested_at(now),
                     "request": None,
                 }
             )
@@ -463,28 +510,8 @@ class RunRepository(Repository):
 
     async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
         """Write where a fork came from, and copy how its steps changed the context."""
-        sources = workflow_states.alias("sources").c
-        original = select(func.coalesce(sources.initial_context, sources.context)).where(sources.id == source)
-        await self._execute(
-            update(workflow_states)
-            .where(_w.id == fork_id)
-            .values(forked_from_id=source, forked_from_seq=seq, initial_context=original.scalar_subquery())
-        )
-        theirs = step_states.alias("theirs")
-        patch = select(theirs.c.context_patch).where(
-            theirs.c.workflow_state_id == source, theirs.c.step_id == step_states.c.step_id
-        )
-        position = select(theirs.c.position).where(
-            theirs.c.workflow_state_id == source, theirs.c.step_id == step_states.c.step_id
-        )
-        await self._execute(
-            update(step_states)
-            .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id.in_(sorted(step_ids)))
-            .values(
-                context_patch=patch.scalar_subquery(),
-                position=func.coalesce(position.scalar_subquery(), step_states.c.position),
-            )
-        )
+        lineage = {"forked_from_id": source, "forked_from_seq": seq}
+        await self._copy_context_history(fork_id, source, step_ids, lineage)
         last = select(func.max(step_states.c.position)).where(step_states.c.workflow_state_id == fork_id)
         await self._execute(
             update(workflow_states)
@@ -493,13 +520,36 @@ class RunRepository(Repository):
         )
         await self._announce()
 
+    async def _copy_context_history(
+        self, fork_id: UUID, source: UUID, step_ids: Collection[str], columns: Columns
+    ) -> None:
+        """Through here and not inside the database: a payload is bound to the row that it is in."""
+        of_source = select(workflow_states, OUTDATED).where(_w.id == source)
+        row = (await self._execute(of_source)).first()
+        if row is None:
+            return
+        opener = Opener(self._payloads, source, outdated=row.outdated)
+        if row.initial_context is None:
+            first = opener.workflow("context", row.context, row.context_digest)
+        else:
+            first = opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
+        columns = columns | seal_workflow(self._payloads, fork_id, {"initial_context": first})
+        await self._execute(update(workflow_states).where(_w.id == fork_id).values(columns))
+        steps = select(step_states).where(
+            step_states.c.workflow_state_id == source, step_states.c.step_id.in_(sorted(step_ids))
+        )
+        for step in await self._execute(steps):
+            patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
+            sealed = seal_step(self._payloads, fork_id, step.step_id, {"context_patch": patch})
+            await self._execute(
+                update(step_states)
+                .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id == step.step_id)
+                .values(sealed | {"position": step.position})
+            )
+
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
         """Before the context is replaced: a resumed handler starts with the first one."""
-        await self._execute(
-            update(workflow_states)
-            .where(_w.id == workflow_state_id)
-            .values(initial_context=func.coalesce(_w.initial_context, _w.context))
-        )
+        await self._execute(update(workflow_states).where(_w.id == workflow_state_id).values(FIRST_CONTEXT_KEPT))
 
     async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
         """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""
@@ -522,7 +572,7 @@ class RunRepository(Repository):
             await announce(self._session, self._namespace)
 
     async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
-        columns = columns | {"updated_at": utc_now()}
+        columns = {"updated_at": utc_now()} | seal_workflow(self._payloads, lease.workflow_state_id, columns)
         statement = fenced_update(frozenset(columns))
         written = await self._execute(statement, _fence(lease) | _prefixed(columns))
         if rowcount(written) == 0:
@@ -530,7 +580,11 @@ class RunRepository(Repository):
 
     # --- parts ---------------------------------------------------------------------------------------------------
 
+    def _sealed(self, workflow_state_id: UUID, step: StepRecord) -> StepRecord:
+        return sealed_step(self._payloads, workflow_state_id, step)
+
     def _taken_by(self, owner: Owner) -> Columns:
+        now = utc_now()
         return {
             "status": WorkflowStatus.RUNNING.value,
             "lease_owner": owner.id,
@@ -541,9 +595,11 @@ class RunRepository(Repository):
             "attempts": _w.attempts + case((_w.lease_expires_at.is_not(None), 1), else_=0),
             "wake_at": None,
             "error": None,
+            "error_digest": None,
             "completed_at": None,
             "version": _w.version + 1,
-            "updated_at": utc_now(),
+            "updated_at": now,
+            "digested_at": _digested_at(now),
         }
 
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
@@ -557,6 +613,7 @@ class RunRepository(Repository):
             "step_id": checkpoint.step_id,
             "timestamp": checkpoint.timestamp,
             "snapshot": checkpoint.snapshot,
+            "snapshot_digest": checkpoint.snapshot_digest,
             "seq": seq,
         }
         await self._execute(insert_checkpoint(self._dialect), row)
@@ -572,19 +629,29 @@ def lease_lost(lease: Lease) -> LeaseLost:
     )
 
 
-def step_record(row: Any) -> StepRecord:
-    """A row of `step_states` as a record; what older software left NULL is filled in."""
+def step_record(row: Any, texts: Mapping[str, str | None]) -> StepRecord:
+    """A row of `step_states` as a record, with its payloads opened; what older software left NULL is filled in."""
     return StepRecord(
         step_id=row.step_id,
         position=row.position,
         status=row.status,
         started_at=row.started_at,
         completed_at=row.completed_at,
-        outputs="null" if row.outputs is None else row.outputs,
-        error=row.error,
+        outputs=texts["outputs"] or "null",
+        error=texts["error"],
         retry_count=row.retry_count or 0,
-        context_patch=row.context_patch,
+        context_patch=texts["context_patch"],
     )
+
+
+def sealed_step(payloads: Payloads, workflow_state_id: UUID, step: StepRecord) -> StepRecord:
+    """`step` as it is stored."""
+    columns = {"outputs": step.outputs, "error": step.error, "context_patch": step.context_patch}
+    return replace(step, **seal_step(payloads, workflow_state_id, step.step_id, columns))
+
+
+def _digested_at(now: datetime) -> ColumnElement[datetime | None]:
+    return digested_at(literal(now, _w.updated_at.type))
 
 
 def _fence(lease: Lease) -> Columns:

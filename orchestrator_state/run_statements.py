@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Executable, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, case, delete, func, or_, select, update
 from sqlalchemy.sql import Update
 
 from orchestrator_state.database_time import database_now
@@ -23,6 +24,17 @@ FENCE: Final = (
 )
 
 
+FIRST_CONTEXT_KEPT: Final[dict[str, Any]] = {
+    "initial_context": func.coalesce(_w.initial_context, _w.context),
+    "initial_context_digest": case((_w.initial_context.is_(None), _w.context_digest), else_=_w.initial_context_digest),
+}
+
+
+def digested_at(updated_at: ColumnElement[datetime]) -> ColumnElement[datetime | None]:
+    """What `digested_at` becomes with `updated_at`, where not all payloads of the workflow are written anew."""
+    return case((_w.digested_at == _w.updated_at, updated_at), else_=_w.digested_at)
+
+
 @cache
 def fenced_update(columns: frozenset[str]) -> Update:
     """UPDATE the run's row under its lease; each of `columns` is a parameter of its name with `new_` before it.
@@ -31,14 +43,18 @@ def fenced_update(columns: frozenset[str]) -> Update:
     """
     values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
     if "context" in columns and "initial_context" not in columns:
-        values["initial_context"] = func.coalesce(_w.initial_context, _w.context)
+        values |= FIRST_CONTEXT_KEPT
+    if "digested_at" not in columns:
+        values["digested_at"] = digested_at(bindparam("new_updated_at", type_=_w.updated_at.type))
     return update(workflow_states).where(*FENCE).values(values | {"version": _w.version + 1})
 
 
 @cache
 def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
     """UPDATE the run's row for a step's commit; returns (request, checkpoint_seq)."""
-    columns = {"updated_at", "context", "context_position"} if folds_context else {"updated_at"}
+    columns = {"updated_at"}
+    if folds_context:
+        columns |= {"context", "context_digest", "context_position"}
     values: dict[str, Any] = {}
     if makes_checkpoint:
         values["checkpoint_seq"] = _w.checkpoint_seq + 1

@@ -66,6 +66,10 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _workflow.version,
         _absent(_step.context_patch),
         _workflow.context_position,
+        _workflow.context_digest,
+        _workflow.error_digest,
+        _absent(_step.context_patch_digest),
+        _workflow.digested_at,
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -79,6 +83,10 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _step.position,
         *(null() for _ in range(5)),
         _step.context_patch,
+        null(),
+        _step.outputs_digest,
+        _step.error_digest,
+        _step.context_patch_digest,
         null(),
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
@@ -125,7 +133,12 @@ CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bind
 CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id)
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
-_STEPS: Final = select(step_states).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+# Whether software that knows no digests has written to the workflow since they were made.
+OUTDATED: Final = _workflow.digested_at.is_distinct_from(_workflow.updated_at).label("outdated")
+
+_STEPS: Final = (
+    select(step_states, OUTDATED).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+)
 STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(
     _step.position, _step.step_id
 )
@@ -177,7 +190,8 @@ def upsert_step(dialect: str) -> Insert:
     insert = conflict_aware_insert(dialect, step_states)
     key = ["workflow_state_id", "step_id"]
     # What a run's step did to the context stays with the step, whatever else is saved of it.
-    replaced = {column.name: column for column in insert.excluded if column.name not in (*key, "context_patch")}
+    kept = (*key, "context_patch", "context_patch_digest")
+    replaced = {column.name: column for column in insert.excluded if column.name not in kept}
     return insert.on_conflict_do_update(index_elements=key, set_=replaced)
 
 

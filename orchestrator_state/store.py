@@ -29,6 +29,7 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.mapping import rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
+from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.runs import Duration, Handler
@@ -62,6 +63,7 @@ class StateStore:
         engine: AsyncEngine | None = None,
         migrate: bool | None = None,
         hook: hooks.Hook | None = None,
+        payloads: Payloads = PLAIN,
         **options: Unpack[Options],
     ) -> Opening:
         """Open a store: `store = await StateStore.open(url)`, or `async with StateStore.open(url) as store`.
@@ -74,6 +76,8 @@ class StateStore:
         `migrate`: bring the schema up to date (True), or only verify it (False). By default an SQLite file is migrated
         and Postgres, or the application's engine, is verified.
 
+        `payloads`: how payloads are written and read, if they are to be compressed or encrypted.
+
         Raises `ConfigurationError` for a URL or option that cannot work, `SchemaOutOfDate` naming the command to run,
         and `StoreUnavailable` within `connect_timeout` if the database cannot be reached.
         """
@@ -81,11 +85,17 @@ class StateStore:
             raise ConfigurationError("give a database or an engine, not both")
         path_or_url = None if database is None else os.fspath(database)
         settings = Settings.load(database_url=path_or_url, **options)
-        return Opening(lambda: cls._open(settings, engine, migrate=migrate, hook=hook))
+        return Opening(lambda: cls._open(settings, engine, migrate=migrate, hook=hook, payloads=payloads))
 
     @classmethod
     async def _open(
-        cls, settings: Settings, engine: AsyncEngine | None, *, migrate: bool | None, hook: hooks.Hook | None
+        cls,
+        settings: Settings,
+        engine: AsyncEngine | None,
+        *,
+        migrate: bool | None,
+        hook: hooks.Hook | None,
+        payloads: Payloads,
     ) -> Self:
         database = adopt_engine(engine, settings) if engine else open_database(settings)
         try:
@@ -100,11 +110,16 @@ class StateStore:
         except BaseException:
             await database.close()
             raise
-        return cls(Transactions(database, settings), hook or hooks.Silence())
+        return cls(Transactions(database, settings, payloads), hook or hooks.Silence())
 
     @property
     def namespace(self) -> str:
         return self._settings.namespace
+
+    @property
+    def payloads(self) -> Payloads:
+        """How this store writes and reads payloads, for a `UnitOfWork` of the application's own."""
+        return self._transactions.payloads
 
     async def close(self) -> None:
         """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.engine import Database
 from orchestrator_state.errors import ConfigurationError, Conflict, StoreUnavailable
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -21,9 +22,10 @@ Work = Callable[[UnitOfWork], Awaitable[_Result]]
 class Transactions:
     """The way to the database for everything above the unit of work: one namespace of one open store."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, payloads: Payloads) -> None:
         self.database = database
         self.settings = settings
+        self.payloads = payloads
         self._closed = False
 
     async def close(self) -> None:
@@ -86,7 +88,9 @@ class Transactions:
         await while_transient(attempt, self.settings.retry_timeout)
 
     def _unit(self, session: AsyncSession) -> UnitOfWork:
-        return UnitOfWork(session, namespace=self.settings.namespace, schema=self.settings.db_schema)
+        return UnitOfWork(
+            session, namespace=self.settings.namespace, schema=self.settings.db_schema, payloads=self.payloads
+        )
 
     def _require_open(self) -> None:
         if self._closed:

@@ -1,0 +1,108 @@
+"""What the rows of a claimed run hold: opened, and checked for damage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+from orchestrator_state.codecs import decode
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, split
+from orchestrator_state.run_repository import StepRecord, step_record
+from orchestrator_state.sealing import Opener
+
+# What does not decrypt is not among them: taken for damage, a step under another key would run again.
+_DAMAGE: Final = (CorruptPayload, InvalidPayload)
+# What has no digest shows its damage only when it is parsed.
+_STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
+    "outputs": lambda text: decode(text, "outputs"),
+    "error": lambda _: None,
+    "context_patch": Patch.from_json,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recorded:
+    """A run's rows, opened as far as they open. None: it cannot be read."""
+
+    id: UUID
+    context: str | None
+    initial: str | None
+    """The context that the run started with."""
+    was_overwritten: bool
+    """Whether `initial` has a column of its own. Until the context is written over, it is the first one."""
+    context_position: int
+    steps: Sequence[StepRecord]
+    damaged: Mapping[str, frozenset[str]]
+    """Columns that cannot be read, by step."""
+    outdated: bool
+    """Software that knows no digests has written to the run since they were made."""
+
+    @property
+    def is_sound(self) -> bool:
+        return self.context is not None and self.initial is not None and not self.damaged
+
+    def history(self) -> tuple[ContextHistory, Encoded]:
+        """The context's way through the steps whose patch can be read, and where it has led to."""
+        if self.context is None or self.initial is None:
+            raise CorruptPayload("the stored context cannot be read", path="context")
+        patches = patches_of(self.steps)
+        stored = split(self.context, "context")
+        effective = apply_all(stored, (patches[at] for at in sorted(patches) if at > self.context_position))
+        return ContextHistory(self.initial, effective, patches), effective
+
+
+def open_rows(row: Any, step_rows: Sequence[Any], payloads: Payloads) -> Recorded:
+    """Open the run's row and its steps'. Raises `PayloadError` for what is no damage, such as another key."""
+    opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+    damaged: dict[str, frozenset[str]] = {}
+    steps = [_step(step, opener, damaged) for step in step_rows]
+    was_overwritten = row.initial_context is not None or row.initial_context_digest is not None
+    context = initial = _object(opener, "context", row.context, row.context_digest)
+    if was_overwritten:
+        initial = _object(opener, "initial_context", row.initial_context, row.initial_context_digest)
+    return Recorded(
+        id=row.id,
+        context=context,
+        initial=initial,
+        was_overwritten=was_overwritten,
+        context_position=row.context_position,
+        steps=steps,
+        damaged=damaged,
+        outdated=opener.outdated,
+    )
+
+
+def patches_of(steps: Sequence[StepRecord]) -> dict[int, Patch]:
+    """How each step changed the context, by position."""
+    return {step.position: Patch.from_json(step.context_patch) for step in steps if step.context_patch}
+
+
+def _object(opener: Opener, column: str, text: str | None, digest: str | None) -> str | None:
+    try:
+        opened = opener.workflow(column, text, digest)
+        split(opened or "", column)
+    except _DAMAGE:
+        return None
+    return opened
+
+
+def _step(row: Any, opener: Opener, damaged: dict[str, frozenset[str]]) -> StepRecord:
+    """The row as a record; what of it cannot be read is noted in `damaged`, and is None in the record."""
+    texts: dict[str, str | None] = {}
+    unreadable: set[str] = set()
+    for column, check in _STEP_CHECKS.items():
+        digest = getattr(row, f"{column}_digest")
+        try:
+            texts[column] = text = opener.step(row.step_id, column, getattr(row, column), digest)
+            if text is not None and (digest is None or opener.outdated):
+                check(text)
+        except _DAMAGE:
+            texts[column] = None
+            unreadable.add(column)
+    if unreadable:
+        damaged[row.step_id] = frozenset(unreadable)
+    return step_record(row, texts)

@@ -1,0 +1,92 @@
+"""Which columns hold payloads, and what each of them is bound to.
+
+A payload's identity names its row and column. It is part of the digest and of what encryption authenticates, so that
+a value that was moved to another place does not open there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+from uuid import UUID
+
+from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.payloads import Payloads
+
+Columns = dict[str, Any]
+
+# The first context is kept by copying `context` inside the database, so both columns have one identity.
+_WORKFLOW_PAYLOADS: Final = {"context": "context", "initial_context": "context", "result": "result", "error": "error"}
+_STEP_PAYLOADS: Final = ("outputs", "error", "context_patch")
+SEALED_STEP_COLUMNS: Final = tuple(name for column in _STEP_PAYLOADS for name in (column, f"{column}_digest"))
+
+
+def workflow_identity(workflow_state_id: UUID, column: str) -> str:
+    return f"workflow_states/{workflow_state_id}/{_WORKFLOW_PAYLOADS[column]}"
+
+
+def step_identity(workflow_state_id: UUID, step_id: str, column: str) -> str:
+    return f"step_states/{workflow_state_id}/{step_id}/{column}"
+
+
+def checkpoint_identity(workflow_state_id: UUID, checkpoint_id: UUID) -> str:
+    return f"checkpoints/{workflow_state_id}/{checkpoint_id}/snapshot"
+
+
+def signal_identity(workflow_state_id: UUID, signal_id: UUID) -> str:
+    return f"signals/{workflow_state_id}/{signal_id}/payload"
+
+
+def seal_workflow(payloads: Payloads, workflow_state_id: UUID, columns: Mapping[str, Any]) -> Columns:
+    """`columns` as they are stored: payloads sealed, their digests beside them."""
+    sealed = dict(columns)
+    for column in _WORKFLOW_PAYLOADS.keys() & columns.keys():
+        _seal(payloads, sealed, column, workflow_identity(workflow_state_id, column))
+    return sealed
+
+
+def seal_step(payloads: Payloads, workflow_state_id: UUID, step_id: str, columns: Mapping[str, Any]) -> Columns:
+    sealed = dict(columns)
+    for column in _STEP_PAYLOADS:
+        if column in columns:
+            _seal(payloads, sealed, column, step_identity(workflow_state_id, step_id, column))
+    return sealed
+
+
+def _seal(payloads: Payloads, columns: Columns, column: str, identity: str) -> None:
+    digest = None
+    if columns[column] is not None:
+        columns[column], digest = payloads.seal(columns[column], identity)
+    columns[f"{column}_digest"] = digest
+
+
+class Opener:
+    """Opens the payloads of one workflow's rows. Raises `PayloadError`.
+
+    `outdated`: software that knows no digests has written to the workflow since they were made.
+    """
+
+    def __init__(self, payloads: Payloads, workflow_state_id: UUID, *, outdated: bool) -> None:
+        self.outdated: Final = outdated
+        self._payloads = payloads
+        self._id = workflow_state_id
+
+    def workflow(self, column: str, text: str | None, digest: str | None) -> str | None:
+        return self._open(text, digest, workflow_identity(self._id, column), column)
+
+    def step(self, step_id: str, column: str, text: str | None, digest: str | None) -> str | None:
+        return self._open(text, digest, step_identity(self._id, step_id, column), f"steps[{step_id!r}].{column}")
+
+    def step_row(self, row: Any) -> dict[str, str | None]:
+        """The payloads of a row of `step_states` by column."""
+        return {
+            column: self.step(row.step_id, column, getattr(row, column), getattr(row, f"{column}_digest"))
+            for column in _STEP_PAYLOADS
+        }
+
+    def _open(self, text: str | None, digest: str | None, identity: str, path: str) -> str | None:
+        if text is not None:
+            return self._payloads.open(text, digest, identity, path, outdated=self.outdated)
+        if digest is not None and not self.outdated:
+            raise CorruptPayload(f"the stored {path} is gone, but not its digest", path=path)
+        return None
