@@ -2,6 +2,7 @@
 
 import json
 import sys
+import tracemalloc
 from random import Random
 
 import pytest
@@ -69,6 +70,17 @@ def test_a_bomb_is_refused_at_the_limit() -> None:
     assert len(Zstd(max_bytes=1_000_001).decode(encoded, NAME, "")) == 1_000_001
     with pytest.raises(PayloadTooLarge, match="more than 1000000 bytes"):
         Zstd(max_bytes=1_000_000).decode(encoded, NAME, "")
+
+
+def test_a_bomb_does_not_take_more_memory_than_the_limit() -> None:
+    encoded = compressed(b"\0" * 64_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadTooLarge):
+            Zstd(max_bytes=1_000_000).decode(encoded, NAME, "")
+        assert tracemalloc.get_traced_memory()[1] < 8_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_bomb_is_a_payload_too_large_with_its_path() -> None:
