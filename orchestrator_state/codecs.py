@@ -16,7 +16,12 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadToo
 MAX_DEPTH: Final = 100
 MAX_BYTES: Final = 16 * 1024 * 1024
 # A snapshot holds a whole state: the context and each output some levels down, and all of them together.
-MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + 4
+SNAPSHOT_LEVELS: Final = 4
+# What the settings allow. Postgres takes a value of up to 1 GiB, and an encrypted one is a third longer than its JSON;
+# the decoder recurses.
+MOST_BYTES: Final = 512 * 1024 * 1024
+MOST_DEPTH: Final = 500
+MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + SNAPSHOT_LEVELS
 MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 # CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
 MAX_INTEGER_DIGITS: Final = 4300
@@ -49,8 +54,8 @@ def decode(text: str, path: str) -> Any:
 
 
 def copied(value: Any, path: str) -> Any:
-    """Return an independent copy of a JSON value. Raises like `encode`."""
-    return decode(encode(value, path), path)
+    """Return an independent copy of a JSON value. Raises like `encode`, with the widest limits that there may be."""
+    return decode(encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH), path)
 
 
 def check_text(text: str, path: str) -> None:

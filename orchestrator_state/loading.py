@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,9 +10,10 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.codecs import encode
-from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState
+from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord
@@ -56,7 +57,7 @@ async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -
 async def _fall_back(transactions: Transactions, recorded: Recorded, lease: Lease, hook: hooks.Hook) -> LoadedRun:
     """Put the checkpoint's steps in the place of damaged ones, and find a context. What is not found runs again."""
     snapshot, seq = await _newest_sound_snapshot(transactions, recorded.id)
-    mended = _mended(recorded, {} if snapshot is None else snapshot.steps, seq)
+    mended = _mended(recorded, snapshot, seq, transactions.payloads)
     history, effective = _found_context(recorded, mended, snapshot)
     position = max((step.position for step in mended), default=-1)
     starts_anew = history.was_edited or recorded.initial is None
@@ -98,8 +99,11 @@ async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint |
     return await uow.checkpoints.find(checkpoint_id)
 
 
-def _mended(recorded: Recorded, known: Mapping[str, StepState], seq: int | None) -> list[StepRecord]:
+def _mended(
+    recorded: Recorded, snapshot: WorkflowState | None, seq: int | None, payloads: Payloads
+) -> list[StepRecord]:
     """The steps; damaged ones as the checkpoint knows them, else to be run again. Their `error` tells which it was."""
+    known = {} if snapshot is None else snapshot.steps
     mended = []
     for step in recorded.steps:
         unreadable = recorded.damaged.get(step.step_id)
@@ -108,7 +112,7 @@ def _mended(recorded: Recorded, known: Mapping[str, StepState], seq: int | None)
         elif unreadable == {"error"}:
             mended.append(replace(step, error="what was recorded here was damaged"))
         elif step.step_id in known:
-            columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]")
+            columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)
             mended.append(replace(step, **columns | {"error": f"was damaged, and taken from checkpoint {seq}"}))
         else:
             mended.append(

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import MAX_SNAPSHOT_BYTES, MAX_SNAPSHOT_DEPTH, decode, encode
+from orchestrator_state.codecs import decode
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
 from orchestrator_state.payloads import Payloads
@@ -51,7 +51,7 @@ class StateRow(NamedTuple):
     digested_at: Any
 
 
-def workflow_columns(state: WorkflowState) -> Columns:
+def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
     """The columns of `state` that a save may write; `id`, `namespace` and `version` are the statement's."""
     return {
         "workflow_id": state.workflow_id,
@@ -61,17 +61,17 @@ def workflow_columns(state: WorkflowState) -> Columns:
         "started_at": state.started_at,
         "updated_at": state.updated_at,
         "completed_at": state.completed_at,
-        "context": encode(state.context, "context"),
+        "context": payloads.encode(state.context, "context"),
         "error": state.error,
     }
 
 
-def step_columns(step: StepState, path: str) -> Columns:
+def step_columns(step: StepState, path: str, payloads: Payloads) -> Columns:
     return {
         "status": _plain(step.status),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
-        "outputs": encode(step.outputs, f"{path}.outputs"),
+        "outputs": payloads.encode(step.outputs, f"{path}.outputs"),
         "error": step.error,
         "retry_count": step.retry_count,
     }
@@ -91,7 +91,7 @@ def _plain(status: object) -> object:
     return status.value if isinstance(status, WorkflowStatus | StepStatus) else status
 
 
-def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
+def all_step_columns(state: WorkflowState, payloads: Payloads) -> dict[str, Columns]:
     """The columns of every step by step id. Raises `InvalidPayload` for a key that is not its step's id."""
     columns: dict[str, Columns] = {}
     if not isinstance(state.steps, dict):
@@ -102,8 +102,13 @@ def all_step_columns(state: WorkflowState) -> dict[str, Columns]:
             raise InvalidPayload(f"{path} is a {type(step).__name__}, not a StepState", path=path)
         if key != step.step_id:
             raise InvalidPayload(f"{path} holds the step {step.step_id!r}; key and step_id must agree", path=path)
-        columns[key] = step_columns(step, path)
+        columns[key] = step_columns(step, path, payloads)
     return columns
+
+
+def payload_bytes(columns: Columns, steps: Mapping[str, Columns]) -> int:
+    """How much JSON a workflow holds."""
+    return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
 
 
 def states_from_rows(rows: Iterable[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
@@ -127,21 +132,21 @@ def loaded_from(state: WorkflowState) -> SavedRows:
     return state._saved
 
 
-def rebase(state: WorkflowState, live: WorkflowState) -> None:
+def rebase(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> None:
     """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer."""
     base = loaded_from(live)
     state.version = live.version
-    if equals_stored(state, live):
+    if equals_stored(state, live, payloads):
         state.updated_at = live.updated_at  # saving it writes nothing
     # As if `updated_at` were unmoved: saving an older state is an update of today.
     state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
 
 
-def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
+def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> bool:
     """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
     stored = loaded_from(live)
-    mine = workflow_columns(state) | {"updated_at": live.updated_at}
-    return mine == stored.workflow and all_step_columns(state) == stored.steps
+    mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
+    return mine == stored.workflow and all_step_columns(state, payloads) == stored.steps
 
 
 def snapshot_of(state: WorkflowState) -> WorkflowState:
@@ -161,7 +166,7 @@ def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
 
 def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     check_fields(checkpoint)
-    text = encode(checkpoint.snapshot, "snapshot", max_depth=MAX_SNAPSHOT_DEPTH, max_bytes=MAX_SNAPSHOT_BYTES)
+    text = payloads.encode_snapshot(checkpoint.snapshot)
     sealed = payloads.seal(text, checkpoint_identity(checkpoint.workflow_state_id, checkpoint.id))
     return {
         "id": checkpoint.id,

@@ -14,14 +14,18 @@ import base64
 import binascii
 import re
 from collections.abc import Iterable, Sequence
+from copy import copy
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
+from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, SNAPSHOT_LEVELS, encode
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,
     InvalidPayload,
     PayloadError,
+    PayloadTooLarge,
     UnknownCodec,
     UnprotectedPayload,
 )
@@ -71,6 +75,17 @@ class Sealed(NamedTuple):
     digest: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The largest that is stored: bytes of JSON in a payload, bytes in a workflow's payloads together, levels of
+    containers in a payload, and steps in a workflow."""
+
+    payload_bytes: int = MAX_BYTES
+    workflow_bytes: int = MAX_SNAPSHOT_BYTES
+    depth: int = MAX_DEPTH
+    steps: int = 100_000
+
+
 class Payloads:
     """How payloads are written and read: the chain of codecs, and whether payloads written without it are refused.
 
@@ -85,6 +100,40 @@ class Payloads:
         self._by_name = _by_name([*self._chain, *((_checked_tag(codec), codec) for codec in readers)])
         self._protecting = [tag for tag, codec in self._chain if _encodes_everything(tag, codec)]
         self._strict = strict
+        self.limits = Limits()
+
+    def within(self, limits: Limits) -> Payloads:
+        """Return these payloads under other limits."""
+        limited = copy(self)
+        limited.limits = limits
+        return limited
+
+    def encode(self, value: Any, path: str) -> str:
+        """Return the canonical JSON text of a value within the limits. Raises `InvalidPayload`, `PayloadTooLarge`."""
+        return encode(value, path, max_bytes=self.limits.payload_bytes, max_depth=self.limits.depth)
+
+    def encode_snapshot(self, value: Any) -> str:
+        """Like `encode`, for a value that may hold a whole workflow: its payloads, some levels down."""
+        depth = self.limits.depth + SNAPSHOT_LEVELS
+        return encode(value, "snapshot", max_bytes=self.limits.workflow_bytes, max_depth=depth)
+
+    def check_size(self, payload_bytes: int, steps: int) -> None:
+        """Raise `PayloadTooLarge` for a workflow of so many bytes of payload, or of so many steps."""
+        limits = self.limits
+        if steps > limits.steps:
+            raise PayloadTooLarge(
+                f"the workflow has {steps} steps, over the limit of {limits.steps}; start another, such as a child run",
+                path="steps",
+                expected=limits.steps,
+                found=steps,
+            )
+        if payload_bytes > limits.workflow_bytes:
+            raise PayloadTooLarge(
+                f"the workflow's payloads are {payload_bytes} bytes, over the limit of {limits.workflow_bytes}",
+                path="workflow",
+                expected=limits.workflow_bytes,
+                found=payload_bytes,
+            )
 
     def seal(self, text: str, identity: str) -> Sealed:
         """Return how `text` is stored as the payload `identity` names.

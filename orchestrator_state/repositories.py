@@ -34,6 +34,7 @@ from orchestrator_state.mapping import (
     checkpoint_columns,
     checkpoint_from_row,
     loaded_from,
+    payload_bytes,
     states_from_rows,
     step_from_row,
     workflow_columns,
@@ -129,8 +130,9 @@ class WorkflowRepository(Repository):
         `LeaseHeld` if it is a run that a worker owns now;
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
-        columns = workflow_columns(state)
-        steps = all_step_columns(state)
+        columns = workflow_columns(state, self._payloads)
+        steps = all_step_columns(state, self._payloads)
+        self._payloads.check_size(payload_bytes(columns, steps), len(steps))
         known: Mapping[str, Mapping[str, Any]] = state._saved.steps if state._saved is not None else {}
         check_fields(state)
         for step_id, row in steps.items():

@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from orchestrator_state.arguments import as_signal_name, as_uuid
-from orchestrator_state.codecs import encode
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
 from orchestrator_state.mapping import rebase
@@ -25,7 +24,7 @@ class RunControl:
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
         as_signal_name(name)
-        encoded = encode(payload, "payload")
+        encoded = self._transactions.payloads.encode(payload, "payload")
         signal_id = uuid4()
         status = await self._transactions.write(lambda uow: uow.runs.send_signal(target, signal_id, name, encoded))
         if status is None:
@@ -106,7 +105,7 @@ class RunControl:
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             await uow.runs.keep_initial_context(row.id)
-            rebase(state, await uow.workflows.get(row.id))
+            rebase(state, await uow.workflows.get(row.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save(state)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, MOST_BYTES, MOST_DEPTH
 from orchestrator_state.errors import ConfigurationError
 
 DEFAULT_DATABASE = "./workflows.db"
@@ -51,6 +52,10 @@ class Options(TypedDict, total=False):
     checkpoint_every: int | None
     lease_term: timedelta | None
     max_attempts: int | None
+    max_payload_bytes: int | None
+    max_workflow_bytes: int | None
+    max_depth: int | None
+    max_steps: int | None
 
 
 class Settings(BaseSettings):
@@ -95,6 +100,15 @@ class Settings(BaseSettings):
     """How long a worker that cannot be asked is believed to be alive."""
     max_attempts: int = Field(default=10, ge=1)
     """How often a run is taken over from vanished workers before it is marked failed."""
+
+    max_payload_bytes: int = Field(default=MAX_BYTES, ge=1024, le=MOST_BYTES)
+    """Longest JSON of a context, an output, a result, a signal."""
+    max_workflow_bytes: int = Field(default=MAX_SNAPSHOT_BYTES, ge=1024, le=MOST_BYTES)
+    """Longest of all payloads of a workflow together, and of a snapshot."""
+    max_depth: int = Field(default=MAX_DEPTH, ge=1, le=MOST_DEPTH)
+    """Most levels of lists and dicts in a payload."""
+    max_steps: int = Field(default=100_000, ge=1)
+    """Most steps of a workflow."""
 
     @model_validator(mode="after")
     def _pool_bounds(self) -> Self:

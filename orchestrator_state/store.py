@@ -15,7 +15,6 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import hooks, schema
 from orchestrator_state.arguments import as_duration, as_stored_name
-from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import adopt_engine, open_database
@@ -29,7 +28,7 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.mapping import rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
-from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.runs import Duration, Handler
@@ -110,7 +109,7 @@ class StateStore:
         except BaseException:
             await database.close()
             raise
-        return cls(Transactions(database, settings, payloads), hook or hooks.Silence())
+        return cls(Transactions(database, settings, payloads.within(_limits(settings))), hook or hooks.Silence())
 
     @property
     def namespace(self) -> str:
@@ -214,7 +213,7 @@ class StateStore:
         restored = WorkflowState.from_snapshot(checkpoint.snapshot)
         if restored.id != live.id:
             raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
-        rebase(restored, live)
+        rebase(restored, live, self.payloads)
         return restored
 
     async def delete_old_states(self, older_than: datetime) -> int:
@@ -349,7 +348,7 @@ class StateStore:
         given = idempotency_key if workflow_id is None else workflow_id
         if given is not None:
             checked.workflow_id = given
-        encode(context, "context")
+        self.payloads.encode(context, "context")
         return RunRequest(
             name=checked.workflow_name,
             workflow_id=checked.workflow_id,
@@ -357,6 +356,15 @@ class StateStore:
             user_id=user_id,
             idempotency_key=idempotency_key,
         )
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        payload_bytes=settings.max_payload_bytes,
+        workflow_bytes=settings.max_workflow_bytes,
+        depth=settings.max_depth,
+        steps=settings.max_steps,
+    )
 
 
 class Opening:
