@@ -24,7 +24,12 @@
     │   ├── PayloadTooLarge
     │   ├── UnknownCodec
     │   ├── DecryptionFailed
-    │   └── CorruptPayload
+    │   ├── CorruptPayload
+    │   └── SchemaMismatch    a stored payload is of a version or a shape that this code does not read
+    │       ├── UpcasterMissing
+    │       ├── UpcasterFailed
+    │       ├── NewerSchemaVersion
+    │       └── StateMismatch
     └── StoreUnavailable      the only branch that is safe to retry
 
 Each error carries what it is about as attributes. No message holds a payload, a password or a URL.
@@ -33,6 +38,7 @@ Each error carries what it is about as attributes. No message holds a payload, a
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Self
 from uuid import UUID
 
 
@@ -48,6 +54,13 @@ class OrchestratorStateError(Exception):
         self.about = about
         for name, value in about.items():
             setattr(self, name, value)
+
+    def concerning(self, **about: object) -> Self:
+        """Add what the error is about, where the place that raised it could not know. Returns itself."""
+        self.about = about | self.about
+        for name, value in self.about.items():
+            setattr(self, name, value)
+        return self
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.about)
@@ -206,6 +219,41 @@ class CorruptPayload(PayloadError):
     """A stored payload cannot be read back: it was damaged or written by something else."""
 
     path: str
+
+
+class SchemaMismatch(PayloadError):
+    """A stored payload is of a version or a shape that this code does not read; other code may. Nothing was written.
+
+    `workflow_name` is whose schema it is, `path` the payload, `found` its version and `expected` the code's.
+    """
+
+    workflow_name: str
+    path: str
+    found: int
+    expected: int
+    workflow_state_id: UUID | None = None
+
+
+class UpcasterMissing(SchemaMismatch):
+    """The schema has no upcaster from the version `missing` to the next."""
+
+    missing: int
+
+
+class UpcasterFailed(SchemaMismatch):
+    """The upcaster from the version `failed` to the next raised, or returned what cannot be stored."""
+
+    failed: int
+
+
+class NewerSchemaVersion(SchemaMismatch):
+    """The payload was written by newer code."""
+
+
+class StateMismatch(SchemaMismatch):
+    """The application's type does not accept what is stored. `paths` are the places inside it."""
+
+    paths: tuple[str, ...]
 
 
 class StoreUnavailable(OrchestratorStateError):

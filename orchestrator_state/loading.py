@@ -10,10 +10,11 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import Checkpoint, StepState, WorkflowState
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord, step_record
+from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -30,7 +31,7 @@ async def load_history(
     ]
     damaged = tuple(step.step_id for step in steps if not _has_sound_outputs(step) or not _has_sound_patch(step))
     if damaged or not (_is_object(row.context) and _is_object(_initial(row))):
-        snapshot, seq = await _newest_sound_snapshot(transactions, row.id)
+        snapshot, seq = await _newest_sound_snapshot(transactions, row)
         hooks.logger.warning("run %s: damaged steps %s are taken from checkpoint %s", row.id, damaged, seq)
         hooks.tell(hook, hooks.FellBack(workflow_state_id=row.id, step_ids=damaged, seq=seq))
         return await _repaired(transactions, row, lease, steps, damaged, snapshot)
@@ -81,24 +82,23 @@ def _is_object(text: str) -> bool:
         return False
 
 
-async def _newest_sound_snapshot(
-    transactions: Transactions, workflow_state_id: Any
-) -> tuple[WorkflowState | None, int | None]:
-    """The newest checkpoint that holds this workflow's state."""
-    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_ids(workflow_state_id)):
+async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[WorkflowState | None, int | None]:
+    """The newest checkpoint that holds this workflow's state, at the version of its row."""
+    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_ids(row.id)):
         try:
-            checkpoint = await transactions.read(partial(_find_checkpoint, checkpoint_id=checkpoint_id))
-            if checkpoint is not None:
-                state = WorkflowState.from_snapshot(checkpoint.snapshot)
-                if state.id == workflow_state_id:
-                    return state, checkpoint.seq
-        except PayloadError:
+            checkpoint = await transactions.read(
+                partial(_get_checkpoint, checkpoint_id=checkpoint_id, version=row.schema_version or FIRST)
+            )
+            state = WorkflowState.from_snapshot(checkpoint.snapshot)
+            if state.id == row.id:
+                return state, checkpoint.seq
+        except (PayloadError, CheckpointNotFound):
             continue
     return None, None
 
 
-async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint | None:
-    return await uow.checkpoints.find(checkpoint_id)
+async def _get_checkpoint(uow: UnitOfWork, checkpoint_id: UUID, version: int) -> Checkpoint:
+    return await uow.checkpoints.get_as_of(checkpoint_id, version)
 
 
 async def _repaired(
@@ -112,7 +112,7 @@ async def _repaired(
     """Put the checkpoint's steps in the place of damaged ones, and find a context. Without it they are forgotten."""
     known = snapshot.steps if snapshot is not None else {}
     mended = [
-        _from_snapshot(step, known[step.step_id]) if step.step_id in damaged else step
+        _from_snapshot(step, known[step.step_id], row.schema_version) if step.step_id in damaged else step
         for step in steps
         if step.step_id not in damaged or step.step_id in known
     ]
@@ -153,7 +153,9 @@ def _found_context(
     return ContextHistory("{}", effective, {}), effective
 
 
-def _from_snapshot(damaged: StepRecord, step: StepState) -> StepRecord:
+def _from_snapshot(damaged: StepRecord, step: StepState, version: int | None) -> StepRecord:
     columns = step_columns(step, f"steps[{step.step_id!r}]")
     patch = damaged.context_patch if _has_sound_patch(damaged) else None
-    return StepRecord(step_id=step.step_id, position=damaged.position, context_patch=patch, **columns)
+    return StepRecord(
+        step_id=step.step_id, position=damaged.position, context_patch=patch, schema_version=version, **columns
+    )

@@ -16,7 +16,7 @@ from orchestrator_state.run_context import Patch, apply_all, join, split
 
 Columns = dict[str, Any]
 _PlacedStep = tuple[
-    int, str, Columns, StepState, str | None
+    int, str, Columns, StepState, str | None, int | None
 ]  # position and id first: it sorts in the order of first saving
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -47,6 +47,7 @@ class StateRow(NamedTuple):
     version: int
     context_patch: str | None
     context_position: int
+    schema_version: int | None
 
 
 def workflow_columns(state: WorkflowState) -> Columns:
@@ -114,7 +115,8 @@ def states_from_rows(rows: Iterable[Iterable[Any]]) -> list[WorkflowState]:
             workflows.append(row)
         else:
             columns = _saved_step(row)
-            placed = (row.position, row.step_id, columns, _step(row.step_id, columns), row.context_patch)
+            step = _step(row.step_id, columns)
+            placed = (row.position, row.step_id, columns, step, row.context_patch, row.schema_version)
             steps.setdefault(row.state_id, []).append(placed)
     workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
     return [_state(row, steps.get(row.state_id, [])) for row in workflows]
@@ -141,7 +143,13 @@ def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
     """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
     stored = loaded_from(live)
     mine = workflow_columns(state) | {"updated_at": live.updated_at}
-    return mine == stored.workflow and all_step_columns(state) == stored.steps
+    steps = all_step_columns(state)
+    for key, text in stored.shown.items():
+        if key is None:
+            mine["context"] = stored.workflow["context"] if mine["context"] == text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == text:
+            steps[key]["outputs"] = stored.steps[key]["outputs"]
+    return mine == stored.workflow and steps == stored.steps
 
 
 def snapshot_of(state: WorkflowState) -> WorkflowState:
@@ -172,6 +180,7 @@ def checkpoint_columns(checkpoint: Checkpoint) -> Columns:
 
 def checkpoint_from_row(row: Any) -> Checkpoint:
     fields = dict(row._mapping)
+    del fields["schema_version"]
     fields["snapshot"] = decode(row.snapshot, "snapshot")
     return _trusted(Checkpoint, fields)
 
@@ -191,15 +200,16 @@ def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
     }
     saved = SavedRows(
         workflow=columns,
-        steps={step_id: columns for _, step_id, columns, _, _ in steps},
+        steps={step_id: columns for _, step_id, columns, *_ in steps},
         positions={step_id: position for position, step_id, *_ in steps},
+        stamps={None: row.schema_version} | {step_id: stamp for _, step_id, *_, stamp in steps},
     )
     fields = columns | {
         "id": row.state_id,
         "version": row.version,
         "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
         "context": decode(columns["context"], "context"),
-        "steps": {step_id: step for _, step_id, _, step, _ in steps},
+        "steps": {step_id: step for _, step_id, _, step, *_ in steps},
     }
     return _trusted(WorkflowState, fields, {"_saved": saved})
 
@@ -207,7 +217,7 @@ def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
 def _context(row: StateRow, steps: list[_PlacedStep]) -> str:
     """The stored context, with what the steps of a run appended to it since it was stored whole."""
     context = row.payload or "null"
-    patches = [patch for position, *_, patch in steps if patch and position > row.context_position]
+    patches = [patch for position, *_, patch, _ in steps if patch and position > row.context_position]
     if not patches:
         return context
     return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
@@ -218,6 +228,7 @@ def step_from_row(row: Any) -> StepState:
     columns = dict(row._mapping)
     step_id = columns.pop("step_id")
     del columns["workflow_state_id"], columns["position"], columns["context_patch"]
+    del columns["schema_version"], columns["workflow_name"]
     return _step(step_id, columns)
 
 

@@ -105,6 +105,8 @@ class WorkflowRow(Base):
     parent_id: Mapped[UUID | None] = mapped_column(Identifier)
     forked_from_id: Mapped[UUID | None] = mapped_column(Identifier)
     forked_from_seq: Mapped[int | None]
+    schema_version: Mapped[int | None]
+    """Of the user's state in `context`; NULL is 1."""
 
 
 class StepRow(Base):
@@ -131,6 +133,7 @@ class StepRow(Base):
     position: Mapped[int] = mapped_column(server_default="0")
     context_patch: Mapped[str | None] = mapped_column(Text)
     """What a run's context gained or lost with this step's commit."""
+    schema_version: Mapped[int | None]
 
 
 class CheckpointRow(Base):
@@ -148,6 +151,7 @@ class CheckpointRow(Base):
     timestamp: Mapped[datetime] = mapped_column(UtcTimestamp)
     snapshot: Mapped[str] = mapped_column(Text)
     seq: Mapped[int | None]
+    schema_version: Mapped[int | None]
 
 
 class SignalRow(Base):

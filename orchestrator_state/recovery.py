@@ -9,7 +9,18 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.errors import LeaseLost, RunCancelled, RunPaused, RunSuspended, StoreUnavailable
+from orchestrator_state import hooks
+from orchestrator_state.errors import (
+    LeaseLost,
+    NewerSchemaVersion,
+    RunCancelled,
+    RunPaused,
+    RunSuspended,
+    StateMismatch,
+    StoreUnavailable,
+    UpcasterFailed,
+    UpcasterMissing,
+)
 from orchestrator_state.execution import Executor
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_repository import Lease
@@ -34,7 +45,10 @@ class RecoveredRun:
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What `store.recover` found and did. `unknown` are runs whose handler it was not given; they stay as they are."""
+    """What `store.recover` found and did.
+
+    `unknown` are runs whose handler it was not given, or which newer code has written; they stay as they are.
+    """
 
     runs: list[RecoveredRun] = field(default_factory=list)
     unknown: list[RecoveredRun] = field(default_factory=list)
@@ -106,6 +120,11 @@ class Recovery:
 
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
+        for row in rows:
+            if row.workflow_name in self._handlers:
+                hooks.logger.warning(
+                    "run %s is left to newer code: its schema is at version %s", row.id, row.schema_version
+                )
         return [_recovered(row, "unknown") for row in rows]
 
     async def _resume(self, row: Any, linger: timedelta) -> RecoveredRun:
@@ -147,6 +166,10 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     RunCancelled: "cancelled",
     LeaseLost: "lost",
     StoreUnavailable: "interrupted",
+    UpcasterMissing: "interrupted",
+    UpcasterFailed: "interrupted",
+    NewerSchemaVersion: "interrupted",
+    StateMismatch: "interrupted",
 }
 
 

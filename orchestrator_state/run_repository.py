@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Float, case, delete, func, literal, null, or_, select, update
+from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, null, or_, select, update
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
@@ -25,6 +25,7 @@ from orchestrator_state.models import checkpoints, signals, step_states, workflo
 from orchestrator_state.notifications import announce
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
+    CONVERT_STEP,
     FENCE,
     FIND_RUN,
     PRUNE,
@@ -32,6 +33,7 @@ from orchestrator_state.run_statements import (
     fenced_update,
     step_upsert,
 )
+from orchestrator_state.state_schema import FIRST
 from orchestrator_state.statements import LEASE_IS_FREE, STEP_ROWS_OF, insert_checkpoint
 
 _w = workflow_states.c
@@ -82,6 +84,7 @@ class StepRecord:
     error: str | None
     retry_count: int
     context_patch: str | None = None
+    schema_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,7 @@ class CheckpointRecord:
     timestamp: datetime
     snapshot: str
     keep: int
+    schema_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +173,8 @@ class RunRepository(Repository):
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
+        Those that newer code has written are left to it.
+
         The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
         """
@@ -178,6 +184,7 @@ class RunRepository(Repository):
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
                 _w.workflow_name.in_(sorted(names)),
+                self._has_readable_version(names),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
             )
@@ -196,13 +203,13 @@ class RunRepository(Repository):
         return claimed.all()
 
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
-        """Free runs whose handler is none of `names`: (id, workflow_id, workflow_name)."""
+        """Free runs whose handler is none of `names`, or is older: (id, workflow_id, workflow_name, schema_version)."""
         query = (
-            select(_w.id, _w.workflow_id, _w.workflow_name)
+            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version)
             .where(
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
-                _w.workflow_name.not_in(sorted(names)),
+                or_(_w.workflow_name.not_in(sorted(names)), not_(self._has_readable_version(names))),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
             )
@@ -351,6 +358,26 @@ class RunRepository(Repository):
     async def fold_context(self, lease: Lease, context: str, position: int) -> None:
         """Store the whole context, patches up to `position` included. Raises `LeaseLost`."""
         await self._write_fenced(lease, {"context": context, "context_position": position})
+
+    async def convert(
+        self, lease: Lease, *, initial: str, context: str, version: int, steps: Sequence[StepRecord]
+    ) -> None:
+        """Store a run's whole history at another schema version. Raises `LeaseLost`."""
+        position = max((step.position for step in steps), default=-1)
+        columns = {"initial_context": initial, "context": context, "context_position": position}
+        await self._write_fenced(lease, columns | {"schema_version": version})
+        if steps:
+            rows = [
+                {
+                    "of_workflow": lease.workflow_state_id,
+                    "of_step": step.step_id,
+                    "outputs": step.outputs,
+                    "context_patch": step.context_patch,
+                    "schema_version": version,
+                }
+                for step in steps
+            ]
+            await self._execute(CONVERT_STEP, rows)
 
     async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
@@ -528,6 +555,11 @@ class RunRepository(Repository):
         if rowcount(written) == 0:
             raise lease_lost(lease)
 
+    def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
+        versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
+        known = case(versions, value=_w.workflow_name, else_=FIRST) if versions else literal(FIRST)
+        return func.coalesce(_w.schema_version, FIRST) <= known
+
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _taken_by(self, owner: Owner) -> Columns:
@@ -557,6 +589,7 @@ class RunRepository(Repository):
             "step_id": checkpoint.step_id,
             "timestamp": checkpoint.timestamp,
             "snapshot": checkpoint.snapshot,
+            "schema_version": checkpoint.schema_version,
             "seq": seq,
         }
         await self._execute(insert_checkpoint(self._dialect), row)
@@ -584,6 +617,7 @@ def step_record(row: Any) -> StepRecord:
         error=row.error,
         retry_count=row.retry_count or 0,
         context_patch=row.context_patch,
+        schema_version=row.schema_version,
     )
 
 

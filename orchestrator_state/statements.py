@@ -66,6 +66,7 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _workflow.version,
         _absent(_step.context_patch),
         _workflow.context_position,
+        _workflow.schema_version,
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -80,6 +81,7 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         *(null() for _ in range(5)),
         _step.context_patch,
         null(),
+        _step.schema_version,
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
 
@@ -119,13 +121,18 @@ UNNUMBERED_CHECKPOINTS_OF: Final = (
 )
 
 CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
+CHECKPOINT_OWNER: Final = CHECKPOINT_BY_ID.with_only_columns(_checkpoint.workflow_state_id)
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
     *NEWEST_CHECKPOINT_FIRST
 )
 CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id)
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
-_STEPS: Final = select(step_states).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+_STEPS: Final = (
+    select(step_states, _workflow.workflow_name)
+    .join(workflow_states, _workflow.id == _step.workflow_state_id)
+    .where(_IN_NAMESPACE)
+)
 STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(
     _step.position, _step.step_id
 )
@@ -153,6 +160,8 @@ NEXT_CHECKPOINT_SEQ: Final = (
     .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
     .returning(
         _workflow.checkpoint_seq,
+        _workflow.workflow_name,
+        _workflow.schema_version,
         has_unnumbered_checkpoints(bindparam("of_id", type_=_workflow.id.type)),
     )
 )

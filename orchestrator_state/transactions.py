@@ -12,6 +12,7 @@ from orchestrator_state.engine import Database
 from orchestrator_state.errors import ConfigurationError, Conflict, StoreUnavailable
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
@@ -21,8 +22,9 @@ Work = Callable[[UnitOfWork], Awaitable[_Result]]
 class Transactions:
     """The way to the database for everything above the unit of work: one namespace of one open store."""
 
-    def __init__(self, database: Database, settings: Settings) -> None:
+    def __init__(self, database: Database, settings: Settings, schemas: Schemas = NO_SCHEMAS) -> None:
         self.database = database
+        self.schemas = schemas
         self.settings = settings
         self._closed = False
 
@@ -86,7 +88,8 @@ class Transactions:
         await while_transient(attempt, self.settings.retry_timeout)
 
     def _unit(self, session: AsyncSession) -> UnitOfWork:
-        return UnitOfWork(session, namespace=self.settings.namespace, schema=self.settings.db_schema)
+        settings = self.settings
+        return UnitOfWork(session, namespace=settings.namespace, schema=settings.db_schema, schemas=self.schemas)
 
     def _require_open(self) -> None:
         if self._closed:

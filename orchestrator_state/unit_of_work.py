@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 
 
 class UnitOfWork:
@@ -14,13 +17,22 @@ class UnitOfWork:
 
     `store.begin()` yields one and commits it at the end of the block. Made by hand from a session of the caller's, it
     joins the caller's transaction and never commits: business rows and workflow state stand or fall together.
-    `schema` is the Postgres schema of our tables, if they are not on the session's search path.
+    `schema` is the Postgres schema of our tables, if they are not on the session's search path; `schemas` are those of
+    the application's state, as for `StateStore.open`.
     """
 
-    def __init__(self, session: AsyncSession, *, namespace: str = DEFAULT_NAMESPACE, schema: str | None = None) -> None:
-        """Raises `ConfigurationError` for a namespace that is no name."""
+    def __init__(
+        self,
+        session: AsyncSession,
+        *,
+        namespace: str = DEFAULT_NAMESPACE,
+        schema: str | None = None,
+        schemas: Iterable[StateSchema] = NO_SCHEMAS,
+    ) -> None:
+        """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name."""
         self.session = session
-        self.workflows = WorkflowRepository(session, namespace=namespace, schema=schema)
-        self.steps = StepRepository(session, namespace=namespace, schema=schema)
-        self.checkpoints = CheckpointRepository(session, namespace=namespace, schema=schema)
-        self.runs = RunRepository(session, namespace=namespace, schema=schema)
+        known = schemas if isinstance(schemas, Schemas) else Schemas(schemas)
+        self.workflows = WorkflowRepository(session, namespace=namespace, schema=schema, schemas=known)
+        self.steps = StepRepository(session, namespace=namespace, schema=schema, schemas=known)
+        self.checkpoints = CheckpointRepository(session, namespace=namespace, schema=schema, schemas=known)
+        self.runs = RunRepository(session, namespace=namespace, schema=schema, schemas=known)
