@@ -151,6 +151,7 @@ def _check_scalar(value: Any, kind: type, path: Any) -> None:
             f"{where} is of type {kind.__qualname__}, which would not load back equal; "
             "use None, bool, int, float, str, list or dict",
             path=where,
+            found=kind.__qualname__,
         )
 
 

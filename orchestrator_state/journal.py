@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import Sealed
@@ -49,6 +49,8 @@ class RunRow:
     attempts: int
     now: datetime
     """The database's time of the claim."""
+    schema_version: int | None
+    """What is recorded is of this version; None without a schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +165,16 @@ class Journal:
             await self._commit(self.entry(step, with_context=False))
         return step
 
-    async def fail_step(self, begun: StepRecord, error: Exception, *, calls: int) -> None:
-        """Commit the failure of a step. The context is left: a step that runs again will change it again."""
+    async def fail_step(
+        self, begun: StepRecord, error: Exception, *, calls: int, consumed_signal: UUID | None = None
+    ) -> bool:
+        """Commit the failure of a step. The context is left: a step that runs again will change it again.
+
+        False, and nothing written, if another branch of the run consumed the signal first.
+        """
         async with self.in_order:
+            if consumed_signal in self._consumed:
+                return False
             step = replace(
                 begun,
                 status=StepStatus.FAILED.value,
@@ -174,7 +183,8 @@ class Journal:
                 error=describe(error),
                 retry_count=begun.retry_count + calls,
             )
-            await self._commit(self.entry(step, with_context=False))
+            await self._commit(self.entry(step, with_context=False, consumed_signal=consumed_signal))
+        return True
 
     def new_step(self, step_id: str) -> StepRecord:
         known = self._steps.get(step_id)
@@ -187,6 +197,7 @@ class Journal:
             outputs="null",
             error=known.error if known else None,
             retry_count=known.retry_count if known else 0,
+            schema_version=self.row.schema_version,
         )
 
     def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
@@ -292,14 +303,11 @@ class Journal:
             snapshot=sealed.text,
             snapshot_digest=sealed.digest,
             keep=self._policy.keep,
+            schema_version=row.schema_version,
         )
 
     def _seal(self, text: str, identity: str) -> Sealed:
         return self._transactions.payloads.seal(text, identity)
-
-
-def decoded_outputs(step: StepRecord) -> Any:
-    return decode(step.outputs, f"steps[{step.step_id!r}].outputs")
 
 
 def _step_json(step: StepRecord) -> str:

@@ -49,6 +49,7 @@ class StateRow(NamedTuple):
     error_digest: str | None
     context_patch_digest: str | None
     digested_at: Any
+    schema_version: int | None
 
 
 def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
@@ -146,7 +147,13 @@ def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads)
     """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
     stored = loaded_from(live)
     mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
-    return mine == stored.workflow and all_step_columns(state, payloads) == stored.steps
+    steps = all_step_columns(state, payloads)
+    for key, text in stored.shown.items():
+        if key is None:
+            mine["context"] = stored.workflow["context"] if mine["context"] == text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == text:
+            steps[key]["outputs"] = stored.steps[key]["outputs"]
+    return mine == stored.workflow and steps == stored.steps
 
 
 def snapshot_of(state: WorkflowState) -> WorkflowState:
@@ -216,6 +223,7 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             workflow=columns,
             steps=steps,
             positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
+            stamps={step.step_id: step.schema_version for step in (row, *step_rows)},
             outdated=opener.outdated,
         )
         fields = columns | {

@@ -24,6 +24,8 @@ from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
     LeaseHeld,
+    PayloadError,
+    SchemaMismatch,
     StaleVersion,
     StepNotFound,
     WorkflowNotFound,
@@ -43,10 +45,12 @@ from orchestrator_state.models import checkpoints, signals, step_states, workflo
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.sealing import Columns, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.statements import (
     ACTIVE_STATES,
     CHECKPOINT_BY_ID,
     CHECKPOINT_IDS_OF,
+    CHECKPOINT_OWNER,
     CHECKPOINTS_OF,
     CURRENT_VERSION,
     DELETE_SUPERSEDED,
@@ -63,6 +67,7 @@ from orchestrator_state.statements import (
     upsert_step,
 )
 from orchestrator_state.undo import unless_committed
+from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
 # asyncpg allows 32,767 parameters in a statement, older SQLite 999.
 _MAX_IDS: Final = 500
@@ -78,9 +83,11 @@ class Repository:
         namespace: str = DEFAULT_NAMESPACE,
         schema: str | None = None,
         payloads: Payloads = PLAIN,
+        schemas: Schemas = NO_SCHEMAS,
     ) -> None:
         self._session = session
         self._payloads = payloads
+        self._schemas = schemas
         try:
             self._namespace = as_stored_name(namespace, "namespace")
         except InvalidPayload as error:
@@ -130,6 +137,11 @@ class WorkflowRepository(Repository):
         `LeaseHeld` if it is a run that a worker owns now;
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
+        check_state(state, self._schemas, self._payloads)
+        await self.save_as_of(state, self._schemas.version_of(state.workflow_name))
+
+    async def save_as_of(self, state: WorkflowState, version: int | None) -> None:
+        """Like `save`, for payloads of an older schema version, which the next load upcasts."""
         columns = workflow_columns(state, self._payloads)
         steps = all_step_columns(state, self._payloads)
         self._payloads.check_size(payload_bytes(columns, steps), len(steps))
@@ -139,9 +151,9 @@ class WorkflowRepository(Repository):
             if row != known.get(step_id):
                 check_fields(state.steps[step_id])
         if state.version == 0:
-            await self._create(state, columns, steps)
+            await self._create(state, columns, steps, version)
         else:
-            await self._update(state, columns, steps)
+            await self._update(state, columns, steps, version)
 
     async def find(self, workflow_state_id: UUID | str) -> WorkflowState | None:
         return await self._one(STATE_BY_ID, id=as_uuid(workflow_state_id, "workflow_state_id"))
@@ -169,7 +181,16 @@ class WorkflowRepository(Repository):
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
         rows = await self._execute(ACTIVE_STATES, {"namespace": self._namespace})
-        return states_from_rows(rows, self._payloads)
+        return [upcast_state(state, self._schemas) for state in states_from_rows(rows, self._payloads)]
+
+    async def get_as_stored(self, workflow_state_id: UUID) -> WorkflowState:
+        """Like `get`, but at the version that it was stored at. Raises `WorkflowNotFound`."""
+        parameters = {"id": workflow_state_id, "namespace": self._namespace}
+        rows = await self._execute(STATE_BY_ID, parameters)
+        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        if state is None:
+            raise self._workflow_not_found(workflow_state_id)
+        return state
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
         """Delete up to `limit` finished workflows last updated before `older_than`, children included.
@@ -201,32 +222,44 @@ class WorkflowRepository(Repository):
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
         rows = await self._execute(statement, parameters | {"namespace": self._namespace})
-        return next(iter(states_from_rows(rows, self._payloads)), None)
+        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        return None if state is None else upcast_state(state, self._schemas)
 
-    async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+    async def _create(
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
+    ) -> None:
+        stamps, shown = as_stored(columns, steps, None, version)
         row = seal_workflow(self._payloads, state.id, columns) | {
             "id": state.id,
             "namespace": self._namespace,
             "version": 1,
+            "schema_version": version,
             "digested_at": columns["updated_at"],
         }
         created = await self._execute(insert_workflow(self._dialect), row)
         if rowcount(created) == 0:
             raise await self._why_not_written(state)
         positions = {step_id: position for position, step_id in enumerate(steps)}
-        await self._write_steps(state.id, steps, positions)
-        self._remember(state, columns, steps, positions)
+        await self._write_steps(state.id, steps, positions, stamps)
+        self._remember(state, SavedRows(columns, steps, positions, stamps, shown))
 
-    async def _update(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+    async def _update(
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
+    ) -> None:
         saved = state._saved
         if saved is None:
             saved = await self._saved_rows(state)
+        stamps, shown = as_stored(columns, steps, saved, version)
         changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
         positions = _positions(list(steps), saved.positions)
+        if stamps[None] != saved.stamps.get(None):
+            changed["schema_version"] = stamps[None]
         changed_steps = {
             step_id: row
             for step_id, row in steps.items()
-            if row != saved.steps.get(step_id) or positions[step_id] != saved.positions[step_id]
+            if row != saved.steps.get(step_id)
+            or positions[step_id] != saved.positions[step_id]
+            or stamps[step_id] != saved.stamps.get(step_id)
         }
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
@@ -249,8 +282,8 @@ class WorkflowRepository(Repository):
             await self._execute(
                 delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
             )
-        await self._write_steps(state.id, changed_steps, positions)
-        self._remember(state, columns, steps, positions)
+        await self._write_steps(state.id, changed_steps, positions, stamps)
+        self._remember(state, SavedRows(columns, steps, positions, stamps, shown))
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
@@ -267,13 +300,14 @@ class WorkflowRepository(Repository):
         )
 
     async def _write_steps(
-        self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int]
+        self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps
     ) -> None:
         if not steps:
             return
         rows = [
             seal_step(self._payloads, workflow_state_id, step_id, row)
             | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
+            | {"schema_version": stamps[step_id]}
             for step_id, row in steps.items()
         ]
         await self._execute(upsert_step(self._dialect), rows)
@@ -305,9 +339,7 @@ class WorkflowRepository(Repository):
             return AlreadyExists(f"the id {state.id} is taken; let the store choose one", workflow_state_id=state.id)
         return self._workflow_not_found(state.id)
 
-    def _remember(
-        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], positions: Mapping[str, int]
-    ) -> None:
+    def _remember(self, state: WorkflowState, rows: SavedRows) -> None:
         before = (state.version, state.updated_at, state._saved)
 
         def forget() -> None:
@@ -315,8 +347,8 @@ class WorkflowRepository(Repository):
 
         unless_committed(self._session, forget)
         state.version += 1
-        state.updated_at = columns["updated_at"]
-        state._saved = SavedRows(columns, steps, positions)
+        state.updated_at = rows.workflow["updated_at"]
+        state._saved = rows
 
 
 class StepRepository(Repository):
@@ -328,7 +360,7 @@ class StepRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [step_from_row(row, self._payloads) for row in await self._execute(STEPS_OF, parameters)]
+        return [self._step(row) for row in await self._execute(STEPS_OF, parameters)]
 
     async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
         parameters = {
@@ -337,7 +369,7 @@ class StepRepository(Repository):
             "namespace": self._namespace,
         }
         row = (await self._execute(STEP_BY_ID, parameters)).first()
-        return None if row is None else step_from_row(row, self._payloads)
+        return None if row is None else self._step(row)
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
@@ -348,6 +380,15 @@ class StepRepository(Repository):
                 workflow_state_id=workflow_state_id,
                 step_id=step_id,
             )
+        return step
+
+    def _step(self, row: Any) -> StepState:
+        step, schema = step_from_row(row, self._payloads), self._schemas.find(row.workflow_name)
+        if schema is not None:
+            try:
+                upcast_step(schema, step, row.schema_version)
+            except SchemaMismatch as error:
+                raise error.concerning(workflow_state_id=row.workflow_state_id) from None
         return step
 
 
@@ -369,7 +410,10 @@ class CheckpointRepository(Repository):
         seq: int = row.checkpoint_seq
         if row.has_unnumbered:
             seq = await self._number_checkpoints(checkpoint.workflow_state_id, seq)
-        added = await self._execute(insert_checkpoint(self._dialect), columns | {"seq": seq})
+        # Without a schema a snapshot is of the same version as what it was made from.
+        version = self._schemas.version_of(row.workflow_name) or row.schema_version
+        stamped = columns | {"seq": seq, "schema_version": version}
+        added = await self._execute(insert_checkpoint(self._dialect), stamped)
         if rowcount(added) == 0:
             raise AlreadyExists(f"there is a checkpoint {checkpoint.id} already", checkpoint_id=checkpoint.id)
         before = checkpoint.seq
@@ -387,9 +431,7 @@ class CheckpointRepository(Repository):
         """Raises `CheckpointNotFound`."""
         checkpoint = await self.find(checkpoint_id)
         if checkpoint is None:
-            raise CheckpointNotFound(
-                f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
-            )
+            raise self._not_found(checkpoint_id)
         return checkpoint
 
     async def find_latest(self, workflow_state_id: UUID | str) -> Checkpoint | None:
@@ -401,7 +443,23 @@ class CheckpointRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [checkpoint_from_row(row, self._payloads) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+        return [self._upcast(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+
+    async def get_as_of(self, checkpoint_id: UUID | str, version: int) -> Checkpoint:
+        """Like `get`, its snapshot at a schema version of the past: that of the row beside which it is needed."""
+        parameters = {"id": as_uuid(checkpoint_id, "checkpoint_id"), "namespace": self._namespace}
+        row = (await self._execute(CHECKPOINT_BY_ID, parameters)).first()
+        if row is None:
+            raise self._not_found(checkpoint_id)
+        return self._upcast(row, version)
+
+    async def get_owner(self, checkpoint_id: UUID | str) -> UUID:
+        """The id of the workflow that a checkpoint is of. Raises `CheckpointNotFound`."""
+        parameters = {"id": as_uuid(checkpoint_id, "checkpoint_id"), "namespace": self._namespace}
+        owner: UUID | None = (await self._execute(CHECKPOINT_OWNER, parameters)).scalar()
+        if owner is None:
+            raise self._not_found(checkpoint_id)
+        return owner
 
     async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
         """Newest first; for whom a damaged checkpoint must not hide the others."""
@@ -422,7 +480,20 @@ class CheckpointRepository(Repository):
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
-        return None if row is None else checkpoint_from_row(row, self._payloads)
+        return None if row is None else self._upcast(row)
+
+    def _upcast(self, row: Any, version: int | None = None) -> Checkpoint:
+        try:
+            checkpoint = checkpoint_from_row(row, self._payloads)
+            checkpoint.snapshot = self._schemas.upcast_snapshot(checkpoint.snapshot, row.schema_version, version)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=row.workflow_state_id, checkpoint_id=row.id) from None
+        return checkpoint
+
+    def _not_found(self, checkpoint_id: UUID | str) -> CheckpointNotFound:
+        return CheckpointNotFound(
+            f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
+        )
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:

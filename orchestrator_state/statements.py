@@ -70,6 +70,7 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _workflow.error_digest,
         _absent(_step.context_patch_digest),
         _workflow.digested_at,
+        _workflow.schema_version,
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -88,6 +89,7 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _step.error_digest,
         _step.context_patch_digest,
         null(),
+        _step.schema_version,
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
 
@@ -127,6 +129,7 @@ UNNUMBERED_CHECKPOINTS_OF: Final = (
 )
 
 CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
+CHECKPOINT_OWNER: Final = CHECKPOINT_BY_ID.with_only_columns(_checkpoint.workflow_state_id)
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
     *NEWEST_CHECKPOINT_FIRST
 )
@@ -137,7 +140,9 @@ LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 OUTDATED: Final = _workflow.digested_at.is_distinct_from(_workflow.updated_at).label("outdated")
 
 _STEPS: Final = (
-    select(step_states, OUTDATED).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+    select(step_states, _workflow.workflow_name, OUTDATED)
+    .join(workflow_states, _workflow.id == _step.workflow_state_id)
+    .where(_IN_NAMESPACE)
 )
 STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(
     _step.position, _step.step_id
@@ -166,6 +171,8 @@ NEXT_CHECKPOINT_SEQ: Final = (
     .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
     .returning(
         _workflow.checkpoint_seq,
+        _workflow.workflow_name,
+        _workflow.schema_version,
         has_unnumbered_checkpoints(bindparam("of_id", type_=_workflow.id.type)),
     )
 )

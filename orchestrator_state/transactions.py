@@ -13,6 +13,7 @@ from orchestrator_state.errors import ConfigurationError, Conflict, StoreUnavail
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
+from orchestrator_state.state_schema import Schemas
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
@@ -22,8 +23,9 @@ Work = Callable[[UnitOfWork], Awaitable[_Result]]
 class Transactions:
     """The way to the database for everything above the unit of work: one namespace of one open store."""
 
-    def __init__(self, database: Database, settings: Settings, payloads: Payloads) -> None:
+    def __init__(self, database: Database, settings: Settings, payloads: Payloads, schemas: Schemas) -> None:
         self.database = database
+        self.schemas = schemas
         self.settings = settings
         self.payloads = payloads
         self._closed = False
@@ -89,7 +91,11 @@ class Transactions:
 
     def _unit(self, session: AsyncSession) -> UnitOfWork:
         return UnitOfWork(
-            session, namespace=self.settings.namespace, schema=self.settings.db_schema, payloads=self.payloads
+            session,
+            namespace=self.settings.namespace,
+            schema=self.settings.db_schema,
+            payloads=self.payloads,
+            schemas=self.schemas,
         )
 
     def _require_open(self) -> None:
