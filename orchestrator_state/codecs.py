@@ -7,6 +7,7 @@ What is accepted loads back equal in value and type; everything else is refused 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -26,6 +27,9 @@ MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 # CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
 MAX_INTEGER_DIGITS: Final = 4300
 _INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
+
+Encode = Callable[[Any, str], str]
+"""`encode` under certain limits: a value and its path to its JSON text."""
 
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 import msgspec
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.typed_values import Unreadable, adapter_of, dump, same, validated
 
@@ -52,8 +52,9 @@ class ContextValue(Protocol):
 class PlainContext:
     """A dict of JSON."""
 
-    def __init__(self, start: Encoded) -> None:
+    def __init__(self, start: Encoded, encode: Encode = encode) -> None:
         self.value: dict[str, Any] = {key: decode(text, "context") for key, text in start.items()}
+        self._encode = encode
 
     def encoded(self) -> Encoded:
         if type(self.value) is not dict:
@@ -61,9 +62,9 @@ class PlainContext:
         encoded: Encoded = {}
         for key, item in self.value.items():
             if type(key) is not str:
-                encode({key: None}, "context")
-            encoded[key] = encode(item, f"context.{key}")
-        encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
+                self._encode({key: None}, "context")
+            encoded[key] = self._encode(item, f"context.{key}")
+        self._encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
         return encoded
 
     def take(self, recorded: Encoded, keys: Iterable[str]) -> None:
@@ -74,15 +75,16 @@ class PlainContext:
                 self.value.pop(key, None)
 
     def append(self, key: str, item: Any) -> None:
-        encode(item, f"context.{key}")
+        self._encode(item, f"context.{key}")
         _append(self.value.setdefault(key, []), key, item)
 
 
 class TypedContext:
     """A model. Its JSON has the models' aliases as keys, and no computed fields."""
 
-    def __init__(self, model: type[BaseModel], start: Encoded) -> None:
+    def __init__(self, model: type[BaseModel], start: Encoded, encode: Encode = encode) -> None:
         """Raises `Unreadable` if the model does not accept `start`."""
+        self._encode = encode
         self._adapter = adapter_of(model)
         self.value: BaseModel = self._read(start)
         self._fields = {
@@ -92,7 +94,7 @@ class TypedContext:
         """The last JSON that was seen to load back equal."""
 
     def encoded(self) -> Encoded:
-        text = dump(self._adapter, self.value, "state")
+        text = dump(self._adapter, self.value, "state", self._encode)
         if text != self._sound:
             try:
                 loaded = validated(lambda: self._adapter.validate_json(text), "state")

@@ -147,7 +147,8 @@ class Executor:
 
     def types_of(self, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
         """See `RunTypes.of`."""
-        return RunTypes.of(self._transactions.schemas, workflow_name, state, result)
+        transactions = self._transactions
+        return RunTypes.of(transactions.schemas, transactions.payloads.encode, workflow_name, state, result)
 
     async def _load(self, row: Any, lease: Lease, types: RunTypes) -> LoadedRun:
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)

@@ -89,6 +89,7 @@ class Journal:
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
+        self._outputs_length = sum(len(step.outputs) for step in steps)
         self._transactions = transactions
         self._switch = switch
         self._policy = policy
@@ -134,6 +135,12 @@ class Journal:
 
     def key(self, step_id: str) -> str:
         return f"{self.row.id}:{step_id}"
+
+    def check_size(self, step_id: str, outputs: str = "") -> None:
+        """Raise `PayloadTooLarge` if the run would be too large with this step."""
+        steps = len(self._steps) + (step_id not in self._steps)
+        context = sum(map(len, self.history.committed.values()))
+        self._transactions.payloads.check_size(self._outputs_length + len(outputs) + context, steps)
 
     # --- adding to it --------------------------------------------------------------------------------------------
 
@@ -244,6 +251,7 @@ class Journal:
     def accept(self, entry: Entry, ack: Ack) -> None:
         """`entry` is durable."""
         self._steps[entry.step.step_id] = entry.step
+        self._outputs_length += len(entry.step.outputs)
         self._next_position = entry.step.position + 1
         if entry.change.consumed_signal is not None:
             self._consumed.add(entry.change.consumed_signal)

@@ -9,8 +9,8 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import decode, encode
-from orchestrator_state.context_value import Encoded, TypedContext, join, split
+from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, InvalidPayload, SchemaMismatch
 from orchestrator_state.run_context import ContextHistory, converted
@@ -28,9 +28,12 @@ class RunTypes:
     schema: StateSchema | None
     state: type[BaseModel] | None
     result: Any
+    encode: Encode
 
     @classmethod
-    def of(cls, schemas: Schemas, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
+    def of(
+        cls, schemas: Schemas, encode: Encode, workflow_name: str, state: Any = None, result: Any = None
+    ) -> RunTypes:
         """The types given with a call, else those of the schema. Raises `ConfigurationError` if the states disagree."""
         schema = schemas.find(workflow_name)
         model = None if state is None else as_model(state)
@@ -43,7 +46,7 @@ class RunTypes:
         kind = schema.result if result is None and schema is not None else result
         if kind is not None:
             adapter_of(kind)
-        return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind)
+        return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, encode=encode)
 
     @property
     def version(self) -> int | None:
@@ -61,15 +64,15 @@ class RunTypes:
                 )
             if type(context) is not dict:
                 raise InvalidPayload("the context of a run is a dict", path="context")
-            return encode(context, "context")
+            return self.encode(context, "context")
         if isinstance(context, dict):
-            text = encode(context, "context")
+            text = self.encode(context, "context")
         elif isinstance(context, self.state):
-            text = dump(adapter_of(self.state), context, "context")
+            text = dump(adapter_of(self.state), context, "context", self.encode)
         else:
             raise InvalidPayload(f"the context of this run is a {self.state.__qualname__}, or a dict", path="context")
         try:
-            held = TypedContext(self.state, split(text, "context"))
+            held = TypedContext(self.state, split(text, "context"), self.encode)
         except Unreadable as error:
             raise InvalidPayload(f"{self.state.__qualname__} does not accept {error}", path=error.paths[0]) from None
         return join(held.encoded())
@@ -77,9 +80,10 @@ class RunTypes:
     def hold(self, history: ContextHistory, found: int) -> None:
         """Give the handler of `history` its typed state. Raises `StateMismatch`."""
         if self.state is None:
+            history.hold(PlainContext(history.start, self.encode))
             return
         try:
-            history.hold(TypedContext(self.state, history.start))
+            history.hold(TypedContext(self.state, history.start, self.encode))
             self._check_context(join(history.committed))
         except Unreadable as error:
             raise self._mismatch(error, found) from None
@@ -106,7 +110,7 @@ class RunTypes:
 
     def encode_result(self, result: Any) -> tuple[str, Any]:
         """See `encode_value`."""
-        return encode_value(self.result, result, "result")
+        return encode_value(self.result, result, "result", self.encode)
 
     def decode_result(self, row: Any, text: str) -> Any:
         """The result of a completed run, recorded as `text`. Raises `SchemaMismatch`."""

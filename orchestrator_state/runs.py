@@ -361,7 +361,7 @@ class Run(Generic[State]):
 
         `context`, `state` and `returns` are as in `store.run`.
         """
-        types = RunTypes.of(self._transactions.schemas, name, state, returns)
+        types = RunTypes.of(self._transactions.schemas, self.types.encode, name, state, returns)
         started_with = None if context is None else types.context_text(context)
         numbered = self._journal.number(f"child:{name}")
         return self._call(self._child(numbered, handler, types, started_with))
@@ -419,7 +419,7 @@ class Run(Generic[State]):
         if on_unknown != "retry":
             happened = await self._settle(step_id, on_unknown)
             if happened is not None:
-                encoded, outputs = encode_value(returns, happened.outputs, _outputs(step_id))
+                encoded, outputs = self._encode(step_id, returns, happened.outputs)
                 await journal.finish_step(journal.new_step(step_id), encoded)
                 return outputs
             begun = await journal.begin_step(step_id)
@@ -435,12 +435,18 @@ class Run(Generic[State]):
         try:
             with _inside(self, step_id):
                 outputs = await call_with_retries(attempt, retry, failures.append)
-            encoded, outputs = encode_value(returns, outputs, _outputs(step_id))
+            encoded, outputs = self._encode(step_id, returns, outputs)
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
             raise
         await journal.finish_step(journal.after_failures(begun, failures), encoded)
         return outputs
+
+    def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any]:
+        """The outputs as JSON, and as they load from there. Raises `InvalidPayload`, `PayloadTooLarge`."""
+        encoded, loaded = encode_value(returns, outputs, _outputs(step_id), self.types.encode)
+        self._journal.check_size(step_id, encoded)
+        return encoded, loaded
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""
@@ -520,7 +526,7 @@ class Run(Generic[State]):
                 if isinstance(ours, StoreUnavailable) and ours.transient:
                     raise ours from None
                 raise
-        encoded, outputs = encode_value(returns, outputs, _outputs(begun.step_id))
+        encoded, outputs = self._encode(begun.step_id, returns, outputs)
         step = self._journal.completed(begun, encoded)
         entry = self._journal.entry(step, with_context=True)
         ack = await self._journal.write(uow, entry)
@@ -616,7 +622,7 @@ class Run(Generic[State]):
             await journal.fail_step(journal.new_step(step_id), error, calls=1)
             self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
             raise
-        encoded, result = encode_value(returns, result, _outputs(step_id))
+        encoded, result = self._encode(step_id, returns, result)
         await journal.finish_step(journal.new_step(step_id), encoded)
         return result
 

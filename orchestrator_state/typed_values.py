@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
 
 _MOST_PATHS: Final = 5
@@ -47,17 +47,17 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 _cached_adapter: Final = lru_cache(maxsize=1024)(_adapter)
 
 
-def encode_value(kind: Any, value: Any, path: str) -> tuple[str, Any]:
+def encode_value(kind: Any, value: Any, path: str, encode: Encode = encode) -> tuple[str, Any]:
     """Return the JSON text of `value`, and the value as it loads from there; `kind` None is plain JSON.
 
     Raises `InvalidPayload` if `kind` does not accept it, or if it would not load back equal.
     """
     if kind is None:
-        return _encode_plain(value, path), value
+        return _encode_plain(value, path, encode), value
     adapter = adapter_of(kind)
     try:
         accepted = validated(lambda: adapter.validate_python(value), path)
-        text = dump(adapter, accepted, path)
+        text = dump(adapter, accepted, path, encode)
         loaded = validated(lambda: adapter.validate_json(text), path)
     except Unreadable as error:
         raise InvalidPayload(f"the type does not accept {error}", path=error.paths[0]) from None
@@ -73,7 +73,7 @@ def decode_value(kind: Any, text: str, path: str) -> Any:
     return validated(lambda: adapter_of(kind).validate_json(text), path)
 
 
-def dump(adapter: TypeAdapter[Any], value: Any, path: str) -> str:
+def dump(adapter: TypeAdapter[Any], value: Any, path: str, encode: Encode = encode) -> str:
     """The canonical JSON text of `value`. Raises `InvalidPayload`."""
     try:
         # Without pydantic's warnings, which quote values: what they warn of does not load back equal.
@@ -123,7 +123,7 @@ def _parts(model: BaseModel) -> dict[str, Any]:
     return {name: values[name] for name in type(model).model_fields if name in values} | (model.model_extra or {})
 
 
-def _encode_plain(value: Any, path: str) -> str:
+def _encode_plain(value: Any, path: str, encode: Encode) -> str:
     try:
         return encode(value, path)
     except InvalidPayload as error:
