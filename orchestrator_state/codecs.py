@@ -18,9 +18,11 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 # A snapshot holds a whole state: the context and each output some levels down, and all of them together.
 MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + 4
 MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
-# CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
+# CPython refuses to print longer integers: sys.int_info.default_max_str_digits. The decoder refuses to read them, and
+# counts the minus sign as well.
 MAX_INTEGER_DIGITS: Final = 4300
-_INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
+_OVER_INTEGERS: Final = 10**MAX_INTEGER_DIGITS
+_UNDER_INTEGERS: Final = -(10 ** (MAX_INTEGER_DIGITS - 1))
 # What `_is_surely_json` vouches for: so many values and characters, counted wherever they stand, and so large numbers.
 _EASY_SIZE: Final = 1_000_000
 _EASY_LEAST: Final = -1e38
@@ -34,7 +36,7 @@ _from_json: Final = msgspec.json.Decoder().decode
 def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> str:
     """Return the canonical JSON text of `value`; `path` names it in errors (`steps['load'].outputs`).
 
-    Accepted: None, bool, int up to 4,300 digits, finite float, str, list, and dict with str keys, at most
+    Accepted: None, bool, int up to 4,300 digits and sign, finite float, str, list, and dict with str keys, at most
     `max_depth` containers deep. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
     """
     try:
@@ -50,7 +52,7 @@ def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES, max_depth: int 
     return text.decode()
 
 
-def decode(text: str, path: str) -> Any:
+def decode(text: str | bytes, path: str) -> Any:
     """Return the value of stored JSON `text`. Raises `CorruptPayload` if it is not JSON."""
     try:
         return _from_json(text)
@@ -100,7 +102,7 @@ def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
     )
 
 
-def _is_surely_json(root: Any, max_depth: int) -> bool:  # noqa: C901, PLR0912 - calls would double its cost
+def _is_surely_json(root: Any, max_depth: int) -> bool:  # noqa: C901, PLR0912 - one loop is what makes it fast
     """Tell quickly, level by level, that `root` is small and all JSON but for NUL characters and lone surrogates.
 
     False means no more than a doubt: what is wrong, where, and whether, is for `_refuse_what_json_would_change`.
@@ -211,9 +213,10 @@ def _check_scalar(value: Any, kind: type, path: Any) -> int:
             where = _spell(path)
             raise InvalidPayload(f"{where} is not a finite number; JSON has no NaN and no infinity", path=where)
     elif kind is int:
-        if not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
+        if not _UNDER_INTEGERS < value < _OVER_INTEGERS:
             where = _spell(path)
-            raise InvalidPayload(f"{where} is an integer of more than {MAX_INTEGER_DIGITS} digits", path=where)
+            message = f"{where} is an integer of more than {MAX_INTEGER_DIGITS} digits, its sign counted"
+            raise InvalidPayload(message, path=where)
         return 1 + int((value.bit_length() - 1) * 0.301)  # log10(2), rounded down
     elif kind is not bool and value is not None:
         where = _spell(path)
