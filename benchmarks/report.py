@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measure import Round
+from benchmarks.payloads import Figure
 
 _RESULTS: Final = Path(__file__).parent / "results"
 _LIBRARIES: Final = ("orchestrator-state", "sqlalchemy", "asyncpg", "aiosqlite", "pydantic", "msgspec")
@@ -69,7 +70,7 @@ def print_table(answers: list[Answer], console: Console) -> None:
     console.print(_durability(answers), soft_wrap=True)
 
 
-def write_json(answers: list[Answer]) -> Path:
+def write_json(answers: list[Answer], figures: list[Figure]) -> Path:
     """Write everything that was measured to a new file under `benchmarks/results` and return its path."""
     now = datetime.now(UTC)
     _RESULTS.mkdir(exist_ok=True)
@@ -77,7 +78,12 @@ def write_json(answers: list[Answer]) -> Path:
     measured = [
         asdict(answer) | {"raw_ms": answer.raw, "ours_ms": answer.ours, "ratio": answer.ratio} for answer in answers
     ]
-    document = {"measured_at": now.isoformat(timespec="seconds"), "machine": _machine(), "answers": measured}
+    document = {
+        "measured_at": now.isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "answers": measured,
+        "payloads": [asdict(figure) for figure in figures],
+    }
     path.write_text(json.dumps(document, indent=2) + "\n")
     return path
 

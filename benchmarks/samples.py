@@ -21,6 +21,21 @@ def output(size: int, seed: int = 0) -> dict[str, Any]:
     return about | {"text": (_SENTENCE * (room // len(_SENTENCE) + 1))[:room]}
 
 
+def records(size: int) -> dict[str, Any]:
+    """A step's output of about `size` bytes as JSON: what a search found, many small values in many containers."""
+    found = [
+        {
+            "id": f"document-{index}",
+            "score": 0.9 - index / 64,
+            "tags": ["finance", "risk"],
+            "source": {"page": index, "language": "en", "is_cited": index % 2 == 0, "next": None},
+            "excerpt": _SENTENCE,
+        }
+        for index in range(size // 215)
+    ]
+    return {"query": "risks of the quarter", "found": found, "usage": {"tokens": 512, "cost": 0.00125}}
+
+
 def workflow(number: int, *, steps: int, output_size: int) -> WorkflowState:
     """A running workflow, all of whose steps but the last are completed."""
     state = WorkflowState(
