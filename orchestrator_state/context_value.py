@@ -20,7 +20,7 @@ def split(text: str, path: str) -> Encoded:
     """Take the JSON text of an object apart by top-level key, without decoding the values."""
     try:
         return {key: bytes(value).decode() for key, value in _split(text).items()}
-    except (msgspec.DecodeError, ValueError):
+    except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
         raise InvalidPayload(f"{path} is not a JSON object", path=path) from None
 
 

@@ -115,7 +115,11 @@ def _mended(
             mended.append(replace(step, error="what was recorded here was damaged"))
         elif step.step_id in known:
             columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)
-            mended.append(replace(step, **columns | {"error": f"was damaged, and taken from checkpoint {seq}"}))
+            columns |= {
+                "error": f"was damaged, and taken from checkpoint {seq}",
+                "schema_version": recorded.schema_version,
+            }
+            mended.append(replace(step, **columns))
         else:
             mended.append(
                 replace(

@@ -54,11 +54,15 @@ class Patch:
         parts = split(text, "context_patch")
         if parts.keys() - {"unseen"} != {"set", "append", "drop"}:
             raise CorruptPayload("the stored context_patch is none", path="context_patch")
+        appended = split(parts["append"], "context_patch")
+        dropped, unseen = decode(parts["drop"], "context_patch"), decode(parts.get("unseen", "[]"), "context_patch")
+        if not (type(dropped) is list and type(unseen) is list and all(map(_is_list, appended.values()))):
+            raise CorruptPayload("the stored context_patch is none", path="context_patch")
         return cls(
             changed=split(parts["set"], "context_patch"),
-            appended={key: items[1:-1] for key, items in split(parts["append"], "context_patch").items()},
-            dropped=tuple(decode(parts["drop"], "context_patch")),
-            unseen=tuple(decode(parts.get("unseen", "[]"), "context_patch")),
+            appended={key: items[1:-1] for key, items in appended.items()},
+            dropped=tuple(dropped),
+            unseen=tuple(unseen),
         )
 
     def apply(self, context: Encoded) -> Encoded:
@@ -70,6 +74,10 @@ class Patch:
         for key in self.dropped:
             result.pop(key, None)
         return result
+
+
+def _is_list(text: str) -> bool:
+    return text.startswith("[")
 
 
 def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
