@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from random import Random
 from typing import Any
 
 from orchestrator_state import StepState, WorkflowState
@@ -19,6 +21,11 @@ def output(size: int, seed: int = 0) -> dict[str, Any]:
     }
     room = max(0, size - 160)
     return about | {"text": (_SENTENCE * (room // len(_SENTENCE) + 1))[:room]}
+
+
+def incompressible(size: int, seed: int) -> str:
+    """Text that no database makes smaller, for where bytes are counted; the same for the same seed."""
+    return b64encode(Random(seed).randbytes(size)).decode()[:size]
 
 
 def workflow(number: int, *, steps: int, output_size: int) -> WorkflowState:
