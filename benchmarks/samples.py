@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from random import Random
 from typing import Any
 
 from orchestrator_state import StepState, WorkflowState
@@ -34,6 +36,11 @@ def records(size: int) -> dict[str, Any]:
         for index in range(size // 215)
     ]
     return {"query": "risks of the quarter", "found": found, "usage": {"tokens": 512, "cost": 0.00125}}
+
+
+def incompressible(size: int, seed: int) -> str:
+    """Text that no database makes smaller, for where bytes are counted; the same for the same seed."""
+    return b64encode(Random(seed).randbytes(size)).decode()[:size]
 
 
 def workflow(number: int, *, steps: int, output_size: int) -> WorkflowState:
