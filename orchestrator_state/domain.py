@@ -179,7 +179,7 @@ class SavedRows:
     `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
     order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
     `shown` is what the caller got in place of an older version, encoded. `outdated`: some digests are older than what
-    they stand beside, so a save writes all of it.
+    they stand beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps.
     """
 
     workflow: Mapping[str, Any]
@@ -188,6 +188,7 @@ class SavedRows:
     stamps: Mapping[str | None, int | None] = field(default_factory=dict)
     shown: Mapping[str | None, str] = field(default_factory=dict)
     outdated: bool = False
+    may_have_deltas: bool = False
 
     @property
     def next_position(self) -> int:

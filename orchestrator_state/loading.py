@@ -84,7 +84,7 @@ async def _fall_back(
 
 async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[WorkflowState | None, int | None]:
     """The newest checkpoint that holds this workflow's state, at the version of its row."""
-    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_ids(row.id)):
+    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_whole_ids(row.id)):
         try:
             checkpoint = await transactions.read(
                 partial(_get_checkpoint, checkpoint_id=checkpoint_id, version=row.schema_version or FIRST)

@@ -50,6 +50,7 @@ class StateRow(NamedTuple):
     context_patch_digest: str | None
     digested_at: Any
     schema_version: int | None
+    may_have_deltas: bool | None
 
 
 def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
@@ -185,9 +186,8 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     }
 
 
-def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
-    identity = checkpoint_identity(row.workflow_state_id, row.id)
-    text = payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
+def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
+    """`text` is the JSON of the whole snapshot."""
     fields = {
         "id": row.id,
         "workflow_state_id": row.workflow_state_id,
@@ -197,6 +197,12 @@ def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
         "seq": row.seq,
     }
     return _trusted(Checkpoint, fields)
+
+
+def open_snapshot(row: Any, payloads: Payloads) -> str:
+    """The JSON in a row of `checkpoints`: of a snapshot, or of a delta. Raises `PayloadError`."""
+    identity = checkpoint_identity(row.workflow_state_id, row.id)
+    return payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
 
 
 def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
@@ -225,6 +231,7 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
             stamps={step.step_id: step.schema_version for step in (row, *step_rows)},
             outdated=opener.outdated,
+            may_have_deltas=bool(row.may_have_deltas),
         )
         fields = columns | {
             "id": row.state_id,

@@ -16,12 +16,14 @@ from sqlalchemy import CursorResult, Executable, Result, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
+from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
     ConfigurationError,
+    CorruptPayload,
     InvalidPayload,
     LeaseHeld,
     PayloadError,
@@ -36,6 +38,7 @@ from orchestrator_state.mapping import (
     checkpoint_columns,
     checkpoint_from_row,
     loaded_from,
+    open_snapshot,
     payload_bytes,
     states_from_rows,
     step_from_row,
@@ -43,7 +46,7 @@ from orchestrator_state.mapping import (
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads import PLAIN, Payloads
-from orchestrator_state.sealing import Columns, seal_step, seal_workflow
+from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.statements import (
@@ -54,14 +57,18 @@ from orchestrator_state.statements import (
     CHECKPOINTS_OF,
     CURRENT_VERSION,
     DELETE_SUPERSEDED,
+    DELTAS_OF,
     GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
     NEXT_CHECKPOINT_SEQ,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
+    STEP_ROWS_OF,
     STEPS_OF,
     UNNUMBERED_CHECKPOINTS_OF,
+    WHOLE_CHECKPOINT_IDS_OF,
+    WORKFLOW_ROW,
     insert_checkpoint,
     insert_workflow,
     upsert_step,
@@ -71,6 +78,7 @@ from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_
 
 # asyncpg allows 32,767 parameters in a statement, older SQLite 999.
 _MAX_IDS: Final = 500
+_SEEN_BY_DELTAS: Final = frozenset({"workflow_id", "workflow_name", "user_id", "started_at", "context"})
 
 
 class Repository:
@@ -115,6 +123,32 @@ class Repository:
             update(workflow_states).where(workflow_states.c.id == workflow_state_id).values(checkpoint_seq=free)
         )
         return free
+
+    async def _source(self, workflow_state_id: UUID) -> Source:
+        of_workflow = {"workflow_state_id": workflow_state_id}
+        row = (await self._execute(WORKFLOW_ROW, of_workflow)).first()
+        if row is None:
+            raise self._workflow_not_found(workflow_state_id)
+        return Source(row, (await self._execute(STEP_ROWS_OF, of_workflow)).all(), self._payloads)
+
+    async def _make_whole(self, workflow_state_id: UUID) -> None:
+        """Before finished steps or the first context change: let the deltas of the workflow not refer to them.
+
+        A delta that does not fit what it refers to is left, to be refused when it is read.
+        """
+        rows = (await self._execute(DELTAS_OF, {"workflow_state_id": workflow_state_id})).all()
+        source = await self._source(workflow_state_id) if rows else None
+        for row in rows:
+            try:
+                text = _whole_text(row, source, self._payloads)
+            except CorruptPayload:
+                continue
+            sealed = self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))
+            await self._execute(
+                update(checkpoints)
+                .where(checkpoints.c.id == row.id)
+                .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
+            )
 
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -254,13 +288,7 @@ class WorkflowRepository(Repository):
         positions = _positions(list(steps), saved.positions)
         if stamps[None] != saved.stamps.get(None):
             changed["schema_version"] = stamps[None]
-        changed_steps = {
-            step_id: row
-            for step_id, row in steps.items()
-            if row != saved.steps.get(step_id)
-            or positions[step_id] != saved.positions[step_id]
-            or stamps[step_id] != saved.stamps.get(step_id)
-        }
+        changed_steps = _changed_steps(steps, positions, stamps, saved)
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
             row = await self._current(state.id)
@@ -275,15 +303,17 @@ class WorkflowRepository(Repository):
         if columns["updated_at"] == saved.workflow["updated_at"]:
             columns["updated_at"] = utc_now()
         changed |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
+        if saved.may_have_deltas and (changed_steps or removed or _SEEN_BY_DELTAS & changed.keys()):
+            await self._make_whole(state.id)
         await self._guarded_update(state, changed)
         if saved.outdated:
             await self._forget_patch_digests(state.id)
-        for chunk in _chunks(removed):
-            await self._execute(
-                delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
-            )
+        await self._delete_steps(state.id, removed)
         await self._write_steps(state.id, changed_steps, positions, stamps)
-        self._remember(state, SavedRows(columns, steps, positions, stamps, shown))
+        self._remember(
+            state,
+            SavedRows(columns, steps, positions, stamps, shown, may_have_deltas=saved.may_have_deltas),
+        )
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
@@ -298,6 +328,14 @@ class WorkflowRepository(Repository):
             .where(step_states.c.workflow_state_id == workflow_state_id)
             .values(context_patch_digest=None)
         )
+
+    async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
+        for chunk in _chunks(step_ids):
+            await self._execute(
+                delete(step_states).where(
+                    step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk)
+                )
+            )
 
     async def _write_steps(
         self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps
@@ -443,15 +481,15 @@ class CheckpointRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [self._upcast(row) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+        return [*await self._checkpoints(CHECKPOINTS_OF, parameters)]
 
     async def get_as_of(self, checkpoint_id: UUID | str, version: int) -> Checkpoint:
         """Like `get`, its snapshot at a schema version of the past: that of the row beside which it is needed."""
         parameters = {"id": as_uuid(checkpoint_id, "checkpoint_id"), "namespace": self._namespace}
-        row = (await self._execute(CHECKPOINT_BY_ID, parameters)).first()
-        if row is None:
+        found = await self._checkpoints(CHECKPOINT_BY_ID, parameters, version)
+        if not found:
             raise self._not_found(checkpoint_id)
-        return self._upcast(row, version)
+        return found[0]
 
     async def get_owner(self, checkpoint_id: UUID | str) -> UUID:
         """The id of the workflow that a checkpoint is of. Raises `CheckpointNotFound`."""
@@ -462,12 +500,19 @@ class CheckpointRepository(Repository):
         return owner
 
     async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
-        """Newest first; for whom a damaged checkpoint must not hide the others."""
+        """Newest first."""
+        return await self._ids(CHECKPOINT_IDS_OF, workflow_state_id)
+
+    async def list_whole_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
+        """Those that hold copies of steps, newest first; a damaged one must not hide the others."""
+        return await self._ids(WHOLE_CHECKPOINT_IDS_OF, workflow_state_id)
+
+    async def _ids(self, statement: Executable, workflow_state_id: UUID | str) -> Sequence[UUID]:
         parameters = {
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [row.id for row in await self._execute(CHECKPOINT_IDS_OF, parameters)]
+        return [row.id for row in await self._execute(statement, parameters)]
 
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
@@ -479,12 +524,34 @@ class CheckpointRepository(Repository):
         return rowcount(await self._execute(DELETE_SUPERSEDED, parameters))
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
-        row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
-        return None if row is None else self._upcast(row)
+        return next(iter(await self._checkpoints(statement, parameters | {"namespace": self._namespace})), None)
 
-    def _upcast(self, row: Any, version: int | None = None) -> Checkpoint:
+    async def _checkpoints(
+        self, statement: Executable, parameters: Mapping[str, Any], version: int | None = None
+    ) -> Sequence[Checkpoint]:
+        """The checkpoints of one workflow that `statement` selects.
+
+        What deltas refer to is read by a second statement. A change in between makes the deltas whole, or deletes
+        them: so what does not fit is read once more.
+        """
+        rows = (await self._execute(statement, parameters)).all()
         try:
-            checkpoint = checkpoint_from_row(row, self._payloads)
+            return await self._whole(rows, version)
+        except CorruptPayload:
+            again = (await self._execute(statement, parameters)).all()
+            if [(row.id, row.position) for row in again] == [(row.id, row.position) for row in rows]:
+                raise
+            return await self._whole(again, version)
+
+    async def _whole(self, rows: Sequence[Any], version: int | None) -> Sequence[Checkpoint]:
+        source = None
+        if any(row.position is not None for row in rows):
+            source = await self._source(rows[0].workflow_state_id)
+        return [self._upcast(row, source, version) for row in rows]
+
+    def _upcast(self, row: Any, source: Source | None, version: int | None) -> Checkpoint:
+        try:
+            checkpoint = checkpoint_from_row(row, _whole_text(row, source, self._payloads))
             checkpoint.snapshot = self._schemas.upcast_snapshot(checkpoint.snapshot, row.schema_version, version)
         except PayloadError as error:
             raise error.concerning(workflow_state_id=row.workflow_state_id, checkpoint_id=row.id) from None
@@ -494,6 +561,11 @@ class CheckpointRepository(Repository):
         return CheckpointNotFound(
             f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
         )
+
+
+def _whole_text(row: Any, source: Source | None, payloads: Payloads) -> str:
+    text = open_snapshot(row, payloads)
+    return text if row.position is None or source is None else source.whole(Delta.from_json(text))
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
@@ -508,6 +580,18 @@ def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
 
 def rowcount(result: Result[Any]) -> int:
     return cast("CursorResult[Any]", result).rowcount
+
+
+def _changed_steps(
+    steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps, saved: SavedRows
+) -> dict[str, Columns]:
+    return {
+        step_id: row
+        for step_id, row in steps.items()
+        if row != saved.steps.get(step_id)
+        or positions[step_id] != saved.positions[step_id]
+        or stamps[step_id] != saved.stamps.get(step_id)
+    }
 
 
 def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, int]:

@@ -107,13 +107,13 @@ class RunControl:
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
+            if checkpoint.seq is not None:
+                await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
             await uow.runs.keep_initial_context(row.id)
             rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
-            if checkpoint.seq is not None:
-                await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
             return await uow.workflows.get(row.id)
 

@@ -102,6 +102,8 @@ class CheckpointRecord:
     snapshot_digest: str
     keep: int
     schema_version: int | None = None
+    position: int | None = None
+    """Of a delta: the position of its step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -373,6 +375,7 @@ class RunRepository(Repository):
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
         """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {"context": context, "initial_context": context})
         await self._execute(
             update(step_states)
@@ -390,6 +393,7 @@ class RunRepository(Repository):
         """Store a run's whole history at another schema version. Raises `LeaseLost`."""
         position = max((step.position for step in steps), default=-1)
         columns = {"initial_context": initial, "context": context, "context_position": position}
+        await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, columns | {"schema_version": version})
         if steps:
             rows = [
@@ -406,6 +410,7 @@ class RunRepository(Repository):
 
     async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {})
         await self._execute(
             delete(step_states).where(
@@ -646,6 +651,7 @@ class RunRepository(Repository):
             "timestamp": checkpoint.timestamp,
             "snapshot": checkpoint.snapshot,
             "snapshot_digest": checkpoint.snapshot_digest,
+            "position": checkpoint.position,
             "schema_version": checkpoint.schema_version,
             "seq": seq,
         }

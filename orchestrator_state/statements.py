@@ -71,6 +71,8 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _absent(_step.context_patch_digest),
         _workflow.digested_at,
         _workflow.schema_version,
+        # A run makes deltas, and the last owner's id stays.
+        (_workflow.lease_owner.is_not(None) & (_workflow.checkpoint_seq > 0)).label("may_have_deltas"),
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -90,6 +92,7 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _step.context_patch_digest,
         null(),
         _step.schema_version,
+        null(),
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
 
@@ -134,6 +137,7 @@ CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bind
     *NEWEST_CHECKPOINT_FIRST
 )
 CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id)
+WHOLE_CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id).where(_checkpoint.position.is_(None))
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
 # Whether software that knows no digests has written to the workflow since they were made.
@@ -149,6 +153,10 @@ STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_st
 )
 STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
 
+WORKFLOW_ROW: Final = select(workflow_states).where(_workflow.id == bindparam("workflow_state_id"))
+DELTAS_OF: Final = select(checkpoints).where(
+    _checkpoint.workflow_state_id == bindparam("workflow_state_id"), _checkpoint.position.is_not(None)
+)
 STEP_ROWS_OF: Final = (
     select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
 )
