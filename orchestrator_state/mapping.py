@@ -144,11 +144,11 @@ def equals_stored(state: WorkflowState, live: WorkflowState) -> bool:
     stored = loaded_from(live)
     mine = workflow_columns(state) | {"updated_at": live.updated_at}
     steps = all_step_columns(state)
-    for key, text in stored.shown.items():
+    for key, shown in stored.shown.items():
         if key is None:
-            mine["context"] = stored.workflow["context"] if mine["context"] == text else mine["context"]
-        elif key in steps and steps[key]["outputs"] == text:
-            steps[key]["outputs"] = stored.steps[key]["outputs"]
+            mine["context"] = shown.stored if mine["context"] == shown.text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == shown.text:
+            steps[key]["outputs"] = shown.stored
     return mine == stored.workflow and steps == stored.steps
 
 
@@ -202,7 +202,7 @@ def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
         workflow=columns,
         steps={step_id: columns for _, step_id, columns, *_ in steps},
         positions={step_id: position for position, step_id, *_ in steps},
-        stamps={None: row.schema_version} | {step_id: stamp for _, step_id, *_, stamp in steps},
+        stamps=_stamps(row, steps),
     )
     fields = columns | {
         "id": row.state_id,
@@ -212,6 +212,12 @@ def _state(row: StateRow, steps: list[_PlacedStep]) -> WorkflowState:
         "steps": {step_id: step for _, step_id, _, step, *_ in steps},
     }
     return _trusted(WorkflowState, fields, {"_saved": saved})
+
+
+def _stamps(row: StateRow, steps: list[_PlacedStep]) -> dict[str | None, int | None]:
+    """The versions of the payloads; most applications have none."""
+    stamps: dict[str | None, int | None] = {step_id: stamp for _, step_id, *_, stamp in steps if stamp is not None}
+    return stamps if row.schema_version is None else stamps | {None: row.schema_version}
 
 
 def _context(row: StateRow, steps: list[_PlacedStep]) -> str:

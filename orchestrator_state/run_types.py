@@ -92,8 +92,14 @@ class RunTypes:
     # --- outputs and result --------------------------------------------------------------------------------------
 
     def of_step(self, step_id: str, returns: Any) -> Any:
-        """The type of a step's outputs: as given with the call, else as the schema says."""
-        return self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
+        """The type of a step's outputs: as given with the call, else as the schema says.
+
+        Raises `ConfigurationError` for one that pydantic does not know.
+        """
+        kind = self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
+        if kind is not None:
+            adapter_of(kind)
+        return kind
 
     def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
         """The recorded outputs. Raises `StateMismatch`."""

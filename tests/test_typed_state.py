@@ -348,11 +348,14 @@ async def test_a_type_that_pydantic_does_not_know_is_refused(store: StateStore) 
     class Opaque:
         pass
 
+    work = Effect()
+
     async def handler(run: Run) -> None:
-        await run.step("work", Effect(), returns=Opaque)
+        await run.step("work", work, returns=Opaque)
 
     with pytest.raises(ConfigurationError):
         await store.run("n", handler)
+    assert work.calls == []
     with pytest.raises(ConfigurationError):
         await store.run("n", handler, returns=Opaque)
 

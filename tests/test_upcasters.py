@@ -319,6 +319,17 @@ async def test_a_fork_or_rewind_to_an_old_checkpoint_is_resumed_by_new_code(
         assert await store.run("ledger", handler, workflow_id=state.workflow_id) == EXPECTED
 
 
+async def test_a_save_of_an_old_checkpoint_rolls_an_old_run_back(database_url: str) -> None:
+    await begun_by_v1(database_url)
+    async with StateStore.open(database_url, schemas=[V3]) as store:
+        checkpoint = next(each for each in await checkpoints_of(store, "w") if each.step_id == "fetch")
+        restored = await store.restore_from_checkpoint(checkpoint.id)
+        assert restored.context == {"total": 10, "currency": "EUR", "lines": [{"cents": 10}]}
+        await store.save_workflow_state(restored)
+        assert await store.load_workflow_state(restored.id) == restored
+        assert await store.run("ledger", handler_3_without_plain, workflow_id="w") == EXPECTED
+
+
 async def handler_3_without_plain(run: Run[Ledger]) -> Ledger:
     for n in range(3):
         run.state.total += 10
