@@ -38,6 +38,7 @@ from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
+from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
@@ -65,6 +66,7 @@ class Executor:
     def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
         settings = transactions.settings
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
+        self.writer: Final = Writer(transactions)
         self._transactions = transactions
         self._hook = hook
         self._policy = CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints)
@@ -136,7 +138,7 @@ class Executor:
             attempts=row.attempts,
             now=row.now,
         )
-        return Journal(run_row, lease, steps, history, self._transactions, switch, self._policy, self._hook)
+        return Journal(run_row, lease, steps, history, self.writer, switch, self._policy, self._hook)
 
     async def give_up(self, row: Any) -> None:
         """Mark a claimed run failed because too many workers vanished over it."""

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any, Final
 from uuid import UUID, uuid4
 
@@ -20,9 +21,9 @@ from orchestrator_state.run_context import ContextChange, ContextHistory, Patch,
 from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.uninterrupted import uninterrupted
+from orchestrator_state.uninterrupted import outlasted
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.writer import Writer
 
 _REPLAYED: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 
@@ -68,7 +69,7 @@ class Journal:
         lease: Lease,
         steps: Sequence[StepRecord],
         history: ContextHistory,
-        transactions: Transactions,
+        writer: Writer,
         switch: StopSwitch,
         policy: CheckpointPolicy,
         hook: hooks.Hook,
@@ -78,7 +79,7 @@ class Journal:
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
-        self._transactions = transactions
+        self._writer = writer
         self._switch = switch
         self._policy = policy
         self._asked: set[str] = set()
@@ -216,7 +217,7 @@ class Journal:
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it."""
-        ack = await uow.runs.commit(entry.change)
+        ack = await uow.commits.commit(entry.change)
         hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
         return ack
 
@@ -244,11 +245,19 @@ class Journal:
         return {"context": join(self.history.diff().value), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
-        await uninterrupted(self._write_and_accept(entry))
-
-    async def _write_and_accept(self, entry: Entry) -> None:
+        """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
+        committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
+        writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
+        cancelled = await outlasted(writing)
         try:
-            ack = await self._transactions.write(lambda uow: self.write(uow, entry))
+            self._accept_outcome(entry, writing)
+        finally:
+            if cancelled is not None:
+                raise cancelled
+
+    def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
+        try:
+            ack = writing.result()
         except (LeaseLost, StoreUnavailable) as error:
             # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
             self._switch.stop(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
+from orchestrator_state.run_commits import CommitRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 
@@ -24,3 +25,4 @@ class UnitOfWork:
         self.steps = StepRepository(session, namespace=namespace, schema=schema)
         self.checkpoints = CheckpointRepository(session, namespace=namespace, schema=schema)
         self.runs = RunRepository(session, namespace=namespace, schema=schema)
+        self.commits = CommitRepository(session, namespace=namespace, schema=schema)
