@@ -212,7 +212,7 @@ class Database:
 
     def refuse_inside_a_unit(self) -> None:
         """Raise `ConfigurationError` in a task that is inside a unit: it would wait for itself."""
-        if asyncio.current_task() in self._inside:
+        if self._inside and asyncio.current_task() in self._inside:
             raise ConfigurationError(
                 "this task is inside `async with store.begin() as uow` already; use that uow for this call"
             )

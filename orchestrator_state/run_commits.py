@@ -113,7 +113,6 @@ def _acks(changes: Iterable[RunChange], rows: Iterable[Any]) -> list[Ack | None]
 def _write_in_session(session: Session, changes: Iterable[RunChange]) -> list[Ack | None]:
     def execute(statement: Executable, values: Mapping[str, Any]) -> _Outcome:
         result = cast(CursorResult[Any], session.execute(statement, values))
-        assert isinstance(result, CursorResult)
         return (result.first() if result.returns_rows else None), result.rowcount
 
     return [_write(execute, change) for change in changes]
