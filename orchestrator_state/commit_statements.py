@@ -22,10 +22,10 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     Executable,
+    FromClause,
     Integer,
     String,
     Table,
-    TableValuedAlias,
     Text,
     bindparam,
     case,
@@ -90,11 +90,18 @@ _PARAMETERS: Final[dict[str, TypeEngine[Any]]] = (
 _ARRAYS: Final = {f"each_{name}": ARRAY(kind) for name, kind in _PARAMETERS.items()}
 
 
-def array_parameters(changes: Sequence[RunChange]) -> dict[str, list[Any]]:
-    """The parameters of `postgres_commit()`."""
+def postgres_commit(changes: Sequence[RunChange]) -> tuple[Executable, dict[str, Any]]:
+    """A statement, and its parameters, that writes `changes`, each under its own lease; at most one of a run.
+
+    It returns a row (id, False, request) for each run that matched and one (id, True, None) for each step written:
+    none for a step that is recorded as completed. Passed over are runs whose lease is another's, whose row is locked,
+    and that make a checkpoint beside unnumbered ones.
+    """
     now = utc_now()
+    if len(changes) == 1:
+        return _of_one(), dict(zip(_ARRAYS, _flat(changes[0], now), strict=True))
     by_column = zip(*(_flat(change, now) for change in changes), strict=True)
-    return dict(zip(_ARRAYS, map(list, by_column), strict=True))
+    return _of_many(), dict(zip(_ARRAYS, map(list, by_column), strict=True))
 
 
 def _flat(change: RunChange, now: Any) -> tuple[Any, ...]:
@@ -112,18 +119,24 @@ def _flat(change: RunChange, now: Any) -> tuple[Any, ...]:
 
 
 @cache
-def postgres_commit() -> Executable:
-    """Write many changes, each under its own lease; at most one of a run.
-
-    Returns a row (id, False, request) for each run that matched and one (id, True, None) for each step written: none
-    for a step that is recorded as completed. Passed over are runs whose lease is another's, whose row is locked, and
-    that make a checkpoint beside unnumbered ones.
-
-    No part joins two others: the planner, which does not see how long the arrays are, would compare each with each.
-    """
+def _of_many() -> Executable:
     arrays = (bindparam(name, type_=kind) for name, kind in _ARRAYS.items())
     columns = (column(name, kind) for name, kind in _PARAMETERS.items())
-    given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    return _commit(func.unnest(*arrays).table_valued(*columns, name="given").render_derived())
+
+
+@cache
+def _of_one() -> Executable:
+    """Plain values: Postgres plans it once and for all. Arrays, whose length it looks at, it plans each time anew."""
+    values = (
+        bindparam(parameter, type_=kind).label(name)
+        for parameter, (name, kind) in zip(_ARRAYS, _PARAMETERS.items(), strict=True)
+    )
+    return _commit(select(*values).subquery("given"))
+
+
+def _commit(given: FromClause) -> Executable:
+    """No part joins two others: the planner, which does not see how long arrays are, would compare each with each."""
     updated = _updated(_matched(given))
     recorded = _recorded(updated)
     return union_all(
@@ -132,7 +145,7 @@ def postgres_commit() -> Executable:
     ).add_cte(_consumed(updated), _saved(updated), _pruned(updated))
 
 
-def _matched(given: TableValuedAlias) -> CTE:
+def _matched(given: FromClause) -> CTE:
     # LIMIT, and no EXISTS: that one the planner may turn into one look at all checkpoints there are.
     unnumbered = (
         select(_checkpoint.id)

@@ -21,7 +21,6 @@ from orchestrator_state.commit_statements import (
     INSERT_CHECKPOINT,
     PRUNE_CHECKPOINTS,
     UPSERT_STEP,
-    array_parameters,
     checkpoint_parameters,
     commit_update,
     postgres_commit,
@@ -77,7 +76,7 @@ class CommitRepository(Repository):
         if self._dialect == "sqlite":
             with database_errors():
                 return await self._session.run_sync(partial(_write_in_session, changes=changes))
-        rows = await self._execute(postgres_commit(), array_parameters(changes))
+        rows = await self._execute(*postgres_commit(changes))
         return _acks(changes, rows)
 
 
@@ -85,8 +84,9 @@ async def commit_at_once(database: Database, changes: Sequence[RunChange]) -> li
     """`commit_free` in a transaction of its own, without a session: one round trip, or one switch of threads."""
     if database.is_sqlite:
         return await database.in_one_hop(partial(_write_in_thread, statements=database.statements, changes=changes))
-    statement = database.statements[postgres_commit()]
-    return _acks(changes, await database.fetch(statement.sql, statement.plain_arguments(array_parameters(changes))))
+    statement, parameters = postgres_commit(changes)
+    compiled = database.statements[statement]
+    return _acks(changes, await database.fetch(compiled.sql, compiled.plain_arguments(parameters)))
 
 
 # --- Postgres ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Final
 from uuid import UUID
 
@@ -182,8 +181,19 @@ class Writer:
 
     async def _write_together(self, batch: list[_Waiting]) -> set[_Waiting]:
         """Write a batch, or as much of it as can be written. Returns what was passed over."""
+        outcome_unknown = False
+
+        async def attempt() -> set[_Waiting]:
+            nonlocal outcome_unknown
+            try:
+                return await self._attempt(batch)
+            except StoreUnavailable as error:
+                # Of the whole call: an earlier attempt may have landed, although this one did not.
+                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
+                raise
+
         try:
-            return await while_transient(partial(self._attempt, batch), self.transactions.settings.retry_timeout)
+            return await while_transient(attempt, self.transactions.settings.retry_timeout)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
             if len(batch) == 1 or isinstance(error, StoreUnavailable | ConfigurationError):
                 _fail_all(batch, error)
@@ -232,6 +242,9 @@ class Writer:
             self._make_due()
 
 
-def _fail_all(batch: Iterable[_Waiting], error: Exception) -> None:
-    for waiting in batch:
-        waiting.fail(copy.copy(error))  # each has its own, with its own traceback
+def _fail_all(batch: list[_Waiting], error: Exception) -> None:
+    for waiting in batch[1:]:  # each has its own, with its own traceback
+        own = copy.copy(error)
+        own.__dict__.update(error.__dict__)
+        waiting.fail(own)
+    batch[0].fail(error)

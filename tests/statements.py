@@ -78,6 +78,15 @@ class Traffic:
         return await _execute(connection, *arguments)
 
 
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Unlike a bound method, a function in a class is given the instance."""
+
+    def method(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return method
+
+
 _transaction: Final = _Connection.transaction
 _execute: Final = _Connection._execute
 
@@ -86,7 +95,7 @@ _execute: Final = _Connection._execute
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
     """Record everything that the store sends inside the block."""
     traffic, engine = Traffic(), store._transactions.database._pool.sync_engine
-    listeners = {
+    listeners: dict[str, Callable[..., Any]] = {
         "after_cursor_execute": traffic._note,
         "commit": traffic._note_commit,
         "checkout": traffic._listens_to,
@@ -96,8 +105,8 @@ def traffic_of(store: StateStore) -> Iterator[Traffic]:
         event.listen(engine, name, listener)
     try:
         with (
-            patch.object(_Connection, "transaction", lambda *arguments: traffic._traced(*arguments)),
-            patch.object(_Connection, "_execute", lambda *arguments: traffic._hopped(*arguments)),
+            patch.object(_Connection, "transaction", _method(traffic._traced)),
+            patch.object(_Connection, "_execute", _method(traffic._hopped)),
         ):
             yield traffic
     finally:
