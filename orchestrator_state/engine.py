@@ -16,10 +16,10 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakSet
 
@@ -32,12 +32,15 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state import sqlite_connection
+from orchestrator_state import direct, sqlite_connection
 from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
 from orchestrator_state.undo import StoreSession
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
+
+_Result = TypeVar("_Result")
 
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
@@ -65,6 +68,9 @@ class Database:
     ) -> None:
         _require_supported(engine)
         self.is_sqlite: Final = engine.dialect.name == "sqlite"
+        # Past SQLAlchemy: neither with events and settings of the application's, nor, behind PgBouncer, with prepared
+        # statements outside a transaction.
+        self.is_direct: Final = owned and not settings.pgbouncer
         self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
         self._pool = engine
         self.owned = owned
@@ -76,6 +82,7 @@ class Database:
         self._sqlite_connections = sqlite_connections
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.schema: Final = settings.db_schema
+        self.statements: Final = DriverStatements(engine.dialect, settings.db_schema)
         if self.is_sqlite:
             if settings.db_schema:
                 raise ConfigurationError("db_schema is for Postgres; SQLite has no schemas")
@@ -105,6 +112,17 @@ class Database:
         """Return a session for single statements, each of which sees one consistent snapshot."""
         self.leave_the_parent_alone()
         return _ReadingSession(self.reader)
+
+    async def fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        """Send Postgres one statement in autocommit, past SQLAlchemy; only if `is_direct`."""
+        self.leave_the_parent_alone()
+        return await greenlet_spawn(direct.fetch, self._pool.sync_engine, sql, arguments)
+
+    async def in_one_hop(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Run `work` in a SQLite connection's thread, in a transaction of its own; only if `is_direct`."""
+        self.leave_the_parent_alone()
+        async with self._my_turn():
+            return await greenlet_spawn(direct.in_one_hop, self._pool.sync_engine, work)
 
     async def warm_up(self, connections: int) -> None:
         """Open the pool's first connections now, so that the first callers do not wait for them."""
@@ -175,11 +193,8 @@ class Database:
     @asynccontextmanager
     async def _my_turn(self) -> AsyncIterator[None]:
         """Refuse a unit inside a unit; on SQLite, whose busy wait is unfair, queue this process's writers in order."""
+        self.refuse_inside_a_unit()
         task = asyncio.current_task()
-        if task in self._inside:
-            raise ConfigurationError(
-                "this task is inside `async with store.begin() as uow` already; use that uow for this call"
-            )
         if self.is_sqlite:
             try:
                 async with asyncio.timeout(self._wait):
@@ -194,6 +209,13 @@ class Database:
             self._inside.discard(task)
             if self.is_sqlite:
                 turn.release()
+
+    def refuse_inside_a_unit(self) -> None:
+        """Raise `ConfigurationError` in a task that is inside a unit: it would wait for itself."""
+        if self._inside and asyncio.current_task() in self._inside:
+            raise ConfigurationError(
+                "this task is inside `async with store.begin() as uow` already; use that uow for this call"
+            )
 
     def leave_the_parent_alone(self) -> None:
         """In a forked child, start a pool of its own and neither use nor close the parent's connections."""

@@ -40,6 +40,7 @@ from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
+from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
@@ -71,6 +72,7 @@ class Executor:
     def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
         settings = transactions.settings
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
+        self.writer: Final = Writer(transactions)
         self._transactions = transactions
         self._hook = hook
         self._policy = CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints)
@@ -174,9 +176,7 @@ class Executor:
             now=row.now,
             schema_version=types.version,
         )
-        return Journal(
-            run_row, lease, recorded.steps, recorded.history, self._transactions, switch, self._policy, self._hook
-        )
+        return Journal(run_row, lease, recorded.steps, recorded.history, self.writer, switch, self._policy, self._hook)
 
     async def give_up(self, row: Any) -> None:
         """Mark a claimed run failed because too many workers vanished over it."""

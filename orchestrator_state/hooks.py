@@ -53,7 +53,7 @@ class StepStarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepCommitting(Event):
-    """Everything of the step's commit was sent; COMMIT comes next."""
+    """The step's commit is about to be sent, each time that it is; of a `transact`: it was sent, COMMIT comes next."""
 
     step_id: str
 

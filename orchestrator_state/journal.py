@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
@@ -28,9 +29,9 @@ from orchestrator_state.run_repository import (
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.uninterrupted import uninterrupted
+from orchestrator_state.uninterrupted import outlasted
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.writer import Writer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +77,7 @@ class Journal:
         lease: Lease,
         steps: Sequence[StepRecord],
         history: ContextHistory,
-        transactions: Transactions,
+        writer: Writer,
         switch: StopSwitch,
         policy: CheckpointPolicy,
         hook: hooks.Hook,
@@ -91,7 +92,8 @@ class Journal:
         self._start = history.start
         self._chain: Chain | None = None
         self._cadence = Cadence(self._size())
-        self._transactions = transactions
+        self._writer = writer
+        self._payloads = writer.transactions.payloads
         self._switch = switch
         self._policy = policy
         self._asked: set[str] = set()
@@ -140,7 +142,7 @@ class Journal:
     def check_size(self, step_id: str, outputs: str = "") -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
         steps = len(self._steps) + (step_id not in self._steps)
-        self._transactions.payloads.check_size(self._size() + len(outputs), steps)
+        self._payloads.check_size(self._size() + len(outputs), steps)
 
     def _size(self, context: ContextChange | None = None) -> int:
         """Characters of JSON in the context, by default the committed one, and in all outputs."""
@@ -240,7 +242,7 @@ class Journal:
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         change = RunChange(
             lease=self.lease,
-            step=sealed_step(self._transactions.payloads, self.row.id, step),
+            step=sealed_step(self._payloads, self.row.id, step),
             context=fold,
             checkpoint=self._checkpoint(step, context) if context is not None and (due or checkpoint) else None,
             consumed_signal=consumed_signal,
@@ -249,7 +251,7 @@ class Journal:
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it."""
-        ack = await uow.runs.commit(entry.change)
+        ack = await uow.commits.commit(entry.change)
         hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
         return ack
 
@@ -278,11 +280,19 @@ class Journal:
         return {"context": join(self.history.diff().value), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
-        await uninterrupted(self._write_and_accept(entry))
-
-    async def _write_and_accept(self, entry: Entry) -> None:
+        """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
+        committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
+        writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
+        cancelled = await outlasted(writing)
         try:
-            ack = await self._transactions.write(lambda uow: self.write(uow, entry))
+            self._accept_outcome(entry, writing)
+        finally:
+            if cancelled is not None:
+                raise cancelled
+
+    def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
+        try:
+            ack = writing.result()
         except (LeaseLost, StoreUnavailable) as error:
             # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
             self._switch.stop(error)
@@ -343,7 +353,7 @@ class Journal:
             self._chain = self._chain.with_step(step)
 
     def _seal(self, text: str, identity: str) -> Sealed:
-        return self._transactions.payloads.seal(text, identity)
+        return self._payloads.seal(text, identity)
 
 
 def _added_by(step: StepRecord) -> int:

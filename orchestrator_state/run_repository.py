@@ -29,15 +29,13 @@ from orchestrator_state.run_statements import (
     FENCE,
     FIND_RUN,
     FIRST_CONTEXT_KEPT,
-    PRUNE,
-    commit_update,
     digested_at,
     fenced_update,
     step_upsert,
 )
 from orchestrator_state.sealing import SEALED_STEP_COLUMNS, Columns, Opener, seal_step, seal_workflow, signal_identity
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF, insert_checkpoint
+from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF
 
 _w = workflow_states.c
 _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
@@ -99,8 +97,8 @@ class CheckpointRecord:
     step_id: str
     timestamp: datetime
     snapshot: str
-    snapshot_digest: str
     keep: int
+    snapshot_digest: str | None = None
     schema_version: int | None = None
     position: int | None = None
     """Of a delta: the position of its step."""
@@ -111,8 +109,8 @@ class FoldedContext:
     """The whole context, with the patches of the steps up to `position` in it."""
 
     context: str
-    context_digest: str
     position: int
+    context_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,34 +296,6 @@ class RunRepository(Repository):
 
     # --- committing ----------------------------------------------------------------------------------------------
 
-    async def commit(self, change: RunChange) -> Ack:
-        """Write `change` under its lease. Raises `LeaseLost` and writes nothing if the lease is another's.
-
-        A step that is recorded as completed is never written again: the answer says so, and the caller rolls back.
-        """
-        lease, fold = change.lease, change.context
-        statement = commit_update(folds_context=fold is not None, makes_checkpoint=change.checkpoint is not None)
-        parameters = _fence(lease) | {"new_updated_at": utc_now()}
-        if fold is not None:
-            parameters |= {
-                "new_context": fold.context,
-                "new_context_digest": fold.context_digest,
-                "new_context_position": fold.position,
-            }
-        row = (await self._execute(statement, parameters)).first()
-        if row is None:
-            raise lease_lost(lease)
-        if not await self._write_step(lease.workflow_state_id, change.step):
-            return Ack(request=row.request, already_recorded=True)
-        if change.consumed_signal is not None:
-            await self._execute(delete(signals).where(signals.c.id == change.consumed_signal))
-        if change.checkpoint is not None:
-            seq: int = row.checkpoint_seq
-            if row.has_unnumbered:
-                seq = await self._number_checkpoints(lease.workflow_state_id, seq)
-            await self._write_checkpoint(lease.workflow_state_id, change.checkpoint, seq)
-        return Ack(request=row.request)
-
     async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> StepRecord | None:
         """A step, if it is recorded as completed."""
         query = select(step_states).where(
@@ -350,7 +320,7 @@ class RunRepository(Repository):
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
-        await self._execute(update(workflow_states).where(*FENCE, unfinished).values(columns), _fence(lease))
+        await self._execute(update(workflow_states).where(*FENCE, unfinished).values(columns), fence(lease))
         if not pause:
             await self._announce()
 
@@ -606,7 +576,7 @@ class RunRepository(Repository):
     async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
         columns = {"updated_at": utc_now()} | seal_workflow(self._payloads, lease.workflow_state_id, columns)
         statement = fenced_update(frozenset(columns))
-        written = await self._execute(statement, _fence(lease) | _prefixed(columns))
+        written = await self._execute(statement, fence(lease) | _prefixed(columns))
         if rowcount(written) == 0:
             raise lease_lost(lease)
 
@@ -642,21 +612,6 @@ class RunRepository(Repository):
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
         row = {name: getattr(step, name) for name in StepRecord.__slots__} | {"workflow_state_id": workflow_state_id}
         return rowcount(await self._execute(step_upsert(self._dialect), row)) == 1
-
-    async def _write_checkpoint(self, workflow_state_id: UUID, checkpoint: CheckpointRecord, seq: int) -> None:
-        row = {
-            "id": checkpoint.id,
-            "workflow_state_id": workflow_state_id,
-            "step_id": checkpoint.step_id,
-            "timestamp": checkpoint.timestamp,
-            "snapshot": checkpoint.snapshot,
-            "snapshot_digest": checkpoint.snapshot_digest,
-            "position": checkpoint.position,
-            "schema_version": checkpoint.schema_version,
-            "seq": seq,
-        }
-        await self._execute(insert_checkpoint(self._dialect), row)
-        await self._execute(PRUNE, {"workflow_state_id": workflow_state_id, "keep": checkpoint.keep})
 
 
 def lease_lost(lease: Lease) -> LeaseLost:
@@ -694,7 +649,8 @@ def _digested_at(now: datetime) -> ColumnElement[datetime | None]:
     return digested_at(literal(now, _w.updated_at.type))
 
 
-def _fence(lease: Lease) -> Columns:
+def fence(lease: Lease) -> Columns:
+    """The parameters of `FENCE`."""
     return {"fence_id": lease.workflow_state_id, "fence_owner": lease.owner, "fence_token": lease.token}
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, bindparam, case, delete, func, or_, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, case, func, or_, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
 from orchestrator_state.database_time import database_now
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.statements import LEASE_IS_FREE, NEWEST_CHECKPOINT_FIRST, has_unnumbered_checkpoints
+from orchestrator_state.models import step_states, workflow_states
+from orchestrator_state.statements import LEASE_IS_FREE
 
 _w = workflow_states.c
 
@@ -50,28 +52,19 @@ def fenced_update(columns: frozenset[str]) -> Update:
 
 
 @cache
-def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
-    """UPDATE the run's row for a step's commit; returns (request, checkpoint_seq)."""
-    columns = {"updated_at"}
-    if folds_context:
-        columns |= {"context", "context_digest", "context_position"}
-    values: dict[str, Any] = {}
-    if makes_checkpoint:
-        values["checkpoint_seq"] = _w.checkpoint_seq + 1
-    statement = fenced_update(frozenset(columns)).values(values).returning(_w.request, _w.checkpoint_seq)
-    if makes_checkpoint:
-        statement = statement.returning(has_unnumbered_checkpoints(bindparam("fence_id", type_=_w.id.type)))
-    return statement
-
-
-@cache
 def step_upsert(dialect: str) -> Executable:
     """Insert a step or replace it, unless it is recorded as completed: such a step is never written again."""
-    statement = conflict_aware_insert(dialect, step_states)
+    return replacing_step(conflict_aware_insert(dialect, step_states), step_states.columns.keys())
+
+
+def replacing_step(
+    insert: postgresql.Insert | sqlite.Insert, names: Iterable[str]
+) -> postgresql.Insert | sqlite.Insert:
+    """`insert` into the steps, or instead, unless the step is recorded as completed, an update of those columns."""
     keys = ["workflow_state_id", "step_id"]
-    return statement.on_conflict_do_update(
+    return insert.on_conflict_do_update(
         index_elements=keys,
-        set_={column.name: statement.excluded[column.name] for column in step_states.c if column.name not in keys},
+        set_={name: insert.excluded[name] for name in names if name not in keys},
         where=step_states.c.status != "completed",
     )
 
@@ -80,15 +73,6 @@ CONVERT_STEP: Final = update(step_states).where(
     step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
 )
 """Sets the columns that it is given values for."""
-
-PRUNE: Final = delete(checkpoints).where(
-    checkpoints.c.id.in_(
-        select(checkpoints.c.id)
-        .where(checkpoints.c.workflow_state_id == bindparam("workflow_state_id"))
-        .order_by(*NEWEST_CHECKPOINT_FIRST)
-        .offset(bindparam("keep"))
-    )
-)
 
 FIND_RUN: Final = (
     select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))

@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiosqlite
+
+_Result = TypeVar("_Result")
 
 
 def connect(database: str, **arguments: Any) -> aiosqlite.Connection:
@@ -59,6 +61,25 @@ class _Connection(aiosqlite.Connection):
     async def hop(self, function: Callable[[], None]) -> None:
         """Run `function` in the connection's thread."""
         await self._execute(function)
+
+    async def transaction(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+        """Run `work` in the connection's thread, in a transaction of its own, all in one hop.
+
+        Once begun it comes to its end in that thread, whatever becomes of the caller.
+        """
+        results: list[_Result] = []
+
+        def run() -> None:
+            self.raw.execute("BEGIN IMMEDIATE")
+            try:
+                results.append(work(self.raw))
+                self.raw.execute("COMMIT")
+            except BaseException:
+                self.raw.rollback()  # nothing, if SQLite has rolled back by itself
+                raise
+
+        await self.hop(run)
+        return results[0]
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         try:

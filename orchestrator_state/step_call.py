@@ -88,11 +88,17 @@ async def call(fn: StepFunction[Any], *args: Any, limit: timedelta | None = None
 
     A thread cannot be stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped.
     """
-    async with asyncio.timeout(None if limit is None else limit.total_seconds()):
-        if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
-            return await fn(*args)
-        result = await asyncio.to_thread(fn, *args)
-        return await result if inspect.isawaitable(result) else result
+    if limit is None:
+        return await _call(fn, *args)
+    async with asyncio.timeout(limit.total_seconds()):
+        return await _call(fn, *args)
+
+
+async def _call(fn: StepFunction[Any], *args: Any) -> Any:
+    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None)):  # noqa: B004
+        return await fn(*args)
+    result = await asyncio.to_thread(fn, *args)
+    return await result if inspect.isawaitable(result) else result
 
 
 def describe(error: BaseException) -> str:

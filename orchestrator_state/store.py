@@ -137,6 +137,7 @@ class StateStore:
     async def close(self) -> None:
         """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""
         await self._executor.keeper.close()
+        await self._executor.writer.close()
         await self._transactions.close()
 
     async def __aenter__(self) -> Self:

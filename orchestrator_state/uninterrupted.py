@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
@@ -36,3 +37,21 @@ async def settled(task: asyncio.Task[Any]) -> None:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             task.cancel()
+
+
+async def outlasted(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
+    """Wait until `future` is done, however it ends. Returns a cancellation that came meanwhile, for us to raise."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        end = future.get_loop().create_future()
+        future.add_done_callback(partial(_wake, end))
+        try:
+            await end
+        except asyncio.CancelledError as error:
+            cancelled = error
+    return cancelled
+
+
+def _wake(end: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+    if not end.done():
+        end.set_result(None)

@@ -9,6 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
+from orchestrator_state.run_commits import CommitRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
@@ -40,3 +41,4 @@ class UnitOfWork:
         self.steps = StepRepository(session, **options)
         self.checkpoints = CheckpointRepository(session, **options)
         self.runs = RunRepository(session, **options)
+        self.commits = CommitRepository(session, **options)

@@ -29,6 +29,7 @@ class CuttingProxy:
         self._upstream = urlsplit(url)
         self._directory = directory
         self._fault: Fault | None = None
+        self._marker = COMMIT
         self._then: Callable[[], Awaitable[None]] | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
@@ -47,9 +48,14 @@ class CuttingProxy:
             return await asyncio.open_unix_connection(f"{socket_directory[0]}/{SOCKET}")
         return await asyncio.open_connection(self._upstream.hostname, self._upstream.port or 5432)
 
-    def fail_next_commit(self, fault: Fault, then: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Do `fault` to the next COMMIT; run `then` before anybody can find out."""
-        self._fault, self._then = fault, then
+    def fail_next_commit(
+        self, fault: Fault, then: Callable[[], Awaitable[None]] | None = None, *, marker: bytes = COMMIT
+    ) -> None:
+        """Do `fault` to the next COMMIT; run `then` before anybody can find out.
+
+        `marker` is what the message of a statement that commits by itself has in it.
+        """
+        self._fault, self._then, self._marker = fault, then, marker
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["CuttingProxy"]:
@@ -92,7 +98,7 @@ class CuttingProxy:
         answers: asyncio.Task[None],
     ) -> None:
         while data := await reader.read(65536):
-            fault = self._fault if COMMIT in data else None
+            fault = self._fault if self._marker in data else None
             if fault is None:
                 server_writer.write(data)
                 continue

@@ -1,14 +1,20 @@
 """What a store sends to its database, counted behind the public door."""
 
+import re
+import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
+from unittest.mock import patch
 
+import asyncpg
 from sqlalchemy import event
 
 from orchestrator_state import StateStore
+from orchestrator_state.driver_statements import DriverStatement
+from orchestrator_state.sqlite_connection import _Connection
 
 _WRITES: Final = {"INSERT": "INTO", "UPDATE": "UPDATE", "DELETE": "FROM"}
 
@@ -19,8 +25,10 @@ class Traffic:
 
     statements: list[str] = field(default_factory=list)
     rows_written: Counter[str] = field(default_factory=Counter)
-    """By `"update step_states"` and the like."""
+    """By `"update step_states"` and the like; not of what was given to the driver past SQLAlchemy."""
     commits: int = 0
+    hops: int = 0
+    """Calls in the threads of SQLite connections."""
 
     def _note(self, _: Any, cursor: Any, statement: str, parameters: Any, __: Any, executemany: bool) -> None:
         words = statement.split()
@@ -36,15 +44,83 @@ class Traffic:
     def _note_commit(self, _: Any) -> None:
         self.commits += 1
 
+    def _note_autocommit(self, query: Any) -> None:
+        """Of asyncpg's query logger, which sees what SQLAlchemy prepares only by its BEGIN and COMMIT."""
+        if not query.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+            self.statements.append(query.query)
+            self.commits += 1
+
+    def _listens_to(self, connection: Any, _: Any, __: Any) -> None:
+        if isinstance(connection.driver_connection, asyncpg.Connection):
+            connection.driver_connection.add_query_logger(self._note_autocommit)
+
+    def _leaves(self, connection: Any, _: Any) -> None:
+        if connection is not None and isinstance(connection.driver_connection, asyncpg.Connection):
+            connection.driver_connection.remove_query_logger(self._note_autocommit)
+
+    async def _traced(self, connection: _Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
+        """In the place of `_Connection.transaction`."""
+
+        def noted(raw: sqlite3.Connection) -> Any:
+            raw.set_trace_callback(self.statements.append)
+            try:
+                return work(raw)
+            finally:
+                raw.set_trace_callback(None)
+
+        result = await _transaction(connection, noted)
+        self.commits += 1
+        return result
+
+    async def _hopped(self, connection: _Connection, *arguments: Any) -> Any:
+        """In the place of `_Connection._execute`."""
+        self.hops += 1
+        return await _execute(connection, *arguments)
+
+
+def _method(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Unlike a bound method, a function in a class is given the instance."""
+
+    def method(*arguments: Any) -> Any:
+        return function(*arguments)
+
+    return method
+
+
+_transaction: Final = _Connection.transaction
+_execute: Final = _Connection._execute
+
 
 @contextmanager
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
     """Record everything that the store sends inside the block."""
     traffic, engine = Traffic(), store._transactions.database._pool.sync_engine
-    event.listen(engine, "after_cursor_execute", traffic._note)
-    event.listen(engine, "commit", traffic._note_commit)
+    listeners: dict[str, Callable[..., Any]] = {
+        "after_cursor_execute": traffic._note,
+        "commit": traffic._note_commit,
+        "checkout": traffic._listens_to,
+        "checkin": traffic._leaves,
+    }
+    for name, listener in listeners.items():
+        event.listen(engine, name, listener)
     try:
-        yield traffic
+        with (
+            patch.object(_Connection, "transaction", _method(traffic._traced)),
+            patch.object(_Connection, "_execute", _method(traffic._hopped)),
+        ):
+            yield traffic
     finally:
-        event.remove(engine, "after_cursor_execute", traffic._note)
-        event.remove(engine, "commit", traffic._note_commit)
+        for name, listener in listeners.items():
+            event.remove(engine, name, listener)
+
+
+_compile: Final = DriverStatement.__init__
+
+
+def unfenced(self: DriverStatement, *arguments: Any) -> None:
+    """In the place of `DriverStatement.__init__`, for negative controls: any token matches."""
+    _compile(self, *arguments)
+    fence = r"(workflow_states\.lease_(?:owner|token) = [^ ]+)"
+    sql, found = re.subn(fence, r"(\1 OR 1 = 1)", self.sql)
+    self.sql = sql  # type: ignore[misc]
+    assert found in (0, 2)

@@ -12,12 +12,15 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator_state import (
+    Run,
     StaleVersion,
     StateStore,
     StepState,
     StoreUnavailable,
 )
 from tests.cutting_proxy import CuttingProxy, Fault
+from tests.running import Effect, steps_of
+from tests.running import checkpoints_of as runs_checkpoints
 from tests.states import a_checkpoint, a_state, checkpoints_of, is_stored
 
 
@@ -190,3 +193,47 @@ async def test_when_the_server_stays_away_the_error_says_that_the_outcome_is_unk
         with pytest.raises(StoreUnavailable) as raised:
             await (store.save_workflow_state(state) if call == "save" else store.create_checkpoint(a_checkpoint(state)))
         assert raised.value.outcome_unknown
+
+
+@pytest.mark.parametrize("fault", Fault)
+async def test_steps_that_commit_together_settle_by_themselves_and_are_never_doubled(
+    distant: StateStore, near: StateStore, proxy: CuttingProxy, fault: Fault
+) -> None:
+    calls = Effect()
+    meet = asyncio.Barrier(5)
+
+    async def handler(run: Run) -> None:
+        await run.step("before", Effect())
+        await meet.wait()
+        if run.context["n"] == 0:
+            proxy.fail_next_commit(fault, marker=b"precious")
+        await run.step("s", calls, "precious")
+        await run.step("after", Effect())
+
+    await asyncio.gather(*(distant.run("w", handler, workflow_id=f"w {n}", context={"n": n}) for n in range(5)))
+    assert proxy.faults == 1
+    assert len(calls.calls) == 5
+    for n in range(5):
+        assert list(await steps_of(near, f"w {n}")) == ["before", "s", "after"]
+        assert [checkpoint.seq for checkpoint in await runs_checkpoints(near, f"w {n}")][-1] in (3, 4)
+        assert len(await runs_checkpoints(near, f"w {n}")) == 3
+
+
+@pytest.mark.parametrize("fault", [Fault.CUT_BEFORE, Fault.CUT_AFTER])
+async def test_a_step_whose_server_stays_away_is_not_taken_for_done(
+    proxy: CuttingProxy, near: StateStore, fault: Fault
+) -> None:
+    async def go_away() -> None:
+        proxy.refusing = True
+
+    async def handler(run: Run) -> None:
+        await run.step("before", Effect())
+        proxy.fail_next_commit(fault, go_away, marker=b"precious")
+        await run.step("s", Effect(), "precious")
+
+    patience = timedelta(seconds=0.3)
+    async with StateStore.open(proxy.url, pool_min=1, retry_timeout=patience) as store:
+        with pytest.raises(StoreUnavailable) as raised:
+            await store.run("w", handler, workflow_id="w")
+    assert raised.value.outcome_unknown
+    assert ("s" in await steps_of(near, "w")) is (fault is Fault.CUT_AFTER)

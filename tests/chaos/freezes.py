@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Final
+from unittest import mock
 
 from sqlalchemy import Engine, event
 
 from orchestrator_state import LeaseLost, OrchestratorStateError, Run, StateStore, StoreUnavailable, WorkflowStatus
+from orchestrator_state.driver_statements import DriverStatement
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
+from tests.statements import unfenced
 
 _STEPS: Final = 6
 _TERM: Final = timedelta(seconds=1)
@@ -122,6 +125,7 @@ class _TakeOver:
 def work(job: Job, pipe: Pipe) -> None:
     if not job.is_fenced:
         event.listen(Engine, "before_cursor_execute", _without_the_fence, retval=True)
+        mock.patch.object(DriverStatement, "__init__", unfenced).start()
     asyncio.run(_work(job, pipe))
 
 

@@ -1,0 +1,67 @@
+"""A pooled connection, used past SQLAlchemy: one call of the driver that is a transaction by itself.
+
+For connections that we opened ourselves: an application's engine may have events and settings that this would miss.
+Each function runs in SQLAlchemy's greenlet, where a connection may have to be opened.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import asyncpg
+from sqlalchemy import Engine, PoolProxiedConnection
+from sqlalchemy.util import await_only
+
+from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+
+_Result = TypeVar("_Result")
+
+
+def fetch(engine: Engine, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """Send one statement, which commits by itself, and return its rows."""
+    pooled = _checked_out(engine)
+    try:
+        with database_errors(committing=True):
+            return _answer(pooled, sql, arguments)
+    finally:
+        pooled.close()
+
+
+def _answer(pooled: PoolProxiedConnection, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    connection: Any = pooled.driver_connection
+    try:
+        rows: Sequence[Any] = await_only(connection.fetch(sql, *arguments))
+        return rows
+    except asyncpg.PostgresError:
+        raise  # the server's own words: the connection is as good as it says
+    except BaseException:
+        pooled.invalidate()
+        raise
+
+
+def in_one_hop(engine: Engine, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
+    """Run `work` and commit, all in the thread of a SQLite connection."""
+    pooled = _checked_out(engine)
+    connection: Any = pooled.driver_connection
+    try:
+        with database_errors():
+            result: _Result = _done(pooled, connection.transaction(work))
+            return result
+    finally:
+        pooled.close()
+
+
+def _done(pooled: PoolProxiedConnection, transaction: Any) -> Any:
+    try:
+        return await_only(transaction)
+    except sqlite3.Error as error:
+        if sqlite_code(error) in SQLITE_ROLLED_BACK:
+            pooled.invalidate()
+        raise
+
+
+def _checked_out(engine: Engine) -> PoolProxiedConnection:
+    with database_errors():
+        return engine.raw_connection()

@@ -1,0 +1,54 @@
+"""Statements as the driver itself takes them.
+
+SQLAlchemy's way through a statement, from the session to the rows, takes longer than the database takes over a small
+one. A statement that is executed for every step is compiled once, and given to the driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Dialect, Executable
+from sqlalchemy.sql.compiler import SQLCompiler
+
+
+class DriverStatement:
+    """A compiled statement: its text, and its parameters in the driver's order and form."""
+
+    def __init__(self, statement: Executable, dialect: Dialect, schema: str | None) -> None:
+        options: dict[str, Any] = {}
+        if schema is not None:
+            options = {"schema_translate_map": {None: schema}, "render_schema_translate": True}
+        compiled: SQLCompiler = statement.compile(dialect=dialect, **options)  # type: ignore[attr-defined]
+        self.sql: Final = compiled.string
+        self._constants: Final = {name: value for name, value in compiled.params.items() if value is not None}
+        self._slots: Final[list[tuple[str, Callable[[Any], Any] | None]]] = [
+            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
+            for name in compiled.positiontup or ()
+        ]
+
+    def arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """What to send for `values`, which name every parameter."""
+        values = {**self._constants, **values}
+        return [values[name] if convert is None else convert(values[name]) for name, convert in self._slots]
+
+    def plain_arguments(self, values: Mapping[str, Any]) -> list[Any]:
+        """Like `arguments`, for a driver that takes Python's values as they are."""
+        values = {**self._constants, **values}
+        return [values[name] for name, _ in self._slots]
+
+
+class DriverStatements:
+    """The compiled statements of one database, each compiled when it is first wanted."""
+
+    def __init__(self, dialect: Dialect, schema: str | None) -> None:
+        self._dialect = dialect
+        self._schema = schema
+        self._compiled: dict[Executable, DriverStatement] = {}
+
+    def __getitem__(self, statement: Executable) -> DriverStatement:
+        compiled = self._compiled.get(statement)
+        if compiled is None:
+            compiled = self._compiled[statement] = DriverStatement(statement, self._dialect, self._schema)
+        return compiled

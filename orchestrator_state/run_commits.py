@@ -1,0 +1,149 @@
+"""Write the commits of runs: in a caller's transaction, or many at once in one of their own.
+
+Whichever way, they are the same statements. A change that was passed over (None instead of an `Ack`) changed nothing,
+and nothing is known yet but that: its lease may be another's, its row locked, its checkpoints unnumbered. It is for
+`CommitRepository.commit`, on its own, to wait and to find out.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, Final, cast
+from uuid import UUID
+
+from sqlalchemy import CursorResult, Executable, select, update
+from sqlalchemy.orm import Session
+
+from orchestrator_state.commit_statements import (
+    DELETE_SIGNAL,
+    INSERT_CHECKPOINT,
+    PRUNE_CHECKPOINTS,
+    UPSERT_STEP,
+    checkpoint_parameters,
+    commit_update,
+    postgres_commit,
+    step_parameters,
+    update_parameters,
+)
+from orchestrator_state.driver_errors import database_errors
+from orchestrator_state.driver_statements import DriverStatements
+from orchestrator_state.engine import Database
+from orchestrator_state.models import workflow_states
+from orchestrator_state.repositories import Repository
+from orchestrator_state.run_repository import Ack, Lease, RunChange, fence, lease_lost
+from orchestrator_state.run_statements import FENCE
+
+_Outcome = tuple[Any, int]
+"""The first row that a statement returned, and the number of rows that it wrote."""
+_Execute = Callable[[Executable, Mapping[str, Any]], _Outcome]
+
+
+_LOCK: Final = select(workflow_states.c.checkpoint_seq).where(*FENCE).with_for_update()
+
+
+class CommitRepository(Repository):
+    """Step commits in the transaction of a session."""
+
+    async def commit(self, change: RunChange) -> Ack:
+        """Write `change` under its lease. Raises `LeaseLost`, having written nothing, if the lease is another's.
+
+        A step that is recorded as completed is never written again; the answer says so. Waits for the row's lock.
+        """
+        [ack] = await self.commit_free([change])
+        if ack is None:
+            await self._clear_the_way(change.lease)
+            [ack] = await self.commit_free([change])
+        if ack is None:
+            raise lease_lost(change.lease)
+        return ack
+
+    async def _clear_the_way(self, lease: Lease) -> None:
+        """Wait for the row, and number checkpoints that older software has inserted."""
+        run_id = lease.workflow_state_id
+        seq = (await self._execute(_LOCK, fence(lease))).scalar()
+        if seq is None:
+            raise lease_lost(lease)
+        free = await self._number_checkpoints(run_id, seq + 1)
+        # The commit that follows counts on by itself.
+        await self._execute(
+            update(workflow_states).where(workflow_states.c.id == run_id).values(checkpoint_seq=free - 1)
+        )
+
+    async def commit_free(self, changes: Sequence[RunChange]) -> list[Ack | None]:
+        """Write those of `changes`, each of another run, that nothing stands in the way of."""
+        if self._dialect == "sqlite":
+            with database_errors():
+                return await self._session.run_sync(partial(_write_in_session, changes=changes))
+        rows = await self._execute(*postgres_commit(changes))
+        return _acks(changes, rows)
+
+
+async def commit_at_once(database: Database, changes: Sequence[RunChange]) -> list[Ack | None]:
+    """`commit_free` in a transaction of its own, without a session: one round trip, or one switch of threads."""
+    if database.is_sqlite:
+        return await database.in_one_hop(partial(_write_in_thread, statements=database.statements, changes=changes))
+    statement, parameters = postgres_commit(changes)
+    compiled = database.statements[statement]
+    return _acks(changes, await database.fetch(compiled.sql, compiled.plain_arguments(parameters)))
+
+
+# --- Postgres ----------------------------------------------------------------------------------------------------
+
+
+def _acks(changes: Iterable[RunChange], rows: Iterable[Any]) -> list[Ack | None]:
+    requests: dict[UUID, str | None] = {}
+    written: set[UUID] = set()
+    for run_id, is_step, request in rows:
+        if is_step:
+            written.add(run_id)
+        else:
+            requests[run_id] = request
+    ids = (change.lease.workflow_state_id for change in changes)
+    return [
+        Ack(request=requests[run_id], already_recorded=run_id not in written) if run_id in requests else None
+        for run_id in ids
+    ]
+
+
+# --- SQLite ------------------------------------------------------------------------------------------------------
+
+
+def _write_in_session(session: Session, changes: Iterable[RunChange]) -> list[Ack | None]:
+    def execute(statement: Executable, values: Mapping[str, Any]) -> _Outcome:
+        result = cast(CursorResult[Any], session.execute(statement, values))
+        return (result.first() if result.returns_rows else None), result.rowcount
+
+    return [_write(execute, change) for change in changes]
+
+
+def _write_in_thread(
+    connection: sqlite3.Connection, statements: DriverStatements, changes: Iterable[RunChange]
+) -> list[Ack | None]:
+    cursor = connection.cursor()
+
+    def execute(statement: Executable, values: Mapping[str, Any]) -> _Outcome:
+        compiled = statements[statement]
+        cursor.execute(compiled.sql, compiled.arguments(values))
+        return cursor.fetchone(), cursor.rowcount
+
+    try:
+        return [_write(execute, change) for change in changes]
+    finally:
+        cursor.close()
+
+
+def _write(execute: _Execute, change: RunChange) -> Ack | None:
+    checkpoint = change.checkpoint
+    update = commit_update(folds_context=change.context is not None, makes_checkpoint=checkpoint is not None)
+    row, _ = execute(update, update_parameters(change))
+    if row is None:
+        return None
+    _, steps = execute(UPSERT_STEP, step_parameters(change))
+    if change.consumed_signal is not None:
+        execute(DELETE_SIGNAL, {"consumed_signal": change.consumed_signal})
+    if checkpoint is not None:
+        execute(INSERT_CHECKPOINT, checkpoint_parameters(change.lease, checkpoint))
+        execute(PRUNE_CHECKPOINTS, {"workflow_state_id": change.lease.workflow_state_id, "keep": checkpoint.keep})
+    return Ack(request=row[0], already_recorded=steps == 0)

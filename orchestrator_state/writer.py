@@ -1,0 +1,250 @@
+"""Group commit: the step commits of runs that wait at the same moment go to the database together.
+
+What waits while a batch is under way makes the next one: there is no timer, and a single step goes at once. Each
+caller gets its own outcome. A change that the batch passed over (its lease may be lost, its row locked) is tried once
+more by itself, in a transaction that waits. A batch that fails because of what is in it is halved until the culprit
+is alone; one that fails because of the database is repeated as a whole, and fails as a whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+from uuid import UUID
+
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.retry import while_transient
+from orchestrator_state.run_commits import commit_at_once
+from orchestrator_state.run_repository import Ack, RunChange
+from orchestrator_state.transactions import Transactions
+
+MOST_IN_A_BATCH: Final = 256
+MOST_CHARACTERS_IN_A_BATCH: Final = 4 * 1024 * 1024
+"""A change that has more goes by itself."""
+MOST_WAITING: Final = 4096
+
+
+class _Waiting:
+    """A change on its way, and the caller who waits for what becomes of it."""
+
+    __slots__ = ("before_sending", "change", "outcome", "size")
+
+    def __init__(self, change: RunChange, before_sending: Callable[[], None]) -> None:
+        self.change = change
+        self.before_sending = before_sending
+        self.outcome: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        self.size = len(change.step.outputs)
+        if change.context is not None:
+            self.size += len(change.context.context)
+        if change.checkpoint is not None:
+            self.size += len(change.checkpoint.snapshot)
+
+    @property
+    def run_id(self) -> UUID:
+        return self.change.lease.workflow_state_id
+
+    def tell(self) -> None:
+        try:
+            self.before_sending()
+        except BaseException as error:  # noqa: BLE001 - the caller's, and none of the neighbours' business
+            self.fail(error)
+
+    def succeed(self, ack: Ack) -> None:
+        if not self.outcome.done():  # its caller may have given up
+            self.outcome.set_result(ack)
+
+    def fail(self, error: BaseException) -> None:
+        if self.outcome.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self.outcome.cancel()
+        else:
+            self.outcome.set_exception(error)
+
+
+def _nothing() -> None:
+    pass
+
+
+class Writer:
+    """Writes the step commits of one store.
+
+    It has no task while there is nothing to write. On Postgres two batches may be under way, so that one is on its
+    way while the server works on the other.
+    """
+
+    def __init__(self, transactions: Transactions) -> None:
+        self.transactions: Final = transactions
+        self._most_batches = 1 if transactions.database.is_sqlite else 2
+        self._closed = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._pid = os.getpid()
+        self._queue: deque[_Waiting] = deque()
+        self._room = asyncio.Semaphore(MOST_WAITING)
+        self._is_due = False
+        self._under_way: set[UUID] = set()
+        self._batches: set[asyncio.Task[None]] = set()
+        self._alone: set[asyncio.Task[None]] = set()
+
+    async def commit(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> Ack:
+        """Write `change` under its lease; returns once it is durable.
+
+        Raises `LeaseLost`, having written nothing, if the lease is another's. A step that is recorded as completed is
+        not written again; the answer says so. If the caller is cancelled, a change that is not on its way yet is
+        withdrawn; one that is on its way comes to its end.
+        """
+        return await (await self.send(change, before_sending))
+
+    async def send(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> asyncio.Future[Ack]:
+        """Like `commit`, but returns, once there is room in the queue, what to wait for. Cancel it to withdraw.
+
+        `before_sending` is called each time the change is about to go to the database; if it raises, the change does
+        not go, and its error is the outcome.
+        """
+        if self._pid != os.getpid():
+            self._start_anew()  # in a forked child: what is under way is the parent's
+        self.transactions.database.refuse_inside_a_unit()
+        await self._room.acquire()
+        if self._closed:
+            self._room.release()
+            raise ConfigurationError("the store is closed; open another")
+        waiting = _Waiting(change, before_sending)
+        self._queue.append(waiting)
+        self._make_due()
+        return waiting.outcome
+
+    async def close(self) -> None:
+        """Take no more, and wait until all that was taken is written."""
+        self._closed = True
+        while self._queue or self._batches or self._alone:
+            await asyncio.wait({*self._batches, *self._alone}, timeout=None if self._batches or self._alone else 0)
+
+    # --- batches -------------------------------------------------------------------------------------------------
+
+    def _make_due(self) -> None:
+        """Send once everybody who is awake at this moment has had a turn to join in."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._send_batches)
+
+    def _send_batches(self) -> None:
+        self._is_due = False
+        while len(self._batches) < self._most_batches and (batch := self._next_batch()):
+            task = asyncio.create_task(self._write(batch), name="orchestrator_state group commit")
+            self._batches.add(task)
+            task.add_done_callback(self._batch_ended)
+
+    def _batch_ended(self, task: asyncio.Task[None]) -> None:
+        self._batches.discard(task)
+        if self._queue:
+            self._make_due()
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Those who have waited longest. Of one run only one change is under way: its commits are in order."""
+        batch: list[_Waiting] = []
+        held_back: list[_Waiting] = []
+        size = 0
+        while self._queue and len(batch) < MOST_IN_A_BATCH:
+            waiting = self._queue[0]
+            if batch and size + waiting.size > MOST_CHARACTERS_IN_A_BATCH:
+                break
+            self._queue.popleft()
+            if waiting.run_id in self._under_way and not waiting.outcome.done():
+                held_back.append(waiting)
+                continue
+            self._room.release()
+            if not waiting.outcome.done():
+                batch.append(waiting)
+                self._under_way.add(waiting.run_id)
+                size += waiting.size
+        self._queue.extendleft(reversed(held_back))
+        return batch
+
+    async def _write(self, batch: list[_Waiting]) -> None:
+        """Bring every change of the batch to its outcome, or hand it over to a task of its own."""
+        try:
+            passed_over = await self._write_together(batch)
+        except BaseException as error:
+            self._settle(batch, error)
+            raise
+        self._under_way.difference_update(waiting.run_id for waiting in batch if waiting not in passed_over)
+        for waiting in passed_over:
+            task = asyncio.create_task(self._write_alone(waiting), name="orchestrator_state commit")
+            self._alone.add(task)
+            task.add_done_callback(self._alone.discard)
+
+    async def _write_together(self, batch: list[_Waiting]) -> set[_Waiting]:
+        """Write a batch, or as much of it as can be written. Returns what was passed over."""
+        outcome_unknown = False
+
+        async def attempt() -> set[_Waiting]:
+            nonlocal outcome_unknown
+            try:
+                return await self._attempt(batch)
+            except StoreUnavailable as error:
+                # Of the whole call: an earlier attempt may have landed, although this one did not.
+                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
+                raise
+
+        try:
+            return await while_transient(attempt, self.transactions.settings.retry_timeout)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
+            if len(batch) == 1 or isinstance(error, StoreUnavailable | ConfigurationError):
+                _fail_all(batch, error)
+                return set()
+        half = len(batch) // 2
+        return await self._write_together(batch[:half]) | await self._write_together(batch[half:])
+
+    async def _attempt(self, batch: list[_Waiting]) -> set[_Waiting]:
+        for waiting in batch:
+            if not waiting.outcome.done():
+                waiting.tell()
+        wanted = [waiting for waiting in batch if not waiting.outcome.done()]
+        if not wanted:
+            return set()
+        acks = await self._commit([waiting.change for waiting in wanted])
+        passed_over = set()
+        for waiting, ack in zip(wanted, acks, strict=True):
+            if ack is None:
+                passed_over.add(waiting)
+            else:
+                waiting.succeed(ack)
+        return passed_over
+
+    async def _commit(self, changes: list[RunChange]) -> list[Ack | None]:
+        if self.transactions.database.is_direct:
+            return await commit_at_once(self.transactions.database, changes)
+        async with self.transactions.begin() as uow:
+            return await uow.commits.commit_free(changes)
+
+    # --- one by one ----------------------------------------------------------------------------------------------
+
+    async def _write_alone(self, waiting: _Waiting) -> None:
+        """Wait for whatever stands in the way, without anybody else waiting too."""
+        try:
+            waiting.succeed(await self.transactions.write(lambda uow: uow.commits.commit(waiting.change)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
+            waiting.fail(error)
+        finally:
+            self._settle([waiting], asyncio.CancelledError())
+
+    def _settle(self, batch: Iterable[_Waiting], error: BaseException) -> None:
+        for waiting in batch:
+            waiting.fail(error)
+            self._under_way.discard(waiting.run_id)
+        if self._queue:
+            self._make_due()
+
+
+def _fail_all(batch: list[_Waiting], error: Exception) -> None:
+    for waiting in batch[1:]:  # each has its own, with its own traceback
+        own = copy.copy(error)
+        own.__dict__.update(error.__dict__)
+        waiting.fail(own)
+    batch[0].fail(error)
