@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from orchestrator_state.errors import (
     ConfigurationError,
     Conflict,
+    CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
@@ -75,6 +76,8 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
     """Return our error for a driver's, or None if `error` is not the database's doing."""
     if isinstance(error, exc.DBAPIError):
         error = error.orig or error
+    if _is_no_text(error):
+        return CorruptPayload("a stored text is not valid UTF-8", path="text")
     if isinstance(error, sqlite3.Error):
         return _from_sqlite(error)
     if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):
@@ -111,6 +114,12 @@ def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:
     if code == sqlite3.SQLITE_ERROR:
         return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
     return StoreUnavailable(f"SQLite failed ({name})")
+
+
+def _is_no_text(error: BaseException) -> bool:
+    """Whether a driver could not decode a stored text: asyncpg, or sqlite3, whose other errors of the type have codes."""
+    undecoded = type(error) is sqlite3.OperationalError and sqlite_code(error) is None
+    return undecoded or isinstance(error, UnicodeDecodeError)
 
 
 def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorStateError:

@@ -32,7 +32,7 @@ from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import Columns, Opener
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -208,7 +208,7 @@ class Executor:
                 raise
             outcome = await uninterrupted(self._stopped(journal, switch.reason, room))
             raise switch.reason from None
-        except (StoreUnavailable, LeaseLost):
+        except (StoreUnavailable, LeaseLost, *UNREADABLE):
             raise
         except Exception as error:
             await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))

@@ -11,9 +11,9 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.mapping import step_columns
-from orchestrator_state.recorded import Recorded, open_rows, patches_of
+from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord
 from orchestrator_state.transactions import Transactions
@@ -89,7 +89,7 @@ async def _newest_sound_snapshot(
                 state = WorkflowState.from_snapshot(checkpoint.snapshot)
                 if state.id == workflow_state_id:
                     return state, checkpoint.seq
-        except PayloadError:
+        except DAMAGE:
             continue
     return None, None
 

@@ -175,13 +175,16 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
 
 def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
     identity = checkpoint_identity(row.workflow_state_id, row.id)
-    text = payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
+    try:
+        snapshot = decode(payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot"), "snapshot")
+    except PayloadError as error:
+        raise error.concerning(workflow_state_id=row.workflow_state_id, checkpoint_id=row.id) from None
     fields = {
         "id": row.id,
         "workflow_state_id": row.workflow_state_id,
         "step_id": row.step_id,
         "timestamp": row.timestamp,
-        "snapshot": decode(text, "snapshot"),
+        "snapshot": snapshot,
         "seq": row.seq,
     }
     return _trusted(Checkpoint, fields)

@@ -19,7 +19,7 @@ from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.errors import LeaseLost
+from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.payloads import Payloads
@@ -416,7 +416,11 @@ class RunRepository(Repository):
         if row is None:
             return None
         identity, path = signal_identity(workflow_state_id, row.id), f"signal {name!r}"
-        return Signal(id=row.id, payload=self._payloads.open(row.payload, row.payload_digest, identity, path))
+        try:
+            payload = self._payloads.open(row.payload, row.payload_digest, identity, path)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=workflow_state_id) from None
+        return Signal(id=row.id, payload=payload)
 
     async def has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:
         query = select(signals.c.id).where(

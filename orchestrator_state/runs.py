@@ -32,6 +32,7 @@ from orchestrator_state.errors import (
 from orchestrator_state.journal import Entry, Journal, decoded_outputs
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.run_repository import Ack, StepRecord
+from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -351,6 +352,8 @@ class Run:
             return decoded_outputs(already.step)
         except (LeaseLost, StoreUnavailable) as error:
             self._switch.stop(error)
+        except UNREADABLE:
+            raise
         except asyncio.CancelledError:
             # Perhaps in the middle of COMMIT: should the handler go on, it must know what the database holds.
             await uninterrupted(self._find_out(step_id))
@@ -453,7 +456,7 @@ class Run:
             return decoded_outputs(recorded)
         try:
             result = await self._result_of_child(step_id, name, handler, context)
-        except StoreUnavailable:
+        except (StoreUnavailable, *UNREADABLE):
             raise
         except Exception as error:
             await journal.fail_step(journal.new_step(step_id), error, calls=1)
