@@ -84,13 +84,10 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
         return _from_sqlalchemy(error)
     if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(error, "sqlstate"):
         return _from_postgres(error, committing=committing)
-    if isinstance(error, TimeoutError):
-        return StoreUnavailable("the database did not answer in time", transient=committing, outcome_unknown=committing)
     if isinstance(error, OSError):
-        reason = type(error).__name__
-        return StoreUnavailable(
-            f"the database cannot be reached ({reason})", transient=committing, outcome_unknown=committing
-        )
+        late = isinstance(error, TimeoutError)
+        message = "did not answer in time" if late else f"cannot be reached ({type(error).__name__})"
+        return StoreUnavailable(f"the database {message}", transient=committing, outcome_unknown=committing)
     return None
 
 
@@ -117,7 +114,7 @@ def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:
 
 
 def _is_no_text(error: BaseException) -> bool:
-    """Whether a driver could not decode a stored text: asyncpg, or sqlite3, whose other errors of the type have codes."""
+    """Whether a driver could not decode a stored text. All other `OperationalError`s of sqlite3 have a code."""
     undecoded = type(error) is sqlite3.OperationalError and sqlite_code(error) is None
     return undecoded or isinstance(error, UnicodeDecodeError)
 
