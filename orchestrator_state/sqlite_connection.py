@@ -62,11 +62,25 @@ class _Connection(aiosqlite.Connection):
         await self._execute(function)
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """At DEBUG aiosqlite logs what it calls, arguments included, and what that raises: so there is neither."""
+
+        def call() -> tuple[Any, Exception | None]:
+            try:
+                return fn(*args, **kwargs), None
+            except Exception as error:  # noqa: BLE001 - raised below
+                return None, error
+
         try:
-            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+            result, error = await super()._execute(call)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
             self._abandoned = True
             raise
+        if error is None:
+            return result
+        try:
+            raise error
+        finally:
+            del error  # whose traceback holds this frame
 
 
 class _Cursor:

@@ -27,7 +27,9 @@ from orchestrator_state import (
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.models import checkpoints, signals
 from orchestrator_state.payloads import Payloads
+from tests.damage import CONTEXT, write_bytes
 from tests.engines import own_engine
+from tests.raw_sql import execute
 from tests.running import Effect, Gate, Log, change_row, change_step, row_of, vanish
 from tests.tcp_postgres import free_port
 
@@ -271,6 +273,26 @@ async def drive_leases(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.LeaseLost, owner)
 
 
+REFUSING = {
+    # The driver's message quotes the one, the server's DETAIL the whole row of the other.
+    "sqlite": f"""CREATE TRIGGER refuse BEFORE INSERT ON step_states WHEN NEW.step_id = 'refused'
+        BEGIN SELECT RAISE(ABORT, '{PAYLOAD}'); END""",
+    "postgres": "ALTER TABLE step_states ADD CONSTRAINT refuse CHECK (step_id <> 'refused')",
+}
+
+
+async def drive_database_refusals(driven: Driven, store: StateStore, backend: str, url: str) -> None:
+    execute(url, REFUSING[backend])
+    state = a_hidden_state()
+    state.steps["refused"] = StepState(step_id="refused", outputs=HIDDEN)
+    await driven.error(errors.Conflict, store.save_workflow_state(state))
+    del state.steps["refused"]
+    await store.save_workflow_state(state)
+    write_bytes(url, CONTEXT, state.id, f'["{PAYLOAD}'.encode() + b'\xff"]')
+    await driven.error(errors.CorruptPayload, store.load_workflow_state(state.id))
+    await change_row(store, state.id, status="cancelled")
+
+
 async def drive_damage(driven: Driven, store: StateStore) -> None:
     torn = f'{{"torn{PAYLOAD}'
     with suppress(asyncio.CancelledError):
@@ -332,6 +354,7 @@ async def test_no_error_no_log_record_and_no_event_shows_a_payload_or_a_password
         await drive_runs(driven, store)
         await drive_domain(driven, store)
         await drive_refusals(driven, store)
+        await drive_database_refusals(driven, store, backend, database_url)
         await drive_damage(driven, store)
         await drive_keys(driven, store, open_store)
         assert not secrets_in(repr(store), repr(vars(store)), repr(vars(store._transactions.database)))
