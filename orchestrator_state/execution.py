@@ -32,7 +32,7 @@ from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import UNREADABLE, Columns, Opener
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -98,7 +98,10 @@ class Executor:
     def _result(self, row: Any) -> Any:
         """What a completed run returned."""
         opener = Opener(self._transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
-        return decode(opener.workflow("result", row.result, row.result_digest) or "null", "result")
+        try:
+            return decode(or_null(opener.workflow("result", row.result, row.result_digest)), "result")
+        except CorruptPayload as error:
+            raise error.concerning(workflow_state_id=row.id) from None
 
     async def drive(
         self,

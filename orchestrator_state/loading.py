@@ -140,7 +140,9 @@ def _found_context(
         return ContextHistory(recorded.initial, effective, patches), effective
     if snapshot is None or not isinstance(snapshot.context, dict):
         raise CorruptPayload(
-            "the stored context is no JSON object, or damaged, and no checkpoint has one", path="context"
+            "the stored context is no JSON object, or damaged, and no checkpoint has one",
+            path="context",
+            workflow_state_id=recorded.id,
         )
     effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
     return ContextHistory("{}", effective, {}), effective

@@ -34,7 +34,15 @@ from orchestrator_state.run_statements import (
     fenced_update,
     step_upsert,
 )
-from orchestrator_state.sealing import SEALED_STEP_COLUMNS, Columns, Opener, seal_step, seal_workflow, signal_identity
+from orchestrator_state.sealing import (
+    SEALED_STEP_COLUMNS,
+    Columns,
+    Opener,
+    or_null,
+    seal_step,
+    seal_workflow,
+    signal_identity,
+)
 from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF, insert_checkpoint
 
 _w = workflow_states.c
@@ -533,7 +541,7 @@ class RunRepository(Repository):
         if row is None:
             return
         opener = Opener(self._payloads, source, outdated=row.outdated)
-        if row.initial_context is None:
+        if row.initial_context is None and row.initial_context_digest is None:
             first = opener.workflow("context", row.context, row.context_digest)
         else:
             first = opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
@@ -641,7 +649,7 @@ def step_record(row: Any, texts: Mapping[str, str | None]) -> StepRecord:
         status=row.status,
         started_at=row.started_at,
         completed_at=row.completed_at,
-        outputs=texts["outputs"] or "null",
+        outputs=or_null(texts["outputs"]),
         error=texts["error"],
         retry_count=row.retry_count or 0,
         context_patch=texts["context_patch"],

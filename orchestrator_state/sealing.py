@@ -64,6 +64,11 @@ def _seal(payloads: Payloads, columns: Columns, column: str, identity: str) -> N
     columns[f"{column}_digest"] = digest
 
 
+def or_null(text: str | None) -> str:
+    """A payload's JSON, where no payload reads as None. An empty text is not that: it is what damage left."""
+    return "null" if text is None else text
+
+
 class Opener:
     """Opens the payloads of one workflow's rows. Raises `PayloadError`.
 
