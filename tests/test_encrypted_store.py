@@ -2,14 +2,14 @@
 
 import asyncio
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from orchestrator_state import (
     Checkpoint,
@@ -24,7 +24,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.compression import Zstd
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
-from orchestrator_state.models import metadata, signals, workflow_states
+from orchestrator_state.models import metadata, workflow_states
 from orchestrator_state.payloads import Payloads, digest_of
 from orchestrator_state.sealing import checkpoint_identity, signal_identity, step_identity, workflow_identity
 from tests.damage import CONTEXT, ERROR, OUTPUTS, PLACES, RESULT, SIGNAL, SNAPSHOT, Place
@@ -63,31 +63,39 @@ class Canaries:
         return canary
 
 
-async def live(store: StateStore, canary: Canaries) -> None:
-    """A whole life: every call that writes a payload."""
-    await by_hand(store, canary)
-    crashes = [True]
+class Life:
+    """A handler that stores a payload in every way, and loses its worker once."""
 
-    async def child(run: Run) -> str:
-        await run.step("inner", Effect(), canary("child outputs"))
-        return canary("child result")
+    def __init__(self, canary: Canaries) -> None:
+        self.canary = canary
+        self.crashes = 1
 
-    async def handler(run: Run) -> Any:
+    async def __call__(self, run: Run) -> Any:
+        canary = self.canary
         run.context["set"] = canary("context")
         await run.step("load", Effect(), [canary("outputs")])
         run.append("log", canary("appended"))
         with suppress(LookupError):
             await run.step("fails", fail, canary)
         await run.transact("write", lambda _: asyncio.sleep(0, canary("transacted")))
-        assert await run.child("child", child, context={"c": canary("child context")}) == canary("child result")
+        assert await run.child("child", self.child, context={"c": canary("child context")}) == canary("child result")
         await run.checkpoint("label")
         assert await run.wait_for("go") == canary("signal")
         await run.step("pay", Effect(), canary("intended"), on_unknown="raise")
-        if crashes:
-            crashes.clear()
+        if self.crashes:
+            self.crashes -= 1
             vanish()
         return canary("result")
 
+    async def child(self, run: Run) -> str:
+        await run.step("inner", Effect(), self.canary("child outputs"))
+        return self.canary("child result")
+
+
+async def live(store: StateStore, canary: Canaries) -> None:
+    """A whole life: every call that writes a payload."""
+    handler = Life(canary)
+    await by_hand(store, canary)
     await store.start("n", workflow_id="run", context={"first": canary("first context")})
     row = await row_of(store, "run")
     await store.signal(row.id, "go", canary("signal"))
@@ -97,23 +105,25 @@ async def live(store: StateStore, canary: Canaries) -> None:
     with suppress(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="run")
     await expire_lease(store, row.id)
-    report = await store.recover({"n": handler})
-    assert len(report.completed) == 1
+    assert len((await store.recover({"n": handler})).completed) == 1
     assert await store.run("n", handler, workflow_id="run") == canary("result")
     latest = await store.get_latest_checkpoint(row.id)
     assert latest is not None
     fork = await store.fork(latest.id, workflow_id="fork")
     assert await store.run("n", handler, workflow_id="fork") == canary("result")
+    assert (await store.load_workflow_state(fork.id)).steps["load"].outputs == [canary("outputs")]
     await store.rewind(latest.id)
     await store.cancel(row.id)
     await store.cancel((await store.start("n", workflow_id="cancelled", context={"c": canary("cancelled")})).id)
+    with pytest.raises(LookupError):
+        await store.run("n", breaks(canary), workflow_id="breaks")
 
-    async def breaks(run: Run) -> NoReturn:
+
+def breaks(canary: Canaries) -> Callable[[Run], Awaitable[NoReturn]]:
+    async def handler(_: Run) -> NoReturn:
         raise LookupError(canary("error of a run"))
 
-    with pytest.raises(LookupError):
-        await store.run("n", breaks, workflow_id="breaks")
-    assert (await store.load_workflow_state(fork.id)).steps["load"].outputs == [canary("outputs")]
+    return handler
 
 
 def fail(canary: Canaries) -> NoReturn:
@@ -141,30 +151,33 @@ def files_of(sqlite_url: str) -> bytes:
 
 
 @pytest.fixture
-def raw(backend: str, database_url: str, postgres: Postgres) -> Iterator[Callable[[], bytes]]:
+def raw(backend: str, database_url: str, postgres: Postgres) -> Callable[[], bytes]:
     """All that is stored: the files of SQLite, log included, or what pg_dump writes."""
 
     def dump() -> bytes:
         program = str(postgres.binaries / "pg_dump")
         return subprocess.run([program, "--dbname", database_url], check=True, stdout=subprocess.PIPE).stdout
 
-    yield dump if backend == "postgres" else lambda: files_of(database_url)
+    return dump if backend == "postgres" else lambda: files_of(database_url)
 
 
 @pytest.mark.parametrize("protected", [True, False], ids=["encrypted", "plain"])
 async def test_neither_the_files_nor_a_dump_hold_a_payload(
     database_url: str, raw: Callable[[], bytes], protected: bool
 ) -> None:
-    """And without the codec they hold nearly all, so the search does find what is there."""
+    """And without the codec they hold all, so the search does find what is there."""
     canary = Canaries()
     async with StateStore.open(database_url, payloads=encrypted() if protected else Payloads()) as store:
         await live(store, canary)
         open_still = raw()
     closed = raw()
     found = [text for text in canary.all if text.encode() in open_still + closed]
-    assert found == [] if protected else set(canary.all) - set(found) <= {canary("signal")}
+    if protected:
+        assert found == []
+    else:
+        assert set(canary.all) - set(found) <= {canary("changed context")}, "which was changed back"
     assert b"by hand" in closed, "ids and names stay readable"
-    assert len(canary.all) == 21
+    assert len(canary.all) == 20
 
 
 async def test_every_payload_of_a_life_is_an_envelope(vault: StateStore) -> None:
@@ -283,28 +296,17 @@ async def test_a_signal_or_a_child_under_another_key_does_not_fail_the_run(
 
 
 async def test_a_damaged_step_does_not_run_again_because_the_checkpoints_are_under_another_key(
-    database_url: str, vault: StateStore, abandoned: UUID
+    vault: StateStore, abandoned: UUID
 ) -> None:
     handler = Steps()
     handler.abandons = False
     await OUTPUTS.write(vault, abandoned, ("torn", "torn"))
-    async with StateStore.open(database_url, payloads=encrypted(LATER)) as other:
-        snapshot = other.payloads.seal("{}", "elsewhere")
-    newest = await SNAPSHOT.read(vault, abandoned)
-    rows = await fetch(vault, select(metadata.tables["checkpoints"].c.id))
-    originals = {}
-    for (checkpoint_id,) in rows:
-        identity = checkpoint_identity(abandoned, checkpoint_id)
-        table = metadata.tables["checkpoints"]
-        here = table.c.id == checkpoint_id
-        [(text, digest)] = await fetch(vault, select(table.c.snapshot, table.c.snapshot_digest).where(here))
-        originals[checkpoint_id] = (text, digest)
+    checkpoints = metadata.tables["checkpoints"]
+    for (checkpoint_id,) in await fetch(vault, select(checkpoints.c.id)):
+        sealed = encrypted(LATER).seal("{}", checkpoint_identity(abandoned, checkpoint_id))
+        change = update(checkpoints).where(checkpoints.c.id == checkpoint_id)
         async with vault.begin() as uow:
-            sealed = encrypted(LATER).seal("{}", identity)
-            change = update(table).where(here).values(snapshot=sealed.text, snapshot_digest=sealed.digest)
-            await uow.session.execute(change)
-    assert newest in originals.values()
-    assert snapshot
+            await uow.session.execute(change.values(snapshot=sealed.text, snapshot_digest=sealed.digest))
     with pytest.raises(DecryptionFailed):
         await vault.run("n", handler, workflow_id="w")
     assert handler.effect.calls == []
@@ -354,19 +356,18 @@ async def test_a_ciphertext_moved_to_another_row_with_a_digest_made_for_it_does_
     stolen, _ = await place.read(vault, other)
     await place.write(vault, mine, (stolen, digest_of(stolen, IDENTITIES[place](mine, row_id))))
 
-    async def wait(run: Run) -> Any:
-        return await run.wait_for("go")
-
+    reads: dict[Place, Callable[[], Awaitable[object]]] = {
+        SIGNAL: lambda: vault.run("n", wait, workflow_id="mine waits"),
+        SNAPSHOT: lambda: vault.get_latest_checkpoint(mine),
+        RESULT: lambda: vault.run("n", handler, workflow_id="mine"),
+    }
     with pytest.raises(DecryptionFailed) as refused:
-        if place is SIGNAL:
-            await vault.run("n", wait, workflow_id="mine waits")
-        elif place is SNAPSHOT:
-            await vault.get_latest_checkpoint(mine)
-        elif place is RESULT:
-            await vault.run("n", handler, workflow_id="mine")
-        else:
-            await vault.load_workflow_state(mine)
+        await reads.get(place, lambda: vault.load_workflow_state(mine))()
     assert refused.value.about["workflow_state_id"] == mine
+
+
+async def wait(run: Run) -> Any:
+    return await run.wait_for("go")
 
 
 # --- what was there before, and next to it ---
@@ -418,9 +419,6 @@ async def test_namespaces_with_keys_of_their_own_do_not_open_each_others_payload
     async with open_store("one", rings["two"]) as intruder:
         with pytest.raises(DecryptionFailed):
             await intruder.load_workflow_state(states["one"].id)
-    async with StateStore.open(database_url) as plain:
-        query = select(func.count()).select_from(signals)
-        assert (await fetch(plain, query))[0][0] == 0
 
 
 async def steps_done(run: Run) -> Any:
