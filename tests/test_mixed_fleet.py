@@ -8,10 +8,11 @@ from uuid import UUID
 import pytest
 
 from orchestrator_state import CorruptPayload, Run, StateStore
+from orchestrator_state.hooks import FellBack
 from orchestrator_state.payloads import Payloads
 from tests.damage import CONTEXT, CONTEXT_PATCH, DAMAGES, INITIAL_CONTEXT, OUTPUTS, RESULT, Place
 from tests.raw_sql import execute
-from tests.running import Effect, row_of, vanish
+from tests.running import Effect, Log, row_of, vanish
 from tests.test_encrypted_store import encrypted
 
 OWNER = "0f0f0f0f-0000-4000-8000-000000000001"
@@ -178,20 +179,18 @@ async def test_a_result_of_older_software_is_returned(store: StateStore, databas
         await store.run("n", handler, workflow_id="w")
 
 
-async def test_older_software_between_two_steps_of_a_life_hides_no_damage_to_what_it_left_alone(
-    store: StateStore, database_url: str
-) -> None:
-    """Once the run was resumed, also the first context and the patches are guarded, which it never wrote."""
-    id_ = await written_by_both(store, database_url, [CLAIM])
-    handler = Steps(abandons=True)
-    with suppress(asyncio.CancelledError):
-        await store.run("n", handler, workflow_id="w")
-    for place in (INITIAL_CONTEXT, CONTEXT_PATCH):
-        text, digest = await place.read(store, id_)
-        assert digest is not None
-        await place.write(store, id_, (text.replace("1", "3").replace("0", "3"), digest))
-        with suppress(asyncio.CancelledError):
-            await store.run("n", handler, workflow_id="w")
+@pytest.mark.parametrize("place", [INITIAL_CONTEXT, CONTEXT_PATCH], ids=str)
+async def test_what_only_a_resumed_run_reads_is_guarded_again_too(database_url: str, place: Place) -> None:
+    log, handler = Log(), Steps(abandons=True)
+    async with StateStore.open(database_url, hook=log) as store:
+        id_ = await written_by_both(store, database_url, [CLAIM])
+        for fell_back in (0, 1):
+            with suppress(asyncio.CancelledError):
+                await store.run("n", handler, workflow_id="w")
+            assert len(log.of(FellBack)) == fell_back
+            text, digest = await place.read(store, id_)
+            if not fell_back:
+                await place.write(store, id_, (text.replace('"n"', '"m"'), digest))
         assert handler.effect.calls == []
         assert (await store.load_workflow_state(id_)).context == {"n": 1}
 
