@@ -270,7 +270,8 @@ class StateStore:
         or to vanish. `strict` fails a run that ends without asking for all its recorded steps.
 
         Raises `LeaseHeld` naming the owner if another worker has the run, `LeaseLost` if one took it over, and
-        `RunPaused` or `RunCancelled` if somebody asked for that.
+        `RunPaused` or `RunCancelled` if somebody asked for that. `DecryptionFailed`, `UnknownCodec` and
+        `UnprotectedPayload` leave the run, unfinished, for a store that can read it; `CorruptPayload` fails it.
         """
         request = self._request(name, workflow_id, context, user_id, idempotency_key)
         patience = as_duration(0 if wait is None else wait, "wait")
