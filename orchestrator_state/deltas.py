@@ -24,7 +24,7 @@ from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch
-from orchestrator_state.sealing import Opener
+from orchestrator_state.sealing import Opener, or_null
 
 _SMALL: Final = 4 * 1024
 _LEAST_ADDED: Final = 64 * 1024
@@ -215,7 +215,7 @@ class Source:
             row.status,
             row.started_at,
             row.completed_at,
-            texts["outputs"] or "null",
+            or_null(texts["outputs"]),
             texts["error"],
             row.retry_count or 0,
             texts["context_patch"],

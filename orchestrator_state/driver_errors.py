@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from orchestrator_state.errors import (
     ConfigurationError,
     Conflict,
+    CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
@@ -75,19 +76,18 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
     """Return our error for a driver's, or None if `error` is not the database's doing."""
     if isinstance(error, exc.DBAPIError):
         error = error.orig or error
+    if _is_no_text(error):
+        return CorruptPayload("a stored text is not valid UTF-8", path="text")
     if isinstance(error, sqlite3.Error):
         return _from_sqlite(error)
     if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):
         return _from_sqlalchemy(error)
     if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(error, "sqlstate"):
         return _from_postgres(error, committing=committing)
-    if isinstance(error, TimeoutError):
-        return StoreUnavailable("the database did not answer in time", transient=committing, outcome_unknown=committing)
     if isinstance(error, OSError):
-        reason = type(error).__name__
-        return StoreUnavailable(
-            f"the database cannot be reached ({reason})", transient=committing, outcome_unknown=committing
-        )
+        late = isinstance(error, TimeoutError)
+        message = "did not answer in time" if late else f"cannot be reached ({type(error).__name__})"
+        return StoreUnavailable(f"the database {message}", transient=committing, outcome_unknown=committing)
     return None
 
 
@@ -111,6 +111,12 @@ def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:
     if code == sqlite3.SQLITE_ERROR:
         return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
     return StoreUnavailable(f"SQLite failed ({name})")
+
+
+def _is_no_text(error: BaseException) -> bool:
+    """Whether a driver could not decode a stored text. All other `OperationalError`s of sqlite3 have a code."""
+    undecoded = type(error) is sqlite3.OperationalError and sqlite_code(error) is None
+    return undecoded or isinstance(error, UnicodeDecodeError)
 
 
 def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorStateError:

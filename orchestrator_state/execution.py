@@ -33,7 +33,7 @@ from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import Columns, Opener
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null
 from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -105,7 +105,10 @@ class Executor:
     def _result(self, row: Any) -> str:
         """What a completed run returned, as JSON."""
         opener = Opener(self._transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
-        return opener.workflow("result", row.result, row.result_digest) or "null"
+        try:
+            return or_null(opener.workflow("result", row.result, row.result_digest))
+        except CorruptPayload as error:
+            raise error.concerning(workflow_state_id=row.id) from None
 
     async def drive(
         self,
@@ -229,7 +232,7 @@ class Executor:
                 raise
             outcome = await uninterrupted(self._stopped(journal, switch.reason, room))
             raise switch.reason from None
-        except (StoreUnavailable, LeaseLost, SchemaMismatch):
+        except (StoreUnavailable, LeaseLost, SchemaMismatch, *UNREADABLE):
             raise
         except Exception as error:
             await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))

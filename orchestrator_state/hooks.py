@@ -13,6 +13,7 @@ ignored. Events carry ids and never a payload.
 from __future__ import annotations
 
 import logging
+import traceback
 from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
@@ -104,5 +105,7 @@ def tell(hook: Hook, event: Event) -> None:
     """Call the hook. What it raises is its own problem, never the run's."""
     try:
         hook.on_event(event)
-    except Exception:
-        logger.exception("a hook failed on %s", type(event).__name__)
+    except Exception as error:  # noqa: BLE001 - its own problem
+        # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
+        trace = "".join(traceback.format_exception(error, chain=False))
+        logger.error("a hook failed on %s\n%s", type(event).__name__, trace)  # noqa: TRY400

@@ -11,10 +11,10 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
-from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, PayloadError
+from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, SchemaMismatch
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.recorded import Recorded, open_rows, patches_of
+from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord
 from orchestrator_state.state_schema import FIRST
@@ -92,7 +92,7 @@ async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id == row.id:
                 return state, checkpoint.seq
-        except (PayloadError, CheckpointNotFound):
+        except (*DAMAGE, SchemaMismatch, CheckpointNotFound):
             continue
     return None, None
 
@@ -150,7 +150,9 @@ def _found_context(
         return ContextHistory(recorded.initial, effective, patches), effective
     if snapshot is None or not isinstance(snapshot.context, dict):
         raise CorruptPayload(
-            "the stored context is no JSON object, or damaged, and no checkpoint has one", path="context"
+            "the stored context is no JSON object, or damaged, and no checkpoint has one",
+            path="context",
+            workflow_state_id=recorded.id,
         )
     effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
     return ContextHistory("{}", effective, {}), effective

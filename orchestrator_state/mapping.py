@@ -14,7 +14,7 @@ from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStat
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch, apply_all, join, split
-from orchestrator_state.sealing import Columns, Opener, checkpoint_identity
+from orchestrator_state.sealing import Columns, Opener, checkpoint_identity, or_null
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -252,7 +252,7 @@ def _place(row: StateRow) -> tuple[int, str]:
 
 def _context(row: StateRow, steps: list[StateRow], opener: Opener) -> str:
     """The stored context, with what the steps of a run appended to it since it was stored whole."""
-    context = opener.workflow("context", row.payload, row.payload_digest) or "null"
+    context = or_null(opener.workflow("context", row.payload, row.payload_digest))
     patches = [
         patch
         for step in steps
@@ -281,7 +281,7 @@ def _saved_step(row: Any, step_id: str, outputs: str | None, digest: str | None,
         "started_at": row.started_at,
         "completed_at": row.completed_at,
         # The original software leaves these two NULL, which reads as None and 0.
-        "outputs": opener.step(step_id, "outputs", outputs, digest) or "null",
+        "outputs": or_null(opener.step(step_id, "outputs", outputs, digest)),
         "error": opener.step(step_id, "error", row.error, row.error_digest),
         "retry_count": row.retry_count or 0,
     }

@@ -15,7 +15,7 @@ from orchestrator_state.run_repository import StepRecord, step_record
 from orchestrator_state.sealing import Opener
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
-_DAMAGE: Final = (CorruptPayload, InvalidPayload)
+DAMAGE: Final = (CorruptPayload, InvalidPayload)
 # What has no digest shows its damage only when it is parsed.
 _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "outputs": lambda text: decode(text, "outputs"),
@@ -87,7 +87,7 @@ def _object(opener: Opener, column: str, text: str | None, digest: str | None) -
     try:
         opened = opener.workflow(column, text, digest)
         split(opened or "", column)
-    except _DAMAGE:
+    except DAMAGE:
         return None
     return opened
 
@@ -102,7 +102,7 @@ def _step(row: Any, opener: Opener, damaged: dict[str, frozenset[str]]) -> StepR
             texts[column] = text = opener.step(row.step_id, column, getattr(row, column), digest)
             if text is not None and (digest is None or opener.outdated):
                 check(text)
-        except _DAMAGE:
+        except DAMAGE:
             texts[column] = None
             unreadable.add(column)
     if unreadable:

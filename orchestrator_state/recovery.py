@@ -27,6 +27,7 @@ from orchestrator_state.loading import LoadedRun
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_repository import Lease
 from orchestrator_state.runs import Handler
+from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -183,6 +184,7 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     UpcasterFailed: "interrupted",
     NewerSchemaVersion: "interrupted",
     StateMismatch: "interrupted",
+    **dict.fromkeys(UNREADABLE, "interrupted"),
 }
 
 

@@ -19,7 +19,7 @@ from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.errors import LeaseLost
+from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.payloads import Payloads
@@ -33,7 +33,15 @@ from orchestrator_state.run_statements import (
     fenced_update,
     step_upsert,
 )
-from orchestrator_state.sealing import SEALED_STEP_COLUMNS, Columns, Opener, seal_step, seal_workflow, signal_identity
+from orchestrator_state.sealing import (
+    SEALED_STEP_COLUMNS,
+    Columns,
+    Opener,
+    or_null,
+    seal_step,
+    seal_workflow,
+    signal_identity,
+)
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF
 
@@ -418,7 +426,11 @@ class RunRepository(Repository):
         if row is None:
             return None
         identity, path = signal_identity(workflow_state_id, row.id), f"signal {name!r}"
-        return Signal(id=row.id, payload=self._payloads.open(row.payload, row.payload_digest, identity, path))
+        try:
+            payload = self._payloads.open(row.payload, row.payload_digest, identity, path)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=workflow_state_id) from None
+        return Signal(id=row.id, payload=payload)
 
     async def has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:
         query = select(signals.c.id).where(
@@ -531,7 +543,7 @@ class RunRepository(Repository):
         if row is None:
             return
         opener = Opener(self._payloads, source, outdated=row.outdated)
-        if row.initial_context is None:
+        if row.initial_context is None and row.initial_context_digest is None:
             first = opener.workflow("context", row.context, row.context_digest)
         else:
             first = opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
@@ -631,7 +643,7 @@ def step_record(row: Any, texts: Mapping[str, str | None]) -> StepRecord:
         status=row.status,
         started_at=row.started_at,
         completed_at=row.completed_at,
-        outputs=texts["outputs"] or "null",
+        outputs=or_null(texts["outputs"]),
         error=texts["error"],
         retry_count=row.retry_count or 0,
         context_patch=texts["context_patch"],

@@ -37,6 +37,7 @@ from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.run_repository import Ack, StepRecord
 from orchestrator_state.run_types import RunTypes
+from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
@@ -494,6 +495,8 @@ class Run(Generic[State]):
             return self._recorded(already.step, returns)
         except (LeaseLost, StoreUnavailable) as error:
             self._switch.stop(error)
+        except UNREADABLE:
+            raise
         except asyncio.CancelledError:
             # Perhaps in the middle of COMMIT: should the handler go on, it must know what the database holds.
             await uninterrupted(self._find_out(step_id))
@@ -616,7 +619,7 @@ class Run(Generic[State]):
             return self._recorded(recorded, returns)
         try:
             result = await self._result_of_child(step_id, handler, types, context)
-        except (StoreUnavailable, SchemaMismatch):
+        except (StoreUnavailable, SchemaMismatch, *UNREADABLE):
             raise
         except Exception as error:
             await journal.fail_step(journal.new_step(step_id), error, calls=1)

@@ -10,10 +10,14 @@ from collections.abc import Mapping
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
 from orchestrator_state.payloads import Payloads
 
 Columns = dict[str, Any]
+
+# No damage: what is stored may be sound, and this store lacks what opens it. A run that meets it is left as it is, for
+# one that has the key or the codec.
+UNREADABLE: Final = (DecryptionFailed, UnknownCodec, UnprotectedPayload)
 
 # The first context is kept by copying `context` inside the database, so both columns have one identity.
 _WORKFLOW_PAYLOADS: Final = {"context": "context", "initial_context": "context", "result": "result", "error": "error"}
@@ -60,6 +64,11 @@ def _seal(payloads: Payloads, columns: Columns, column: str, identity: str) -> N
     columns[f"{column}_digest"] = digest
 
 
+def or_null(text: str | None) -> str:
+    """A payload's JSON, where no payload reads as None. An empty text is not that: it is what damage left."""
+    return "null" if text is None else text
+
+
 class Opener:
     """Opens the payloads of one workflow's rows. Raises `PayloadError`.
 
@@ -75,7 +84,11 @@ class Opener:
         return self._open(text, digest, workflow_identity(self._id, column), column)
 
     def step(self, step_id: str, column: str, text: str | None, digest: str | None) -> str | None:
-        return self._open(text, digest, step_identity(self._id, step_id, column), f"steps[{step_id!r}].{column}")
+        identity = step_identity(self._id, step_id, column)
+        try:
+            return self._open(text, digest, identity, f"steps[{step_id!r}].{column}")
+        except PayloadError as error:
+            raise error.concerning(step_id=step_id) from None
 
     def step_row(self, row: Any) -> dict[str, str | None]:
         """The payloads of a row of `step_states` by column."""
@@ -85,8 +98,11 @@ class Opener:
         }
 
     def _open(self, text: str | None, digest: str | None, identity: str, path: str) -> str | None:
-        if text is not None:
-            return self._payloads.open(text, digest, identity, path, outdated=self.outdated)
-        if digest is not None and not self.outdated:
-            raise CorruptPayload(f"the stored {path} is gone, but not its digest", path=path)
+        try:
+            if text is not None:
+                return self._payloads.open(text, digest, identity, path, outdated=self.outdated)
+            if digest is not None and not self.outdated:
+                raise CorruptPayload(f"the stored {path} is gone, but not its digest", path=path)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=self._id) from None
         return None

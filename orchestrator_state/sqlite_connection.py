@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import aiosqlite
@@ -82,11 +83,25 @@ class _Connection(aiosqlite.Connection):
         return results[0]
 
     async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """At DEBUG aiosqlite logs what it calls, arguments included, and what that raises: so there is neither."""
+
+        def call() -> tuple[Any, Exception | None]:
+            try:
+                return fn(*args, **kwargs), None
+            except Exception as error:  # noqa: BLE001 - raised below
+                return None, error
+
         try:
-            return await super()._execute(fn, *args, **kwargs)  # type: ignore[no-untyped-call]
+            result, error = await super()._execute(call)  # type: ignore[no-untyped-call]
         except asyncio.CancelledError:
             self._abandoned = True
             raise
+        if error is None:
+            return result
+        try:
+            raise error
+        finally:
+            del error  # whose traceback holds this frame
 
 
 class _Cursor:
@@ -120,9 +135,29 @@ class _Cursor:
             cursor = self._connection.raw.cursor()
             try:
                 method(cursor, sql, parameters)
-                self._rows = cursor.fetchall() if cursor.description else []
+                self._rows = self._fetched(cursor) if cursor.description else []
                 self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
             finally:
                 cursor.close()
 
         await self._connection.hop(run)
+
+    def _fetched(self, cursor: sqlite3.Cursor) -> list[Any]:
+        """The rows; bytes that are not UTF-8 as surrogates, for the digest beside them to tell that they are damaged.
+
+        sqlite3 refuses such a text in a message that quotes it, before it moves on from the row: so the row can be
+        fetched once more. To decode all of them leniently from the start costs more than the rest of the fetch.
+        """
+        rows: list[Any] = []
+        try:
+            rows.extend(cursor)
+        except sqlite3.OperationalError as error:
+            if hasattr(error, "sqlite_errorcode"):
+                raise
+            raw = self._connection.raw
+            raw.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+            try:
+                rows.extend(cursor)
+            finally:
+                raw.text_factory = str
+        return rows

@@ -344,8 +344,8 @@ class StateStore:
         or to vanish. `strict` fails a run that ends without asking for all its recorded steps.
 
         Raises `LeaseHeld` naming the owner if another worker has the run, `LeaseLost` if one took it over, and
-        `RunPaused` or `RunCancelled` if somebody asked for that. A `SchemaMismatch` leaves the run as it is, for code
-        that can read it.
+        `RunPaused` or `RunCancelled` if somebody asked for that. `SchemaMismatch`, `DecryptionFailed`, `UnknownCodec`
+        and `UnprotectedPayload` leave the run, unfinished, for a store that can read it; `CorruptPayload` fails it.
         """
         types = self._executor.types_of(name, state, returns)
         request = self._request(types, workflow_id, context, user_id, idempotency_key)
