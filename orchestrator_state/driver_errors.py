@@ -15,6 +15,7 @@ from sqlalchemy import exc
 from orchestrator_state.errors import (
     ConfigurationError,
     Conflict,
+    CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
@@ -104,13 +105,20 @@ def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:
         return StoreUnavailable(f"another process holds the SQLite file ({name})", transient=True)
     if code in _SQLITE_CONFIGURATION:
         return ConfigurationError(f"{_SQLITE_CONFIGURATION[code]} ({name})")
-    if code == sqlite3.SQLITE_TOOBIG:
-        return PayloadTooLarge("the row is over SQLite's size limit")
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return Conflict(f"the database refused the row ({name})")
+    if code is None and isinstance(error, sqlite3.OperationalError):
+        # It has a code when it is SQLite's: this one is the module's own, which cannot decode what it fetched.
+        return CorruptPayload("a stored text is not valid UTF-8: it was damaged; `orchestrator-state verify` finds it")
+    if code in (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT):
+        return _from_refusal(code, name)
     if code == sqlite3.SQLITE_ERROR:
         return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
     return StoreUnavailable(f"SQLite failed ({name})")
+
+
+def _from_refusal(code: int, name: str) -> OrchestratorStateError:
+    if code == sqlite3.SQLITE_TOOBIG:
+        return PayloadTooLarge("the row is over SQLite's size limit")
+    return Conflict(f"the database refused the row ({name})")
 
 
 def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorStateError:
