@@ -209,7 +209,7 @@ def _key_parameters(source: PayloadTable) -> list[ColumnElement[Any]]:
 def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
     key, after = _key(source), _key_parameters(source)
     statement = select(
-        OUTDATED if source.outdates else false().label("outdated"),
+        _of_workflow(source, OUTDATED) if source.outdates else false(),
         *key,
         *(_column(source, name) for name in source.further_ids),
         *(
@@ -224,10 +224,19 @@ def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
 
 
 def _within_namespace(source: PayloadTable, statement: Select[Any]) -> Select[Any]:
-    statement = statement.select_from(source.table)
-    if source.table is not workflow_states:
-        statement = statement.join(workflow_states, workflow_states.c.id == source.table.c.workflow_state_id)
-    return statement.where(workflow_states.c.namespace == bindparam("namespace"))
+    in_namespace = _of_workflow(source, workflow_states.c.namespace) == bindparam("namespace")
+    return statement.select_from(source.table).where(in_namespace)
+
+
+def _of_workflow(source: PayloadTable, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column of the workflow that a row belongs to.
+
+    Looked up row by row: of a join SQLite makes a sort of all that comes after the page, for each page.
+    """
+    if source.table is workflow_states:
+        return column
+    owner = source.table.c.workflow_state_id
+    return select(column).where(workflow_states.c.id == owner).correlate(source.table).scalar_subquery()
 
 
 @cache

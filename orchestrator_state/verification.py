@@ -133,10 +133,11 @@ def _check_text(payload: StoredPayload) -> None:
     column, text, _, _ = payload
     if text is None:
         return
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column) from None
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column) from None
     if column not in FREE_TEXTS and not is_encoded(text):
         decode(text, column)
 
