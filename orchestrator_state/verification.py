@@ -16,7 +16,9 @@ from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads import check_digest, is_encoded
+from orchestrator_state.recorded import open_rows
 from orchestrator_state.run_repository import RunNames
+from orchestrator_state.run_types import RunTypes, as_of_today
 from orchestrator_state.sealing import FREE_TEXTS, Opener
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -193,15 +195,22 @@ async def _load(transactions: Transactions, workflow: Any, report: VerifyReport)
 
 
 async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
-    """Also what only a resumed run reads: its first context, and patches that are in the context already."""
+    """Also as a resumed run does: its first context, and each one that a step left behind."""
     await uow.workflows.find(workflow_state_id)
     row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
     if row is None:  # deleted in between
         return
+    steps = await uow.runs.list_steps(row.id)
     opener = Opener(transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
     opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
-    for step in await uow.runs.list_steps(row.id):
+    for step in steps:
         opener.step_row(step)
+    recorded = open_rows(row, steps, transactions.payloads)
+    if recorded.is_sound:  # else its context is no object, so that it is no run
+        history, _ = recorded.history()
+        types = RunTypes.of(transactions.schemas, transactions.payloads.encode, row.workflow_name)
+        transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
+        as_of_today(row, types, (recorded.steps, history))
 
 
 async def _load_checkpoint(_: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:

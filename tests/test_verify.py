@@ -1,11 +1,13 @@
 """`store.verify` finds damage wherever it is, without keys, and tells it from what older software wrote."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
-from orchestrator_state import Run, StateStore, StepState, WorkflowState, verification
+from orchestrator_state import Run, StateSchema, StateStore, StepState, WorkflowState, verification
 from orchestrator_state.verification import Damage, VerifyReport
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch
@@ -241,6 +243,48 @@ async def test_what_only_a_resumed_run_reads_is_opened_too(database_url: str, ta
         report = await store.verify(load=True)
         assert report.failed == 1
         assert {one.error for one in report.unloadable} == {"UnknownCodec"}
+
+
+@pytest.mark.parametrize(
+    ("fails", "error"), [("missing", "UpcasterMissing"), ("raise", "UpcasterFailed"), ("type", "StateMismatch")]
+)
+async def test_what_the_types_of_tomorrow_refuse_is_told(database_url: str, fails: str, error: str) -> None:
+    async with StateStore.open(database_url) as store:
+        with pytest.raises(RuntimeError):
+            await store.run("fails", _fails, workflow_id="w")
+        await store.resume((await row_of(store, "w")).id)
+
+    class Tomorrow(BaseModel):
+        a: int
+
+    schema = StateSchema("fails", version=2, state=Tomorrow)
+    upcasters: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+        "raise": lambda context: {"a": context["b"]},
+        "type": lambda context: {"a": CANARY},
+    }
+    if fails in upcasters:
+        schema.upcast(1)(upcasters[fails])
+    before = contents(database_url)
+    async with StateStore.open(database_url, schemas=[schema]) as store:
+        report = await store.verify(load=True)
+    assert report.damaged == 0
+    assert {one.error for one in report.unloadable} == {error}
+    assert {one.what for one in report.unloadable} == {"workflow", "newest checkpoint"}
+    assert CANARY not in repr(report)
+    assert contents(database_url) == before
+
+
+async def test_also_a_context_that_is_passed_through_has_to_upcast(database_url: str) -> None:
+    async with StateStore.open(database_url) as store:
+        with pytest.raises(RuntimeError):
+            await store.run("fails", _fails, workflow_id="w")
+        await store.resume((await row_of(store, "w")).id)
+    schema = StateSchema("fails", version=2)
+    schema.upcast(1)(lambda context: {"was": context["a"]})  # the first context had no such key yet
+    async with StateStore.open(database_url, schemas=[schema]) as store:
+        await store.load_workflow_state_by_workflow_id("w")
+        [unloadable] = (await store.verify(load=True)).unloadable
+        assert (unloadable.what, unloadable.error) == ("workflow", "UpcasterFailed")
 
 
 async def _returns(run: Run) -> Any:
