@@ -75,7 +75,7 @@ async def test_afterwards_a_store_that_knows_only_the_new_way_reads_everything_a
             assert loaded.steps == state.steps
             checkpoint = await store.get_latest_checkpoint(state.id)
             assert checkpoint is None or checkpoint.snapshot["workflow_id"] == state.workflow_id
-        assert await store.run("ends", _unused, workflow_id="ended") == [CANARY]
+        assert await store.run("ends", _ended_before, workflow_id="ended") == [CANARY]
         assert (await store.recover({"waits": _waits})).completed
         assert await store.run("waits", _waits, workflow_id="waiting") == {"note": CANARY}
 
@@ -288,7 +288,7 @@ async def test_killed_at_any_moment_it_is_finished_by_the_next(
     assert all(text.startswith("~payload:aes-gcm=k1:") for text in texts(database_url))
 
 
-async def _unused(_: Run) -> None:
+async def _ended_before(_: Run) -> Any:
     raise AssertionError("a finished run does not run again")
 
 
