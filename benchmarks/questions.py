@@ -16,6 +16,7 @@ from benchmarks.recovering import RECOVERING
 from benchmarks.save import SAVE
 from benchmarks.steps import STEPS
 from benchmarks.under_load import UNDER_LOAD
+from benchmarks.verifying import VERIFYING
 
 QUESTIONS: Final[tuple[Question, ...]] = (
     *STEPS,
@@ -29,4 +30,5 @@ QUESTIONS: Final[tuple[Question, ...]] = (
     SAVE,
     LIST_ACTIVE,
     PAYLOADS,
+    VERIFYING,
 )

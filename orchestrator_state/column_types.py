@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import DateTime, Dialect, Uuid
+from sqlalchemy import ColumnElement, DateTime, Dialect, LargeBinary, Text, Uuid, cast, type_coerce
 from sqlalchemy.types import UserDefinedType
 
 _to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
@@ -62,8 +62,30 @@ def _as_utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class SqliteStoredText(UserDefinedType[str]):
+    """A text that is read also if it is no valid UTF-8, its wrong bytes as lone surrogates.
+
+    The driver refuses to fetch such a row, and the rest of the page with it.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TEXT"
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        return type_coerce(cast(column, LargeBinary), self)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else value.decode(errors="surrogateescape")
+
+
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
 UtcTimestamp = DateTime(timezone=True).with_variant(SqliteTimestamp(), "sqlite")
+
+# For reading what is stored whatever it looks like: damage must not stop the search for damage.
+StoredText = Text().with_variant(SqliteStoredText(), "sqlite")
+StoredIdentifier = Uuid(as_uuid=True).with_variant(Text(), "sqlite")
 
 
 def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:

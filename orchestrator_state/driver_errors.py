@@ -77,7 +77,8 @@ def translate(error: BaseException, *, committing: bool = False) -> Orchestrator
     if isinstance(error, exc.DBAPIError):
         error = error.orig or error
     if _is_no_text(error):
-        return CorruptPayload("a stored text is not valid UTF-8", path="text")
+        message = "a stored text is not valid UTF-8: it was damaged; `orchestrator-state verify` finds it"
+        return CorruptPayload(message, path="text")
     if isinstance(error, sqlite3.Error):
         return _from_sqlite(error)
     if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):

@@ -226,6 +226,11 @@ class Payloads:
                 raise UnprotectedPayload(message, path=path)
 
 
+def is_encoded(text: str) -> bool:
+    """Whether the stored `text` went through codecs, or looks as if."""
+    return text.startswith(_MARKER)
+
+
 def digest_of(text: str, identity: str) -> str:
     """Return the digest of the stored `text` as the payload `identity` names: 128 bits of SHA-256, in hex.
 

@@ -145,6 +145,21 @@ async def bring_up_to_date(
 
     Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
     """
+    steps, history, is_converted = as_of_today(row, types, recorded)
+    schema = types.schema
+    if is_converted and schema is not None:
+        await transactions.write(
+            lambda uow: uow.runs.convert(
+                lease, initial=join(history.start), context=join(history.committed), version=schema.version, steps=steps
+            )
+        )
+    return steps, history
+
+
+def as_of_today(
+    row: Any, types: RunTypes, recorded: tuple[Sequence[StepRecord], ContextHistory]
+) -> tuple[Sequence[StepRecord], ContextHistory, bool]:
+    """A run's history at today's version and of its types, and whether that differs. Raises `SchemaMismatch`."""
     steps, history = recorded
     schema, found = types.schema, row.schema_version or FIRST
     try:
@@ -152,19 +167,13 @@ async def bring_up_to_date(
             history = _upcast_history(schema, history, found)
         types.hold(history, found)
         if schema is None:
-            return steps, history
+            return steps, history, False
         today = [_upcast_step(schema, step) for step in steps]
         if found == schema.version and today == list(steps):
-            return steps, history
+            return steps, history, False
     except SchemaMismatch as error:
         raise error.concerning(workflow_state_id=row.id) from None
-    steps = [_with_patch(step, schema, history) for step in today]
-    await transactions.write(
-        lambda uow: uow.runs.convert(
-            lease, initial=join(history.start), context=join(history.committed), version=schema.version, steps=steps
-        )
-    )
-    return steps, history
+    return [_with_patch(step, schema, history) for step in today], history, True
 
 
 def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:

@@ -22,6 +22,14 @@ UNREADABLE: Final = (DecryptionFailed, UnknownCodec, UnprotectedPayload)
 # The first context is kept by copying `context` inside the database, so both columns have one identity.
 _WORKFLOW_PAYLOADS: Final = {"context": "context", "initial_context": "context", "result": "result", "error": "error"}
 _STEP_PAYLOADS: Final = ("outputs", "error", "context_patch")
+PAYLOAD_COLUMNS: Final = {
+    "workflow_states": tuple(_WORKFLOW_PAYLOADS),
+    "step_states": _STEP_PAYLOADS,
+    "checkpoints": ("snapshot",),
+    "signals": ("payload",),
+}
+# Error messages. The other columns hold JSON.
+FREE_TEXTS: Final = frozenset({"error"})
 SEALED_STEP_COLUMNS: Final = tuple(name for column in _STEP_PAYLOADS for name in (column, f"{column}_digest"))
 
 

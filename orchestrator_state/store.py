@@ -31,8 +31,10 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.mapping import loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
+from orchestrator_state.payload_repository import Progress, row_counter
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
+from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
@@ -41,6 +43,7 @@ from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.upcasting import show_in_place_of
+from orchestrator_state.verification import VerifyReport, verify
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -264,6 +267,26 @@ class StateStore:
                 await uow.session.execute(select(1))
 
         await self._transactions.read(ask)
+
+    # --- payloads -------------------------------------------------------------------------------------------------
+
+    async def verify(self, *, load: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Look for damage in all payloads of the namespace: against their digests, without opening them.
+
+        `load` also loads every unfinished workflow and its newest checkpoint with this store's codecs, and tells
+        which fail, and where. Nothing is written, damage is reported and not raised, and memory does not grow with the
+        database. Each page of rows is a transaction of its own. `progress(done, total)` is told of rows.
+        """
+        return await verify(self._transactions, load=load, on_rows=await row_counter(self._transactions, progress))
+
+    async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
+        """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.
+
+        Beside live runs, and as often as you like: it works in short transactions, leaves alone what is current, and a
+        row that somebody changes or locks meanwhile, to which it comes back some times. Versions, times and leases stay
+        as they are. Payloads that do not open, as under an unknown key, are reported and stay. `dry_run` only counts.
+        """
+        return await rekey(self._transactions, dry_run=dry_run, on_rows=await row_counter(self._transactions, progress))
 
     # --- durable runs --------------------------------------------------------------------------------------------
 

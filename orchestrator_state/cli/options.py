@@ -9,9 +9,20 @@ from typing import Annotated
 
 import typer
 
+from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.settings import Settings
+from orchestrator_state.urls import SqliteLocation, locate
+
 Url = Annotated[
     str | None,
     typer.Option("--url", help="Path or URL of the database (default: $DATABASE_URL, else ./workflows.db)."),
 ]
 Schema = Annotated[str | None, typer.Option("--schema", help="Postgres schema that holds the tables.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", help="Namespace of the runs (default: default).")]
+
+
+def refuse_missing_file(url: str | None) -> None:
+    """Raise `ConfigurationError` for a SQLite file that is not there: to open it would make it."""
+    location = locate(Settings.load(database_url=url).database_url)
+    if isinstance(location, SqliteLocation) and not (location.path and location.path.exists()):
+        raise ConfigurationError(f"there is no SQLite file {location.path or 'in memory'}")

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, TypeVar
 from uuid import UUID
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from orchestrator_state import StateStore, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.cli.options import Namespace, Schema, Url
+from orchestrator_state.cli.options import Namespace, Schema, Url, refuse_missing_file
+from orchestrator_state.cli.tables import add_row, new_table, plain, show_table
 from orchestrator_state.codecs import decode
-from orchestrator_state.errors import ConfigurationError, CorruptPayload, WorkflowNotFound
-from orchestrator_state.settings import Settings
-from orchestrator_state.urls import SqliteLocation, locate
+from orchestrator_state.errors import CorruptPayload, WorkflowNotFound
 
 _Result = TypeVar("_Result")
-_WIDTH_IN_A_PIPE: Final = 200
 
 runs = typer.Typer(no_args_is_help=True, help="Look at durable runs, and ask something of them.")
 
@@ -36,29 +30,29 @@ def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = 
     async def work(store: StateStore) -> list[WorkflowState]:
         return await store.list_active_workflows()
 
-    table = _table("id", "workflow id", "name", "status", "steps", "updated")
+    table = new_table("id", "workflow id", "name", "status", "steps", "updated")
     for state in _with_store(url, db_schema, namespace, work):
         finished = sum(step.status is StepStatus.COMPLETED for step in state.steps.values())
         row = [str(state.id), state.workflow_id, state.workflow_name, state.status, str(finished)]
-        _add(table, *row, _time(state.updated_at))
-    _print(table)
+        add_row(table, *row, _time(state.updated_at))
+    show_table(table)
 
 
 @runs.command()
 def show(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
     """Show a run and its steps. Payloads are not shown."""
     state = _with_store(url, db_schema, namespace, lambda store: _find(store, run_id))
-    typer.echo(f"{state.id}  {_plain(state.workflow_id)}  {_plain(state.workflow_name)}  {state.status}")
+    typer.echo(f"{state.id}  {plain(state.workflow_id)}  {plain(state.workflow_name)}  {state.status}")
     if state.error:
-        typer.echo(_plain(state.error))
-    table = _table("step", "status", "started", "seconds", "failures", "error")
+        typer.echo(plain(state.error))
+    table = new_table("step", "status", "started", "seconds", "failures", "error")
     for step in state.steps.values():
         seconds = ""
         if step.started_at and step.completed_at:
             seconds = f"{(step.completed_at - step.started_at).total_seconds():.3f}"
         row = [step.step_id, step.status, _time(step.started_at), seconds, str(step.retry_count)]
-        _add(table, *row, step.error or "")
-    _print(table)
+        add_row(table, *row, step.error or "")
+    show_table(table)
 
 
 @runs.command()
@@ -130,9 +124,7 @@ def _with_store(
     namespace: str | None,
     work: Callable[[StateStore], Awaitable[_Result]],
 ) -> _Result:
-    location = locate(Settings.load(database_url=url).database_url)
-    if isinstance(location, SqliteLocation) and not (location.path and location.path.exists()):
-        raise ConfigurationError(f"there is no SQLite file {location.path or 'in memory'}")
+    refuse_missing_file(url)
 
     async def run() -> _Result:
         opening = StateStore.open(url, db_schema=db_schema, namespace=namespace, migrate=False, pool_min=0)
@@ -140,27 +132,6 @@ def _with_store(
             return await work(store)
 
     return asyncio.run(run())
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    return table
-
-
-def _add(table: Table, *cells: str) -> None:
-    """A row of plain text: what stands in brackets is no markup."""
-    table.add_row(*(Text(_plain(cell)) for cell in cells))
-
-
-def _plain(text: str) -> str:
-    """A stored text that cannot move the cursor or recolour the terminal."""
-    return text if text.isprintable() else repr(text)
-
-
-def _print(table: Table) -> None:
-    Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE).print(table)
 
 
 def _time(at: datetime | None) -> str:

@@ -1,0 +1,115 @@
+"""`orchestrator-state verify` and `orchestrator-state rekey`. Neither shows a payload."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+
+from orchestrator_state import StateStore
+from orchestrator_state.cli.application import App, OptionalApp, store_options
+from orchestrator_state.cli.options import Namespace, Schema, Url
+from orchestrator_state.cli.tables import add_row, new_table, show_table
+from orchestrator_state.rekeying import RekeyReport
+from orchestrator_state.verification import VerifyReport
+
+_Result = TypeVar("_Result")
+
+
+def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Look for damaged payloads; with --app also load every live workflow as the application would.
+
+    Nothing is written. Exits with 1 if anything is damaged or does not load.
+    """
+    options = store_options(app, url, db_schema, namespace)
+    with _progress("verify") as progress:
+        report = _with_store(options, lambda store: store.verify(load=app is not None, progress=progress))
+    _show_damage(report)
+    if app is not None:
+        _show_unloadable(report)
+    raise typer.Exit(0 if report.is_sound else 1)
+
+
+def rekey(
+    app: App,
+    url: Url = None,
+    db_schema: Schema = None,
+    namespace: Namespace = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what would be written, and write nothing.")] = False,
+) -> None:
+    """Write every payload anew that is not stored as the application's codecs and keys write it now.
+
+    Works beside live runs. If it is interrupted, or leaves something, run it again. Exits with 1 if payloads are left,
+    so that an older key or codec is still needed.
+    """
+    options = store_options(app, url, db_schema, namespace)
+    with _progress("rekey") as progress:
+        report = _with_store(options, lambda store: store.rekey(dry_run=dry_run, progress=progress))
+    _show_rekeyed(report, dry_run=dry_run)
+    raise typer.Exit(0 if report.is_complete else 1)
+
+
+def _show_damage(report: VerifyReport) -> None:
+    counts = new_table("payloads", "intact", "without digest", "changed by older software", "damaged")
+    add_row(counts, report.payloads, report.intact, report.undigested, report.unverified, report.damaged)
+    show_table(counts)
+    if not report.damage:
+        return
+    table = new_table("table", "workflow", "step or id", "column", "damage")
+    for one in report.damage:
+        place = one.step_id or one.checkpoint_id or one.signal_id or ""
+        add_row(table, one.table, one.workflow_state_id, place, one.column, one.reason)
+    _show_list(table, len(report.damage), report.damaged)
+
+
+def _show_unloadable(report: VerifyReport) -> None:
+    typer.echo(f"live workflows: {report.loaded} load, {report.failed} do not")
+    if not report.unloadable:
+        return
+    table = new_table("id", "workflow id", "what", "error", "message")
+    for one in report.unloadable:
+        add_row(table, one.workflow_state_id, one.workflow_id, one.what, one.error, one.message)
+    _show_list(table, len({one.workflow_state_id for one in report.unloadable}), report.failed)
+
+
+def _show_rekeyed(report: RekeyReport, *, dry_run: bool) -> None:
+    counts = new_table("current", "to be written" if dry_run else "written", "left", "unreadable")
+    add_row(counts, report.current, report.resealed, report.left, report.failed)
+    show_table(counts)
+    if report.left:
+        typer.echo("some were being changed by others: run it again")
+    if not report.unreadable:
+        return
+    table = new_table("payload", "error", "message")
+    for one in report.unreadable:
+        add_row(table, one.identity, one.error, one.message)
+    _show_list(table, len(report.unreadable), report.failed)
+
+
+def _show_list(table: Any, listed: int, found: int) -> None:
+    typer.echo()
+    show_table(table)
+    if found > listed:
+        typer.echo(f"and {found - listed} more")
+
+
+@contextmanager
+def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _with_store(options: dict[str, Any], work: Callable[[StateStore], Awaitable[_Result]]) -> _Result:
+    async def run() -> _Result:
+        async with StateStore.open(**options) as store:
+            return await work(store)
+
+    return asyncio.run(run())

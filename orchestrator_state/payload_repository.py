@@ -1,0 +1,253 @@
+"""Every payload of a namespace as it is stored: neither opened nor decoded, table by table and page by page."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Select, Table, bindparam, false, func, select, tuple_, type_coerce, update
+from sqlalchemy.sql import Update
+
+from orchestrator_state.column_types import StoredIdentifier, StoredText
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.repositories import Repository, rowcount
+from orchestrator_state.sealing import (
+    PAYLOAD_COLUMNS,
+    Columns,
+    checkpoint_identity,
+    signal_identity,
+    step_identity,
+    workflow_identity,
+)
+from orchestrator_state.statements import OUTDATED
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+Key = tuple[Any, ...]
+Ids = Mapping[str, Any]
+Progress = Callable[[int, int], object]
+
+# A page is fetched whole, so its size follows that of the payloads on the one before.
+_PAGE_BYTES: Final = 2 * 1024 * 1024
+_FIRST_PAGE: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PayloadTable:
+    """A table with payloads; its rows are ordered by `key`. `identity` names the payload of a row's ids and column."""
+
+    table: Table
+    key: tuple[str, ...]
+    further_ids: tuple[str, ...] = ()
+    identity: Callable[[Ids, str], str]
+    outdates: bool = False
+    """Whether older software changes the payloads of its rows, and not their digests."""
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return PAYLOAD_COLUMNS[self.name]
+
+
+PAYLOAD_TABLES: Final = (
+    PayloadTable(
+        table=workflow_states,
+        key=("id",),
+        identity=lambda ids, column: workflow_identity(ids["id"], column),
+        outdates=True,
+    ),
+    PayloadTable(
+        table=step_states,
+        key=("workflow_state_id", "step_id"),
+        identity=lambda ids, column: step_identity(ids["workflow_state_id"], ids["step_id"], column),
+        outdates=True,
+    ),
+    PayloadTable(
+        table=checkpoints,
+        key=("id",),
+        further_ids=("workflow_state_id",),
+        identity=lambda ids, _: checkpoint_identity(ids["workflow_state_id"], ids["id"]),
+    ),
+    PayloadTable(
+        table=signals,
+        key=("id",),
+        further_ids=("workflow_state_id",),
+        identity=lambda ids, _: signal_identity(ids["workflow_state_id"], ids["id"]),
+    ),
+)
+
+
+class StoredPayload(NamedTuple):
+    column: str
+    text: str | None
+    digest: str | None
+    identity: str
+
+
+class PayloadRow(NamedTuple):
+    """The payloads of a row, without those that are NULL and have no digest. Ids are as the driver returns them."""
+
+    source: PayloadTable
+    ids: Ids
+    key: Key
+    outdated: bool
+    payloads: Sequence[StoredPayload]
+
+
+class PayloadRepository(Repository):
+    """Pages of rows, and replacing their payloads."""
+
+    async def count(self, source: PayloadTable) -> int:
+        statement = _within_namespace(source, select(func.count()))
+        return int((await self._execute(statement, {"namespace": self._namespace})).scalar_one())
+
+    async def page(self, source: PayloadTable, after: Key | None, size: int) -> Sequence[PayloadRow]:
+        """The next `size` rows in the order of their keys: one statement, so that text, digest and age fit together."""
+        parameters = {"namespace": self._namespace, "size": size} | _numbered(after or ())
+        rows = await self._execute(_page(source, is_first=after is None), parameters)
+        return [_payload_row(source, row) for row in rows]
+
+    async def fetch(self, statement: Select[Any]) -> Sequence[Any]:
+        return (await self._execute(statement)).all()
+
+    async def replace(self, row: PayloadRow, texts: Mapping[str, str], columns: Columns) -> bool:
+        """Set payload `columns` of a row, if the payloads are still those of `texts`. Nothing else of it changes."""
+        statement = _replacement(row.source, frozenset(texts))
+        old = {f"old_{column}": text for column, text in texts.items()}
+        new = {f"new_{column}": value for column, value in columns.items()}
+        return rowcount(await self._execute(statement, _numbered(row.key) | old | new)) == 1
+
+    async def lock(self, source: PayloadTable, keys: Collection[Key]) -> set[Key]:
+        """Lock those of the rows that nobody else has locked, and return their keys.
+
+        Who never waits for a row cannot be part of a deadlock, whose victim would be somebody's work.
+        """
+        key = _key(source)
+        wanted = key[0].in_([only for (only,) in keys]) if len(key) == 1 else tuple_(*key).in_(list(keys))
+        statement = select(*key).where(wanted).with_for_update(skip_locked=True, key_share=True)
+        return {tuple(row) for row in await self._execute(statement)}
+
+
+def payload_repository(transactions: Transactions, uow: UnitOfWork) -> PayloadRepository:
+    settings = transactions.settings
+    return PayloadRepository(uow.session, namespace=settings.namespace, schema=settings.db_schema)
+
+
+async def row_counter(transactions: Transactions, progress: Progress | None) -> Callable[[int], None]:
+    """How to tell `progress` of rows as they come: how many so far, and of how many."""
+    if progress is None:
+        return lambda _: None
+
+    async def count(uow: UnitOfWork) -> int:
+        repository = payload_repository(transactions, uow)
+        return sum([await repository.count(source) for source in PAYLOAD_TABLES])
+
+    total, done = await transactions.read(count), 0
+
+    def on_rows(rows: int) -> None:
+        nonlocal done
+        done += rows
+        progress(done, max(done, total))
+
+    on_rows(0)
+    return on_rows
+
+
+async def pages(
+    transactions: Transactions, source: PayloadTable, *, max_rows: int
+) -> AsyncIterator[Sequence[PayloadRow]]:
+    """All rows, in pages of at most `max_rows` and of about 2 MiB, each read in a transaction of its own."""
+    after: Key | None = None
+    size = min(_FIRST_PAGE, max_rows)
+    while True:
+
+        async def read(uow: UnitOfWork, after: Key | None = after, size: int = size) -> Sequence[PayloadRow]:
+            return await payload_repository(transactions, uow).page(source, after, size)
+
+        rows = await transactions.read(read)
+        if rows:
+            yield rows
+        if len(rows) < size:
+            return
+        after = rows[-1].key
+        found = sum(len(payload.text or "") for row in rows for payload in row.payloads) // len(rows)
+        size = max(1, min(max_rows, size * 10, _PAGE_BYTES // (found + 1)))
+
+
+def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
+    outdated, *values = row
+    names = source.key + source.further_ids
+    ids = dict(zip(names, values, strict=False))
+    stored = values[len(names) :]
+    payloads = [
+        StoredPayload(column, text, digest, source.identity(ids, column))
+        for column, text, digest in zip(source.columns, stored[::2], stored[1::2], strict=True)
+        if text is not None or digest is not None
+    ]
+    return PayloadRow(source, ids, tuple(values[: len(source.key)]), bool(outdated), payloads)
+
+
+def _column(source: PayloadTable, name: str) -> ColumnElement[Any]:
+    column = source.table.c[name]
+    return column if name == "step_id" else type_coerce(column, StoredIdentifier)
+
+
+def _key(source: PayloadTable) -> list[ColumnElement[Any]]:
+    return [_column(source, name) for name in source.key]
+
+
+def _key_parameters(source: PayloadTable) -> list[ColumnElement[Any]]:
+    return [bindparam(f"key_{at}", type_=column.type) for at, column in enumerate(_key(source))]
+
+
+@cache
+def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
+    key, after = _key(source), _key_parameters(source)
+    statement = select(
+        _of_workflow(source, OUTDATED) if source.outdates else false(),
+        *key,
+        *(_column(source, name) for name in source.further_ids),
+        *(
+            type_coerce(source.table.c[name], StoredText)
+            for column in source.columns
+            for name in (column, f"{column}_digest")
+        ),
+    )
+    if not is_first:
+        statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
+    return _within_namespace(source, statement).order_by(*key).limit(bindparam("size"))
+
+
+def _within_namespace(source: PayloadTable, statement: Select[Any]) -> Select[Any]:
+    in_namespace = _of_workflow(source, workflow_states.c.namespace) == bindparam("namespace")
+    return statement.select_from(source.table).where(in_namespace)
+
+
+def _of_workflow(source: PayloadTable, column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column of the workflow that a row belongs to.
+
+    Looked up row by row: of a join SQLite makes a sort of all that comes after the page, for each page.
+    """
+    if source.table is workflow_states:
+        return column
+    owner = source.table.c.workflow_state_id
+    return select(column).where(workflow_states.c.id == owner).correlate(source.table).scalar_subquery()
+
+
+@cache
+def _replacement(source: PayloadTable, columns: frozenset[str]) -> Update:
+    c = source.table.c
+    of_row = [column == parameter for column, parameter in zip(_key(source), _key_parameters(source), strict=True)]
+    unchanged = [c[name] == bindparam(f"old_{name}", type_=c[name].type) for name in sorted(columns)]
+    names = [name for column in sorted(columns) for name in (column, f"{column}_digest")]
+    values = {name: bindparam(f"new_{name}", type_=c[name].type) for name in names}
+    return update(source.table).where(*of_row, *unchanged).values(values)
+
+
+def _numbered(key: Key) -> Columns:
+    return {f"key_{at}": value for at, value in enumerate(key)}

@@ -1,0 +1,148 @@
+"""Store every payload as the store's present codecs and keys would store it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final, NamedTuple
+
+from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.payload_repository import (
+    PAYLOAD_TABLES,
+    Key,
+    PayloadRow,
+    StoredPayload,
+    pages,
+    payload_repository,
+)
+from orchestrator_state.payloads import Payloads, check_digest
+from orchestrator_state.sealing import Columns
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+# A run that commits waits for as many rows at most.
+_BATCH: Final = 50
+_PASSES: Final = 5
+_LISTED: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unreadable:
+    """A payload that does not open, and so stays as it is. `error` is the error's class."""
+
+    identity: str
+    error: str
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class RekeyReport:
+    """What `rekey` did. All counts are of payloads; `unreadable` lists the first 1,000."""
+
+    current: int = 0
+    """Were as they should be."""
+    resealed: int = 0
+    """Written anew; in a dry run, to be written anew."""
+    left: int = 0
+    """Were changed or locked by somebody else at each attempt: another run of `rekey` finds out how they are now."""
+    failed: int = 0
+    """Do not open, or cannot be sealed, and stay as they are."""
+    unreadable: list[Unreadable] = field(default_factory=list)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the codecs and keys that came before are not needed any more."""
+        return not self.left and not self.failed
+
+
+class _Change(NamedTuple):
+    row: PayloadRow
+    texts: dict[str, str]
+    """What is stored, by column."""
+    columns: Columns
+    """What is to be stored: texts and digests."""
+
+
+async def rekey(
+    transactions: Transactions, *, dry_run: bool, on_rows: Callable[[int], object] = lambda _: None
+) -> RekeyReport:
+    """See `StateStore.rekey`. `on_rows` is told how many more rows were looked at, in the first pass."""
+    earlier = 0
+    report = RekeyReport()
+    for number in range(1 if dry_run else _PASSES):
+        report = RekeyReport()
+        for source in PAYLOAD_TABLES:
+            async for rows in pages(transactions, source, max_rows=_BATCH):
+                await _rekey_rows(transactions, rows, report, dry_run=dry_run)
+                if number == 0:
+                    on_rows(len(rows))
+        # What an earlier pass wrote is current now.
+        report.current = max(0, report.current - earlier)
+        report.resealed = earlier = report.resealed + earlier
+        if not report.left:
+            break
+    return report
+
+
+async def _rekey_rows(
+    transactions: Transactions, rows: Sequence[PayloadRow], report: RekeyReport, *, dry_run: bool
+) -> None:
+    # Sealed before the transaction: it keeps others waiting for its writes only.
+    changes = [change for row in rows if (change := _change(transactions.payloads, row, report)).texts]
+    if dry_run:
+        report.resealed += sum(len(change.texts) for change in changes)
+    elif changes:
+        replaced = await transactions.write(partial(_replace, transactions, changes))
+        for change in changes:
+            if change.row.key in replaced:
+                report.resealed += len(change.texts)
+            else:
+                report.left += len(change.texts)
+
+
+def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport) -> _Change:
+    """What is to be written anew of a row; what is not is counted."""
+    change = _Change(row, {}, {})
+    for payload in row.payloads:
+        column, text, digest, identity = payload
+        if text is None:
+            continue
+        if _is_current(payloads, payload, outdated=row.outdated):
+            report.current += 1
+            continue
+        try:
+            opened = payloads.open(text, digest, identity, column, outdated=row.outdated)
+            sealed = payloads.seal(opened, identity)
+        except PayloadError as error:
+            report.failed += 1
+            if len(report.unreadable) < _LISTED:
+                report.unreadable.append(Unreadable(identity=identity, error=type(error).__name__, message=str(error)))
+            continue
+        change.texts[column] = text
+        change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})
+    return change
+
+
+def _is_current(payloads: Payloads, payload: StoredPayload, *, outdated: bool) -> bool:
+    """Older software writes a text and leaves the digest: then the digest has to be looked at as well."""
+    column, text, digest, identity = payload
+    if text is None or digest is None or not payloads.is_current(text, digest):
+        return False
+    if outdated:
+        try:
+            check_digest(text, digest, identity, column)
+        except CorruptPayload:
+            return False
+    return True
+
+
+async def _replace(transactions: Transactions, changes: Sequence[_Change], uow: UnitOfWork) -> set[Key]:
+    """Write the changes of rows that nobody has locked or changed meanwhile; returns their keys."""
+    repository = payload_repository(transactions, uow)
+    locked = await repository.lock(changes[0].row.source, [change.row.key for change in changes])
+    return {
+        change.row.key
+        for change in changes
+        if change.row.key in locked and await repository.replace(change.row, change.texts, change.columns)
+    }

@@ -1,0 +1,217 @@
+"""Find damaged payloads without opening them, and what the application of tomorrow could not load."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import Select, select
+
+from orchestrator_state.codecs import decode
+from orchestrator_state.domain import ACTIVE
+from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.models import workflow_states
+from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
+from orchestrator_state.payloads import check_digest, is_encoded
+from orchestrator_state.recorded import open_rows
+from orchestrator_state.run_repository import RunNames
+from orchestrator_state.run_types import RunTypes, as_of_today
+from orchestrator_state.sealing import FREE_TEXTS, Opener
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+_PAGE_ROWS: Final = 500
+_LISTED: Final = 1000
+_OWN_ID: Final = {"workflow_states": "workflow_state_id", "checkpoints": "checkpoint_id", "signals": "signal_id"}
+_w: Final = workflow_states.c
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Damage:
+    """A payload that is not what was written, and where it stands."""
+
+    table: str
+    column: str
+    workflow_state_id: str
+    step_id: str | None = None
+    checkpoint_id: str | None = None
+    signal_id: str | None = None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unloadable:
+    """A live workflow, or its newest checkpoint, that the application cannot load. `error` is the error's class."""
+
+    workflow_state_id: UUID
+    workflow_id: str
+    what: str
+    error: str
+    path: str | None
+    message: str
+
+
+@dataclass(slots=True, kw_only=True)
+class VerifyReport:
+    """What `verify` found. The counts are of everything; of each list the first 1,000 are kept."""
+
+    payloads: int = 0
+    """Payloads looked at; each is one of the following."""
+    intact: int = 0
+    """Their digest is that of what is stored."""
+    undigested: int = 0
+    """Older software wrote them, without a digest. They are JSON where they have to be."""
+    unverified: int = 0
+    """Older software changed them, and left the digest. They are JSON where they have to be."""
+    damaged: int = 0
+    damage: list[Damage] = field(default_factory=list)
+    loaded: int = 0
+    """Live workflows that load, with their newest checkpoint; only counted when asked to load."""
+    failed: int = 0
+    """Live workflows that do not, or whose newest checkpoint does not."""
+    unloadable: list[Unloadable] = field(default_factory=list)
+
+    @property
+    def is_sound(self) -> bool:
+        return not self.damaged and not self.failed
+
+
+async def verify(
+    transactions: Transactions, *, load: bool, on_rows: Callable[[int], object] = lambda _: None
+) -> VerifyReport:
+    """Check every payload of the namespace, page by page; see `StateStore.verify`. `on_rows` is told of progress."""
+    report = VerifyReport()
+    for source in PAYLOAD_TABLES:
+        async for rows in pages(transactions, source, max_rows=_PAGE_ROWS):
+            for row in rows:
+                for payload in row.payloads:
+                    _check(row, payload, report)
+            on_rows(len(rows))
+    if load:
+        async for live in _live_workflows(transactions):
+            for workflow in live:
+                await _load(transactions, workflow, report)
+    return report
+
+
+def _check(row: PayloadRow, payload: StoredPayload, report: VerifyReport) -> None:
+    report.payloads += 1
+    try:
+        intact = _is_intact(payload, outdated=row.outdated)
+        _check_text(payload)
+    except CorruptPayload as error:
+        report.damaged += 1
+        if len(report.damage) < _LISTED:
+            report.damage.append(_damage(row, payload, str(error)))
+        return
+    if intact:
+        report.intact += 1
+    elif payload.digest is None:
+        report.undigested += 1
+    else:
+        report.unverified += 1
+
+
+def _is_intact(payload: StoredPayload, *, outdated: bool) -> bool:
+    """False if older software wrote it, so that nobody can tell. Raises `CorruptPayload`."""
+    column, text, digest, identity = payload
+    if text is None and not outdated:
+        raise CorruptPayload(f"the stored {column} is gone, but not its digest", path=column)
+    if text is None or digest is None:
+        return False
+    try:
+        check_digest(text, digest, identity, column)
+    except CorruptPayload:
+        if outdated and not is_encoded(text):  # older software writes plain texts only
+            return False
+        raise
+    return True
+
+
+def _check_text(payload: StoredPayload) -> None:
+    column, text, _, _ = payload
+    if text is None:
+        return
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column) from None
+    if column not in FREE_TEXTS and not is_encoded(text):
+        decode(text, column)
+
+
+def _damage(row: PayloadRow, payload: StoredPayload, reason: str) -> Damage:
+    ids = {name: str(value) for name, value in row.ids.items()}
+    own_id = ids.pop("id", None)
+    if own_id is not None:
+        ids[_OWN_ID[row.source.name]] = own_id
+    return Damage(table=row.source.name, column=payload.column, reason=reason, **ids)
+
+
+async def _live_workflows(transactions: Transactions) -> AsyncIterator[Sequence[Any]]:
+    """The unfinished workflows of the namespace in pages: (id, workflow_id)."""
+    after: UUID | None = None
+    while True:
+        statement = select(_w.id, _w.workflow_id).where(
+            _w.namespace == transactions.settings.namespace,
+            _w.status.in_(sorted(ACTIVE)),
+            *([] if after is None else [_w.id > after]),
+        )
+        rows = await transactions.read(partial(_fetch, transactions, statement.order_by(_w.id).limit(_PAGE_ROWS)))
+        if not rows:
+            return
+        yield rows
+        after = rows[-1].id
+
+
+async def _fetch(transactions: Transactions, statement: Select[Any], uow: UnitOfWork) -> Sequence[Any]:
+    return await payload_repository(transactions, uow).fetch(statement)
+
+
+async def _load(transactions: Transactions, workflow: Any, report: VerifyReport) -> None:
+    """Load a workflow and its newest checkpoint, as a run that is resumed would, and note what fails."""
+    found: list[Unloadable] = []
+    for what, load in (("workflow", _load_workflow), ("newest checkpoint", _load_checkpoint)):
+        try:
+            await transactions.read(partial(load, transactions, workflow.id))
+        except PayloadError as error:
+            found.append(
+                Unloadable(
+                    workflow_state_id=workflow.id,
+                    workflow_id=workflow.workflow_id,
+                    what=what,
+                    error=type(error).__name__,
+                    path=getattr(error, "path", None),
+                    message=str(error),
+                )
+            )
+    report.failed += bool(found)
+    report.loaded += not found
+    report.unloadable += found[: _LISTED - len(report.unloadable)]
+
+
+async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
+    """Also as a resumed run does: its first context, and each one that a step left behind."""
+    await uow.workflows.find(workflow_state_id)
+    row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
+    if row is None:  # deleted in between
+        return
+    steps = await uow.runs.list_steps(row.id)
+    opener = Opener(transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
+    opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
+    for step in steps:
+        opener.step_row(step)
+    recorded = open_rows(row, steps, transactions.payloads)
+    if recorded.is_sound:  # else its context is no object, so that it is no run
+        history, _ = recorded.history()
+        types = RunTypes.of(transactions.schemas, transactions.payloads.encode, row.workflow_name)
+        transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
+        as_of_today(row, types, (recorded.steps, history))
+
+
+async def _load_checkpoint(_: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
+    await uow.checkpoints.find_latest(workflow_state_id)
