@@ -88,16 +88,17 @@ class Executor:
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        result: _T = self._result(row)
+                        result: _T = await self._result(row)
                         return result
                     return await self.drive(row, handler, strict=strict, linger=linger)
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
             await asyncio.sleep(_LOOK_AGAIN)
 
-    def _result(self, row: Any) -> Any:
+    async def _result(self, row: Any) -> Any:
         """What a completed run returned."""
-        opener = Opener(self._transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
+        payloads = await self._transactions.payloads_of([(row.result,)])
+        opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         return decode(opener.workflow("result", row.result, row.result_digest) or "null", "result")
 
     async def drive(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +15,8 @@ from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
-from orchestrator_state.payloads import Sealed
+from orchestrator_state.offload import parse_reference
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
 from orchestrator_state.run_repository import (
     Ack,
@@ -66,6 +67,8 @@ class Entry:
     change: RunChange
     step: StepRecord
     context: ContextChange | None
+    payloads: Payloads
+    """What sealed it; its blobs are uploaded before it is written."""
 
 
 class Journal:
@@ -93,6 +96,7 @@ class Journal:
         self._asked: set[str] = set()
         self._calls: Counter[str] = Counter()
         self._commits = 0
+        self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
         self.in_order = asyncio.Lock()
@@ -207,25 +211,28 @@ class Journal:
         consumed_signal: UUID | None = None,
     ) -> Entry:
         """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
+        payloads = self._transactions.unit_payloads()
         context = self.history.diff() if with_context else None
         patch = None if context is None else context.patch
         step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            sealed = self._seal(join(context.committed), workflow_identity(self.row.id, "context"))
+            sealed = payloads.seal(join(context.committed), workflow_identity(self.row.id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
+        made = self._checkpoint(step, context, payloads) if context is not None and (due or checkpoint) else None
         change = RunChange(
             lease=self.lease,
-            step=sealed_step(self._transactions.payloads, self.row.id, step),
+            step=sealed_step(payloads, self.row.id, step),
             context=fold,
-            checkpoint=self._checkpoint(step, context) if context is not None and (due or checkpoint) else None,
+            checkpoint=made,
             consumed_signal=consumed_signal,
         )
-        return Entry(change=change, step=step, context=context)
+        return Entry(change=change, step=step, context=context, payloads=payloads)
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it."""
+        await self._upload(entry)
         ack = await uow.runs.commit(entry.change)
         hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
         return ack
@@ -258,13 +265,30 @@ class Journal:
 
     async def _write_and_accept(self, entry: Entry) -> None:
         try:
+            await self._upload(entry)
             ack = await self._transactions.write(lambda uow: self.write(uow, entry))
         except (LeaseLost, StoreUnavailable) as error:
             # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
             self._switch.stop(error)
         self.accept(entry, ack)
+        await self._remove_superseded_snapshots(entry)
 
-    def _checkpoint(self, step: StepRecord, context: ContextChange) -> CheckpointRecord:
+    async def _upload(self, entry: Entry) -> None:
+        offload = entry.payloads.offload
+        if offload is not None and offload.has_uploads:
+            await offload.settle()
+
+    async def _remove_superseded_snapshots(self, entry: Entry) -> None:
+        """Remove the blobs of this worker's checkpoints that the commit of `entry` has pruned."""
+        offload, made = entry.payloads.offload, entry.change.checkpoint
+        if offload is None or made is None:
+            return
+        self._snapshots.append((made.snapshot,) if parse_reference(made.snapshot) else ())
+        while len(self._snapshots) > made.keep:
+            offload.discard([self._snapshots.popleft()])
+        await self._transactions.remove_discarded(offload)
+
+    def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
         """The whole state as of this commit, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
         row = self.row
         steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {
@@ -284,7 +308,7 @@ class Journal:
         parts["context"] = join(context.committed)
         parts["steps"] = join(steps)
         checkpoint_id = uuid4()
-        sealed = self._seal(join(parts), checkpoint_identity(row.id, checkpoint_id))
+        sealed = payloads.seal(join(parts), checkpoint_identity(row.id, checkpoint_id))
         return CheckpointRecord(
             id=checkpoint_id,
             step_id=step.step_id,
@@ -293,9 +317,6 @@ class Journal:
             snapshot_digest=sealed.digest,
             keep=self._policy.keep,
         )
-
-    def _seal(self, text: str, identity: str) -> Sealed:
-        return self._transactions.payloads.seal(text, identity)
 
 
 def decoded_outputs(step: StepRecord) -> Any:

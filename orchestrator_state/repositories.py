@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, Result, delete, select, update
+from sqlalchemy import CursorResult, Delete, Executable, Result, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
@@ -40,6 +40,7 @@ from orchestrator_state.mapping import (
     workflow_columns,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.offload import references
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.sealing import Columns, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
@@ -53,6 +54,7 @@ from orchestrator_state.statements import (
     GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
     NEXT_CHECKPOINT_SEQ,
+    REFERENCES_OF,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
@@ -60,6 +62,7 @@ from orchestrator_state.statements import (
     UNNUMBERED_CHECKPOINTS_OF,
     insert_checkpoint,
     insert_workflow,
+    reference_columns,
     upsert_step,
 )
 from orchestrator_state.undo import unless_committed
@@ -90,8 +93,29 @@ class Repository:
     async def _execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> Result[Any]:
+        offload = self._payloads.offload
+        if offload is not None and offload.has_uploads:
+            await offload.settle()  # before a row refers to them
         with database_errors():
             return await self._session.execute(statement, parameters, execution_options=self._options)
+
+    async def _fetch(
+        self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> Sequence[Any]:
+        """The rows of a query, with the payloads that they have in the blob store."""
+        rows = (await self._execute(statement, parameters)).all()
+        if self._payloads.offload is not None:
+            await self._payloads.offload.fetch(rows)
+        return rows
+
+    async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
+        """Delete rows, and their blobs once that has committed. Returns how many rows."""
+        offload = self._payloads.offload
+        if offload is None:
+            return rowcount(await self._execute(statement, parameters))
+        rows = (await self._execute(statement.returning(*reference_columns(statement.table)), parameters)).all()
+        offload.discard(rows)
+        return len(rows)
 
     @property
     def _dialect(self) -> str:
@@ -168,8 +192,12 @@ class WorkflowRepository(Repository):
 
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
-        rows = await self._execute(ACTIVE_STATES, {"namespace": self._namespace})
+        rows = await self._fetch(ACTIVE_STATES, {"namespace": self._namespace})
         return states_from_rows(rows, self._payloads)
+
+    async def list_blobs(self, workflow_state_ids: Sequence[UUID]) -> set[str]:
+        """The names of all blobs that these workflows refer to, as of one moment."""
+        return {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": workflow_state_ids}))}
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
         """Delete up to `limit` finished workflows last updated before `older_than`, children included.
@@ -196,11 +224,11 @@ class WorkflowRepository(Repository):
                 (signals, signals.c.workflow_state_id),
                 (workflow_states, workflow_states.c.id),
             ):
-                await self._execute(delete(table).where(owner.in_(chunk)))
+                await self._delete(delete(table).where(owner.in_(chunk)))
         return len(ids)
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
-        rows = await self._execute(statement, parameters | {"namespace": self._namespace})
+        rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
         return next(iter(states_from_rows(rows, self._payloads)), None)
 
     async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
@@ -246,7 +274,7 @@ class WorkflowRepository(Repository):
         if saved.outdated:
             await self._forget_patch_digests(state.id)
         for chunk in _chunks(removed):
-            await self._execute(
+            await self._delete(
                 delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
             )
         await self._write_steps(state.id, changed_steps, positions)
@@ -328,7 +356,7 @@ class StepRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [step_from_row(row, self._payloads) for row in await self._execute(STEPS_OF, parameters)]
+        return [step_from_row(row, self._payloads) for row in await self._fetch(STEPS_OF, parameters)]
 
     async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
         parameters = {
@@ -336,8 +364,8 @@ class StepRepository(Repository):
             "step_id": as_name(step_id, "step_id"),
             "namespace": self._namespace,
         }
-        row = (await self._execute(STEP_BY_ID, parameters)).first()
-        return None if row is None else step_from_row(row, self._payloads)
+        rows = await self._fetch(STEP_BY_ID, parameters)
+        return step_from_row(rows[0], self._payloads) if rows else None
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
@@ -401,7 +429,7 @@ class CheckpointRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [checkpoint_from_row(row, self._payloads) for row in await self._execute(CHECKPOINTS_OF, parameters)]
+        return [checkpoint_from_row(row, self._payloads) for row in await self._fetch(CHECKPOINTS_OF, parameters)]
 
     async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
         """Newest first; for whom a damaged checkpoint must not hide the others."""
@@ -418,11 +446,11 @@ class CheckpointRepository(Repository):
             "namespace": self._namespace,
             "keep": as_count(keep, "keep"),
         }
-        return rowcount(await self._execute(DELETE_SUPERSEDED, parameters))
+        return await self._delete(DELETE_SUPERSEDED, parameters)
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
-        row = (await self._execute(statement, parameters | {"namespace": self._namespace})).first()
-        return None if row is None else checkpoint_from_row(row, self._payloads)
+        rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
+        return checkpoint_from_row(rows[0], self._payloads) if rows else None
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:

@@ -16,7 +16,8 @@ class UnitOfWork:
     `store.begin()` yields one and commits it at the end of the block. Made by hand from a session of the caller's, it
     joins the caller's transaction and never commits: business rows and workflow state stand or fall together.
     `schema` is the Postgres schema of our tables, if they are not on the session's search path; `payloads` is what the
-    store was opened with, if it was given codecs (`store.payloads`).
+    store was opened with, if it was given codecs or a blob store (`store.payloads`). Blobs are moved while the caller's
+    transaction is open; those of rows that it deletes are left to `store.collect_garbage`.
     """
 
     def __init__(
@@ -29,6 +30,8 @@ class UnitOfWork:
     ) -> None:
         """Raises `ConfigurationError` for a namespace that is no name."""
         self.session = session
+        if payloads.offload is None:
+            payloads = payloads.for_unit(namespace)
         self.workflows = WorkflowRepository(session, namespace=namespace, schema=schema, payloads=payloads)
         self.steps = StepRepository(session, namespace=namespace, schema=schema, payloads=payloads)
         self.checkpoints = CheckpointRepository(session, namespace=namespace, schema=schema, payloads=payloads)
