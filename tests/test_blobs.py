@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,10 +12,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from orchestrator_state import (
     Checkpoint,
+    CheckpointNotFound,
     ConfigurationError,
     CorruptPayload,
     PayloadTooLarge,
@@ -63,10 +65,26 @@ class Place:
     def remove(self, name: str) -> None:
         self.blobs._files.rm_file(self.blobs._path(name))
 
+    def unmount(self) -> None:
+        """Leave an empty directory, as there is below a volume."""
+        root = Path(self.blobs._root)
+        root.rename(root.with_name("unmounted"))
+        root.mkdir()
+
+    def mount(self) -> None:
+        root = Path(self.blobs._root)
+        root.rmdir()
+        root.with_name("unmounted").rename(root)
+
+    def directories(self) -> set[str]:
+        """Of the workflows; empty for what has no directories."""
+        root = Path(self.blobs._root)
+        return {path.name for path in root.glob("*/*")} if self.url.startswith("file:") else set()
+
 
 @pytest.fixture(params=["file", "memory"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    yield Place(f"file://{tmp_path}/blobs" if request.param == "file" else f"memory://{uuid4()}")
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place(f"file://{tmp_path}/blobs" if request.param == "file" else f"memory://{uuid4()}")
 
 
 @pytest.fixture
@@ -301,8 +319,6 @@ async def test_a_damaged_blob_is_a_corrupt_payload(database_url: str, place: Pla
 
 
 async def test_a_reference_in_another_row_does_not_open(database_url: str, store: StateStore) -> None:
-    from sqlalchemy import select, update
-
     state = await saved_large(store)
     async with store.begin() as uow:
         query = select(step_states.c.outputs, step_states.c.outputs_digest).where(step_states.c.step_id == "load")
@@ -317,8 +333,6 @@ async def test_a_reference_in_another_row_does_not_open(database_url: str, store
 @pytest.mark.parametrize("digest", ["kept", "gone"])
 @pytest.mark.parametrize("at", [len(REFERENCE_MARKER), -1])
 async def test_a_damaged_reference_does_not_open(store: StateStore, digest: str, at: int) -> None:
-    from sqlalchemy import select, update
-
     state = await saved(store, context=LARGE)
     async with store.begin() as uow:
         context = (await uow.session.execute(select(workflow_states.c.context))).scalar_one()
@@ -356,18 +370,15 @@ async def test_without_the_place_of_the_blobs_a_run_is_left_as_it_is(database_ur
     async def handler(run: Run) -> Any:
         return [await run.step("a", effect, LARGE), await run.step("b", last)]
 
-    root = Path(on_disk.blobs._root)
     async with opened(database_url, on_disk) as store:
         with pytest.raises(LookupError):
             await store.run("n", handler, workflow_id="w")
-        root.rename(root.with_name("unmounted"))
-        root.mkdir()
+        on_disk.unmount()
         before = await steps_of(store, "w")
         with pytest.raises(StoreUnavailable, match="not mounted"):
             await store.run("n", handler, workflow_id="w")
         assert await steps_of(store, "w") == before
-        root.rmdir()
-        root.with_name("unmounted").rename(root)
+        on_disk.mount()
         assert await store.run("n", handler, workflow_id="w") == [LARGE, "done"]
         assert effect.calls == [LARGE]
 
@@ -440,9 +451,8 @@ async def test_no_connection_is_held_and_no_lock_while_a_blob_is_uploaded(databa
     blobs = Watched(f"file://{tmp_path}/watched", above=ABOVE)
     async with (
         StateStore.open(database_url, pool_min=1, pool_max=1, payloads=Payloads(blobs=blobs)) as store,
-        StateStore.open(database_url, lock_timeout=1) as other,
+        StateStore.open(database_url, payloads=Payloads(blobs=blobs)) as other,
     ):
-        # Of the store itself there is one connection; the writes are another store's, which waits for no lock.
         blobs.store, blobs.loop = store, asyncio.get_running_loop()
         state = await saved_large(store)
         await checkpointed(store, state)
@@ -455,7 +465,7 @@ async def test_no_connection_is_held_and_no_lock_while_a_blob_is_uploaded(databa
             return [LARGE, await run.wait_for("answer")]
 
         assert await store.run("n", handler, workflow_id="w") == [LARGE, {"ok": LARGE}]
-        assert await other.load_workflow_state_by_workflow_id("wf-1")
+        assert (await other.load_workflow_state_by_workflow_id("w")).context == {"given": LARGE, "large": LARGE}
 
 
 async def test_a_transaction_that_is_refused_leaves_garbage_and_no_reference(
@@ -528,8 +538,7 @@ async def test_deleted_workflows_and_pruned_checkpoints_take_their_blobs_with_th
         assert place.names() == stored_references(database_url)
         assert len(place.names()) == 4
         assert await store.load_workflow_state(kept.id) == kept
-        if place.url.startswith("file:"):
-            assert not list(Path(place.blobs._root).rglob(str(old.id)))
+        assert str(old.id) not in place.directories()
 
 
 async def test_a_runs_superseded_snapshots_are_removed_as_it_goes_on(database_url: str, on_disk: Place) -> None:
@@ -547,12 +556,49 @@ async def test_a_runs_superseded_snapshots_are_removed_as_it_goes_on(database_ur
 async def test_what_a_rolled_back_unit_deleted_stays(database_url: str, on_disk: Place, store: StateStore) -> None:
     state = await saved_large(store)
     await checkpointed(store, state)
-    with pytest.raises(LookupError):
+
+    async def unit() -> None:
         async with store.begin() as uow:
             await uow.checkpoints.prune(state.id, keep=0)
             raise LookupError
+
+    with pytest.raises(LookupError):
+        await unit()
     assert len(on_disk.names()) == 4
     assert await store.get_latest_checkpoint(state.id)
+
+
+async def test_what_a_try_deleted_that_was_repeated_stays(on_disk: Place, store: StateStore) -> None:
+    state = await saved_large(store)
+    checkpoint = await checkpointed(store, state)
+    tries: list[None] = []
+
+    async def delete_at_first(uow: UnitOfWork) -> None:
+        tries.append(None)
+        if len(tries) == 1:
+            await uow.checkpoints.prune(state.id, keep=0)
+            raise StoreUnavailable("a deadlock", transient=True)
+
+    await store._transactions.write(delete_at_first)
+    assert await store.get_latest_checkpoint(state.id) == checkpoint
+
+
+async def test_a_row_that_is_deleted_while_its_blob_is_read_is_not_found_rather_than_damaged(
+    database_url: str, on_disk: Place, store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = await saved(store)
+    older = await checkpointed(store, state, snapshot=LARGE)
+    newer = await checkpointed(store, state, snapshot=[LARGE])
+    get = BlobStore.get
+
+    async def prune_and_get(self: BlobStore, name: str) -> bytes | None:
+        await store.cleanup_old_checkpoints(state.id, keep=1)
+        return await get(self, name)
+
+    monkeypatch.setattr(BlobStore, "get", prune_and_get)
+    with pytest.raises(CheckpointNotFound):
+        await store._transactions.read(lambda uow: uow.checkpoints.get(older.id))
+    assert await store.get_latest_checkpoint(state.id) == newer
 
 
 async def test_what_is_deleted_and_written_again_in_one_unit_stays(store: StateStore) -> None:
@@ -685,7 +731,7 @@ async def test_it_is_on_the_disk_before_the_row_refers_to_it(
     fsync = os.fsync
 
     def note(descriptor: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", note)
