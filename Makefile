@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets make themselves. PYTHON=python3.13 picks another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check bench docs clean
+.PHONY: help demo test chaos check bench bench-peers docs clean
 SHELL := /bin/sh
 # The theme's advertisement of its successor.
 export NO_MKDOCS_2_WARNING := 1
@@ -23,7 +23,7 @@ installed := .venv/installed-$(if $(PYTHON),$(shell $(PYTHON) -c 'import os, sys
 	print("%d.%d.%d-%x" % (*sys.version_info[:3], zlib.crc32(os.getcwdb())))'),nowhere)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
 
 demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
 	@.venv/bin/orchestrator-state demo
@@ -45,12 +45,21 @@ check: $(installed) ## style, types, layers, documents, and the wheel in an empt
 bench: $(installed) ## the store's speed beside the raw driver's
 	@.venv/bin/python -m benchmarks
 
+bench-peers: .venv/peers/installed ## the same beside DBOS and LangGraph
+	@.venv/peers/bin/python -m benchmarks
+
 docs: $(installed) ## serve the documents at http://127.0.0.1:8000
 	@.venv/bin/mkdocs serve
 
 clean: ## remove what was built; .venv stays
 	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The peers pull in what the project does not want, and may want other versions of what it has.
+.venv/peers/installed: $(installed) pyproject.toml
+	.venv/bin/python -m venv --clear .venv/peers
+	.venv/peers/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench-peers]'
+	@touch $@
 
 $(installed): pyproject.toml
 ifndef PYTHON

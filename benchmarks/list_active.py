@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from benchmarks.load import STATES, assemble
-from benchmarks.measure import Pair, Question
+from benchmarks.measure import Question
+from benchmarks.pairs import Pair, side_by_side
 from benchmarks.raw import RawDriver
 from benchmarks.samples import workflow
 from orchestrator_state import StateStore
@@ -35,7 +36,7 @@ async def _prepare(store: StateStore, raw: RawDriver, size: int) -> Pair:
 
     found, listed = await by_hand(), await by_the_store()
     assert len(found) == len(listed) == size
-    for state in listed[:: size // 10]:
+    for state in listed[:: max(1, size // 10)]:
         outputs = {step_id: value for step_id, (_, value) in found[raw.identifier(state.id)].items() if step_id}
         assert outputs == {step_id: step.outputs for step_id, step in state.steps.items()}
     return Pair(by_hand, by_the_store)
@@ -43,10 +44,12 @@ async def _prepare(store: StateStore, raw: RawDriver, size: int) -> Pair:
 
 LIST_ACTIVE: Final = Question(
     name="list",
-    asks=f"list {{size:,}} active workflows of {_STEPS} steps, {_OUTPUT_SIZE} B each",
+    measure=side_by_side(
+        f"list {{size:,}} active workflows of {_STEPS} steps, {_OUTPUT_SIZE} B each",
+        _prepare,
+        calls=3,
+        bars={"sqlite": 3.0, "postgres": 3.0},
+    ),
     size=10_000,
     quick_size=1_000,
-    calls=3,
-    bars={"sqlite": 3.0, "postgres": 3.0},
-    prepare=_prepare,
 )

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.measure import Pair, Question
+from benchmarks.measure import Question
+from benchmarks.pairs import Pair, side_by_side
 from benchmarks.raw import RawDriver
 from benchmarks.samples import workflow
 from orchestrator_state import StateStore
@@ -61,10 +62,9 @@ async def _prepare(store: StateStore, raw: RawDriver, size: int) -> Pair:
 
 LOAD: Final = Question(
     name="load",
-    asks="load one workflow of {size} steps, 2 KB each",
+    measure=side_by_side(
+        "load one workflow of {size} steps, 2 KB each", _prepare, calls=200, bars={"sqlite": 2.5, "postgres": 2.5}
+    ),
     size=20,
     quick_size=20,
-    calls=200,
-    bars={"sqlite": 2.5, "postgres": 2.5},
-    prepare=_prepare,
 )

@@ -1,79 +1,74 @@
-"""Two ways of doing one thing, timed call by call in turns."""
+"""What is asked, what is answered, and what the answer is held against."""
 
 from __future__ import annotations
 
-import gc
-import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from benchmarks.raw import RawDriver
-from orchestrator_state import StateStore
+from benchmarks.databases import NewDatabase
 
-Call = Callable[[], Awaitable[Any]]
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Where a question is measured, and how thoroughly."""
+
+    database: str
+    new_database: NewDatabase
+    size: int
+    """How many workflows, steps or whatever else the question counts."""
+    rounds: int
+    effort: float = 1.0
+    """A factor for the calls, or the seconds, of one round."""
+
+    def scaled(self, calls: int) -> int:
+        return max(1, round(calls * self.effort))
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The same work by hand and through the store. A call's result is freed outside the measured time."""
+class Bar:
+    """What a figure is to reach."""
 
-    raw: Call
-    ours: Call
+    limit: float
+    at_least: bool = False
+
+    def is_reached_by(self, value: float) -> bool:
+        return value >= self.limit if self.at_least else value <= self.limit
+
+    def __str__(self) -> str:
+        return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One line of the table."""
+
+    what: str
+    unit: str
+    rounds: Sequence[float]
+    """One value a round. For a ratio: of what was measured in the same round, since a slow round slows both."""
+    bar: Bar | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
+    """Medians of what the figure was made of; the names say the units."""
+
+    @property
+    def value(self) -> float:
+        return median(self.rounds)
+
+    @property
+    def reaches_its_bar(self) -> bool:
+        return self.bar is None or self.bar.is_reached_by(self.value)
+
+
+Measure = Callable[[Bench], Coroutine[Any, Any, list[Figure]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
     name: str
-    asks: str
-    """One line for the table; `{size}` is filled in."""
+    measure: Measure
     size: int
     quick_size: int
-    calls: int
-    """Calls of each side in one round."""
-    bars: Mapping[str, float]
-    """The ratio to reach, by database."""
-    prepare: Callable[[StateStore, RawDriver, int], Awaitable[Pair]]
-    """Fill the database for `size`, check that both sides do the same, and return them."""
-
-
-@dataclass(frozen=True)
-class Round:
-    """Medians of one round, in milliseconds."""
-
-    raw: float
-    ours: float
-
-    @property
-    def ratio(self) -> float:
-        return self.ours / self.raw
-
-
-async def compare(pair: Pair, *, rounds: int, calls: int) -> list[Round]:
-    """Time `calls` calls of each side in each round.
-
-    The sides take turns call by call, and in who goes first: whatever slows the machine down slows both.
-    """
-    await _round(pair, max(1, calls // 10))  # statements get prepared, pages and code get warm
-    return [await _round(pair, calls) for _ in range(rounds)]
-
-
-async def _round(pair: Pair, calls: int) -> Round:
-    gc.collect()
-    raw, ours = [], []
-    for turn in range(calls):
-        if turn % 2:
-            ours.append(await _time(pair.ours))
-        raw.append(await _time(pair.raw))
-        if not turn % 2:
-            ours.append(await _time(pair.ours))
-    return Round(median(raw), median(ours))
-
-
-async def _time(call: Call) -> float:
-    start = time.perf_counter()
-    result = await call()
-    elapsed = time.perf_counter() - start
-    del result
-    return elapsed * 1000
+    rounds: int = 7
+    databases: Sequence[str] = ("sqlite", "postgres")

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID
 
 import aiosqlite
 import asyncpg
+
+POSTGRES_SETTINGS: Final = {"jit": "off"}
+SQLITE_PRAGMAS: Final = ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 
 
 class RawDriver(Protocol):
@@ -77,17 +80,21 @@ class RawSqlite:
         return value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
+def sqlite_file(url: str) -> str:
+    return url.removeprefix("sqlite:///")
+
+
 @asynccontextmanager
 async def connect(url: str) -> AsyncIterator[RawDriver]:
     """Open a raw connection to the database that the store opens with the same URL."""
     if url.startswith("postgresql:"):
-        connection = await asyncpg.connect(url, server_settings={"jit": "off"})
+        connection = await asyncpg.connect(url, server_settings=POSTGRES_SETTINGS)
         try:
             yield RawPostgres(connection)
         finally:
             await connection.close()
     else:
-        async with aiosqlite.connect(url.removeprefix("sqlite:///"), isolation_level=None) as file:
-            for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        async with aiosqlite.connect(sqlite_file(url), isolation_level=None) as file:
+            for pragma in SQLITE_PRAGMAS:
                 await file.execute(f"PRAGMA {pragma}")
             yield RawSqlite(file)

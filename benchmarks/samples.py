@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from random import Random
 from typing import Any
 
 from orchestrator_state import StepState, WorkflowState
@@ -19,6 +21,26 @@ def output(size: int, seed: int = 0) -> dict[str, Any]:
     }
     room = max(0, size - 160)
     return about | {"text": (_SENTENCE * (room // len(_SENTENCE) + 1))[:room]}
+
+
+def records(size: int) -> dict[str, Any]:
+    """A step's output of about `size` bytes as JSON: what a search found, many small values in many containers."""
+    found = [
+        {
+            "id": f"document-{index}",
+            "score": 0.9 - index / 64,
+            "tags": ["finance", "risk"],
+            "source": {"page": index, "language": "en", "is_cited": index % 2 == 0, "next": None},
+            "excerpt": _SENTENCE,
+        }
+        for index in range(size // 215)
+    ]
+    return {"query": "risks of the quarter", "found": found, "usage": {"tokens": 512, "cost": 0.00125}}
+
+
+def incompressible(size: int, seed: int) -> str:
+    """Text that no database makes smaller, for where bytes are counted; the same for the same seed."""
+    return b64encode(Random(seed).randbytes(size)).decode()[:size]
 
 
 def workflow(number: int, *, steps: int, output_size: int) -> WorkflowState:

@@ -11,7 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
-from benchmarks.measure import Pair, Question
+from benchmarks.measure import Question
+from benchmarks.pairs import Pair, side_by_side
 from benchmarks.raw import RawDriver
 from benchmarks.samples import output, workflow
 from orchestrator_state import StateStore, StepState, WorkflowState
@@ -76,10 +77,9 @@ async def _prepare(store: StateStore, raw: RawDriver, size: int) -> Pair:
 
 SAVE: Final = Question(
     name="save",
-    asks="save one changed step of {size}, 2 KB each",
+    measure=side_by_side(
+        "save one changed step of {size}, 2 KB each", _prepare, calls=200, bars={"sqlite": 6.0, "postgres": 3.0}
+    ),
     size=20,
     quick_size=20,
-    calls=200,
-    bars={"sqlite": 6.0, "postgres": 3.0},
-    prepare=_prepare,
 )

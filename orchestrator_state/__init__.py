@@ -13,6 +13,7 @@ from orchestrator_state.errors import (
     LeaseHeld,
     LeaseLost,
     MissingExtra,
+    NewerSchemaVersion,
     NotFound,
     OrchestratorStateError,
     OutcomeUnknown,
@@ -21,19 +22,24 @@ from orchestrator_state.errors import (
     RunCancelled,
     RunPaused,
     RunSuspended,
+    SchemaMismatch,
     SchemaOutOfDate,
     StaleVersion,
+    StateMismatch,
     StepNotFound,
     StoreUnavailable,
     UnknownCodec,
     UnprotectedPayload,
     UnusedSteps,
+    UpcasterFailed,
+    UpcasterMissing,
     WorkflowNotFound,
 )
 from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.models import metadata
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.runs import Happened, Run
+from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.step_call import Retry
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -55,6 +61,7 @@ __all__ = [
     "LeaseHeld",
     "LeaseLost",
     "MissingExtra",
+    "NewerSchemaVersion",
     "NotFound",
     "OrchestratorStateError",
     "OutcomeUnknown",
@@ -67,8 +74,11 @@ __all__ = [
     "RunCancelled",
     "RunPaused",
     "RunSuspended",
+    "SchemaMismatch",
     "SchemaOutOfDate",
     "StaleVersion",
+    "StateMismatch",
+    "StateSchema",
     "StateStore",
     "StepNotFound",
     "StepState",
@@ -78,6 +88,8 @@ __all__ = [
     "UnknownCodec",
     "UnprotectedPayload",
     "UnusedSteps",
+    "UpcasterFailed",
+    "UpcasterMissing",
     "Worker",
     "WorkflowNotFound",
     "WorkflowState",

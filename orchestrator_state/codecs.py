@@ -7,6 +7,7 @@ What is accepted loads back equal in value and type; everything else is refused 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
@@ -23,9 +24,19 @@ MOST_BYTES: Final = 512 * 1024 * 1024
 MOST_DEPTH: Final = 500
 MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + SNAPSHOT_LEVELS
 MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
-# CPython refuses to print longer integers, and so does the decoder: sys.int_info.default_max_str_digits.
+# CPython refuses to print longer integers: sys.int_info.default_max_str_digits. The decoder refuses to read them, and
+# counts the minus sign as well.
 MAX_INTEGER_DIGITS: Final = 4300
-_INTEGER_LIMIT: Final = 10**MAX_INTEGER_DIGITS
+_OVER_INTEGERS: Final = 10**MAX_INTEGER_DIGITS
+_UNDER_INTEGERS: Final = -(10 ** (MAX_INTEGER_DIGITS - 1))
+# What `_is_surely_json` vouches for: so many values and characters, counted wherever they stand, and so large numbers.
+_EASY_SIZE: Final = 1_000_000
+_EASY_LEAST: Final = -1e38
+_EASY_MOST: Final = 1e38
+_NUL: Final = rb"\u0000"
+
+Encode = Callable[[Any, str], str]
+"""`encode` under certain limits: a value and its path to its JSON text."""
 
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
@@ -34,23 +45,46 @@ _from_json: Final = msgspec.json.Decoder().decode
 def encode(value: Any, path: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> str:
     """Return the canonical JSON text of `value`; `path` names it in errors (`steps['load'].outputs`).
 
-    Accepted: None, bool, int up to 4,300 digits, finite float, str, list, and dict with str keys, at most
+    Accepted: None, bool, int up to 4,300 digits and sign, finite float, str, list, and dict with str keys, at most
     `max_depth` containers deep. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
     """
-    _refuse_what_json_would_change(value, path, max_bytes, max_depth)
-    text: bytes = _to_json(value)
+    try:
+        text: bytes = _to_json(value) if _is_surely_json(value, max_depth) else b""
+    except UnicodeEncodeError:  # a lone surrogate
+        text = b""
+    # The single character is looked for first: that is ten times as fast, and most texts have none.
+    if not text or (b"\\" in text and _NUL in text):
+        _refuse_what_json_would_change(value, path, max_bytes, max_depth)
+        text = text or _to_json(value)
     if len(text) > max_bytes:
         raise _too_large(path, max_bytes, len(text))
     return text.decode()
 
 
-def decode(text: str, path: str) -> Any:
+def decode(text: str | bytes, path: str) -> Any:
     """Return the value of stored JSON `text`. Raises `CorruptPayload` if it is not JSON."""
     try:
         return _from_json(text)
-    except (msgspec.DecodeError, ValueError, RecursionError):
+    except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
         # "from None": the decoder's own message may quote the payload.
         raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
+
+
+def check_canonical(text: str, path: str, *, max_depth: int = MAX_DEPTH) -> None:
+    """Raise `CorruptPayload` unless `encode` could have written `text`.
+
+    `decode` reads any JSON, as a database may have been filled by hand. This is stricter: a key that comes twice, of
+    which only the last would be loaded, white space, another spelling of a number or a character, too many levels.
+    It costs about two times `decode`.
+    """
+    value = decode(text, path)
+    try:
+        # The limit of today is nothing that a text of yesterday must keep.
+        same = encode(value, path, max_bytes=4 * len(text), max_depth=max_depth) == text
+    except (InvalidPayload, PayloadTooLarge):
+        same = False
+    if not same:
+        raise CorruptPayload(f"the stored {path} is not in canonical form: something else wrote it", path=path)
 
 
 def copied(value: Any, path: str) -> Any:
@@ -77,11 +111,50 @@ def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
     )
 
 
+def _is_surely_json(root: Any, max_depth: int) -> bool:  # noqa: C901, PLR0912 - one loop is what makes it fast
+    """Tell quickly, level by level, that `root` is small and all JSON but for NUL characters and lone surrogates.
+
+    False means no more than a doubt: what is wrong, where, and whether, is for `_refuse_what_json_would_change`.
+    Exact types only: the encoder takes tuples, bytes, enums or keys that are numbers for something else.
+    """
+    left = _EASY_SIZE
+    level: list[Any] = [[root]]
+    for _ in range(max_depth + 1):
+        below: list[Any] = []
+        for container in level:
+            left -= len(container)
+            if left < 0:
+                return False
+            values = container
+            if type(container) is dict:
+                values = container.values()
+                for key in container:
+                    if type(key) is not str:
+                        return False
+                    left -= len(key)
+            for value in values:
+                kind = type(value)
+                if kind is str:
+                    left -= len(value)
+                elif kind is dict or kind is list:
+                    below.append(value)
+                elif kind is int or kind is float:
+                    if not _EASY_LEAST < value < _EASY_MOST:  # nor is NaN
+                        return False
+                elif kind is not bool and value is not None:
+                    return False
+        if not below:
+            return left >= 0
+        level = below
+    return False
+
+
 def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, max_depth: int) -> None:
     """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report.
 
     A few shared lists nested in each other can stand for 2**100 values, so a container that was walked to its end is
-    only counted when it comes up again: `walked` holds its size and the depth at which it was found sound.
+    only counted when it comes up again: `walked` holds its size and the depth at which it was found sound. Texts are
+    counted by their length: a long one that stands in a million places must not be written out to be refused.
     """
     stack: list[tuple[Any, Any, int]] = [(root, root_path, 1)]
     walked: dict[int, tuple[int, int]] = {}
@@ -92,8 +165,8 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, ma
         if kind is _Leave:
             walked[value.container] = (least_bytes - value.bytes_before, depth)
             continue
-        least_bytes += 1
         if kind is dict or kind is list:
+            least_bytes += 2
             size, found_sound_at = walked.get(id(value), (0, 0))
             if depth <= found_sound_at:
                 least_bytes += size
@@ -103,13 +176,14 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, ma
                 raise InvalidPayload(message, path=root_path)
             elif value:
                 stack.append((_Leave(id(value), least_bytes), path, depth))
+                least_bytes += len(value) - 1
                 if kind is dict:
-                    _check_keys(value, path)
+                    least_bytes += _check_keys(value, path)
                     stack.extend([(child, (path, key), depth + 1) for key, child in value.items()])
                 else:
                     stack.extend([(child, (path, index), depth + 1) for index, child in enumerate(value)])
         else:
-            _check_scalar(value, kind, path)
+            least_bytes += _check_scalar(value, kind, path)
         if least_bytes > max_bytes:
             raise _too_large(root_path, max_bytes, least_bytes)
 
@@ -124,34 +198,44 @@ class _Leave:
         self.bytes_before = bytes_before
 
 
-def _check_keys(value: dict[Any, Any], path: Any) -> None:
+def _check_keys(value: dict[Any, Any], path: Any) -> int:
+    """Return how many bytes of JSON the keys are at least."""
+    least_bytes = 0
     for key in value:
         if type(key) is not str:
             where = _spell(path)
             raise InvalidPayload(f"{where} has a key of type {type(key).__qualname__}; use str", path=where)
         if not key.isascii() or "\0" in key:
             check_text(key, f"a key of {_spell(path)}")
+        least_bytes += len(key) + 3
+    return least_bytes
 
 
-def _check_scalar(value: Any, kind: type, path: Any) -> None:
+def _check_scalar(value: Any, kind: type, path: Any) -> int:
+    """Return how many bytes of JSON the value is at least."""
     if kind is str:
         if not value.isascii() or "\0" in value:
             check_text(value, _spell(path))
-    elif kind is float:
+        return len(value) + 2
+    if kind is float:
         if not math.isfinite(value):
             where = _spell(path)
             raise InvalidPayload(f"{where} is not a finite number; JSON has no NaN and no infinity", path=where)
     elif kind is int:
-        if not -_INTEGER_LIMIT < value < _INTEGER_LIMIT:
+        if not _UNDER_INTEGERS < value < _OVER_INTEGERS:
             where = _spell(path)
-            raise InvalidPayload(f"{where} is an integer of more than {MAX_INTEGER_DIGITS} digits", path=where)
+            message = f"{where} is an integer of more than {MAX_INTEGER_DIGITS} digits, its sign counted"
+            raise InvalidPayload(message, path=where)
+        return 1 + int((value.bit_length() - 1) * 0.301)  # log10(2), rounded down
     elif kind is not bool and value is not None:
         where = _spell(path)
         raise InvalidPayload(
             f"{where} is of type {kind.__qualname__}, which would not load back equal; "
             "use None, bool, int, float, str, list or dict",
             path=where,
+            found=kind.__qualname__,
         )
+    return 1
 
 
 def _spell(path: Any) -> str:

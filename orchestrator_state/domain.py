@@ -8,7 +8,7 @@ values and are checked when they are saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
@@ -177,13 +177,18 @@ class SavedRows:
     """What the database held when a state was last loaded or saved: the base that a save compares with.
 
     `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
-    order of the steps. `outdated`: some digests are older than what they stand beside, so a save writes all of it.
+    order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
+    `shown` is what the caller got in place of an older version, encoded. `outdated`: some digests are older than what
+    they stand beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps.
     """
 
     workflow: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
     positions: Mapping[str, int]
+    stamps: Mapping[str | None, int | None] = field(default_factory=dict)
+    shown: Mapping[str | None, str] = field(default_factory=dict)
     outdated: bool = False
+    may_have_deltas: bool = False
 
     @property
     def next_position(self) -> int:

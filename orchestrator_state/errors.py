@@ -25,7 +25,12 @@
     │   ├── UnknownCodec
     │   ├── DecryptionFailed
     │   ├── CorruptPayload
-    │   └── UnprotectedPayload
+    │   ├── UnprotectedPayload
+    │   └── SchemaMismatch    a stored payload is of a version or a shape that this code does not read
+    │       ├── UpcasterMissing
+    │       ├── UpcasterFailed
+    │       ├── NewerSchemaVersion
+    │       └── StateMismatch
     └── StoreUnavailable      the only branch that is safe to retry
 
 Each error carries what it is about as attributes. No message holds a payload, a password or a URL.
@@ -227,6 +232,41 @@ class UnprotectedPayload(PayloadError):
     """A payload was stored without a digest or without an encryption, and strict reading refuses it."""
 
     path: str
+
+
+class SchemaMismatch(PayloadError):
+    """A stored payload is of a version or a shape that this code does not read; other code may. Nothing was written.
+
+    `workflow_name` is whose schema it is, `path` the payload, `found` its version and `expected` the code's.
+    """
+
+    workflow_name: str
+    path: str
+    found: int
+    expected: int
+    workflow_state_id: UUID | None = None
+
+
+class UpcasterMissing(SchemaMismatch):
+    """The schema has no upcaster from the version `missing` to the next."""
+
+    missing: int
+
+
+class UpcasterFailed(SchemaMismatch):
+    """The upcaster from the version `failed` to the next raised, or returned what cannot be stored."""
+
+    failed: int
+
+
+class NewerSchemaVersion(SchemaMismatch):
+    """The payload was written by newer code."""
+
+
+class StateMismatch(SchemaMismatch):
+    """The application's type does not accept what is stored. `paths` are the places inside it."""
+
+    paths: tuple[str, ...]
 
 
 class StoreUnavailable(OrchestratorStateError):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import WorkflowStatus, utc_now
 from orchestrator_state.errors import (
     Conflict,
@@ -22,6 +21,7 @@ from orchestrator_state.errors import (
     RunCancelled,
     RunPaused,
     RunSuspended,
+    SchemaMismatch,
     StoreUnavailable,
     UnusedSteps,
 )
@@ -31,6 +31,7 @@ from orchestrator_state.loading import LoadedRun, load_run
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
+from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.sealing import Columns, Opener
 from orchestrator_state.step_call import describe
@@ -44,6 +45,8 @@ _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
 # How long a run is left alone after a fault that was not its handler's: it would be met again at once, for ever.
 _AFTER_A_FAULT: Final = timedelta(seconds=1)
+# And after one that only other code can mend.
+_AFTER_A_MISMATCH: Final = timedelta(seconds=30)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +55,9 @@ class RunRequest:
 
     name: str
     workflow_id: str
-    context: dict[str, Any] | None = None
+    context: str | None = None
+    """As JSON."""
+    types: RunTypes
     user_id: str | None = None
     idempotency_key: str | None = None
     id: UUID | None = None
@@ -88,23 +93,24 @@ class Executor:
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        result: _T = await self._result(row)
+                        result: _T = request.types.decode_result(row, await self._result(row))
                         return result
-                    return await self.drive(row, handler, strict=strict, linger=linger)
+                    return await self.drive(row, handler, request.types, strict=strict, linger=linger)
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
             await asyncio.sleep(_LOOK_AGAIN)
 
-    async def _result(self, row: Any) -> Any:
-        """What a completed run returned."""
+    async def _result(self, row: Any) -> str:
+        """What a completed run returned, as JSON."""
         payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
-        return decode(opener.workflow("result", row.result, row.result_digest) or "null", "result")
+        return opener.workflow("result", row.result, row.result_digest) or "null"
 
     async def drive(
         self,
         row: Any,
         handler: Handler[_T],
+        types: RunTypes | None = None,
         *,
         strict: bool = False,
         linger: timedelta | None = None,
@@ -112,38 +118,52 @@ class Executor:
     ) -> _T:
         """Call `handler` for a run that was just claimed, and return its result. `loaded` is told what was on record.
 
-        Whatever happens, no lease is renewed and no task is left afterwards.
+        Whatever happens, no lease is renewed and no task is left afterwards. Without `types` they are the schema's.
         """
+        types = types or self.types_of(row.workflow_name)
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
         switch = StopSwitch(row.id)
         switch.notice(row.request)
         held = _Held(lease, switch)
         self.keeper.hold(held)
         try:
-            recorded = await self._load(row, lease)
+            recorded = await self._load(row, lease, types)
             if loaded is not None:
                 loaded(recorded)
-            journal = self._journal(row, lease, recorded, switch)
+            journal = self._journal(row, lease, recorded, switch, types)
             room = WaitingRoom(row.id, switch, linger, row.now)
-            run = Run(journal, switch, room, self.keeper, self._transactions, self._start_child(linger))
+            run: Run[Any] = Run(
+                journal, switch, room, self.keeper, self._transactions, self._start_child(linger), types
+            )
             return await self._call_handler(run, journal, switch, room, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
             if switch.reason is None:
-                pause = timedelta() if isinstance(error, asyncio.CancelledError) else _AFTER_A_FAULT
-                await uninterrupted(self._release(lease, pause))
+                await uninterrupted(self._release(lease, _pause_after(error)))
+            if isinstance(error, SchemaMismatch):
+                hooks.logger.warning("run %s is left to code that can read it: %s", row.id, error)
             raise
         finally:
             self.keeper.drop(held)
 
-    async def _load(self, row: Any, lease: Lease) -> LoadedRun:
+    def types_of(self, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
+        """See `RunTypes.of`."""
+        transactions = self._transactions
+        return RunTypes.of(transactions.schemas, transactions.payloads.encode, workflow_name, state, result)
+
+    async def _load(self, row: Any, lease: Lease, types: RunTypes) -> LoadedRun:
+        self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         try:
-            return await load_run(self._transactions, row, lease, self._hook)
+            loaded = await load_run(self._transactions, row, lease, self._hook)
+            steps, history = await bring_up_to_date(
+                self._transactions, row, lease, types, (loaded.steps, loaded.history)
+            )
+            return replace(loaded, steps=steps, history=history)
         except CorruptPayload as error:
             await self._fail(row, lease, describe(error))
             raise
 
-    def _journal(self, row: Any, lease: Lease, recorded: LoadedRun, switch: StopSwitch) -> Journal:
+    def _journal(self, row: Any, lease: Lease, recorded: LoadedRun, switch: StopSwitch, types: RunTypes) -> Journal:
         run_row = RunRow(
             id=row.id,
             workflow_id=row.workflow_id,
@@ -153,6 +173,7 @@ class Executor:
             parent_id=row.parent_id,
             attempts=row.attempts,
             now=row.now,
+            schema_version=types.version,
         )
         return Journal(
             run_row, lease, recorded.steps, recorded.history, self._transactions, switch, self._policy, self._hook
@@ -200,7 +221,7 @@ class Executor:
         try:
             result = await self._supervise(run, switch, handler)
             self._look_for_unused(journal, strict=strict)
-            encoded = encode(result, "result")
+            encoded, result = run.types.encode_result(result)
             await self._finish(journal, WorkflowStatus.COMPLETED, result=encoded)
             outcome = WorkflowStatus.COMPLETED.value
             return result
@@ -209,7 +230,7 @@ class Executor:
                 raise
             outcome = await uninterrupted(self._stopped(journal, switch.reason, room))
             raise switch.reason from None
-        except (StoreUnavailable, LeaseLost):
+        except (StoreUnavailable, LeaseLost, SchemaMismatch):
             raise
         except Exception as error:
             await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
@@ -310,6 +331,7 @@ class Executor:
                 return created
             row = await uow.runs.find(names)
         row = _require_same(row, request)
+        self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         if row.status == WorkflowStatus.COMPLETED:
             return row
         if row.status == WorkflowStatus.CANCELLED:
@@ -346,7 +368,9 @@ class Executor:
             "user_id": request.user_id,
             "started_at": now,
             "updated_at": now,
-            "context": encode(request.context or {}, "context"),
+            # A resume needs no context, so a model that has no defaults refuses a start only here.
+            "context": request.types.context_text({}) if request.context is None else request.context,
+            "schema_version": request.types.version,
             "idempotency_key": request.idempotency_key,
             "parent_id": request.parent_id,
         }
@@ -360,11 +384,12 @@ class Executor:
 
     def _start_child(self, linger: timedelta | None) -> Any:
         async def start(
-            parent: Run, child_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
+            parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
         ) -> Any:
             request = RunRequest(
                 id=uuid5(parent.id, child_id),
-                name=name,
+                name=types.workflow_name,
+                types=types,
                 workflow_id=f"{parent.id}/{child_id}"[:255],
                 context=context,
                 user_id=parent.user_id,
@@ -395,6 +420,13 @@ class _Held:
 
 
 _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
+
+
+def _pause_after(error: BaseException) -> timedelta:
+    """How long an unfinished run is left alone."""
+    if isinstance(error, asyncio.CancelledError):
+        return timedelta()
+    return _AFTER_A_MISMATCH if isinstance(error, SchemaMismatch) else _AFTER_A_FAULT
 
 
 def _require_same(row: Any, request: RunRequest) -> Any:

@@ -7,13 +7,12 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.codecs import decode, encode
-from orchestrator_state.domain import StepStatus, WorkflowStatus, utc_now
+from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json
+from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
@@ -34,8 +33,6 @@ from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
-_REPLAYED: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
@@ -50,6 +47,8 @@ class RunRow:
     attempts: int
     now: datetime
     """The database's time of the claim."""
+    schema_version: int | None
+    """What is recorded is of this version; None without a schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +89,11 @@ class Journal:
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
+        self._unfinished = {step.step_id: step for step in steps if step.status not in FINAL}
+        self._outputs_length = sum(len(step.outputs) for step in steps)
+        self._start = history.start
+        self._chain: Chain | None = None
+        self._cadence = Cadence(self._size())
         self._transactions = transactions
         self._switch = switch
         self._policy = policy
@@ -121,7 +125,7 @@ class Journal:
     def replay(self, step_id: str) -> StepRecord | None:
         """Return the record of a step that is over, having moved the context on to what it committed."""
         step = self._steps.get(step_id)
-        if step is None or step.status not in _REPLAYED:
+        if step is None or step.status not in FINAL:
             return None
         self.history.replay(step.position)
         hooks.tell(self.hook, hooks.StepReused(workflow_state_id=self.row.id, step_id=step_id))
@@ -131,11 +135,21 @@ class Journal:
     def unused(self) -> tuple[str, ...]:
         """Finished steps on record that the handler has not asked for."""
         return tuple(
-            step_id for step_id, step in self._steps.items() if step.status in _REPLAYED and step_id not in self._asked
+            step_id for step_id, step in self._steps.items() if step.status in FINAL and step_id not in self._asked
         )
 
     def key(self, step_id: str) -> str:
         return f"{self.row.id}:{step_id}"
+
+    def check_size(self, step_id: str, outputs: str = "") -> None:
+        """Raise `PayloadTooLarge` if the run would be too large with this step."""
+        steps = len(self._steps) + (step_id not in self._steps)
+        self._transactions.payloads.check_size(self._size() + len(outputs), steps)
+
+    def _size(self, context: ContextChange | None = None) -> int:
+        """Characters of JSON in the context, by default the committed one, and in all outputs."""
+        committed = self.history.committed if context is None else context.committed
+        return self._outputs_length + sum(map(len, committed.values()))
 
     # --- adding to it --------------------------------------------------------------------------------------------
 
@@ -167,9 +181,16 @@ class Journal:
             await self._commit(self.entry(step, with_context=False))
         return step
 
-    async def fail_step(self, begun: StepRecord, error: Exception, *, calls: int) -> None:
-        """Commit the failure of a step. The context is left: a step that runs again will change it again."""
+    async def fail_step(
+        self, begun: StepRecord, error: Exception, *, calls: int, consumed_signal: UUID | None = None
+    ) -> bool:
+        """Commit the failure of a step. The context is left: a step that runs again will change it again.
+
+        False, and nothing written, if another branch of the run consumed the signal first.
+        """
         async with self.in_order:
+            if consumed_signal in self._consumed:
+                return False
             step = replace(
                 begun,
                 status=StepStatus.FAILED.value,
@@ -178,7 +199,8 @@ class Journal:
                 error=describe(error),
                 retry_count=begun.retry_count + calls,
             )
-            await self._commit(self.entry(step, with_context=False))
+            await self._commit(self.entry(step, with_context=False, consumed_signal=consumed_signal))
+        return True
 
     def new_step(self, step_id: str) -> StepRecord:
         known = self._steps.get(step_id)
@@ -191,6 +213,7 @@ class Journal:
             outputs="null",
             error=known.error if known else None,
             retry_count=known.retry_count if known else 0,
+            schema_version=self.row.schema_version,
         )
 
     def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
@@ -239,20 +262,21 @@ class Journal:
 
     def accept(self, entry: Entry, ack: Ack) -> None:
         """`entry` is durable."""
-        self._steps[entry.step.step_id] = entry.step
-        self._next_position = entry.step.position + 1
+        self._remember(entry.step)
         if entry.change.consumed_signal is not None:
             self._consumed.add(entry.change.consumed_signal)
         if entry.context is not None:
             self._commits += 1
             self.history.accept(entry.context)
+        checkpoint = entry.change.checkpoint
+        is_whole = checkpoint is not None and checkpoint.position is None
+        self._cadence.committed(self._size(), _added_by(entry.step), whole=is_whole)
         self._switch.notice(ack.request)
         hooks.tell(self.hook, hooks.StepCommitted(workflow_state_id=self.row.id, step_id=entry.step.step_id))
 
     def adopt(self, step: StepRecord) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
-        self._steps[step.step_id] = step
-        self._next_position = max(self._next_position, step.position + 1)
+        self._remember(step)
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch))
 
@@ -289,26 +313,11 @@ class Journal:
         await self._transactions.remove_discarded(offload)
 
     def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
-        """The whole state as of this commit, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
-        row = self.row
-        steps = {step_id: _step_json(known) for step_id, known in self._steps.items()} | {
-            step.step_id: _step_json(step)
-        }
-        now = utc_now()
-        fields: dict[str, Any] = {
-            "id": str(row.id),
-            "workflow_id": row.workflow_id,
-            "workflow_name": row.name,
-            "status": WorkflowStatus.RUNNING.value,
-            "user_id": row.user_id,
-            "started_at": row.started_at.isoformat(),
-            "updated_at": now.isoformat(),
-        }
-        parts = {name: encode(value, name) for name, value in fields.items()}
-        parts["context"] = join(context.committed)
-        parts["steps"] = join(steps)
-        checkpoint_id = uuid4()
-        sealed = payloads.seal(join(parts), checkpoint_identity(row.id, checkpoint_id))
+        """The state as of this commit: whole now and then, else as a delta."""
+        now, checkpoint_id = utc_now(), uuid4()
+        is_whole = self._cadence.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
+        text = self._whole(step, context, now) if is_whole else self._delta(step, now)
+        sealed = payloads.seal(text, checkpoint_identity(self.row.id, checkpoint_id))
         return CheckpointRecord(
             id=checkpoint_id,
             step_id=step.step_id,
@@ -316,22 +325,47 @@ class Journal:
             snapshot=sealed.text,
             snapshot_digest=sealed.digest,
             keep=self._policy.keep,
+            schema_version=self.row.schema_version,
+            position=None if is_whole else step.position,
         )
 
+    def _whole(self, step: StepRecord, context: ContextChange, now: datetime) -> str:
+        steps = {**self._steps, step.step_id: step}
+        parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
+        row = self.row
+        subject = Subject(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
+        return subject.snapshot(now.isoformat(), context.committed, parts)
 
-def decoded_outputs(step: StepRecord) -> Any:
-    return decode(step.outputs, f"steps[{step.step_id!r}].outputs")
+    def _delta(self, step: StepRecord, now: datetime) -> str:
+        others = (known for step_id, known in self._unfinished.items() if step_id != step.step_id)
+        delta = Delta(
+            position=step.position,
+            updated_at=now.isoformat(),
+            unfinished={known.step_id: step_fields(known) for known in others},
+            chain=self._chain_of_steps().with_step(step).hexdigest(),
+        )
+        return delta.to_json()
+
+    def _chain_of_steps(self) -> Chain:
+        """Made when it is first needed: a resumed run may never come to a checkpoint."""
+        if self._chain is None:
+            self._chain = Chain.of(self._start)
+            for known in sorted(self._steps.values(), key=lambda known: known.position):
+                self._chain = self._chain.with_step(known)
+        return self._chain
+
+    def _remember(self, step: StepRecord) -> None:
+        """`step` is on record."""
+        self._steps[step.step_id] = step
+        self._next_position = max(self._next_position, step.position + 1)
+        self._outputs_length += len(step.outputs)
+        if step.status in FINAL:
+            self._unfinished.pop(step.step_id, None)
+        else:
+            self._unfinished[step.step_id] = step
+        if self._chain is not None:
+            self._chain = self._chain.with_step(step)
 
 
-def _step_json(step: StepRecord) -> str:
-    fields = {
-        "step_id": step.step_id,
-        "status": step.status,
-        "started_at": step.started_at.isoformat() if step.started_at else None,
-        "completed_at": step.completed_at.isoformat() if step.completed_at else None,
-        "error": step.error,
-        "retry_count": step.retry_count,
-    }
-    parts = {name: encode(value, name) for name, value in fields.items()}
-    parts["outputs"] = step.outputs
-    return join(parts)
+def _added_by(step: StepRecord) -> int:
+    return len(step.outputs) + len(step.context_patch or "")

@@ -11,12 +11,13 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, PayloadError
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord
+from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -40,7 +41,7 @@ async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hoo
     step_rows = await transactions.read(lambda uow: uow.runs.list_steps(row.id))
     recorded = open_rows(row, step_rows, await transactions.payloads_of([row, *step_rows]))
     if not recorded.is_sound:
-        return await _fall_back(transactions, recorded, lease, hook)
+        return await _fall_back(transactions, row, recorded, lease, hook)
     if recorded.outdated:
         await transactions.write(partial(_renew_digests, recorded=recorded, lease=lease))
     history, effective = recorded.history()
@@ -54,9 +55,11 @@ async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -
     await uow.runs.renew_digests(lease, columns, recorded.steps)
 
 
-async def _fall_back(transactions: Transactions, recorded: Recorded, lease: Lease, hook: hooks.Hook) -> LoadedRun:
+async def _fall_back(
+    transactions: Transactions, row: Any, recorded: Recorded, lease: Lease, hook: hooks.Hook
+) -> LoadedRun:
     """Put the checkpoint's steps in the place of damaged ones, and find a context. What is not found runs again."""
-    snapshot, seq = await _newest_sound_snapshot(transactions, recorded.id)
+    snapshot, seq = await _newest_sound_snapshot(transactions, row)
     mended = _mended(recorded, snapshot, seq, transactions.payloads)
     history, effective = _found_context(recorded, mended, snapshot)
     position = max((step.position for step in mended), default=-1)
@@ -79,24 +82,23 @@ async def _fall_back(transactions: Transactions, recorded: Recorded, lease: Leas
     return LoadedRun(steps=mended, history=history, fell_back=fell_back)
 
 
-async def _newest_sound_snapshot(
-    transactions: Transactions, workflow_state_id: Any
-) -> tuple[WorkflowState | None, int | None]:
-    """The newest checkpoint that holds this workflow's state."""
-    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_ids(workflow_state_id)):
+async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[WorkflowState | None, int | None]:
+    """The newest checkpoint that holds this workflow's state, at the version of its row."""
+    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_whole_ids(row.id)):
         try:
-            checkpoint = await transactions.read(partial(_find_checkpoint, checkpoint_id=checkpoint_id))
-            if checkpoint is not None:
-                state = WorkflowState.from_snapshot(checkpoint.snapshot)
-                if state.id == workflow_state_id:
-                    return state, checkpoint.seq
-        except PayloadError:
+            checkpoint = await transactions.read(
+                partial(_get_checkpoint, checkpoint_id=checkpoint_id, version=row.schema_version or FIRST)
+            )
+            state = WorkflowState.from_snapshot(checkpoint.snapshot)
+            if state.id == row.id:
+                return state, checkpoint.seq
+        except (PayloadError, CheckpointNotFound):
             continue
     return None, None
 
 
-async def _find_checkpoint(uow: UnitOfWork, checkpoint_id: UUID) -> Checkpoint | None:
-    return await uow.checkpoints.find(checkpoint_id)
+async def _get_checkpoint(uow: UnitOfWork, checkpoint_id: UUID, version: int) -> Checkpoint:
+    return await uow.checkpoints.get_as_of(checkpoint_id, version)
 
 
 def _mended(
@@ -113,7 +115,11 @@ def _mended(
             mended.append(replace(step, error="what was recorded here was damaged"))
         elif step.step_id in known:
             columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)
-            mended.append(replace(step, **columns | {"error": f"was damaged, and taken from checkpoint {seq}"}))
+            columns |= {
+                "error": f"was damaged, and taken from checkpoint {seq}",
+                "schema_version": recorded.schema_version,
+            }
+            mended.append(replace(step, **columns))
         else:
             mended.append(
                 replace(

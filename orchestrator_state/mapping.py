@@ -49,6 +49,8 @@ class StateRow(NamedTuple):
     error_digest: str | None
     context_patch_digest: str | None
     digested_at: Any
+    schema_version: int | None
+    may_have_deltas: bool | None
 
 
 def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
@@ -146,7 +148,13 @@ def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads)
     """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
     stored = loaded_from(live)
     mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
-    return mine == stored.workflow and all_step_columns(state, payloads) == stored.steps
+    steps = all_step_columns(state, payloads)
+    for key, text in stored.shown.items():
+        if key is None:
+            mine["context"] = stored.workflow["context"] if mine["context"] == text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == text:
+            steps[key]["outputs"] = stored.steps[key]["outputs"]
+    return mine == stored.workflow and steps == stored.steps
 
 
 def snapshot_of(state: WorkflowState) -> WorkflowState:
@@ -178,9 +186,8 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     }
 
 
-def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
-    identity = checkpoint_identity(row.workflow_state_id, row.id)
-    text = payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
+def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
+    """`text` is the JSON of the whole snapshot."""
     fields = {
         "id": row.id,
         "workflow_state_id": row.workflow_state_id,
@@ -190,6 +197,12 @@ def checkpoint_from_row(row: Any, payloads: Payloads) -> Checkpoint:
         "seq": row.seq,
     }
     return _trusted(Checkpoint, fields)
+
+
+def open_snapshot(row: Any, payloads: Payloads) -> str:
+    """The JSON in a row of `checkpoints`: of a snapshot, or of a delta. Raises `PayloadError`."""
+    identity = checkpoint_identity(row.workflow_state_id, row.id)
+    return payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
 
 
 def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
@@ -216,7 +229,9 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             workflow=columns,
             steps=steps,
             positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
+            stamps={step.step_id: step.schema_version for step in (row, *step_rows)},
             outdated=opener.outdated,
+            may_have_deltas=bool(row.may_have_deltas),
         )
         fields = columns | {
             "id": row.state_id,

@@ -163,6 +163,8 @@ class CheckpointRow(Base):
     seq: Mapped[int | None]
     snapshot_digest: Mapped[str | None] = mapped_column(Digest)
     schema_version: Mapped[int | None]
+    position: Mapped[int | None]
+    """Of a delta: it refers to the steps up to this position. NULL: `snapshot` is whole."""
 
 
 class SignalRow(Base):

@@ -36,6 +36,7 @@ class Recorded:
     """Whether `initial` has a column of its own. Until the context is written over, it is the first one."""
     context_position: int
     steps: Sequence[StepRecord]
+    schema_version: int | None
     damaged: Mapping[str, frozenset[str]]
     """Columns that cannot be read, by step."""
     outdated: bool
@@ -71,6 +72,7 @@ def open_rows(row: Any, step_rows: Sequence[Any], payloads: Payloads) -> Recorde
         was_overwritten=was_overwritten,
         context_position=row.context_position,
         steps=steps,
+        schema_version=row.schema_version,
         damaged=damaged,
         outdated=opener.outdated,
     )

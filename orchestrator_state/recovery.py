@@ -9,7 +9,18 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.errors import LeaseLost, RunCancelled, RunPaused, RunSuspended, StoreUnavailable
+from orchestrator_state import hooks
+from orchestrator_state.errors import (
+    LeaseLost,
+    NewerSchemaVersion,
+    RunCancelled,
+    RunPaused,
+    RunSuspended,
+    StateMismatch,
+    StoreUnavailable,
+    UpcasterFailed,
+    UpcasterMissing,
+)
 from orchestrator_state.execution import Executor
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun
@@ -40,7 +51,10 @@ class RecoveredRun:
 
 @dataclass(slots=True)
 class RecoveryReport:
-    """What `store.recover` found and did. `unknown` are runs whose handler it was not given; they stay as they are."""
+    """What `store.recover` found and did.
+
+    `unknown` are runs whose handler it was not given, or which newer code has written; they stay as they are.
+    """
 
     runs: list[RecoveredRun] = field(default_factory=list)
     unknown: list[RecoveredRun] = field(default_factory=list)
@@ -117,6 +131,11 @@ class Recovery:
 
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
+        for row in rows:
+            if row.workflow_name in self._handlers:
+                hooks.logger.warning(
+                    "run %s is left to newer code: its schema is at version %s", row.id, row.schema_version
+                )
         return [_recovered(row, "unknown") for row in rows]
 
     async def _resume(self, row: Any, linger: timedelta) -> RecoveredRun:
@@ -160,6 +179,10 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     RunCancelled: "cancelled",
     LeaseLost: "lost",
     StoreUnavailable: "interrupted",
+    UpcasterMissing: "interrupted",
+    UpcasterFailed: "interrupted",
+    NewerSchemaVersion: "interrupted",
+    StateMismatch: "interrupted",
 }
 
 

@@ -16,14 +16,18 @@ from sqlalchemy import CursorResult, Delete, Executable, Result, delete, select,
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
+from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
     ConfigurationError,
+    CorruptPayload,
     InvalidPayload,
     LeaseHeld,
+    PayloadError,
+    SchemaMismatch,
     StaleVersion,
     StepNotFound,
     WorkflowNotFound,
@@ -34,6 +38,7 @@ from orchestrator_state.mapping import (
     checkpoint_columns,
     checkpoint_from_row,
     loaded_from,
+    open_snapshot,
     payload_bytes,
     states_from_rows,
     step_from_row,
@@ -42,15 +47,18 @@ from orchestrator_state.mapping import (
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.offload import references
 from orchestrator_state.payloads import PLAIN, Payloads
-from orchestrator_state.sealing import Columns, seal_step, seal_workflow
+from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.statements import (
     ACTIVE_STATES,
     CHECKPOINT_BY_ID,
     CHECKPOINT_IDS_OF,
+    CHECKPOINT_OWNER,
     CHECKPOINTS_OF,
     CURRENT_VERSION,
     DELETE_SUPERSEDED,
+    DELTAS_OF,
     GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
     NEXT_CHECKPOINT_SEQ,
@@ -58,17 +66,22 @@ from orchestrator_state.statements import (
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
+    STEP_ROWS_OF,
     STEPS_OF,
     UNNUMBERED_CHECKPOINTS_OF,
+    WHOLE_CHECKPOINT_IDS_OF,
+    WORKFLOW_ROW,
     insert_checkpoint,
     insert_workflow,
     reference_columns,
     upsert_step,
 )
 from orchestrator_state.undo import unless_committed
+from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
 # asyncpg allows 32,767 parameters in a statement, older SQLite 999.
 _MAX_IDS: Final = 500
+_SEEN_BY_DELTAS: Final = frozenset({"workflow_id", "workflow_name", "user_id", "started_at", "context"})
 
 
 class Repository:
@@ -81,9 +94,11 @@ class Repository:
         namespace: str = DEFAULT_NAMESPACE,
         schema: str | None = None,
         payloads: Payloads = PLAIN,
+        schemas: Schemas = NO_SCHEMAS,
     ) -> None:
         self._session = session
         self._payloads = payloads
+        self._schemas = schemas
         try:
             self._namespace = as_stored_name(namespace, "namespace")
         except InvalidPayload as error:
@@ -133,6 +148,32 @@ class Repository:
         )
         return free
 
+    async def _source(self, workflow_state_id: UUID) -> Source:
+        of_workflow = {"workflow_state_id": workflow_state_id}
+        rows = await self._fetch(WORKFLOW_ROW, of_workflow)
+        if not rows:
+            raise self._workflow_not_found(workflow_state_id)
+        return Source(rows[0], await self._fetch(STEP_ROWS_OF, of_workflow), self._payloads)
+
+    async def _make_whole(self, workflow_state_id: UUID) -> None:
+        """Before finished steps or the first context change: let the deltas of the workflow not refer to them.
+
+        A delta that does not fit what it refers to is left, to be refused when it is read.
+        """
+        rows = await self._fetch(DELTAS_OF, {"workflow_state_id": workflow_state_id})
+        source = await self._source(workflow_state_id) if rows else None
+        for row in rows:
+            try:
+                text = _whole_text(row, source, self._payloads)
+            except CorruptPayload:
+                continue
+            sealed = self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))
+            await self._execute(
+                update(checkpoints)
+                .where(checkpoints.c.id == row.id)
+                .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
+            )
+
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(
             f"there is no workflow with id {workflow_state_id} in namespace {self._namespace!r}",
@@ -154,6 +195,11 @@ class WorkflowRepository(Repository):
         `LeaseHeld` if it is a run that a worker owns now;
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
+        check_state(state, self._schemas, self._payloads)
+        await self.save_as_of(state, self._schemas.version_of(state.workflow_name))
+
+    async def save_as_of(self, state: WorkflowState, version: int | None) -> None:
+        """Like `save`, for payloads of an older schema version, which the next load upcasts."""
         columns = workflow_columns(state, self._payloads)
         steps = all_step_columns(state, self._payloads)
         self._payloads.check_size(payload_bytes(columns, steps), len(steps))
@@ -163,9 +209,9 @@ class WorkflowRepository(Repository):
             if row != known.get(step_id):
                 check_fields(state.steps[step_id])
         if state.version == 0:
-            await self._create(state, columns, steps)
+            await self._create(state, columns, steps, version)
         else:
-            await self._update(state, columns, steps)
+            await self._update(state, columns, steps, version)
 
     async def find(self, workflow_state_id: UUID | str) -> WorkflowState | None:
         return await self._one(STATE_BY_ID, id=as_uuid(workflow_state_id, "workflow_state_id"))
@@ -193,7 +239,16 @@ class WorkflowRepository(Repository):
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
         rows = await self._fetch(ACTIVE_STATES, {"namespace": self._namespace})
-        return states_from_rows(rows, self._payloads)
+        return [upcast_state(state, self._schemas) for state in states_from_rows(rows, self._payloads)]
+
+    async def get_as_stored(self, workflow_state_id: UUID) -> WorkflowState:
+        """Like `get`, but at the version that it was stored at. Raises `WorkflowNotFound`."""
+        parameters = {"id": workflow_state_id, "namespace": self._namespace}
+        rows = await self._fetch(STATE_BY_ID, parameters)
+        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        if state is None:
+            raise self._workflow_not_found(workflow_state_id)
+        return state
 
     async def list_blobs(self, workflow_state_ids: Sequence[UUID]) -> set[str]:
         """The names of all blobs that these workflows refer to, as of one moment."""
@@ -229,33 +284,39 @@ class WorkflowRepository(Repository):
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
         rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
-        return next(iter(states_from_rows(rows, self._payloads)), None)
+        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        return None if state is None else upcast_state(state, self._schemas)
 
-    async def _create(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+    async def _create(
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
+    ) -> None:
+        stamps, shown = as_stored(columns, steps, None, version)
         row = seal_workflow(self._payloads, state.id, columns) | {
             "id": state.id,
             "namespace": self._namespace,
             "version": 1,
+            "schema_version": version,
             "digested_at": columns["updated_at"],
         }
         created = await self._execute(insert_workflow(self._dialect), row)
         if rowcount(created) == 0:
             raise await self._why_not_written(state)
         positions = {step_id: position for position, step_id in enumerate(steps)}
-        await self._write_steps(state.id, steps, positions)
-        self._remember(state, columns, steps, positions)
+        await self._write_steps(state.id, steps, positions, stamps)
+        self._remember(state, SavedRows(columns, steps, positions, stamps, shown))
 
-    async def _update(self, state: WorkflowState, columns: Columns, steps: dict[str, Columns]) -> None:
+    async def _update(
+        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
+    ) -> None:
         saved = state._saved
         if saved is None:
             saved = await self._saved_rows(state)
+        stamps, shown = as_stored(columns, steps, saved, version)
         changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
         positions = _positions(list(steps), saved.positions)
-        changed_steps = {
-            step_id: row
-            for step_id, row in steps.items()
-            if row != saved.steps.get(step_id) or positions[step_id] != saved.positions[step_id]
-        }
+        if stamps[None] != saved.stamps.get(None):
+            changed["schema_version"] = stamps[None]
+        changed_steps = _changed_steps(steps, positions, stamps, saved)
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
             row = await self._current(state.id)
@@ -270,15 +331,17 @@ class WorkflowRepository(Repository):
         if columns["updated_at"] == saved.workflow["updated_at"]:
             columns["updated_at"] = utc_now()
         changed |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
+        if saved.may_have_deltas and (changed_steps or removed or _SEEN_BY_DELTAS & changed.keys()):
+            await self._make_whole(state.id)
         await self._guarded_update(state, changed)
         if saved.outdated:
             await self._forget_patch_digests(state.id)
-        for chunk in _chunks(removed):
-            await self._delete(
-                delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
-            )
-        await self._write_steps(state.id, changed_steps, positions)
-        self._remember(state, columns, steps, positions)
+        await self._delete_steps(state.id, removed)
+        await self._write_steps(state.id, changed_steps, positions, stamps)
+        self._remember(
+            state,
+            SavedRows(columns, steps, positions, stamps, shown, may_have_deltas=saved.may_have_deltas),
+        )
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
@@ -294,14 +357,23 @@ class WorkflowRepository(Repository):
             .values(context_patch_digest=None)
         )
 
+    async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
+        for chunk in _chunks(step_ids):
+            await self._delete(
+                delete(step_states).where(
+                    step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk)
+                )
+            )
+
     async def _write_steps(
-        self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int]
+        self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps
     ) -> None:
         if not steps:
             return
         rows = [
             seal_step(self._payloads, workflow_state_id, step_id, row)
             | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
+            | {"schema_version": stamps[step_id]}
             for step_id, row in steps.items()
         ]
         await self._execute(upsert_step(self._dialect), rows)
@@ -333,9 +405,7 @@ class WorkflowRepository(Repository):
             return AlreadyExists(f"the id {state.id} is taken; let the store choose one", workflow_state_id=state.id)
         return self._workflow_not_found(state.id)
 
-    def _remember(
-        self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], positions: Mapping[str, int]
-    ) -> None:
+    def _remember(self, state: WorkflowState, rows: SavedRows) -> None:
         before = (state.version, state.updated_at, state._saved)
 
         def forget() -> None:
@@ -343,8 +413,8 @@ class WorkflowRepository(Repository):
 
         unless_committed(self._session, forget)
         state.version += 1
-        state.updated_at = columns["updated_at"]
-        state._saved = SavedRows(columns, steps, positions)
+        state.updated_at = rows.workflow["updated_at"]
+        state._saved = rows
 
 
 class StepRepository(Repository):
@@ -356,7 +426,7 @@ class StepRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [step_from_row(row, self._payloads) for row in await self._fetch(STEPS_OF, parameters)]
+        return [self._step(row) for row in await self._fetch(STEPS_OF, parameters)]
 
     async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
         parameters = {
@@ -365,7 +435,7 @@ class StepRepository(Repository):
             "namespace": self._namespace,
         }
         rows = await self._fetch(STEP_BY_ID, parameters)
-        return step_from_row(rows[0], self._payloads) if rows else None
+        return self._step(rows[0]) if rows else None
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
@@ -376,6 +446,15 @@ class StepRepository(Repository):
                 workflow_state_id=workflow_state_id,
                 step_id=step_id,
             )
+        return step
+
+    def _step(self, row: Any) -> StepState:
+        step, schema = step_from_row(row, self._payloads), self._schemas.find(row.workflow_name)
+        if schema is not None:
+            try:
+                upcast_step(schema, step, row.schema_version)
+            except SchemaMismatch as error:
+                raise error.concerning(workflow_state_id=row.workflow_state_id) from None
         return step
 
 
@@ -397,7 +476,10 @@ class CheckpointRepository(Repository):
         seq: int = row.checkpoint_seq
         if row.has_unnumbered:
             seq = await self._number_checkpoints(checkpoint.workflow_state_id, seq)
-        added = await self._execute(insert_checkpoint(self._dialect), columns | {"seq": seq})
+        # Without a schema a snapshot is of the same version as what it was made from.
+        version = self._schemas.version_of(row.workflow_name) or row.schema_version
+        stamped = columns | {"seq": seq, "schema_version": version}
+        added = await self._execute(insert_checkpoint(self._dialect), stamped)
         if rowcount(added) == 0:
             raise AlreadyExists(f"there is a checkpoint {checkpoint.id} already", checkpoint_id=checkpoint.id)
         before = checkpoint.seq
@@ -415,9 +497,7 @@ class CheckpointRepository(Repository):
         """Raises `CheckpointNotFound`."""
         checkpoint = await self.find(checkpoint_id)
         if checkpoint is None:
-            raise CheckpointNotFound(
-                f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
-            )
+            raise self._not_found(checkpoint_id)
         return checkpoint
 
     async def find_latest(self, workflow_state_id: UUID | str) -> Checkpoint | None:
@@ -429,15 +509,38 @@ class CheckpointRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [checkpoint_from_row(row, self._payloads) for row in await self._fetch(CHECKPOINTS_OF, parameters)]
+        return [*await self._checkpoints(CHECKPOINTS_OF, parameters)]
+
+    async def get_as_of(self, checkpoint_id: UUID | str, version: int) -> Checkpoint:
+        """Like `get`, its snapshot at a schema version of the past: that of the row beside which it is needed."""
+        parameters = {"id": as_uuid(checkpoint_id, "checkpoint_id"), "namespace": self._namespace}
+        found = await self._checkpoints(CHECKPOINT_BY_ID, parameters, version)
+        if not found:
+            raise self._not_found(checkpoint_id)
+        return found[0]
+
+    async def get_owner(self, checkpoint_id: UUID | str) -> UUID:
+        """The id of the workflow that a checkpoint is of. Raises `CheckpointNotFound`."""
+        parameters = {"id": as_uuid(checkpoint_id, "checkpoint_id"), "namespace": self._namespace}
+        owner: UUID | None = (await self._execute(CHECKPOINT_OWNER, parameters)).scalar()
+        if owner is None:
+            raise self._not_found(checkpoint_id)
+        return owner
 
     async def list_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
-        """Newest first; for whom a damaged checkpoint must not hide the others."""
+        """Newest first."""
+        return await self._ids(CHECKPOINT_IDS_OF, workflow_state_id)
+
+    async def list_whole_ids(self, workflow_state_id: UUID | str) -> Sequence[UUID]:
+        """Those that hold copies of steps, newest first; a damaged one must not hide the others."""
+        return await self._ids(WHOLE_CHECKPOINT_IDS_OF, workflow_state_id)
+
+    async def _ids(self, statement: Executable, workflow_state_id: UUID | str) -> Sequence[UUID]:
         parameters = {
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [row.id for row in await self._execute(CHECKPOINT_IDS_OF, parameters)]
+        return [row.id for row in await self._execute(statement, parameters)]
 
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
@@ -449,8 +552,48 @@ class CheckpointRepository(Repository):
         return await self._delete(DELETE_SUPERSEDED, parameters)
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
-        rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
-        return checkpoint_from_row(rows[0], self._payloads) if rows else None
+        return next(iter(await self._checkpoints(statement, parameters | {"namespace": self._namespace})), None)
+
+    async def _checkpoints(
+        self, statement: Executable, parameters: Mapping[str, Any], version: int | None = None
+    ) -> Sequence[Checkpoint]:
+        """The checkpoints of one workflow that `statement` selects.
+
+        What deltas refer to is read by a second statement. A change in between makes the deltas whole, or deletes
+        them: so what does not fit is read once more.
+        """
+        rows = await self._fetch(statement, parameters)
+        try:
+            return await self._whole(rows, version)
+        except CorruptPayload:
+            again = await self._fetch(statement, parameters)
+            if [(row.id, row.position) for row in again] == [(row.id, row.position) for row in rows]:
+                raise
+            return await self._whole(again, version)
+
+    async def _whole(self, rows: Sequence[Any], version: int | None) -> Sequence[Checkpoint]:
+        source = None
+        if any(row.position is not None for row in rows):
+            source = await self._source(rows[0].workflow_state_id)
+        return [self._upcast(row, source, version) for row in rows]
+
+    def _upcast(self, row: Any, source: Source | None, version: int | None) -> Checkpoint:
+        try:
+            checkpoint = checkpoint_from_row(row, _whole_text(row, source, self._payloads))
+            checkpoint.snapshot = self._schemas.upcast_snapshot(checkpoint.snapshot, row.schema_version, version)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=row.workflow_state_id, checkpoint_id=row.id) from None
+        return checkpoint
+
+    def _not_found(self, checkpoint_id: UUID | str) -> CheckpointNotFound:
+        return CheckpointNotFound(
+            f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
+        )
+
+
+def _whole_text(row: Any, source: Source | None, payloads: Payloads) -> str:
+    text = open_snapshot(row, payloads)
+    return text if row.position is None or source is None else source.whole(Delta.from_json(text))
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
@@ -465,6 +608,18 @@ def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
 
 def rowcount(result: Result[Any]) -> int:
     return cast("CursorResult[Any]", result).rowcount
+
+
+def _changed_steps(
+    steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps, saved: SavedRows
+) -> dict[str, Columns]:
+    return {
+        step_id: row
+        for step_id, row in steps.items()
+        if row != saved.steps.get(step_id)
+        or positions[step_id] != saved.positions[step_id]
+        or stamps[step_id] != saved.stamps.get(step_id)
+    }
 
 
 def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, int]:

@@ -10,17 +10,14 @@ begins with that of the shorter one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
-
-import msgspec
 
 from orchestrator_state.codecs import decode, encode
-from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.context_value import ContextValue, Encoded, PlainContext, join, split
+from orchestrator_state.errors import CorruptPayload
 
-Encoded = dict[str, str]
-"""A context by top-level key, each value as JSON."""
+__all__ = ["ContextChange", "ContextHistory", "Encoded", "Patch", "apply_all", "join", "split"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +29,10 @@ class Patch:
     dropped: tuple[str, ...] = ()
     unseen: tuple[int, ...] = ()
     """Positions of earlier patches that the handler had not come back to when it made this one."""
+
+    @property
+    def keys(self) -> frozenset[str]:
+        return frozenset((*self.changed, *self.appended, *self.dropped))
 
     @property
     def only_appends(self) -> bool:
@@ -53,11 +54,15 @@ class Patch:
         parts = split(text, "context_patch")
         if parts.keys() - {"unseen"} != {"set", "append", "drop"}:
             raise CorruptPayload("the stored context_patch is none", path="context_patch")
+        appended = split(parts["append"], "context_patch")
+        dropped, unseen = decode(parts["drop"], "context_patch"), decode(parts.get("unseen", "[]"), "context_patch")
+        if not (type(dropped) is list and type(unseen) is list and all(map(_is_list, appended.values()))):
+            raise CorruptPayload("the stored context_patch is none", path="context_patch")
         return cls(
             changed=split(parts["set"], "context_patch"),
-            appended={key: items[1:-1] for key, items in split(parts["append"], "context_patch").items()},
-            dropped=tuple(decode(parts["drop"], "context_patch")),
-            unseen=tuple(decode(parts.get("unseen", "[]"), "context_patch")),
+            appended={key: items[1:-1] for key, items in appended.items()},
+            dropped=tuple(dropped),
+            unseen=tuple(unseen),
         )
 
     def apply(self, context: Encoded) -> Encoded:
@@ -71,21 +76,8 @@ class Patch:
         return result
 
 
-def split(text: str, path: str) -> Encoded:
-    """Take the JSON text of an object apart by top-level key, without decoding the values."""
-    try:
-        return {key: bytes(value).decode() for key, value in _split(text).items()}
-    except (msgspec.DecodeError, ValueError):
-        raise InvalidPayload(f"{path} is not a JSON object", path=path) from None
-
-
-_split: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def join(parts: Mapping[str, str]) -> str:
-    """The JSON text of an object whose values are JSON texts already."""
-    text: bytes = msgspec.json.encode({key: msgspec.Raw(value.encode()) for key, value in parts.items()})
-    return text.decode()
+def _is_list(text: str) -> bool:
+    return text.startswith("[")
 
 
 def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
@@ -106,7 +98,7 @@ class ContextChange:
 
 
 class ContextHistory:
-    """`value` is the dict that the handler reads and changes; the rest knows what of it is committed.
+    """`held` is what the handler reads and changes; the rest knows what of it is committed.
 
     A resumed handler may commit something new before it has come back to all the recorded steps: another branch of it
     has not got there yet, or a new version asks for them later, or never. So what it has seen and what is committed
@@ -123,7 +115,7 @@ class ContextHistory:
         self.was_edited = apply_all(start, (patches[position] for position in sorted(patches))) != committed
         if self.was_edited:
             start, patches = committed, {}
-        self.value: dict[str, Any] = {key: decode(text, "context") for key, text in start.items()}
+        self.held: ContextValue = PlainContext(start)
         self._seen = dict(start)
         self._replayed = start
         self._committed = committed
@@ -133,24 +125,39 @@ class ContextHistory:
     def committed(self) -> Encoded:
         return self._committed
 
+    @property
+    def start(self) -> Encoded:
+        """What the run starts with, before `replay`."""
+        return self._replayed
+
+    @property
+    def patches(self) -> Mapping[int, Patch]:
+        """What is still to be replayed, by step position."""
+        return self._patches
+
+    def hold(self, held: ContextValue) -> None:
+        """Let the handler have `held`, which shows the start, in place of a dict."""
+        self.held = held
+
     def replay(self, position: int) -> None:
         """Move on to what the step at `position` committed, and to what the handler had seen by then."""
         own = self._patches.get(position)
         unseen = () if own is None else own.unseen
         due = sorted(at for at in self._patches if at <= position and at not in unseen)
+        touched: set[str] = set()
         for at in due:
             patch = self._patches.pop(at)
             self._replayed = patch.apply(self._replayed)
             for key in (*patch.changed, *patch.appended):
                 self._seen[key] = self._replayed[key]
-                self.value[key] = decode(self._replayed[key], f"context.{key}")
             for key in patch.dropped:
                 self._seen.pop(key, None)
-                self.value.pop(key, None)
+            touched |= patch.keys
+        self.held.take(self._replayed, touched)
 
     def diff(self) -> ContextChange:
         """What the handler changed since the last commit. Raises `InvalidPayload`."""
-        value = self._encoded()
+        value = self.held.encoded()
         changed: Encoded = {}
         appended: Encoded = {}
         for key, text in value.items():
@@ -177,17 +184,6 @@ class ContextHistory:
         """`patch` turned out to be committed."""
         self._seen, self._committed = patch.apply(self._seen), patch.apply(self._committed)
 
-    def _encoded(self) -> Encoded:
-        if type(self.value) is not dict:
-            raise InvalidPayload("context must stay a dict", path="context")
-        encoded: Encoded = {}
-        for key, item in self.value.items():
-            if type(key) is not str:
-                encode({key: None}, "context")
-            encoded[key] = encode(item, f"context.{key}")
-        encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
-        return encoded
-
     def _is_recorded(self, key: str, before: str | None, after: str) -> bool:
         """Whether a step that the handler has not come back to has committed this change."""
         recorded = self._committed.get(key)
@@ -195,13 +191,35 @@ class ContextHistory:
             return False
         return recorded == after or _items_added(after, recorded) is not None
 
-    def append(self, key: str, item: Any) -> None:
-        items = self.value.setdefault(key, [])
-        if type(items) is not list:
-            raise InvalidPayload(
-                f"context.{key} is not a list, so nothing can be appended to it", path=f"context.{key}"
-            )
-        items.append(item)
+
+def converted(
+    start: Encoded, patches: Mapping[int, Patch], convert: Callable[[Encoded], Encoded]
+) -> tuple[Encoded, dict[int, Patch], Encoded]:
+    """The same way through other contexts: each that a commit left behind is converted, and compared anew.
+
+    Returns the start, the patches, and where they lead to.
+    """
+    before, last = start, convert(start)
+    first, ways = last, {}
+    for position in sorted(patches):
+        before = patches[position].apply(before)
+        after = convert(before)
+        ways[position] = patch_between(last, after, patches[position].unseen)
+        last = after
+    return first, ways, last
+
+
+def patch_between(before: Encoded, after: Encoded, unseen: tuple[int, ...] = ()) -> Patch:
+    changed: Encoded = {}
+    appended: Encoded = {}
+    for key, text in after.items():
+        if before.get(key) != text:
+            items = _items_added(before.get(key), text)
+            if items is None:
+                changed[key] = text
+            else:
+                appended[key] = items
+    return Patch(changed, appended, tuple(key for key in before if key not in after), unseen)
 
 
 def _items_added(before: str | None, after: str) -> str | None:

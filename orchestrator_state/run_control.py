@@ -10,6 +10,7 @@ from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc
 from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
 from orchestrator_state.mapping import rebase
 from orchestrator_state.repositories import lease_held
+from orchestrator_state.state_schema import FIRST
 from orchestrator_state.stopping import CANCEL, PAUSE
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -79,7 +80,9 @@ class RunControl:
         fork_id = uuid4()
 
         async def fork(uow: UnitOfWork) -> WorkflowState:
-            checkpoint = await uow.checkpoints.get(checkpoint_id)
+            row = await _locked(uow, await uow.checkpoints.get_owner(checkpoint_id))
+            # At the version of the patches that come with it: a resume upcasts them together.
+            checkpoint = await uow.checkpoints.get_as_of(checkpoint_id, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             source = state.id
             if source != checkpoint.workflow_state_id:
@@ -89,28 +92,28 @@ class RunControl:
             state.workflow_id = workflow_id or f"{state.workflow_id[:210]}-fork-{fork_id}"
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
-            await uow.workflows.save(state)
+            await uow.workflows.save_as_of(state, row.schema_version or FIRST)
             await uow.runs.note_fork(fork_id, source, checkpoint.seq, list(state.steps))
-            return state
+            return await uow.workflows.get(fork_id)
 
         return await self._transactions.write(fork)
 
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
         async def rewind(uow: UnitOfWork) -> WorkflowState:
-            checkpoint = await uow.checkpoints.get(checkpoint_id)
-            row = await _locked(uow, checkpoint.workflow_state_id)
+            row = await _locked(uow, await uow.checkpoints.get_owner(checkpoint_id))
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
+            checkpoint = await uow.checkpoints.get_as_of(checkpoint_id, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
-            await uow.runs.keep_initial_context(row.id)
-            rebase(state, await uow.workflows.get(row.id), self._transactions.payloads)
-            state.status = WorkflowStatus.PENDING
-            state.completed_at = state.error = None
-            await uow.workflows.save(state)
             if checkpoint.seq is not None:
                 await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
+            await uow.runs.keep_initial_context(row.id)
+            rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
+            state.status = WorkflowStatus.PENDING
+            state.completed_at = state.error = None
+            await uow.workflows.save_as_of(state, row.schema_version or FIRST)
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
             return await uow.workflows.get(row.id)
 

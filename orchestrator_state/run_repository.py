@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Float, case, delete, func, literal, null, or_, select, update
+from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, null, or_, select, update
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database_time import database_now, database_time_in
@@ -25,6 +25,7 @@ from orchestrator_state.notifications import announce
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.run_statements import (
+    CONVERT_STEP,
     FENCE,
     FIND_RUN,
     FIRST_CONTEXT_KEPT,
@@ -35,6 +36,7 @@ from orchestrator_state.run_statements import (
     step_upsert,
 )
 from orchestrator_state.sealing import SEALED_STEP_COLUMNS, Columns, Opener, seal_step, seal_workflow, signal_identity
+from orchestrator_state.state_schema import FIRST
 from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF, insert_checkpoint
 
 _w = workflow_states.c
@@ -88,6 +90,7 @@ class StepRecord:
     outputs_digest: str | None = None
     error_digest: str | None = None
     context_patch_digest: str | None = None
+    schema_version: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +101,9 @@ class CheckpointRecord:
     snapshot: str
     snapshot_digest: str
     keep: int
+    schema_version: int | None = None
+    position: int | None = None
+    """Of a delta: the position of its step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +192,8 @@ class RunRepository(Repository):
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
+        Those that newer code has written are left to it.
+
         The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
         """
@@ -195,6 +203,7 @@ class RunRepository(Repository):
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
                 _w.workflow_name.in_(sorted(names)),
+                self._has_readable_version(names),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
             )
@@ -213,13 +222,13 @@ class RunRepository(Repository):
         return claimed.all()
 
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
-        """Free runs whose handler is none of `names`: (id, workflow_id, workflow_name)."""
+        """Free runs whose handler is none of `names`, or is older: (id, workflow_id, workflow_name, schema_version)."""
         query = (
-            select(_w.id, _w.workflow_id, _w.workflow_name)
+            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version)
             .where(
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
-                _w.workflow_name.not_in(sorted(names)),
+                or_(_w.workflow_name.not_in(sorted(names)), not_(self._has_readable_version(names))),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
             )
@@ -367,6 +376,7 @@ class RunRepository(Repository):
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
         """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {"context": context, "initial_context": context})
         await self._execute(
             update(step_states)
@@ -378,8 +388,30 @@ class RunRepository(Repository):
         """Store the whole context, patches up to `position` included. Raises `LeaseLost`."""
         await self._write_fenced(lease, {"context": context, "context_position": position})
 
+    async def convert(
+        self, lease: Lease, *, initial: str, context: str, version: int, steps: Sequence[StepRecord]
+    ) -> None:
+        """Store a run's whole history at another schema version. Raises `LeaseLost`."""
+        position = max((step.position for step in steps), default=-1)
+        columns = {"initial_context": initial, "context": context, "context_position": position}
+        await self._make_whole(lease.workflow_state_id)
+        await self._write_fenced(lease, columns | {"schema_version": version})
+        if steps:
+            rows = [
+                {"of_workflow": lease.workflow_state_id, "of_step": step.step_id, "schema_version": version}
+                | seal_step(
+                    self._payloads,
+                    lease.workflow_state_id,
+                    step.step_id,
+                    {"outputs": step.outputs, "context_patch": step.context_patch},
+                )
+                for step in steps
+            ]
+            await self._execute(CONVERT_STEP, rows)
+
     async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {})
         await self._delete(
             delete(step_states).where(
@@ -581,6 +613,11 @@ class RunRepository(Repository):
         if rowcount(written) == 0:
             raise lease_lost(lease)
 
+    def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
+        versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
+        known = case(versions, value=_w.workflow_name, else_=FIRST) if versions else literal(FIRST)
+        return func.coalesce(_w.schema_version, FIRST) <= known
+
     # --- parts ---------------------------------------------------------------------------------------------------
 
     def _sealed(self, workflow_state_id: UUID, step: StepRecord) -> StepRecord:
@@ -617,6 +654,8 @@ class RunRepository(Repository):
             "timestamp": checkpoint.timestamp,
             "snapshot": checkpoint.snapshot,
             "snapshot_digest": checkpoint.snapshot_digest,
+            "position": checkpoint.position,
+            "schema_version": checkpoint.schema_version,
             "seq": seq,
         }
         await self._execute(insert_checkpoint(self._dialect), row)
@@ -644,6 +683,7 @@ def step_record(row: Any, texts: Mapping[str, str | None]) -> StepRecord:
         error=texts["error"],
         retry_count=row.retry_count or 0,
         context_patch=texts["context_patch"],
+        schema_version=row.schema_version,
     )
 
 

@@ -76,6 +76,11 @@ def step_upsert(dialect: str) -> Executable:
     )
 
 
+CONVERT_STEP: Final = update(step_states).where(
+    step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
+)
+"""Sets the columns that it is given values for."""
+
 PRUNE: Final = delete(checkpoints).where(
     checkpoints.c.id.in_(
         select(checkpoints.c.id)

@@ -9,43 +9,53 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, Protocol, TypeVar, overload
+from typing import Any, Final, Generic, Literal, Protocol, cast, overload
 from uuid import UUID
 
+from pydantic import BaseModel
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
+from typing_extensions import TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_signal_name
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import encode
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.driver_errors import translate
 from orchestrator_state.errors import (
     ConfigurationError,
+    InvalidPayload,
     LeaseLost,
     OutcomeUnknown,
     RunSuspended,
+    SchemaMismatch,
     StoreUnavailable,
 )
-from orchestrator_state.journal import Entry, Journal, decoded_outputs
+from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.run_repository import Ack, StepRecord
+from orchestrator_state.run_types import RunTypes
 from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.typed_values import Unreadable, decode_value, encode_value
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+State = TypeVar("State", bound=BaseModel, default=Any)
+"""The model of a run's state; without one `Run` is `Run[Any]`."""
+_ChildState = TypeVar("_ChildState", bound=BaseModel)
 Duration = timedelta | float
 OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
-Handler = Callable[["Run"], Awaitable[_T]]
+Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
 _POLL: Final = 0.25  # seconds between looks for a signal or a child, jittered
-_current_step: Final[ContextVar[tuple[Run, str] | None]] = ContextVar("orchestrator_state_step", default=None)
+_current_step: Final[ContextVar[tuple[Run[Any], str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +69,14 @@ class StartChild(Protocol):
     """Starts or resumes a child run of `parent`, and returns its result."""
 
     async def __call__(
-        self, parent: Run, child_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
+        self, parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
     ) -> Any: ...
 
 
-class Run:
+class Run(Generic[State]):
     """A durable run, as its handler sees it. Made by `store.run`, `store.recover` and `Worker`.
+
+    `Run[Totals]` is one whose `state` is a `Totals`.
 
     A step that finished never runs again: when the handler is resumed, the same call returns what was recorded. Steps
     are found by id, so that a new version of the handler may add or reorder them. Apart from its steps a handler is
@@ -79,6 +91,7 @@ class Run:
         keeper: LeaseKeeper,
         transactions: Transactions,
         start_child: StartChild,
+        types: RunTypes,
     ) -> None:
         self._journal = journal
         self._switch = switch
@@ -86,6 +99,7 @@ class Run:
         self._keeper = keeper
         self._transactions = transactions
         self._start_child = start_child
+        self.types: Final = types
 
     # --- what it is ----------------------------------------------------------------------------------------------
 
@@ -125,9 +139,22 @@ class Run:
 
         A resumed handler finds it as it was at the start, and after each recorded step as that step's commit saved it.
         Branches that run side by side share it, and each commit saves what all of them did to it: let them assign keys
-        of their own, and count or append once they are joined.
+        of their own, and count or append once they are joined. Raises `ConfigurationError` if the run has a `state`.
         """
-        return self._journal.history.value
+        if self.types.state is not None:
+            raise ConfigurationError(f"the context of this run is a {self.types.state.__qualname__}: use run.state")
+        return cast("dict[str, Any]", self._journal.history.held.value)
+
+    @property
+    def state(self) -> State:
+        """The run's context as the model that `state=`, or the schema, says it is.
+
+        It is saved, replayed and shared like `context`, and always is the same object. Raises `ConfigurationError` if
+        the run has no model.
+        """
+        if self.types.state is None:
+            raise ConfigurationError("this run has no model of its state: pass `state=`, or use run.context")
+        return cast("State", self._journal.history.held.value)
 
     @property
     def step_key(self) -> str:
@@ -147,13 +174,15 @@ class Run:
 
     # --- durable calls -------------------------------------------------------------------------------------------
 
-    # Overloads and not a union: of that a type checker makes Never for every async function.
+    # Overloads and not a union: of that a type checker makes Never for every async function. The last one is for what
+    # is a type to pydantic and not to `type[...]`: a union, or Annotated.
     @overload
     def step(
         self,
         step_id: str,
         fn: Callable[..., Awaitable[_T]],
         *args: Any,
+        returns: None = None,
         retry: Retry | int | None = None,
         timeout: Duration | None = None,
         on_unknown: OnUnknown = "retry",
@@ -165,16 +194,42 @@ class Run:
         step_id: str,
         fn: Callable[..., _T],
         *args: Any,
+        returns: None = None,
         retry: Retry | int | None = None,
         timeout: Duration | None = None,
         on_unknown: OnUnknown = "retry",
     ) -> Coroutine[Any, Any, _T]: ...
+
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        returns: type[_R],
+        retry: Retry | int | None = None,
+        timeout: Duration | None = None,
+        on_unknown: OnUnknown = "retry",
+    ) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def step(
+        self,
+        step_id: str,
+        fn: Callable[..., Any],
+        *args: Any,
+        returns: Any,
+        retry: Retry | int | None = None,
+        timeout: Duration | None = None,
+        on_unknown: OnUnknown = "retry",
+    ) -> Coroutine[Any, Any, Any]: ...
 
     def step(
         self,
         step_id: str,
         fn: Callable[..., Any],
         *args: Any,
+        returns: Any = None,
         retry: Retry | int | None = None,
         timeout: Duration | None = None,
         on_unknown: OnUnknown = "retry",
@@ -188,21 +243,44 @@ class Run:
         is noticed: then `OutcomeUnknown` is raised, or the callable is called with the key and returns `Happened`, or
         None to run the step again.
 
+        With `returns=SomeType` the outputs are of that type, for which pydantic has a schema: a model, a dataclass,
+        `datetime`, `list[Page]`. What comes back is loaded from what was stored, the first time too.
+
         `retry` is the number of calls in all, or a `Retry`; `timeout` bounds each of them. When the last one fails, the
-        failure is committed and its exception raised. Raises `InvalidPayload` for outputs that cannot be stored.
+        failure is committed and its exception raised. Raises `InvalidPayload` for outputs that cannot be stored, and
+        `StateMismatch` if `returns` does not accept recorded ones.
         """
         numbered = self._journal.number(step_id)
         policy, limit = Retry.of(retry), None if timeout is None else as_duration(timeout, "timeout")
-        return self._call(self._step(numbered, fn, args, policy, limit, on_unknown))
+        returns = self.types.of_step(numbered, returns)
+        return self._call(self._step(numbered, fn, args, returns, policy, limit, on_unknown))
 
-    def transact(self, step_id: str, fn: Callable[..., Awaitable[_T]], *args: Any) -> Coroutine[Any, Any, _T]:
+    @overload
+    def transact(
+        self, step_id: str, fn: Callable[..., Awaitable[_T]], *args: Any, returns: None = None
+    ) -> Coroutine[Any, Any, _T]: ...
+
+    @overload
+    def transact(
+        self, step_id: str, fn: Callable[..., Awaitable[Any]], *args: Any, returns: type[_R]
+    ) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def transact(
+        self, step_id: str, fn: Callable[..., Awaitable[Any]], *args: Any, returns: Any
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def transact(
+        self, step_id: str, fn: Callable[..., Awaitable[Any]], *args: Any, returns: Any = None
+    ) -> Coroutine[Any, Any, Any]:
         """Return `await fn(session, *args)`, whose rows commit together with the step: exactly once.
 
         `session` is an `AsyncSession`: add and flush, and leave the commit to the run. If the database gives up on the
         transaction, all of it is repeated. It is open while `fn` runs, so `fn` should do nothing but write rows.
+        `returns` is as in `step`.
         """
         numbered = self._journal.number(step_id)
-        return self._call(self._transact(numbered, fn, args))
+        return self._call(self._transact(numbered, fn, args, self.types.of_step(numbered, returns)))
 
     def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
         """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""
@@ -210,31 +288,83 @@ class Run:
         return self._call(self._checkpoint(numbered))
 
     def append(self, key: str, item: Any) -> None:
-        """Append `item` to the list `context[key]`. The next commit writes the item, not the list again."""
-        encode(item, f"context.{key}")
-        self._journal.history.append(key, item)
+        """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
+        self._journal.history.held.append(key, item)
 
     def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
         """Wait, durably: a restart waits for what is left, by the database's clock."""
         numbered = self._journal.number("sleep")
         return self._call(self._sleep(numbered, as_duration(duration, "duration")))
 
-    def wait_for(self, name: str, timeout: Duration | None = None) -> Coroutine[Any, Any, Any]:
+    @overload
+    def wait_for(self, name: str, timeout: Duration | None = None, *, returns: type[_R]) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def wait_for(
+        self, name: str, timeout: Duration | None = None, *, returns: Any = None
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def wait_for(self, name: str, timeout: Duration | None = None, *, returns: Any = None) -> Coroutine[Any, Any, Any]:
         """Return the payload of the oldest signal `name`, waiting if there is none. It is consumed with this step.
 
         Raises `TimeoutError` after `timeout`, which is durable too. Under `store.recover` and `Worker` a waiting run is
-        let go of, and resumed when the signal is there.
+        let go of, and resumed when the signal is there. `returns` is as in `step`; a payload that it does not accept is
+        consumed all the same, and raises `InvalidPayload`: the next call waits for the next signal.
         """
         numbered = self._journal.number(f"signal:{as_signal_name(name)}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
-        return self._call(self._wait_for(numbered, name, limit))
+        return self._call(self._wait_for(numbered, name, limit, self.types.of_step(numbered, returns)))
+
+    @overload
+    def child(
+        self,
+        name: str,
+        handler: Callable[[Run[_ChildState]], Awaitable[_T]],
+        *,
+        context: dict[str, Any] | _ChildState | None = None,
+        state: type[_ChildState] | None = None,
+        returns: None = None,
+    ) -> Coroutine[Any, Any, _T]: ...
+
+    @overload
+    def child(
+        self,
+        name: str,
+        handler: Callable[[Run[_ChildState]], Awaitable[Any]],
+        *,
+        context: dict[str, Any] | _ChildState | None = None,
+        state: type[_ChildState] | None = None,
+        returns: type[_R],
+    ) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def child(
+        self,
+        name: str,
+        handler: Callable[[Run[_ChildState]], Awaitable[Any]],
+        *,
+        context: dict[str, Any] | _ChildState | None = None,
+        state: type[_ChildState] | None = None,
+        returns: Any,
+    ) -> Coroutine[Any, Any, Any]: ...
 
     def child(
-        self, name: str, handler: Handler[_T], *, context: dict[str, Any] | None = None
-    ) -> Coroutine[Any, Any, _T]:
-        """Return the result of another run, started once for this call, and cancelled with this run."""
+        self,
+        name: str,
+        handler: Callable[[Run[Any]], Awaitable[Any]],
+        *,
+        context: dict[str, Any] | BaseModel | None = None,
+        state: type[BaseModel] | None = None,
+        returns: Any = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Return the result of another run, started once for this call, and cancelled with this run.
+
+        `context`, `state` and `returns` are as in `store.run`.
+        """
+        types = RunTypes.of(self._transactions.schemas, self.types.encode, name, state, returns)
+        started_with = None if context is None else types.context_text(context)
         numbered = self._journal.number(f"child:{name}")
-        return self._call(self._child(numbered, name, handler, context))
+        return self._call(self._child(numbered, handler, types, started_with))
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -261,6 +391,9 @@ class Run:
         run, step_id = _current_step.get() or (None, None)
         return step_id if run is self else None
 
+    def _recorded(self, step: StepRecord, returns: Any) -> Any:
+        return self.types.decode_outputs(step, returns, self.id)
+
     async def _before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
         self._switch.obey()
@@ -274,19 +407,21 @@ class Run:
         step_id: str,
         fn: StepFunction[Any],
         args: tuple[Any, ...],
+        returns: Any,
         retry: Retry,
         limit: timedelta | None,
         on_unknown: OnUnknown,
     ) -> Any:
         journal = self._journal
         if (recorded := journal.replay(step_id)) is not None:
-            return decoded_outputs(recorded)
+            return self._recorded(recorded, returns)
         await self._before_work()
         if on_unknown != "retry":
             happened = await self._settle(step_id, on_unknown)
             if happened is not None:
-                await journal.finish_step(journal.new_step(step_id), encode(happened.outputs, _outputs(step_id)))
-                return happened.outputs
+                encoded, outputs = self._encode(step_id, returns, happened.outputs)
+                await journal.finish_step(journal.new_step(step_id), encoded)
+                return outputs
             begun = await journal.begin_step(step_id)
         else:
             begun = journal.new_step(step_id)
@@ -300,12 +435,18 @@ class Run:
         try:
             with _inside(self, step_id):
                 outputs = await call_with_retries(attempt, retry, failures.append)
-            encoded = encode(outputs, _outputs(step_id))
+            encoded, outputs = self._encode(step_id, returns, outputs)
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
             raise
         await journal.finish_step(journal.after_failures(begun, failures), encoded)
         return outputs
+
+    def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any]:
+        """The outputs as JSON, and as they load from there. Raises `InvalidPayload`, `PayloadTooLarge`."""
+        encoded, loaded = encode_value(returns, outputs, _outputs(step_id), self.types.encode)
+        self._journal.check_size(step_id, encoded)
+        return encoded, loaded
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""
@@ -333,22 +474,24 @@ class Run:
 
     # --- exactly once --------------------------------------------------------------------------------------------
 
-    async def _transact(self, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> Any:
+    async def _transact(
+        self, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
+    ) -> Any:
         journal = self._journal
         if (recorded := journal.replay(step_id)) is not None:
-            return decoded_outputs(recorded)
+            return self._recorded(recorded, returns)
         await self._before_work()
         begun = journal.new_step(step_id)
         try:
             async with journal.in_order:
                 outputs, entry, ack = await self._transactions.write(
-                    lambda uow: self._transact_once(uow, begun, fn, args)
+                    lambda uow: self._transact_once(uow, begun, fn, args, returns)
                 )
                 journal.accept(entry, ack)
                 return outputs
         except _AlreadyRecorded as already:
             journal.adopt(already.step)
-            return decoded_outputs(already.step)
+            return self._recorded(already.step, returns)
         except (LeaseLost, StoreUnavailable) as error:
             self._switch.stop(error)
         except asyncio.CancelledError:
@@ -360,7 +503,12 @@ class Run:
             raise
 
     async def _transact_once(
-        self, uow: UnitOfWork, begun: StepRecord, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...]
+        self,
+        uow: UnitOfWork,
+        begun: StepRecord,
+        fn: Callable[..., Awaitable[Any]],
+        args: tuple[Any, ...],
+        returns: Any,
     ) -> tuple[Any, Entry, Ack]:
         """One try. After an unknown outcome it finds out whether the try before took effect.
 
@@ -378,7 +526,8 @@ class Run:
                 if isinstance(ours, StoreUnavailable) and ours.transient:
                     raise ours from None
                 raise
-        step = self._journal.completed(begun, encode(outputs, _outputs(begun.step_id)))
+        encoded, outputs = self._encode(begun.step_id, returns, outputs)
+        step = self._journal.completed(begun, encoded)
         entry = self._journal.entry(step, with_context=True)
         ack = await self._journal.write(uow, entry)
         if ack.already_recorded:
@@ -411,7 +560,7 @@ class Run:
         """When a wait ends: committed the first time, so that a restart does not wait anew."""
         recorded = self._journal.recorded(step_id)
         if recorded is not None and recorded.status == StepStatus.RUNNING:
-            return datetime.fromisoformat(decoded_outputs(recorded))
+            return datetime.fromisoformat(decode_value(None, recorded.outputs, "deadline"))
         await self._before_work()
         until = self._room.deadline(duration)
         await self._journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
@@ -426,51 +575,71 @@ class Run:
         await self._before_work()
         await self._journal.finish_step(self._journal.new_step(step_id), "null")
 
-    async def _wait_for(self, step_id: str, name: str, limit: timedelta | None) -> Any:
+    async def _wait_for(self, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
         journal = self._journal
         late = TimeoutError(f"no signal {name!r} came in time")
         if (recorded := journal.replay(step_id)) is not None:
             if recorded.status == StepStatus.SKIPPED:
                 raise late
-            return decoded_outputs(recorded)
+            return self._recorded(recorded, returns)
         until = None if limit is None else await self._deadline(step_id, limit)
         while True:
             await self._before_work()
             signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
-            if signal is not None and await journal.finish_step(
-                journal.new_step(step_id), signal.payload, consumed_signal=signal.id
-            ):
-                return decode(signal.payload, f"signal {name!r}")
+            if signal is not None and (taken := await self._take(step_id, signal, returns)):
+                return taken.payload
             left = _POLL if until is None else (until - self._room.now()).total_seconds()
             if left <= 0:
                 await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
                 raise late
             await self._room.wait(min(left, _jittered(_POLL)), signals=frozenset({name}), until=until)
 
-    async def _child(self, step_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None) -> Any:
+    async def _take(self, step_id: str, signal: Any, returns: Any) -> _Taken | None:
+        """Consume a signal, unless another branch did. One of another type is consumed with the failure of the step."""
         journal = self._journal
-        if (recorded := journal.replay(step_id)) is not None:
-            return decoded_outputs(recorded)
+        begun = journal.new_step(step_id)
         try:
-            result = await self._result_of_child(step_id, name, handler, context)
-        except StoreUnavailable:
+            payload = decode_value(returns, signal.payload, step_id)
+        except Unreadable as unreadable:
+            error = InvalidPayload(f"the type does not accept {unreadable}", path=unreadable.paths[0])
+            if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
+                raise error from None
+            return None
+        is_ours = await journal.finish_step(begun, signal.payload, consumed_signal=signal.id)
+        return _Taken(payload) if is_ours else None
+
+    async def _child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
+        journal = self._journal
+        # In the parent's record the result is outputs, and the parent's schema upcasts them.
+        returns = self.types.of_step(step_id, types.result)
+        if (recorded := journal.replay(step_id)) is not None:
+            return self._recorded(recorded, returns)
+        try:
+            result = await self._result_of_child(step_id, handler, types, context)
+        except (StoreUnavailable, SchemaMismatch):
             raise
         except Exception as error:
             await journal.fail_step(journal.new_step(step_id), error, calls=1)
             self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
             raise
-        await journal.finish_step(journal.new_step(step_id), encode(result, _outputs(step_id)))
+        encoded, result = self._encode(step_id, returns, result)
+        await journal.finish_step(journal.new_step(step_id), encoded)
         return result
 
-    async def _result_of_child(
-        self, step_id: str, name: str, handler: Handler[Any], context: dict[str, Any] | None
-    ) -> Any:
+    async def _result_of_child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
         while True:
             await self._before_work()
             try:
-                return await self._start_child(self, step_id, name, handler, context)
+                return await self._start_child(self, step_id, handler, types, context)
             except RunSuspended as waiting:
                 await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id)
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A signal was consumed; its payload may be None."""
+
+    payload: Any
 
 
 class _AlreadyRecorded(Exception):
@@ -482,7 +651,7 @@ class _AlreadyRecorded(Exception):
 
 
 @contextmanager
-def _inside(run: Run, step_id: str) -> Iterator[None]:
+def _inside(run: Run[Any], step_id: str) -> Iterator[None]:
     token = _current_step.set((run, step_id))
     try:
         yield

@@ -74,6 +74,9 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _workflow.error_digest,
         _absent(_step.context_patch_digest),
         _workflow.digested_at,
+        _workflow.schema_version,
+        # A run makes deltas, and the last owner's id stays.
+        (_workflow.lease_owner.is_not(None) & (_workflow.checkpoint_seq > 0)).label("may_have_deltas"),
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -91,6 +94,8 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _step.outputs_digest,
         _step.error_digest,
         _step.context_patch_digest,
+        null(),
+        _step.schema_version,
         null(),
     ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
     return union_all(workflows, steps)
@@ -131,23 +136,31 @@ UNNUMBERED_CHECKPOINTS_OF: Final = (
 )
 
 CHECKPOINT_BY_ID: Final = _CHECKPOINTS.where(_checkpoint.id == bindparam("id"))
+CHECKPOINT_OWNER: Final = CHECKPOINT_BY_ID.with_only_columns(_checkpoint.workflow_state_id)
 CHECKPOINTS_OF: Final = _CHECKPOINTS.where(_checkpoint.workflow_state_id == bindparam("workflow_state_id")).order_by(
     *NEWEST_CHECKPOINT_FIRST
 )
 CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id)
+WHOLE_CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(_checkpoint.id).where(_checkpoint.position.is_(None))
 LATEST_CHECKPOINT_OF: Final = CHECKPOINTS_OF.limit(1)
 
 # Whether software that knows no digests has written to the workflow since they were made.
 OUTDATED: Final = _workflow.digested_at.is_distinct_from(_workflow.updated_at).label("outdated")
 
 _STEPS: Final = (
-    select(step_states, OUTDATED).join(workflow_states, _workflow.id == _step.workflow_state_id).where(_IN_NAMESPACE)
+    select(step_states, _workflow.workflow_name, OUTDATED)
+    .join(workflow_states, _workflow.id == _step.workflow_state_id)
+    .where(_IN_NAMESPACE)
 )
 STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(
     _step.position, _step.step_id
 )
 STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
 
+WORKFLOW_ROW: Final = select(workflow_states).where(_workflow.id == bindparam("workflow_state_id"))
+DELTAS_OF: Final = select(checkpoints).where(
+    _checkpoint.workflow_state_id == bindparam("workflow_state_id"), _checkpoint.position.is_not(None)
+)
 STEP_ROWS_OF: Final = (
     select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
 )
@@ -170,6 +183,8 @@ NEXT_CHECKPOINT_SEQ: Final = (
     .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
     .returning(
         _workflow.checkpoint_seq,
+        _workflow.workflow_name,
+        _workflow.schema_version,
         has_unnumbered_checkpoints(bindparam("of_id", type_=_workflow.id.type)),
     )
 )

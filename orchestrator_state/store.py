@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack
+from typing import Any, Final, Self, TypeVar, Unpack, overload
 from uuid import UUID, uuid4
 
+from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -32,12 +33,16 @@ from orchestrator_state.notifications import listening
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.run_control import RunControl
-from orchestrator_state.runs import Duration, Handler
+from orchestrator_state.run_types import RunTypes
+from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings
+from orchestrator_state.state_schema import Schemas, StateSchema
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _T = TypeVar("_T")
+_R = TypeVar("_R")
+_State = TypeVar("_State", bound=BaseModel)
 _DELETE_BATCH: Final = 200
 _GRACE: Final = timedelta(hours=1)
 
@@ -65,6 +70,7 @@ class StateStore:
         migrate: bool | None = None,
         hook: hooks.Hook | None = None,
         payloads: Payloads = PLAIN,
+        schemas: Iterable[StateSchema] = (),
         **options: Unpack[Options],
     ) -> Opening:
         """Open a store: `store = await StateStore.open(url)`, or `async with StateStore.open(url) as store`.
@@ -77,7 +83,9 @@ class StateStore:
         `migrate`: bring the schema up to date (True), or only verify it (False). By default an SQLite file is migrated
         and Postgres, or the application's engine, is verified.
 
-        `payloads`: how payloads are written and read, if they are to be compressed or encrypted.
+        `payloads`: how payloads are written and read, if not as they are. `schemas` are the versions
+        and types of the application's state, one for each workflow name; what is stored under a name without one is
+        read and written as it is.
 
         Raises `ConfigurationError` for a URL or option that cannot work, `SchemaOutOfDate` naming the command to run,
         and `StoreUnavailable` within `connect_timeout` if the database cannot be reached.
@@ -86,17 +94,19 @@ class StateStore:
             raise ConfigurationError("give a database or an engine, not both")
         path_or_url = None if database is None else os.fspath(database)
         settings = Settings.load(database_url=path_or_url, **options)
-        return Opening(lambda: cls._open(settings, engine, migrate=migrate, hook=hook, payloads=payloads))
+        known = Schemas(schemas)
+        return Opening(lambda: cls._open(settings, engine, known, payloads, migrate=migrate, hook=hook))
 
     @classmethod
     async def _open(
         cls,
         settings: Settings,
         engine: AsyncEngine | None,
+        schemas: Schemas,
+        payloads: Payloads,
         *,
         migrate: bool | None,
         hook: hooks.Hook | None,
-        payloads: Payloads,
     ) -> Self:
         database = adopt_engine(engine, settings) if engine else open_database(settings)
         try:
@@ -111,7 +121,8 @@ class StateStore:
         except BaseException:
             await database.close()
             raise
-        return cls(Transactions(database, settings, payloads.within(_limits(settings))), hook or hooks.Silence())
+        limited = payloads.within(_limits(settings))
+        return cls(Transactions(database, settings, limited, schemas), hook or hooks.Silence())
 
     @property
     def namespace(self) -> str:
@@ -257,18 +268,68 @@ class StateStore:
 
     # --- durable runs --------------------------------------------------------------------------------------------
 
+    @overload
     async def run(
         self,
         name: str,
-        handler: Handler[_T],
+        handler: Callable[[Run[_State]], Awaitable[_T]],
         *,
         workflow_id: str | None = None,
-        context: dict[str, Any] | None = None,
+        context: dict[str, Any] | _State | None = None,
+        state: type[_State] | None = None,
+        returns: None = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
         wait: Duration | None = None,
         strict: bool = False,
-    ) -> _T:
+    ) -> _T: ...
+
+    @overload
+    async def run(
+        self,
+        name: str,
+        handler: Callable[[Run[_State]], Awaitable[Any]],
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | _State | None = None,
+        state: type[_State] | None = None,
+        returns: type[_R],
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        strict: bool = False,
+    ) -> _R: ...
+
+    @overload
+    async def run(
+        self,
+        name: str,
+        handler: Callable[[Run[_State]], Awaitable[Any]],
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | _State | None = None,
+        state: type[_State] | None = None,
+        returns: Any,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        strict: bool = False,
+    ) -> Any: ...
+
+    async def run(  # noqa: PLR0913 - how to start, what to make of it, and for how long
+        self,
+        name: str,
+        handler: Callable[[Run[Any]], Awaitable[Any]],
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | BaseModel | None = None,
+        state: type[BaseModel] | None = None,
+        returns: Any = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        strict: bool = False,
+    ) -> Any:
         """Start the run of `workflow_id`, resume it if it is unfinished, or return its recorded result.
 
         `handler(run)` is plain async code whose steps go through `run`. What it returns, any JSON value, is stored;
@@ -276,13 +337,19 @@ class StateStore:
         kept. `context` is the run's at its first start. Without a `workflow_id` each call is a run of its own, unless
         `idempotency_key` says which start it repeats.
 
+        With `state=Model` the context is an instance of that model, or a dict that makes one, and the handler has it as
+        `run.state`. With `returns=Type` the result is of that type, as the outputs of `run.step(..., returns=Type)`
+        are. Where they are not given, they are those of the name's schema.
+
         Cancelling the call leaves the run for whoever comes next. `wait` is how long to wait for another worker to end
         or to vanish. `strict` fails a run that ends without asking for all its recorded steps.
 
         Raises `LeaseHeld` naming the owner if another worker has the run, `LeaseLost` if one took it over, and
-        `RunPaused` or `RunCancelled` if somebody asked for that.
+        `RunPaused` or `RunCancelled` if somebody asked for that. A `SchemaMismatch` leaves the run as it is, for code
+        that can read it.
         """
-        request = self._request(name, workflow_id, context, user_id, idempotency_key)
+        types = self._executor.types_of(name, state, returns)
+        request = self._request(types, workflow_id, context, user_id, idempotency_key)
         patience = as_duration(0 if wait is None else wait, "wait")
         return await self._executor.run(request, handler, wait=patience, strict=strict)
 
@@ -291,12 +358,13 @@ class StateStore:
         name: str,
         *,
         workflow_id: str | None = None,
-        context: dict[str, Any] | None = None,
+        context: dict[str, Any] | BaseModel | None = None,
+        state: type[BaseModel] | None = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`."""
-        request = self._request(name, workflow_id, context, user_id, idempotency_key)
+        request = self._request(self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key)
         return await self.load_workflow_state(await self._executor.start(request))
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
@@ -344,26 +412,24 @@ class StateStore:
 
     def _request(
         self,
-        name: str,
+        types: RunTypes,
         workflow_id: str | None,
-        context: dict[str, Any] | None,
+        context: dict[str, Any] | BaseModel | None,
         user_id: str | None,
         idempotency_key: str | None,
     ) -> RunRequest:
         """Check the arguments of a start as the domain would."""
-        if context is not None and type(context) is not dict:
-            raise InvalidPayload("the context of a run is a dict", path="context")
         if idempotency_key is not None:
             as_stored_name(idempotency_key, "idempotency_key")
-        checked = WorkflowState(workflow_id=str(uuid4()), workflow_name=name, user_id=user_id)
+        checked = WorkflowState(workflow_id=str(uuid4()), workflow_name=types.workflow_name, user_id=user_id)
         given = idempotency_key if workflow_id is None else workflow_id
         if given is not None:
             checked.workflow_id = given
-        self.payloads.encode(context, "context")
         return RunRequest(
+            types=types,
             name=checked.workflow_name,
             workflow_id=checked.workflow_id,
-            context=context,
+            context=None if context is None else types.context_text(context),
             user_id=user_id,
             idempotency_key=idempotency_key,
         )

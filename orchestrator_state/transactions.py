@@ -15,6 +15,7 @@ from orchestrator_state.offload import MoveFirst, Offload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
+from orchestrator_state.state_schema import Schemas
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
@@ -27,8 +28,9 @@ _logger: Final = logging.getLogger("orchestrator_state")
 class Transactions:
     """The way to the database for everything above the unit of work: one namespace of one open store."""
 
-    def __init__(self, database: Database, settings: Settings, payloads: Payloads) -> None:
+    def __init__(self, database: Database, settings: Settings, payloads: Payloads, schemas: Schemas) -> None:
         self.database = database
+        self.schemas = schemas
         self.settings = settings
         self.payloads = payloads
         self._closed = False
@@ -146,7 +148,13 @@ class Transactions:
         return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
 
     def _unit(self, session: AsyncSession, payloads: Payloads) -> UnitOfWork:
-        return UnitOfWork(session, namespace=self.settings.namespace, schema=self.settings.db_schema, payloads=payloads)
+        return UnitOfWork(
+            session,
+            namespace=self.settings.namespace,
+            schema=self.settings.db_schema,
+            payloads=payloads,
+            schemas=self.schemas,
+        )
 
     def _require_open(self) -> None:
         if self._closed:

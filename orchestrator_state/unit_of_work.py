@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 
 
 class UnitOfWork:
@@ -15,9 +19,9 @@ class UnitOfWork:
 
     `store.begin()` yields one and commits it at the end of the block. Made by hand from a session of the caller's, it
     joins the caller's transaction and never commits: business rows and workflow state stand or fall together.
-    `schema` is the Postgres schema of our tables, if they are not on the session's search path; `payloads` is what the
-    store was opened with, if it was given codecs or a blob store (`store.payloads`). Blobs are moved while the caller's
-    transaction is open; those of rows that it deletes are left to `store.collect_garbage`.
+    `schema` is the Postgres schema of our tables, if they are not on the session's search path. `payloads` and
+    `schemas` are what the store was opened with, if it was given any: `UnitOfWork(session, payloads=store.payloads)`.
+    Blobs are moved while the caller's transaction is open, and those of rows that it deletes are left as garbage.
     """
 
     def __init__(
@@ -27,12 +31,15 @@ class UnitOfWork:
         namespace: str = DEFAULT_NAMESPACE,
         schema: str | None = None,
         payloads: Payloads = PLAIN,
+        schemas: Iterable[StateSchema] = NO_SCHEMAS,
     ) -> None:
-        """Raises `ConfigurationError` for a namespace that is no name."""
+        """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name."""
         self.session = session
         if payloads.offload is None:
             payloads = payloads.for_unit(namespace)
-        self.workflows = WorkflowRepository(session, namespace=namespace, schema=schema, payloads=payloads)
-        self.steps = StepRepository(session, namespace=namespace, schema=schema, payloads=payloads)
-        self.checkpoints = CheckpointRepository(session, namespace=namespace, schema=schema, payloads=payloads)
-        self.runs = RunRepository(session, namespace=namespace, schema=schema, payloads=payloads)
+        known = schemas if isinstance(schemas, Schemas) else Schemas(schemas)
+        options: dict[str, Any] = {"namespace": namespace, "schema": schema, "payloads": payloads, "schemas": known}
+        self.workflows = WorkflowRepository(session, **options)
+        self.steps = StepRepository(session, **options)
+        self.checkpoints = CheckpointRepository(session, **options)
+        self.runs = RunRepository(session, **options)

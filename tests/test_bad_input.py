@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 from orchestrator_state import (
     Checkpoint,
@@ -22,9 +23,10 @@ from orchestrator_state import (
     UnitOfWork,
     WorkflowNotFound,
 )
+from orchestrator_state.codecs import encode
 from tests.raw_sql import contents
 from tests.statements import traffic_of
-from tests.workflows import LONG_AGO, a_workflow, checkpointed, nested, saved
+from tests.workflows import LONG_AGO, a_workflow, checkpointed, nested, saved, unstorable_values
 
 NAIVE = datetime(2026, 1, 1)  # noqa: DTZ001 - the point
 
@@ -62,7 +64,7 @@ BAD_PAYLOADS: dict[str, tuple[Any, str, str]] = {
         "",
         "is of type set, which would not load back equal; use None, bool, int, float, str, list or dict",
     ),
-    "digits": ([10**4300], "[0]", "is an integer of more than 4300 digits"),
+    "digits": ([10**4300], "[0]", "is an integer of more than 4300 digits, its sign counted"),
     "deep": (nested(105), "", "is nested deeper than 100 levels, or contains itself"),
     "very deep": (nested(10_000), "", "is nested deeper than 100 levels, or contains itself"),
     "loop": (LOOP, "", "is nested deeper than 100 levels, or contains itself"),
@@ -97,6 +99,26 @@ async def test_a_payload_that_is_not_json_is_refused_by_its_place(
     assert type(refused) is InvalidPayload
 
     assert contents(database_url) == before
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(value=unstorable_values())
+async def test_any_payload_that_is_not_json_is_refused_in_the_same_words_on_both_databases(
+    store: StateStore, value: Any
+) -> None:
+    checkpoint = Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot=value)
+    state = a_workflow("load")
+    state.steps["load"].mark_completed(value)
+    saves: list[tuple[str, Callable[[], Awaitable[object]]]] = [
+        ("context", lambda: store.save_workflow_state(a_workflow(context=value))),
+        ("steps['load'].outputs", lambda: store.save_workflow_state(state)),
+        ("snapshot", lambda: store.create_checkpoint(checkpoint)),
+    ]
+    for path, save in saves:
+        with pytest.raises(InvalidPayload) as expected:
+            encode(value, path)
+        refused = await refusal_without_sql(store, save)
+        assert (type(refused), str(refused)) == (InvalidPayload, str(expected.value))
 
 
 # The work must not grow with the 2**60 values that the lists stand for. The mark turns a hang into a failure.

@@ -3,6 +3,7 @@
 import enum
 import math
 from collections import OrderedDict, defaultdict, namedtuple
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -11,11 +12,12 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from orchestrator_state import CorruptPayload, InvalidPayload, PayloadTooLarge, StepState
-from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, decode, encode
-from tests.workflows import json_values, nested
+from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, check_canonical, decode, encode
+from tests.workflows import CORNERS, json_values, nested, unstorable_values
 
 
 def refusal_of(value: Any) -> InvalidPayload:
@@ -34,6 +36,7 @@ VALUES: list[Any] = [
     *("", " ", "text", "é", "😀", "\u2028\u2029", "\x7f\x1f\t\n", "\ufeff", "\ufffd", "</script>", '"\\', "e\u0301"),
     *([], {}, [[]], [{}], {"": {}}, {"a": []}, [None], {"b": 1, "a": 2}),
     [1, 1.0, True, "1", None, [1], {"1": 1}],
+    *CORNERS,
 ]
 
 
@@ -139,10 +142,10 @@ def test_a_number_that_json_has_not_is_refused(number: float) -> None:
     )
 
 
-@pytest.mark.parametrize("digits", [4301, 10_000])
-@pytest.mark.parametrize("sign", [1, -1])
-def test_an_integer_too_long_to_print_is_refused(sign: int, digits: int) -> None:
-    assert str(refusal_of({"n": sign * 10 ** (digits - 1)})) == "context.n is an integer of more than 4300 digits"
+@pytest.mark.parametrize("integer", [10**4300, -(10**4299), 10**10_000, -(10**10_000)], ids=int.bit_length)
+def test_an_integer_too_long_to_print_or_to_read_back_is_refused(integer: int) -> None:
+    message = "context.n is an integer of more than 4300 digits, its sign counted"
+    assert str(refusal_of({"n": integer})) == message
 
 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "é\0"])
@@ -206,6 +209,46 @@ def test_the_message_can_be_printed_whatever_the_keys(key: str) -> None:
         assert "\0" not in str(error)
 
 
+# --- small and large values are checked in two ways, which must agree ---
+
+LARGE = "x" * 1_000_000  # in any place it makes the value one that is checked place by place
+
+
+@settings(max_examples=100, deadline=None)
+@given(json_values)
+def test_beside_a_large_value_any_json_value_is_accepted_as_it_is_alone(value: Any) -> None:
+    assert encode([value, LARGE], "context") == f'[{encode(value, "context")},"{LARGE}"]'
+
+
+@settings(max_examples=200, deadline=None)
+@given(unstorable_values())
+def test_beside_a_large_value_any_other_value_is_refused_as_it_is_alone(value: Any) -> None:
+    assert str(refusal_of([value, LARGE])) == str(refusal_of([value]))
+
+
+@pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH])
+def test_beside_a_large_value_the_depth_is_limited_as_it_is_alone(levels: int) -> None:
+    def outcome(*beside: Any) -> bool:
+        try:
+            return bool(encode([nested(levels), *beside], "context"))
+        except InvalidPayload:
+            return False
+
+    assert outcome() is outcome(LARGE) is (levels < MAX_DEPTH)
+
+
+# Beside such an integer a value is checked place by place, and so counted before it is written.
+@settings(max_examples=100, deadline=None)
+@example({"a": [1, ""]}, 8 * 10**99)
+@given(json_values, st.sampled_from([0, 8 * 10**99]))
+def test_the_limit_is_exact_for_any_value(value: Any, integer: int) -> None:
+    value = [value, integer]
+    size = len(encode(value, "context").encode())
+    assert encode(value, "context", max_bytes=size)
+    with pytest.raises(PayloadTooLarge):
+        encode(value, "context", max_bytes=size - 1)
+
+
 # --- depth and size ---
 
 
@@ -236,6 +279,18 @@ def test_lists_shared_sixty_levels_deep_are_refused_before_they_unfold(join: Any
     with pytest.raises(PayloadTooLarge) as refused:
         encode(bomb, "context")
     assert refused.value.path == "context"
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    "bomb",
+    [["x" * 1_000_000] * 1000, ["é" * 1_000_000] * 1000, [{"x" * 1_000_000: 1}] * 1000, [10**4299] * 100_000],
+    ids=["text", "unicode", "key", "integer"],
+)
+def test_a_long_value_shared_by_many_places_is_refused_before_it_is_written_out(bomb: Any) -> None:
+    with pytest.raises(PayloadTooLarge) as refused:
+        encode(bomb, "context")
+    assert refused.value.found < 2 * MAX_BYTES, "counted, and only until it was too much"
 
 
 def test_a_value_of_exactly_the_limit_is_accepted_and_one_byte_more_is_refused() -> None:
@@ -272,8 +327,98 @@ def test_stored_text_that_is_not_json_is_corrupt(text: str) -> None:
     assert refused.value.__cause__ is None
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(json_values, min_size=1) | st.dictionaries(st.text("ab"), json_values) | st.text("aé😀\n"))
+def test_text_cut_at_any_byte_is_corrupt(value: Any) -> None:
+    whole = encode(value, "context").encode()
+    for length in range(min(len(whole), 2000)):
+        with pytest.raises(CorruptPayload):
+            decode(whole[:length], "context")
+
+
+@settings(max_examples=100, deadline=None)
+@given(json_values, st.data())
+def test_text_with_any_byte_changed_is_read_as_json_or_corrupt(value: Any, data: st.DataObject) -> None:
+    damaged = bytearray(encode(value, "context").encode())
+    damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    with suppress(CorruptPayload):
+        decode(bytes(damaged), "context")
+
+
+BOMBS: dict[str, Any] = {
+    "depth": "[" * 1_000_000,
+    "closed depth": "[" * 100_000 + "]" * 100_000,
+    "objects": '{"a":' * 100_000 + "1" + "}" * 100_000,
+    "digits": "1" * 1_000_000,
+    "negative digits": "[-" + "1" * 4301 + "]",
+    "fraction": "1" * 400 + ".5",
+    "exponent": "1e999999999",
+    "open text": '"' + "x" * 1_000_000,
+    "open escape": '"\\ud800"',
+    "not UTF-8": b'"\xff"',
+    "no text": None,
+}
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_in_the_database_is_corrupt(text: Any) -> None:
+    with pytest.raises(CorruptPayload):
+        decode(text, "context")
+
+
 @pytest.mark.parametrize(
     ("text", "value"), [('{"a" : 1 }', {"a": 1}), ("1E5", 1e5), ('"\\u00e9"', "é"), ("null", None)]
 )
 def test_json_that_another_software_wrote_is_read(text: str, value: Any) -> None:
     assert decode(text, "context") == value
+
+
+# --- canonical text ---
+
+
+@settings(max_examples=100, deadline=None)
+@given(json_values)
+def test_what_was_written_is_canonical(value: Any) -> None:
+    check_canonical(encode(value, "context"), "context")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"a":1,"a":1}', '[{"b":{"a":1,"c":2,"a":3}}]', '{"a":1,"\\u0061":2}'),
+        *(
+            " 1",
+            "[1, 2]",
+            '{"a": 1}',
+            "1\n",
+            "1E5",
+            "1e5",
+            "-0",
+            "1.50",
+            '"\\u00e9"',
+            '"\\/"',
+            '"\\u0000"',
+            '{"\\u0000":1}',
+        ),
+        *("1e999", "[" * 101 + "]" * 101, "[1,]", ""),
+    ],
+)
+def test_text_that_was_not_written_here_is_not_canonical(text: str) -> None:
+    with pytest.raises(CorruptPayload) as refused:
+        check_canonical(text, "steps['load'].outputs")
+    assert refused.value.path == "steps['load'].outputs"
+
+
+def test_a_text_that_is_not_canonical_is_not_in_the_message() -> None:
+    with pytest.raises(CorruptPayload) as refused:
+        check_canonical('{"s3cret":1,"s3cret":2}', "context")
+    assert str(refused.value) == "the stored context is not in canonical form: something else wrote it"
+
+
+def test_a_snapshot_may_be_canonical_at_more_levels() -> None:
+    check_canonical(encode(nested(104), "snapshot", max_depth=104), "snapshot", max_depth=104)
+
+
+def test_a_canonical_text_may_be_larger_than_the_limit_of_today() -> None:
+    check_canonical(f'"{"x" * MAX_BYTES}"', "context")

@@ -1,0 +1,234 @@
+"""Checkpoints of a run that refer to what is recorded of its steps anyway.
+
+A finished step of a run is never written again, so the state as of a commit is the first context, the finished steps
+up to a position, and how each of them changed the context. A delta holds that position and what does change: the
+steps that were unfinished at the time. It costs the same whatever the run has done before.
+
+It also holds a hash over all it refers to. Somebody who does change finished steps, or the first context, makes the
+deltas whole first; if that was not done, or something is damaged, the hash does not match, and the delta is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cache
+from typing import Any, Final, NamedTuple, Protocol
+from uuid import UUID
+
+from orchestrator_state.codecs import decode, encode
+from orchestrator_state.context_value import Encoded, join, split
+from orchestrator_state.domain import StepStatus, WorkflowStatus
+from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.run_context import Patch
+from orchestrator_state.sealing import Opener
+
+_SMALL: Final = 4 * 1024
+_LEAST_ADDED: Final = 64 * 1024
+FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
+
+
+class RecordedStep(Protocol):
+    """A row of `step_states`, or a record of one; payloads as they were before they were sealed."""
+
+    @property
+    def step_id(self) -> str: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def status(self) -> str: ...
+    @property
+    def started_at(self) -> Any: ...
+    @property
+    def completed_at(self) -> Any: ...
+    @property
+    def outputs(self) -> str: ...
+    @property
+    def error(self) -> str | None: ...
+    @property
+    def retry_count(self) -> int: ...
+    @property
+    def context_patch(self) -> str | None: ...
+
+
+class Chain:
+    """A hash over a run's first context and its finished steps, in the order of their commits."""
+
+    def __init__(self, sha256: hashlib._Hash) -> None:
+        self._sha256 = sha256
+
+    @classmethod
+    def of(cls, initial: Encoded) -> Chain:
+        return cls(hashlib.sha256(join(initial).encode()))
+
+    def with_step(self, step: RecordedStep) -> Chain:
+        """The chain with `step` added to it; one that is not finished is no part of it."""
+        if step.status not in FINAL:
+            return self
+        longer = self._sha256.copy()
+        parts = (step.step_id, step.status, step.outputs, step.context_patch or "")
+        longer.update("\0".join(parts).encode() + b"\0\0")
+        return Chain(longer)
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What a checkpoint stores instead of the whole state."""
+
+    position: int
+    updated_at: str
+    unfinished: Mapping[str, Any]
+    """Steps that were under way or had failed, as `step_fields`, by id."""
+    chain: str
+
+    def to_json(self) -> str:
+        return encode(
+            {
+                "position": self.position,
+                "updated_at": self.updated_at,
+                "unfinished": dict(self.unfinished),
+                "chain": self.chain,
+            },
+            "snapshot",
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Delta:
+        """Raises `CorruptPayload` for anything that `to_json` has not written."""
+        parts = decode(text, "snapshot")
+        if not isinstance(parts, dict) or parts.keys() != {"position", "updated_at", "unfinished", "chain"}:
+            raise CorruptPayload("the stored snapshot is no delta", path="snapshot")
+        return cls(**parts)
+
+
+class Cadence:
+    """When a checkpoint is whole: while the state is small, and once as much is new as the last whole one held.
+
+    Whole ones then add up to no more than twice the state, and from time to time there is a second copy of each step.
+    Sizes are characters of JSON.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size` is that of the state so far."""
+        self._last_whole = size
+        self._added = 0
+
+    def is_whole_due(self, size: int, added: int) -> bool:
+        """`size` is that of the state with a step that adds `added`."""
+        return size <= _SMALL or self._added + added >= max(_LEAST_ADDED, self._last_whole)
+
+    def committed(self, size: int, added: int, *, whole: bool) -> None:
+        self._added += added
+        if whole:
+            self._last_whole, self._added = size, 0
+
+
+class Subject(NamedTuple):
+    """The run that a snapshot is of: what a run never changes of its row."""
+
+    id: UUID
+    workflow_id: str
+    workflow_name: str
+    user_id: str | None
+    started_at: datetime
+
+    def snapshot(self, updated_at: str, context: Encoded, steps: Mapping[str, str]) -> str:
+        """The JSON of the whole state, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
+        fields = {
+            "id": str(self.id),
+            "workflow_id": self.workflow_id,
+            "workflow_name": self.workflow_name,
+            "status": WorkflowStatus.RUNNING.value,
+            "user_id": self.user_id,
+            "started_at": self.started_at.isoformat(),
+            "updated_at": updated_at,
+        }
+        parts = {name: encode(value, name) for name, value in fields.items()}
+        return join(parts | {"context": join(context), "steps": join(steps)})
+
+
+def step_fields(step: RecordedStep) -> dict[str, Any]:
+    """A step as a snapshot has it, but for its outputs."""
+    return {
+        "step_id": step.step_id,
+        "status": step.status,
+        "started_at": step.started_at.isoformat() if step.started_at else None,
+        "completed_at": step.completed_at.isoformat() if step.completed_at else None,
+        "error": step.error,
+        "retry_count": step.retry_count,
+    }
+
+
+def step_json(fields: Mapping[str, Any], outputs: str) -> str:
+    return join({name: encode(value, name) for name, value in fields.items()} | {"outputs": outputs})
+
+
+class Source:
+    """What the deltas of a run refer to: its row, and those of its steps in order of position.
+
+    A step is opened when a delta wants it, so that damage to a later one does not matter.
+    """
+
+    def __init__(self, row: Any, step_rows: Sequence[Any], payloads: Payloads) -> None:
+        self._row = row
+        self._step_rows = step_rows
+        self._opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+        self._open_step = cache(self._step)
+
+    def whole(self, delta: Delta) -> str:
+        """The JSON of the state that `delta` is of. Raises `CorruptPayload` if what it refers to is not what it was."""
+        context = self._initial()
+        chain, parts = Chain.of(context), {}
+        for row in self._step_rows:
+            if row.status in FINAL and row.position <= delta.position:
+                step = self._open_step(row)
+                chain = chain.with_step(step)
+                parts[step.step_id] = step_json(step_fields(step), step.outputs)
+                if step.context_patch:
+                    context = Patch.from_json(step.context_patch).apply(context)
+        if chain.hexdigest() != delta.chain:
+            raise CorruptPayload("the steps that the stored snapshot refers to are not what they were", path="snapshot")
+        parts |= {step_id: step_json(fields, "null") for step_id, fields in delta.unfinished.items()}
+        row = self._row
+        subject = Subject(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
+        return subject.snapshot(delta.updated_at, context, parts)
+
+    def _initial(self) -> Encoded:
+        row = self._row
+        if row.initial_context is None:
+            text = self._opener.workflow("context", row.context, row.context_digest)
+        else:
+            text = self._opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
+        return split(text or "", "context")
+
+    def _step(self, row: Any) -> RecordedStep:
+        texts = self._opener.step_row(row)
+        return _OpenedStep(
+            row.step_id,
+            row.position,
+            row.status,
+            row.started_at,
+            row.completed_at,
+            texts["outputs"] or "null",
+            texts["error"],
+            row.retry_count or 0,
+            texts["context_patch"],
+        )
+
+
+class _OpenedStep(NamedTuple):
+    step_id: str
+    position: int
+    status: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    outputs: str
+    error: str | None
+    retry_count: int
+    context_patch: str | None

@@ -1,0 +1,202 @@
+"""The types of one run, and how its history comes to be of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel
+
+from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.errors import ConfigurationError, InvalidPayload, SchemaMismatch
+from orchestrator_state.run_context import ContextHistory, converted
+from orchestrator_state.run_repository import Lease, StepRecord
+from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, mismatch
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value, dump, encode_value, validated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTypes:
+    """What a run's state, outputs and result are. Each may be None: plain JSON."""
+
+    workflow_name: str
+    schema: StateSchema | None
+    state: type[BaseModel] | None
+    result: Any
+    encode: Encode
+
+    @classmethod
+    def of(
+        cls, schemas: Schemas, encode: Encode, workflow_name: str, state: Any = None, result: Any = None
+    ) -> RunTypes:
+        """The types given with a call, else those of the schema. Raises `ConfigurationError` if the states disagree."""
+        schema = schemas.find(workflow_name)
+        model = None if state is None else as_model(state)
+        if schema is not None and schema.state is not None:
+            if model not in (None, schema.state):
+                raise ConfigurationError(
+                    f"the state of {workflow_name!r} is a {schema.state.__qualname__}, says its schema"
+                )
+            model = schema.state
+        kind = schema.result if result is None and schema is not None else result
+        if kind is not None:
+            adapter_of(kind)
+        return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, encode=encode)
+
+    @property
+    def version(self) -> int | None:
+        return None if self.schema is None else self.schema.version
+
+    # --- context -------------------------------------------------------------------------------------------------
+
+    def context_text(self, context: Any) -> str:
+        """The JSON of what a run is started with: a dict, or an instance of the model. Raises `InvalidPayload`."""
+        if self.state is None:
+            if isinstance(context, BaseModel):
+                raise InvalidPayload(
+                    "the context of a run is a dict; pass `state=` with the model to start it with an instance",
+                    path="context",
+                )
+            if type(context) is not dict:
+                raise InvalidPayload("the context of a run is a dict", path="context")
+            return self.encode(context, "context")
+        if isinstance(context, dict):
+            text = self.encode(context, "context")
+        elif isinstance(context, self.state):
+            text = dump(adapter_of(self.state), context, "context", self.encode)
+        else:
+            raise InvalidPayload(f"the context of this run is a {self.state.__qualname__}, or a dict", path="context")
+        try:
+            held = TypedContext(self.state, split(text, "context"), self.encode)
+        except Unreadable as error:
+            raise InvalidPayload(f"{self.state.__qualname__} does not accept {error}", path=error.paths[0]) from None
+        return join(held.encoded())
+
+    def hold(self, history: ContextHistory, found: int) -> None:
+        """Give the handler of `history` its typed state. Raises `StateMismatch`."""
+        if self.state is None:
+            history.hold(PlainContext(history.start, self.encode))
+            return
+        try:
+            history.hold(TypedContext(self.state, history.start, self.encode))
+            self._check_context(join(history.committed))
+        except Unreadable as error:
+            raise self._mismatch(error, found) from None
+
+    def _check_context(self, text: str) -> None:
+        if self.state is not None:
+            model = self.state
+            validated(lambda: adapter_of(model).validate_json(text), "context")
+
+    # --- outputs and result --------------------------------------------------------------------------------------
+
+    def of_step(self, step_id: str, returns: Any) -> Any:
+        """The type of a step's outputs: as given with the call, else as the schema says."""
+        return self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
+
+    def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
+        """The recorded outputs. Raises `StateMismatch`."""
+        path = f"steps[{step.step_id!r}].outputs"
+        try:
+            return decode_value(self.of_step(step.step_id, returns), step.outputs, path)
+        except Unreadable as error:
+            about = {"workflow_state_id": workflow_state_id, "step_id": step.step_id}
+            raise self._mismatch(error, step.schema_version).concerning(**about) from None
+
+    def encode_result(self, result: Any) -> tuple[str, Any]:
+        """See `encode_value`."""
+        return encode_value(self.result, result, "result", self.encode)
+
+    def decode_result(self, row: Any, text: str) -> Any:
+        """The result of a completed run, recorded as `text`. Raises `SchemaMismatch`."""
+        try:
+            if self.schema is not None:
+                found = self.schema.require_readable(row.schema_version, "result")
+                text = encode(self.schema.upcast_end(decode(text, "result"), found), "result")
+            return decode_value(self.result, text, "result")
+        except Unreadable as error:
+            raise self._mismatch(error, row.schema_version).concerning(workflow_state_id=row.id) from None
+        except SchemaMismatch as error:
+            raise error.concerning(workflow_state_id=row.id) from None
+
+    def _mismatch(self, error: Unreadable, found: int | None) -> SchemaMismatch:
+        return mismatch(self.workflow_name, error, found or FIRST, self.version or FIRST)
+
+
+async def bring_up_to_date(
+    transactions: Transactions,
+    row: Any,
+    lease: Lease,
+    types: RunTypes,
+    recorded: tuple[Sequence[StepRecord], ContextHistory],
+) -> tuple[Sequence[StepRecord], ContextHistory]:
+    """Return a run's history at today's version and of its types; what was older is stored anew, in one transaction.
+
+    Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
+    """
+    steps, history = recorded
+    transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
+    found = row.schema_version or FIRST
+    try:
+        if types.schema is not None:
+            is_old = found < types.schema.version
+            upcast = [_upcast_step(types.schema, step) for step in steps]
+            if is_old or upcast != list(steps):
+                steps, history = _converted(types, upcast, history, found)
+                context, version = join(history.committed), types.schema.version
+                types.hold(history, found)
+                initial = join(history.start)
+                await transactions.write(
+                    lambda uow: uow.runs.convert(lease, initial=initial, context=context, version=version, steps=steps)
+                )
+                return steps, history
+        types.hold(history, found)
+    except SchemaMismatch as error:
+        raise error.concerning(workflow_state_id=row.id) from None
+    return steps, history
+
+
+def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:
+    path = f"steps[{step.step_id!r}].outputs"
+    found = schema.require_readable(step.schema_version, path)
+    if step.status != StepStatus.COMPLETED:
+        return step
+    text = step.outputs
+    if found < schema.version:
+        outputs = schema.upcast_step(step.step_id, decode(text, path), found, schema.version)
+        text = encode(outputs, path)
+    if schema.type_of(step.step_id) is not None:
+        schema.check_outputs(step.step_id, text, found)
+    return step if found == schema.version else replace(step, outputs=text, schema_version=schema.version)
+
+
+def _converted(
+    types: RunTypes, steps: Sequence[StepRecord], history: ContextHistory, found: int
+) -> tuple[Sequence[StepRecord], ContextHistory]:
+    """A resumed handler passes through each context that a step left behind, so each of them is upcast."""
+    schema = types.schema
+    if schema is None:
+        raise ValueError("without a schema nothing is converted")
+
+    def convert(context: Encoded) -> Encoded:
+        text = join(context)
+        if found < schema.version:
+            text = encode(schema.upcast_context(decode(text, "context"), found, schema.version), "context")
+        schema.check_context(text, found)
+        return split(text, "context")
+
+    start, patches, committed = converted(history.start, history.patches, convert)
+    recorded = [
+        replace(
+            step,
+            schema_version=schema.version,
+            context_patch=patches[step.position].to_json() if step.position in patches else None,
+        )
+        for step in steps
+    ]
+    return recorded, ContextHistory(join(start), committed, patches)
