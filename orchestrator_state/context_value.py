@@ -100,13 +100,16 @@ class TypedContext:
                 loaded = validated(lambda: self._adapter.validate_json(text), "state")
             except Unreadable as error:
                 raise InvalidPayload(f"the model does not accept {error}", path=error.paths[0]) from None
-            for name in vars(loaded):
-                if not same(getattr(self.value, name, None), getattr(loaded, name)):
-                    raise InvalidPayload(f"state.{name} would not load back equal", path=f"state.{name}")
-            if not same(self.value.model_extra, loaded.model_extra):
-                raise InvalidPayload("state has extra values that would not load back equal", path="state")
+            if not same(self.value, loaded):
+                raise self._not_the_same(loaded)
             self._sound = text
         return split(text, "state")
+
+    def _not_the_same(self, loaded: BaseModel) -> InvalidPayload:
+        values = vars(self.value)
+        changed = (name for name, value in vars(loaded).items() if not same(values.get(name), value))
+        path = ".".join(["state", *list(changed)[:1]])
+        return InvalidPayload(f"{path} would not load back equal", path=path)
 
     def take(self, recorded: Encoded, keys: Iterable[str]) -> None:
         touched = list(keys)

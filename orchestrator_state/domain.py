@@ -172,21 +172,30 @@ class StepState(_DomainModel):
         self.status = target
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A payload that was upcast, as JSON, and the one of version `stamp` that it was made from."""
+
+    text: str
+    stored: str
+    stamp: int
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class SavedRows:
     """What the database held when a state was last loaded or saved: the base that a save compares with.
 
     `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
     order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
-    `shown` is what the caller got in place of an older version, encoded. `outdated`: some digests are older than what
-    they stand beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps.
+    `shown` is what the caller got in place of an older version. `outdated`: some digests are older than what they stand
+    beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps.
     """
 
     workflow: Mapping[str, Any]
     steps: Mapping[str, Mapping[str, Any]]
     positions: Mapping[str, int]
     stamps: Mapping[str | None, int | None] = field(default_factory=dict)
-    shown: Mapping[str | None, str] = field(default_factory=dict)
+    shown: Mapping[str | None, Shown] = field(default_factory=dict)
     outdated: bool = False
     may_have_deltas: bool = False
 

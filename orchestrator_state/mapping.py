@@ -149,11 +149,11 @@ def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads)
     stored = loaded_from(live)
     mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
     steps = all_step_columns(state, payloads)
-    for key, text in stored.shown.items():
+    for key, shown in stored.shown.items():
         if key is None:
-            mine["context"] = stored.workflow["context"] if mine["context"] == text else mine["context"]
-        elif key in steps and steps[key]["outputs"] == text:
-            steps[key]["outputs"] = stored.steps[key]["outputs"]
+            mine["context"] = shown.stored if mine["context"] == shown.text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == shown.text:
+            steps[key]["outputs"] = shown.stored
     return mine == stored.workflow and steps == stored.steps
 
 
@@ -229,7 +229,8 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             workflow=columns,
             steps=steps,
             positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
-            stamps={step.step_id: step.schema_version for step in (row, *step_rows)},
+            # Most applications have no versions.
+            stamps={each.step_id: each.schema_version for each in (row, *step_rows) if each.schema_version is not None},
             outdated=opener.outdated,
             may_have_deltas=bool(row.may_have_deltas),
         )

@@ -314,8 +314,8 @@ class WorkflowRepository(Repository):
         stamps, shown = as_stored(columns, steps, saved, version)
         changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
         positions = _positions(list(steps), saved.positions)
-        if stamps[None] != saved.stamps.get(None):
-            changed["schema_version"] = stamps[None]
+        if stamps.get(None) != saved.stamps.get(None):
+            changed["schema_version"] = stamps.get(None)
         changed_steps = _changed_steps(steps, positions, stamps, saved)
         removed = [step_id for step_id in saved.steps if step_id not in steps]
         if not (changed or changed_steps or removed):
@@ -373,7 +373,7 @@ class WorkflowRepository(Repository):
         rows = [
             seal_step(self._payloads, workflow_state_id, step_id, row)
             | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
-            | {"schema_version": stamps[step_id]}
+            | {"schema_version": stamps.get(step_id)}
             for step_id, row in steps.items()
         ]
         await self._execute(upsert_step(self._dialect), rows)
@@ -618,7 +618,7 @@ def _changed_steps(
         for step_id, row in steps.items()
         if row != saved.steps.get(step_id)
         or positions[step_id] != saved.positions[step_id]
-        or stamps[step_id] != saved.stamps.get(step_id)
+        or stamps.get(step_id) != saved.stamps.get(step_id)
     }
 
 

@@ -96,8 +96,14 @@ class RunTypes:
     # --- outputs and result --------------------------------------------------------------------------------------
 
     def of_step(self, step_id: str, returns: Any) -> Any:
-        """The type of a step's outputs: as given with the call, else as the schema says."""
-        return self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
+        """The type of a step's outputs: as given with the call, else as the schema says.
+
+        Raises `ConfigurationError` for one that pydantic does not know.
+        """
+        kind = self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
+        if kind is not None:
+            adapter_of(kind)
+        return kind
 
     def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
         """The recorded outputs. Raises `StateMismatch`."""
@@ -140,24 +146,24 @@ async def bring_up_to_date(
     Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
     """
     steps, history = recorded
-    transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
-    found = row.schema_version or FIRST
+    schema, found = types.schema, row.schema_version or FIRST
     try:
-        if types.schema is not None:
-            is_old = found < types.schema.version
-            upcast = [_upcast_step(types.schema, step) for step in steps]
-            if is_old or upcast != list(steps):
-                steps, history = _converted(types, upcast, history, found)
-                context, version = join(history.committed), types.schema.version
-                types.hold(history, found)
-                initial = join(history.start)
-                await transactions.write(
-                    lambda uow: uow.runs.convert(lease, initial=initial, context=context, version=version, steps=steps)
-                )
-                return steps, history
+        if schema is not None and found < schema.version:
+            history = _upcast_history(schema, history, found)
         types.hold(history, found)
+        if schema is None:
+            return steps, history
+        today = [_upcast_step(schema, step) for step in steps]
+        if found == schema.version and today == list(steps):
+            return steps, history
     except SchemaMismatch as error:
         raise error.concerning(workflow_state_id=row.id) from None
+    steps = [_with_patch(step, schema, history) for step in today]
+    await transactions.write(
+        lambda uow: uow.runs.convert(
+            lease, initial=join(history.start), context=join(history.committed), version=schema.version, steps=steps
+        )
+    )
     return steps, history
 
 
@@ -175,28 +181,19 @@ def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:
     return step if found == schema.version else replace(step, outputs=text, schema_version=schema.version)
 
 
-def _converted(
-    types: RunTypes, steps: Sequence[StepRecord], history: ContextHistory, found: int
-) -> tuple[Sequence[StepRecord], ContextHistory]:
+def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) -> ContextHistory:
     """A resumed handler passes through each context that a step left behind, so each of them is upcast."""
-    schema = types.schema
-    if schema is None:
-        raise ValueError("without a schema nothing is converted")
 
     def convert(context: Encoded) -> Encoded:
-        text = join(context)
-        if found < schema.version:
-            text = encode(schema.upcast_context(decode(text, "context"), found, schema.version), "context")
+        upcast = schema.upcast_context(decode(join(context), "context"), found, schema.version)
+        text = encode(upcast, "context")
         schema.check_context(text, found)
         return split(text, "context")
 
     start, patches, committed = converted(history.start, history.patches, convert)
-    recorded = [
-        replace(
-            step,
-            schema_version=schema.version,
-            context_patch=patches[step.position].to_json() if step.position in patches else None,
-        )
-        for step in steps
-    ]
-    return recorded, ContextHistory(join(start), committed, patches)
+    return ContextHistory(join(start), committed, patches)
+
+
+def _with_patch(step: StepRecord, schema: StateSchema, history: ContextHistory) -> StepRecord:
+    patch = history.patches.get(step.position)
+    return replace(step, schema_version=schema.version, context_patch=None if patch is None else patch.to_json())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -23,12 +24,13 @@ from orchestrator_state.errors import (
     AlreadyExists,
     ConfigurationError,
     InvalidPayload,
+    NewerSchemaVersion,
     StaleVersion,
     StoreUnavailable,
 )
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
-from orchestrator_state.mapping import rebase, same_rows, snapshot_of
+from orchestrator_state.mapping import loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
@@ -36,9 +38,10 @@ from orchestrator_state.run_control import RunControl
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings
-from orchestrator_state.state_schema import Schemas, StateSchema
+from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.upcasting import show_in_place_of
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -227,6 +230,12 @@ class StateStore:
         if restored.id != live.id:
             raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
         rebase(restored, live, self.payloads)
+        version = loaded_from(live).stamps.get(None) or FIRST
+        known = self._transactions.schemas.version_of(live.workflow_name)
+        if known is not None and version < known:
+            with contextlib.suppress(NewerSchemaVersion):  # a snapshot by hand, of today's version
+                old = await self._transactions.read(lambda uow: uow.checkpoints.get_as_of(checkpoint_id, version))
+                show_in_place_of(restored, WorkflowState.from_snapshot(old.snapshot), version)
         return restored
 
     async def delete_old_states(self, older_than: datetime) -> int:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
+from datetime import date
+from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
@@ -17,6 +19,7 @@ from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
 
 _MOST_PATHS: Final = 5
+_SCALARS: Final = frozenset({str, int, float, bool, type(None), Decimal, date})
 
 
 class Unreadable(Exception):
@@ -95,7 +98,9 @@ def validated(validate: Callable[[], Any], path: str) -> Any:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values are equal all the way down, in type as well where JSON could have changed it."""
+    """Whether a value and what it was loaded as are equal all the way down, in type too where JSON could change it."""
+    if type(one) in _SCALARS:
+        return type(one) is type(other) and bool(one == other)
     if isinstance(one, BaseModel | dict | list | tuple) or _is_dataclass(one):
         return type(one) is type(other) and _same_parts(one, other)
     related = isinstance(one, type(other)) or isinstance(other, type(one))
@@ -105,7 +110,10 @@ def same(one: Any, other: Any) -> bool:
 
 def _same_parts(one: Any, other: Any) -> bool:
     if isinstance(one, BaseModel):
-        return same(_parts(one), _parts(other))
+        # `other` was just loaded: it has no properties that were cached, and private attributes are no part of a value.
+        values = vars(one)
+        has_fields = all(name in values and same(values[name], value) for name, value in vars(other).items())
+        return has_fields and same(one.model_extra, other.model_extra)
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, list | tuple):
@@ -115,12 +123,6 @@ def _same_parts(one: Any, other: Any) -> bool:
 
 def _is_dataclass(value: Any) -> bool:
     return is_dataclass(value) and not isinstance(value, type)
-
-
-def _parts(model: BaseModel) -> dict[str, Any]:
-    """A model's fields and extra ones; private attributes are no part of its value."""
-    values = vars(model)
-    return {name: values[name] for name in type(model).model_fields if name in values} | (model.model_extra or {})
 
 
 def _encode_plain(value: Any, path: str, encode: Encode) -> str:

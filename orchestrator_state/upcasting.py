@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 from orchestrator_state.codecs import encode
-from orchestrator_state.domain import SavedRows, StepState, StepStatus, WorkflowState
+from orchestrator_state.domain import SavedRows, Shown, StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
 from orchestrator_state.mapping import loaded_from
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.state_schema import Schemas, StateSchema
 
-Stamps = dict[str | None, int | None]
+Stamps = Mapping[str | None, int | None]
 """Versions by step id, and by None for the context."""
 
 
@@ -27,20 +27,23 @@ def upcast_state(state: WorkflowState, schemas: Schemas) -> WorkflowState:
     if schema is None:
         return state
     saved = loaded_from(state)
-    shown: dict[str | None, str] = {}
+    shown: dict[str | None, Shown] = {}
     try:
         found = schema.require_readable(saved.stamps.get(None), "context")
         text = saved.workflow["context"]
         if found < schema.version:
             state.context = schema.upcast_context(state.context, found, schema.version)
-            text = shown[None] = encode(state.context, "context")
+            shown[None] = Shown(text=encode(state.context, "context"), stored=text, stamp=found)
+            text = shown[None].text
         schema.check_context(text, found)
         for step_id, step in _completed(state):
             version = schema.require_readable(saved.stamps.get(step_id), f"steps[{step_id!r}].outputs")
             text = saved.steps[step_id]["outputs"]
             if version < schema.version:
                 upcast_step(schema, step, version)
-                text = shown[step_id] = encode(step.outputs, f"steps[{step_id!r}].outputs")
+                upcast = encode(step.outputs, f"steps[{step_id!r}].outputs")
+                shown[step_id] = Shown(text=upcast, stored=text, stamp=version)
+                text = upcast
             schema.check_outputs(step_id, text, version)
     except SchemaMismatch as error:
         raise error.concerning(workflow_state_id=state.id) from None
@@ -74,24 +77,22 @@ def check_state(state: WorkflowState, schemas: Schemas, payloads: Payloads) -> N
 
 def as_stored(
     columns: dict[str, Any], steps: Mapping[str, dict[str, Any]], saved: SavedRows | None, version: int | None
-) -> tuple[Stamps, dict[str | None, str]]:
+) -> tuple[Stamps, dict[str | None, Shown]]:
     """Put back, into the columns of a save, what is as it was shown; the rest is of `version`.
 
-    Returns the stamps, and what goes on being shown in place of something older.
+    Returns the stamps but for those that are None, and what goes on being shown in place of something older.
     """
-    stamps: Stamps = {}
-    shown: dict[str | None, str] = {}
+    stamps: dict[str | None, int | None] = {}
+    shown: dict[str | None, Shown] = {}
     payloads: list[tuple[str | None, dict[str, Any], str]] = [(None, columns, "context")]
     payloads += [(step_id, row, "outputs") for step_id, row in steps.items()]
     for key, row, name in payloads:
         stored = None if saved is None else saved.workflow if key is None else saved.steps.get(key)
-        if saved is None or stored is None:
+        upcast = None if saved is None else saved.shown.get(key)
+        if upcast is not None and row[name] == upcast.text:
+            shown[key], row[name], stamps[key] = upcast, upcast.stored, upcast.stamp
+        elif saved is None or stored is None or upcast is not None:
             stamps[key] = version
-        elif key in saved.shown:
-            if row[name] == saved.shown[key]:
-                shown[key], row[name], stamps[key] = row[name], stored[name], saved.stamps[key]
-            else:
-                stamps[key] = version
         elif row[name] == stored[name] or version is None:
             stamps[key] = saved.stamps.get(key)
         else:
@@ -99,7 +100,22 @@ def as_stored(
     if version is None and saved is not None:
         # Without a schema what is new belongs to what is there.
         stamps |= {key: saved.stamps.get(None) for key in stamps if key is not None and key not in saved.steps}
-    return stamps, shown
+    return {key: stamp for key, stamp in stamps.items() if stamp is not None}, shown
+
+
+def show_in_place_of(restored: WorkflowState, old: WorkflowState, version: int) -> None:
+    """Let a save of a `restored` state, which was rebased, store what it was upcast from: `old`, of `version`.
+
+    It stands beside patches of that version, which a resume upcasts together with it.
+    """
+    shown: dict[str | None, Shown] = {
+        None: Shown(text=encode(restored.context, "context"), stored=encode(old.context, "context"), stamp=version)
+    }
+    for step_id, step in _completed(restored):
+        path = f"steps[{step_id!r}].outputs"
+        stored = encode(old.steps[step_id].outputs, path)
+        shown[step_id] = Shown(text=encode(step.outputs, path), stored=stored, stamp=version)
+    restored._saved = replace(loaded_from(restored), shown=shown)
 
 
 def _completed(state: WorkflowState) -> list[tuple[str, StepState]]:
