@@ -95,16 +95,17 @@ class Executor:
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        result: _T = request.types.decode_result(row, self._result(row))
+                        result: _T = request.types.decode_result(row, await self._result(row))
                         return result
                     return await self.drive(row, handler, request.types, strict=strict, linger=linger)
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
             await asyncio.sleep(_LOOK_AGAIN)
 
-    def _result(self, row: Any) -> str:
+    async def _result(self, row: Any) -> str:
         """What a completed run returned, as JSON."""
-        opener = Opener(self._transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
+        payloads = await self._transactions.payloads_of([(row.result,)])
+        opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         try:
             return or_null(opener.workflow("result", row.result, row.result_digest))
         except CorruptPayload as error:

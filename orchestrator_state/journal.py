@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -15,7 +15,8 @@ from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
-from orchestrator_state.payloads import Sealed
+from orchestrator_state.offload import parse_reference
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
 from orchestrator_state.run_repository import (
     Ack,
@@ -66,6 +67,8 @@ class Entry:
     change: RunChange
     step: StepRecord
     context: ContextChange | None
+    payloads: Payloads
+    """What sealed it; its blobs are uploaded before it is written."""
 
 
 class Journal:
@@ -93,12 +96,13 @@ class Journal:
         self._chain: Chain | None = None
         self._cadence = Cadence(self._size())
         self._writer = writer
-        self._payloads = writer.transactions.payloads
+        self._transactions = writer.transactions
         self._switch = switch
         self._policy = policy
         self._asked: set[str] = set()
         self._calls: Counter[str] = Counter()
         self._commits = 0
+        self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
         self.in_order = asyncio.Lock()
@@ -142,7 +146,7 @@ class Journal:
     def check_size(self, step_id: str, outputs: str = "") -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
         steps = len(self._steps) + (step_id not in self._steps)
-        self._payloads.check_size(self._size() + len(outputs), steps)
+        self._transactions.payloads.check_size(self._size() + len(outputs), steps)
 
     def _size(self, context: ContextChange | None = None) -> int:
         """Characters of JSON in the context, by default the committed one, and in all outputs."""
@@ -232,25 +236,28 @@ class Journal:
         consumed_signal: UUID | None = None,
     ) -> Entry:
         """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
+        payloads = self._transactions.unit_payloads()
         context = self.history.diff() if with_context else None
         patch = None if context is None else context.patch
         step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            sealed = self._seal(join(context.committed), workflow_identity(self.row.id, "context"))
+            sealed = payloads.seal(join(context.committed), workflow_identity(self.row.id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
+        made = self._checkpoint(step, context, payloads) if context is not None and (due or checkpoint) else None
         change = RunChange(
             lease=self.lease,
-            step=sealed_step(self._payloads, self.row.id, step),
+            step=sealed_step(payloads, self.row.id, step),
             context=fold,
-            checkpoint=self._checkpoint(step, context) if context is not None and (due or checkpoint) else None,
+            checkpoint=made,
             consumed_signal=consumed_signal,
         )
-        return Entry(change=change, step=step, context=context)
+        return Entry(change=change, step=step, context=context, payloads=payloads)
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it."""
+        await self._upload(entry)
         ack = await uow.commits.commit(entry.change)
         hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
         return ack
@@ -282,6 +289,10 @@ class Journal:
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
         committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
+        try:
+            await self._upload(entry)
+        except StoreUnavailable as error:
+            self._switch.stop(error)
         writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
         cancelled = await outlasted(writing)
         try:
@@ -289,6 +300,7 @@ class Journal:
         finally:
             if cancelled is not None:
                 raise cancelled
+        await self._remove_superseded_snapshots(entry)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:
@@ -298,12 +310,27 @@ class Journal:
             self._switch.stop(error)
         self.accept(entry, ack)
 
-    def _checkpoint(self, step: StepRecord, context: ContextChange) -> CheckpointRecord:
+    async def _upload(self, entry: Entry) -> None:
+        offload = entry.payloads.offload
+        if offload is not None and offload.has_uploads:
+            await offload.settle()
+
+    async def _remove_superseded_snapshots(self, entry: Entry) -> None:
+        """Remove the blobs of this worker's checkpoints that the commit of `entry` has pruned."""
+        offload, made = entry.payloads.offload, entry.change.checkpoint
+        if offload is None or made is None:
+            return
+        self._snapshots.append((made.snapshot,) if parse_reference(made.snapshot) else ())
+        while len(self._snapshots) > made.keep:
+            offload.discard([self._snapshots.popleft()])
+        await self._transactions.remove_discarded(offload)
+
+    def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
         """The state as of this commit: whole now and then, else as a delta."""
         now, checkpoint_id = utc_now(), uuid4()
         is_whole = self._cadence.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
         text = self._whole(step, context, now) if is_whole else self._delta(step, now)
-        sealed = self._seal(text, checkpoint_identity(self.row.id, checkpoint_id))
+        sealed = payloads.seal(text, checkpoint_identity(self.row.id, checkpoint_id))
         return CheckpointRecord(
             id=checkpoint_id,
             step_id=step.step_id,
@@ -351,9 +378,6 @@ class Journal:
             self._unfinished[step.step_id] = step
         if self._chain is not None:
             self._chain = self._chain.with_step(step)
-
-    def _seal(self, text: str, identity: str) -> Sealed:
-        return self._payloads.seal(text, identity)
 
 
 def _added_by(step: StepRecord) -> int:

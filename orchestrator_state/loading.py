@@ -39,7 +39,7 @@ async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hoo
     `DecryptionFailed` or `UnknownCodec`, which are no damage, with nothing changed.
     """
     step_rows = await transactions.read(lambda uow: uow.runs.list_steps(row.id))
-    recorded = open_rows(row, step_rows, transactions.payloads)
+    recorded = open_rows(row, step_rows, await transactions.payloads_of([row, *step_rows]))
     if not recorded.is_sound:
         return await _fall_back(transactions, row, recorded, lease, hook)
     if recorded.outdated:

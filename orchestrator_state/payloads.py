@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol
 
+from orchestrator_state.blobs import BlobStore
 from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, SNAPSHOT_LEVELS, encode
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -29,6 +30,7 @@ from orchestrator_state.errors import (
     UnknownCodec,
     UnprotectedPayload,
 )
+from orchestrator_state.offload import REFERENCE_MARKER, Offload, parse_reference
 
 _MARKER: Final = "~payload:"
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]+(=[A-Za-z0-9._=-]+)?")
@@ -92,15 +94,34 @@ class Payloads:
     `codecs` are applied in order on writing; `readers` are further ones that are only read with, such as a retired
     codec. Payloads written before there were codecs or digests stay readable, unless `strict`: then those without a
     digest, or without a codec of the chain that always applies (an encryption; not a compression, which has a
-    threshold), raise `UnprotectedPayload`. Raises `ConfigurationError` for a tag that cannot be stored or comes twice.
+    threshold), raise `UnprotectedPayload`. `blobs` is where the large ones are kept, encoded as they are in a row.
+    Raises `ConfigurationError` for a tag that cannot be stored or comes twice.
     """
 
-    def __init__(self, codecs: Sequence[Codec] = (), *, readers: Sequence[Codec] = (), strict: bool = False) -> None:
+    def __init__(
+        self,
+        codecs: Sequence[Codec] = (),
+        *,
+        readers: Sequence[Codec] = (),
+        strict: bool = False,
+        blobs: BlobStore | None = None,
+    ) -> None:
         self._chain = [(_checked_tag(codec), codec) for codec in codecs]
         self._by_name = _by_name([*self._chain, *((_checked_tag(codec), codec) for codec in readers)])
         self._protecting = [tag for tag, codec in self._chain if _encodes_everything(tag, codec)]
         self._strict = strict
         self.limits = Limits()
+        self.blobs: Final = blobs
+        self.offload: Offload | None = None
+        """The blobs of the unit of work that these payloads are for. Without one, none is moved there."""
+
+    def for_unit(self, namespace: str, *, ahead: bool = False) -> Payloads:
+        """Return these payloads for one unit of work, if there is a blob store. For `ahead` see `Offload`."""
+        if self.blobs is None:
+            return self
+        unit = copy(self)
+        unit.offload = Offload(self.blobs, namespace, ahead=ahead)
+        return unit
 
     def within(self, limits: Limits) -> Payloads:
         """Return these payloads under other limits."""
@@ -140,8 +161,16 @@ class Payloads:
 
         Raises `InvalidPayload` when a codec does not encode it.
         """
+        offload = self.offload
+        if offload is not None and (known := offload.sealed.get((identity, text))):
+            return Sealed(*known)
         stored = self._encoded(text, identity) if self._chain or text.startswith(_MARKER) else text
-        return Sealed(stored, digest_of(stored, identity))
+        digest = digest_of(stored, identity)
+        if offload is not None and offload.takes(stored):
+            stored = offload.put(stored, digest, workflow_state_id=identity.split("/")[1])
+            digest = digest_of(stored, identity)
+            offload.sealed[identity, text] = stored, digest
+        return Sealed(stored, digest)
 
     def open(self, text: str, digest: str | None, identity: str, path: str, *, outdated: bool = False) -> str:
         """Return the text that was sealed as `text` and `digest`; `path` names the payload in errors.
@@ -157,6 +186,8 @@ class Payloads:
                 raise UnprotectedPayload(f"the stored {path} has no digest, and reading is strict", path=path)
         elif self._strict or not outdated or text.startswith(_MARKER):
             check_digest(text, digest, identity, path)
+        if text.startswith(REFERENCE_MARKER):
+            text = self._from_blob(text, identity, path)
         if text.startswith(_MARKER):
             return self._decoded(text, identity, path)
         if self._strict:
@@ -170,6 +201,8 @@ class Payloads:
         """
         if digest is None:
             return False
+        if self.offload is not None and (reference := parse_reference(text)):
+            text = self.offload.text(reference.name) or text
         found = text.split(":", 2)[1] if text.startswith(_MARKER) else ""
         remaining = found.split(",") if found else []
         for tag, _ in self._chain:
@@ -205,6 +238,20 @@ class Payloads:
             return data.decode()
         except UnicodeDecodeError:
             raise CorruptPayload(f"the stored {path} does not decode to text", path=path) from None
+
+    def _from_blob(self, text: str, identity: str, path: str) -> str:
+        """The text that would be in the row if it were shorter."""
+        reference = parse_reference(text)
+        if reference is None:
+            raise CorruptPayload(f"the stored {path} begins like a reference to a blob, and is none", path=path)
+        if self.offload is None or not self.offload.has(reference.name):
+            message = f"the stored {path} is in a blob store, and there is none here to read it from"
+            raise UnknownCodec(message, path=path, tag="blob")
+        stored = self.offload.text(reference.name)
+        if stored is None:
+            raise CorruptPayload(f"the blob with the stored {path} is gone", path=path)
+        check_digest(stored, reference.digest, identity, path)
+        return stored
 
     def _reader(self, tag: str, path: str) -> Codec:
         codec = self._by_name.get(_name(tag))
@@ -275,6 +322,10 @@ def _checked_tag(codec: Codec) -> str:
 def _by_name(codecs: Iterable[tuple[str, Codec]]) -> dict[str, Codec]:
     by_name: dict[str, Codec] = {}
     for tag, codec in codecs:
+        if _name(tag) == "blob":
+            raise ConfigurationError(
+                "no codec can be named blob: that is what a payload in the blob store is marked with"
+            )
         if _name(tag) in by_name:
             message = f"two codecs are named {_name(tag)}: a stored payload would not say which one wrote it"
             raise ConfigurationError(message)

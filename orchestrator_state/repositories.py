@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, Result, delete, select, update
+from sqlalchemy import CursorResult, Delete, Executable, Result, delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
@@ -45,6 +45,7 @@ from orchestrator_state.mapping import (
     workflow_columns,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.offload import references
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
@@ -61,6 +62,7 @@ from orchestrator_state.statements import (
     GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
     NEXT_CHECKPOINT_SEQ,
+    REFERENCES_OF,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
@@ -71,6 +73,7 @@ from orchestrator_state.statements import (
     WORKFLOW_ROW,
     insert_checkpoint,
     insert_workflow,
+    reference_columns,
     upsert_step,
 )
 from orchestrator_state.undo import unless_committed
@@ -105,8 +108,29 @@ class Repository:
     async def _execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> Result[Any]:
+        offload = self._payloads.offload
+        if offload is not None and offload.has_uploads:
+            await offload.settle()  # before a row refers to them
         with database_errors():
             return await self._session.execute(statement, parameters, execution_options=self._options)
+
+    async def _fetch(
+        self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
+    ) -> Sequence[Any]:
+        """The rows of a query, with the payloads that they have in the blob store."""
+        rows = (await self._execute(statement, parameters)).all()
+        if self._payloads.offload is not None:
+            await self._payloads.offload.fetch(rows)
+        return rows
+
+    async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
+        """Delete rows, and their blobs once that has committed. Returns how many rows."""
+        offload = self._payloads.offload
+        if offload is None:
+            return rowcount(await self._execute(statement, parameters))
+        rows = (await self._execute(statement.returning(*reference_columns(statement.table)), parameters)).all()
+        offload.discard(rows)
+        return len(rows)
 
     @property
     def _dialect(self) -> str:
@@ -126,17 +150,17 @@ class Repository:
 
     async def _source(self, workflow_state_id: UUID) -> Source:
         of_workflow = {"workflow_state_id": workflow_state_id}
-        row = (await self._execute(WORKFLOW_ROW, of_workflow)).first()
-        if row is None:
+        rows = await self._fetch(WORKFLOW_ROW, of_workflow)
+        if not rows:
             raise self._workflow_not_found(workflow_state_id)
-        return Source(row, (await self._execute(STEP_ROWS_OF, of_workflow)).all(), self._payloads)
+        return Source(rows[0], await self._fetch(STEP_ROWS_OF, of_workflow), self._payloads)
 
     async def _make_whole(self, workflow_state_id: UUID) -> None:
         """Before finished steps or the first context change: let the deltas of the workflow not refer to them.
 
         A delta that does not fit what it refers to is left, to be refused when it is read.
         """
-        rows = (await self._execute(DELTAS_OF, {"workflow_state_id": workflow_state_id})).all()
+        rows = await self._fetch(DELTAS_OF, {"workflow_state_id": workflow_state_id})
         source = await self._source(workflow_state_id) if rows else None
         for row in rows:
             try:
@@ -214,17 +238,21 @@ class WorkflowRepository(Repository):
 
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
-        rows = await self._execute(ACTIVE_STATES, {"namespace": self._namespace})
+        rows = await self._fetch(ACTIVE_STATES, {"namespace": self._namespace})
         return [upcast_state(state, self._schemas) for state in states_from_rows(rows, self._payloads)]
 
     async def get_as_stored(self, workflow_state_id: UUID) -> WorkflowState:
         """Like `get`, but at the version that it was stored at. Raises `WorkflowNotFound`."""
         parameters = {"id": workflow_state_id, "namespace": self._namespace}
-        rows = await self._execute(STATE_BY_ID, parameters)
+        rows = await self._fetch(STATE_BY_ID, parameters)
         state = next(iter(states_from_rows(rows, self._payloads)), None)
         if state is None:
             raise self._workflow_not_found(workflow_state_id)
         return state
+
+    async def list_blobs(self, workflow_state_ids: Sequence[UUID]) -> set[str]:
+        """The names of all blobs that these workflows refer to, as of one moment."""
+        return {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": workflow_state_ids}))}
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
         """Delete up to `limit` finished workflows last updated before `older_than`, children included.
@@ -251,11 +279,11 @@ class WorkflowRepository(Repository):
                 (signals, signals.c.workflow_state_id),
                 (workflow_states, workflow_states.c.id),
             ):
-                await self._execute(delete(table).where(owner.in_(chunk)))
+                await self._delete(delete(table).where(owner.in_(chunk)))
         return len(ids)
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
-        rows = await self._execute(statement, parameters | {"namespace": self._namespace})
+        rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
         state = next(iter(states_from_rows(rows, self._payloads)), None)
         return None if state is None else upcast_state(state, self._schemas)
 
@@ -331,7 +359,7 @@ class WorkflowRepository(Repository):
 
     async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
         for chunk in _chunks(step_ids):
-            await self._execute(
+            await self._delete(
                 delete(step_states).where(
                     step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk)
                 )
@@ -398,7 +426,7 @@ class StepRepository(Repository):
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
         }
-        return [self._step(row) for row in await self._execute(STEPS_OF, parameters)]
+        return [self._step(row) for row in await self._fetch(STEPS_OF, parameters)]
 
     async def find(self, workflow_state_id: UUID | str, step_id: str) -> StepState | None:
         parameters = {
@@ -406,8 +434,8 @@ class StepRepository(Repository):
             "step_id": as_name(step_id, "step_id"),
             "namespace": self._namespace,
         }
-        row = (await self._execute(STEP_BY_ID, parameters)).first()
-        return None if row is None else self._step(row)
+        rows = await self._fetch(STEP_BY_ID, parameters)
+        return self._step(rows[0]) if rows else None
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
@@ -521,7 +549,7 @@ class CheckpointRepository(Repository):
             "namespace": self._namespace,
             "keep": as_count(keep, "keep"),
         }
-        return rowcount(await self._execute(DELETE_SUPERSEDED, parameters))
+        return await self._delete(DELETE_SUPERSEDED, parameters)
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         return next(iter(await self._checkpoints(statement, parameters | {"namespace": self._namespace})), None)
@@ -534,11 +562,11 @@ class CheckpointRepository(Repository):
         What deltas refer to is read by a second statement. A change in between makes the deltas whole, or deletes
         them: so what does not fit is read once more.
         """
-        rows = (await self._execute(statement, parameters)).all()
+        rows = await self._fetch(statement, parameters)
         try:
             return await self._whole(rows, version)
         except CorruptPayload:
-            again = (await self._execute(statement, parameters)).all()
+            again = await self._fetch(statement, parameters)
             if [(row.id, row.position) for row in again] == [(row.id, row.position) for row in rows]:
                 raise
             return await self._whole(again, version)

@@ -311,9 +311,10 @@ class RunRepository(Repository):
             step_states.c.step_id == step_id,
             step_states.c.status == "completed",
         )
-        row = (await self._execute(query)).first()
-        if row is None:
+        rows = await self._fetch(query)
+        if not rows:
             return None
+        (row,) = rows
         # Whatever was out of date when the run was loaded has been written anew.
         opener = Opener(self._payloads, workflow_state_id, outdated=False)
         return step_record(row, opener.step_row(row))
@@ -390,7 +391,7 @@ class RunRepository(Repository):
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
         await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {})
-        await self._execute(
+        await self._delete(
             delete(step_states).where(
                 step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(sorted(damaged))
             )
@@ -422,9 +423,10 @@ class RunRepository(Repository):
             .order_by(signals.c.seq)
             .limit(1)
         )
-        row = (await self._execute(query)).first()
-        if row is None:
+        rows = await self._fetch(query)
+        if not rows:
             return None
+        (row,) = rows
         identity, path = signal_identity(workflow_state_id, row.id), f"signal {name!r}"
         try:
             payload = self._payloads.open(row.payload, row.payload_digest, identity, path)
@@ -539,9 +541,10 @@ class RunRepository(Repository):
     ) -> None:
         """Through here and not inside the database: a payload is bound to the row that it is in."""
         of_source = select(workflow_states, OUTDATED).where(_w.id == source)
-        row = (await self._execute(of_source)).first()
-        if row is None:
+        rows = await self._fetch(of_source)
+        if not rows:
             return
+        (row,) = rows
         opener = Opener(self._payloads, source, outdated=row.outdated)
         if row.initial_context is None and row.initial_context_digest is None:
             first = opener.workflow("context", row.context, row.context_digest)
@@ -552,7 +555,7 @@ class RunRepository(Repository):
         steps = select(step_states).where(
             step_states.c.workflow_state_id == source, step_states.c.step_id.in_(sorted(step_ids))
         )
-        for step in await self._execute(steps):
+        for step in await self._fetch(steps):
             patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
             sealed = seal_step(self._payloads, fork_id, step.step_id, {"context_patch": patch})
             await self._execute(
@@ -567,7 +570,7 @@ class RunRepository(Repository):
 
     async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
         """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""
-        await self._execute(
+        await self._delete(
             delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
         )
 

@@ -11,10 +11,13 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     CompoundSelect,
+    FromClause,
     Insert,
     bindparam,
+    case,
     delete,
     exists,
+    func,
     literal_column,
     null,
     or_,
@@ -28,7 +31,8 @@ from sqlalchemy.sql import Select
 from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.offload import REFERENCE_MARKER
 
 _workflow = workflow_states.c
 _step = step_states.c
@@ -184,6 +188,36 @@ NEXT_CHECKPOINT_SEQ: Final = (
         has_unnumbered_checkpoints(bindparam("of_id", type_=_workflow.id.type)),
     )
 )
+
+
+def _payload_columns(table: FromClause) -> list[ColumnElement[Any]]:
+    return [column for column in table.c if f"{column.name}_digest" in table.c]
+
+
+def _is_reference(column: ColumnElement[Any]) -> ColumnElement[bool]:
+    return func.substr(column, 1, len(REFERENCE_MARKER)) == REFERENCE_MARKER
+
+
+def reference_columns(table: FromClause) -> list[ColumnElement[Any]]:
+    """The payload columns of `table`, NULL where they hold no reference to a blob."""
+    return [case((_is_reference(column), column), else_=None) for column in _payload_columns(table)]
+
+
+_OWNERS: Final = (
+    (workflow_states, _workflow.id),
+    (step_states, _step.workflow_state_id),
+    (checkpoints, _checkpoint.workflow_state_id),
+    (signals, signals.c.workflow_state_id),
+)
+_AMONG: Final = bindparam("among", type_=_workflow.id.type, expanding=True)
+REFERENCES_OF: Final = union_all(
+    *(
+        select(column).where(owner.in_(_AMONG), _is_reference(column))
+        for table, owner in _OWNERS
+        for column in _payload_columns(table)
+    )
+)
+"""All references to blobs of the workflows, as of one moment."""
 
 DELETE_SUPERSEDED: Final = delete(checkpoints).where(
     _checkpoint.id.in_(

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar, Unpack, overload
 from uuid import UUID, uuid4
@@ -29,6 +29,7 @@ from orchestrator_state.errors import (
     StoreUnavailable,
 )
 from orchestrator_state.execution import Executor, RunRequest
+from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.mapping import loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
 from orchestrator_state.payload_repository import Progress, row_counter
@@ -49,6 +50,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 _State = TypeVar("_State", bound=BaseModel)
 _DELETE_BATCH: Final = 200
+_GRACE: Final = timedelta(hours=1)
 
 
 class StateStore:
@@ -258,6 +260,15 @@ class StateStore:
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
         return await self._transactions.write(lambda uow: uow.checkpoints.prune(workflow_state_id, keep=keep))
+
+    async def collect_garbage(self, older_than: Duration = _GRACE) -> int:
+        """Remove blobs of this namespace that no row refers to any more. Returns how many; 0 without a blob store.
+
+        They are left by values that were overwritten, and by crashes and rolled back transactions. Younger ones than
+        `older_than` (an hour) are left alone, since their row may not have committed yet: it has to be longer than any
+        transaction takes, and than clocks differ. May be interrupted, and run at any time from several places at once.
+        """
+        return await collect_garbage(self._transactions, as_duration(older_than, "older_than"))
 
     async def health_check(self) -> None:
         """Raise `StoreUnavailable` unless the database answers a query."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.engine import Database
-from orchestrator_state.errors import ConfigurationError, Conflict, StoreUnavailable
+from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
+from orchestrator_state.offload import MoveFirst, Offload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
@@ -18,6 +20,9 @@ from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
 Work = Callable[[UnitOfWork], Awaitable[_Result]]
+# A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
+_MOVES_AHEAD: Final = 5
+_logger: Final = logging.getLogger("orchestrator_state")
 
 
 class Transactions:
@@ -36,18 +41,30 @@ class Transactions:
             await self.database.close()
 
     @asynccontextmanager
-    async def begin(self) -> AsyncIterator[UnitOfWork]:
+    async def begin(self, payloads: Payloads | None = None) -> AsyncIterator[UnitOfWork]:
         """One unit of work: committed at the end of the block, rolled back on any exception, never repeated."""
         self._require_open()
+        payloads = payloads or self.unit_payloads()
+        if payloads.offload is not None:
+            payloads.offload.discarded.clear()  # by a try before, which was rolled back
         async with self.database.writing() as session:
-            yield self._unit(session)
+            yield self._unit(session, payloads)
+        if payloads.offload is not None:
+            await self.remove_discarded(payloads.offload)
 
     async def read(self, work: Work[_Result]) -> _Result:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
 
         async def attempt() -> _Result:
             self._require_open()
-            return await work(self._unit(self.database.reading()))
+            payloads = self.unit_payloads()
+            try:
+                return await work(self._unit(self.database.reading(), payloads))
+            except CorruptPayload:
+                if payloads.offload is None or not payloads.offload.missing:
+                    raise
+            # Perhaps the row was deleted between its reading and that of the blob.
+            return await work(self._unit(self.database.reading(), self.unit_payloads()))
 
         return await while_transient(attempt, self.settings.retry_timeout)
 
@@ -57,11 +74,14 @@ class Transactions:
         Twice, because nobody knows the outcome when the connection drops during COMMIT.
         """
 
-        async def attempt() -> _Result:
-            async with self.begin() as uow:
-                return await work(uow)
+        async def write(payloads: Payloads) -> _Result:
+            async def attempt() -> _Result:
+                async with self.begin(payloads) as uow:
+                    return await work(uow)
 
-        return await while_transient(attempt, self.settings.retry_timeout)
+            return await while_transient(attempt, self.settings.retry_timeout)
+
+        return await self._moving_blobs_first(write)
 
     async def write_once(
         self, work: Work[None], conflict: type[Conflict], landed: Callable[[], Awaitable[bool]]
@@ -73,28 +93,66 @@ class Transactions:
         """
         outcome_unknown = False
 
-        async def attempt() -> None:
-            nonlocal outcome_unknown
-            try:
+        async def write(payloads: Payloads) -> None:
+            async def attempt() -> None:
+                nonlocal outcome_unknown
                 try:
-                    async with self.begin() as uow:
-                        await work(uow)
-                except conflict:
-                    if not (outcome_unknown and await landed()):
-                        raise
-            except StoreUnavailable as error:
-                # Of the whole call: an earlier attempt may have landed, although this one did not.
-                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
-                raise
+                    try:
+                        async with self.begin(payloads) as uow:
+                            await work(uow)
+                    except conflict:
+                        if not (outcome_unknown and await landed()):
+                            raise
+                except StoreUnavailable as error:
+                    # Of the whole call: an earlier attempt may have landed, although this one did not.
+                    outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
+                    raise
 
-        await while_transient(attempt, self.settings.retry_timeout)
+            await while_transient(attempt, self.settings.retry_timeout)
 
-    def _unit(self, session: AsyncSession) -> UnitOfWork:
+        await self._moving_blobs_first(write)
+
+    async def payloads_of(self, rows: Iterable[Iterable[Any]]) -> Payloads:
+        """Return what opens the payloads in `rows`, with those fetched that are in the blob store."""
+        payloads = self.unit_payloads()
+        if payloads.offload is not None:
+            await payloads.offload.fetch(rows)
+        return payloads
+
+    async def remove_discarded(self, offload: Offload) -> None:
+        """Remove the blobs of rows whose deletion has committed, as far as that works: the rest is garbage."""
+        try:
+            await offload.remove_discarded()
+        except StoreUnavailable as error:
+            _logger.warning("blobs were left to be collected as garbage: %s", error)
+
+    async def _moving_blobs_first(self, work: Callable[[Payloads], Awaitable[_Result]]) -> _Result:
+        """Await `work`, a transaction; if it finds that blobs have to be moved, move them after it, and do it again.
+
+        Not before the first: only the transaction finds out what has changed, and what there is to read.
+        """
+        payloads = self.unit_payloads(ahead=True)
+        offload = payloads.offload
+        if offload is None:
+            return await work(payloads)
+        for _ in range(_MOVES_AHEAD):
+            try:
+                return await work(payloads)
+            except MoveFirst:
+                await offload.move()
+        offload.ahead = False
+        return await work(payloads)
+
+    def unit_payloads(self, *, ahead: bool = False) -> Payloads:
+        """Payloads for one piece of work, which has blobs of its own to move."""
+        return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
+
+    def _unit(self, session: AsyncSession, payloads: Payloads) -> UnitOfWork:
         return UnitOfWork(
             session,
             namespace=self.settings.namespace,
             schema=self.settings.db_schema,
-            payloads=self.payloads,
+            payloads=payloads,
             schemas=self.schemas,
         )
 

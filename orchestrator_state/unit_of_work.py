@@ -22,6 +22,7 @@ class UnitOfWork:
     joins the caller's transaction and never commits: business rows and workflow state stand or fall together.
     `schema` is the Postgres schema of our tables, if they are not on the session's search path. `payloads` and
     `schemas` are what the store was opened with, if it was given any: `UnitOfWork(session, payloads=store.payloads)`.
+    Blobs are moved while the caller's transaction is open, and those of rows that it deletes are left as garbage.
     """
 
     def __init__(
@@ -35,6 +36,8 @@ class UnitOfWork:
     ) -> None:
         """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name."""
         self.session = session
+        if payloads.offload is None:
+            payloads = payloads.for_unit(namespace)
         known = schemas if isinstance(schemas, Schemas) else Schemas(schemas)
         options: dict[str, Any] = {"namespace": namespace, "schema": schema, "payloads": payloads, "schemas": known}
         self.workflows = WorkflowRepository(session, **options)

@@ -1,0 +1,190 @@
+"""Where large payloads are kept instead of in their row: a directory, or an object store, by way of fsspec."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from orchestrator_state.errors import ConfigurationError, MissingExtra, OrchestratorStateError, StoreUnavailable
+
+_Result = TypeVar("_Result")
+
+# Tells a blob that is gone from a directory that is not mounted, or a bucket that is another one.
+_MARKER: Final = "orchestrator-state-blobs.txt"
+_MARKER_TEXT: Final = b"Payloads of orchestrator_state. Rows of its tables refer to them: delete none by hand.\n"
+_AT_A_TIME: Final = 8
+_TRIES: Final = 3
+
+
+class BlobStore:
+    """A place for payloads whose stored text is longer than `above` bytes. Shared by threads; it may outlive a loop.
+
+    `url` is what fsspec knows: `file:///srv/blobs`, `s3://bucket/prefix`, … and `storage_options` are that file
+    system's. Each database needs a place of its own: `collect_garbage` removes what its own rows do not refer to. A
+    call that takes longer than `timeout` raises `StoreUnavailable`, as does one that fails.
+
+    Needs the extra `blobs`, and what fsspec needs for the protocol (`s3fs`, `gcsfs`, `adlfs`). Raises `MissingExtra`
+    or `ConfigurationError`.
+    """
+
+    def __init__(
+        self, url: str, *, above: int = 1_000_000, timeout: timedelta = timedelta(seconds=60), **storage_options: Any
+    ) -> None:
+        if above < 1:
+            raise ConfigurationError("above must be at least 1")
+        self.above: Final = above
+        self._url = url
+        self._options = storage_options
+        self._timeout = timeout.total_seconds()
+        self._marked = False
+        self._pid = os.getpid()
+        self._files, self._root = self._connect()
+
+    def __repr__(self) -> str:
+        return f"BlobStore(above={self.above})"  # the URL may hold a password
+
+    async def put(self, name: str, content: bytes) -> None:
+        """Write a blob; it is on disk, or acknowledged by the object store, when this returns."""
+        await self._in_thread(partial(self._put, name, content))
+
+    async def get(self, name: str) -> bytes | None:
+        """Return a blob, or None if it is gone for sure."""
+        return await self._in_thread(partial(self._get, name))
+
+    async def remove(self, names: Iterable[str]) -> None:
+        """Remove blobs; that one is gone already is no error."""
+        await in_parallel([self._in_thread(partial(self._remove, name)) for name in names])
+
+    async def find(self, directory: str) -> list[str]:
+        """The names of all files below `directory`."""
+        return await self._in_thread(partial(self._find, directory))
+
+    async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
+        """In a thread also where the file system is asynchronous: it would belong to one loop, and this outlives it."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await asyncio.to_thread(work)
+        except OrchestratorStateError:
+            raise
+        except TimeoutError:
+            raise StoreUnavailable(f"the blob store took longer than {self._timeout:g} s") from None
+        except Exception as error:  # noqa: BLE001 - each file system has its own; their messages may quote the URL
+            raise StoreUnavailable(f"the blob store failed ({type(error).__name__})") from None
+
+    # --- in a thread ---------------------------------------------------------------------------------------------
+
+    def _connect(self) -> tuple[Any, str]:
+        try:
+            from fsspec.core import url_to_fs
+        except ImportError as error:
+            message = "BlobStore needs a library: pip install 'orchestrator-state[blobs]'"
+            raise MissingExtra(message, extra="blobs") from error
+        try:
+            files, root = url_to_fs(self._url, **self._options)
+        except ImportError:
+            raise ConfigurationError(
+                "fsspec needs another library for the blob store's protocol, such as s3fs, gcsfs or adlfs"
+            ) from None
+        except Exception as error:  # noqa: BLE001
+            raise ConfigurationError(f"the blob store cannot be opened ({type(error).__name__})") from None
+        return files, root.rstrip("/")
+
+    def _connected(self) -> Any:
+        """The file system; after a fork a new one, since connections do not survive it."""
+        if self._pid != os.getpid():
+            self._files, self._root = self._connect()
+            self._pid, self._marked = os.getpid(), False
+        return self._files
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _put(self, name: str, content: bytes) -> None:
+        files = self._connected()
+        if not self._marked:
+            files.invalidate_cache()
+            if not files.exists(self._path(_MARKER)):
+                self._write(files, self._path(_MARKER), _MARKER_TEXT)
+            self._marked = True
+        self._write(files, self._path(name), content)
+
+    def _write(self, files: Any, path: str, content: bytes) -> None:
+        from fsspec.asyn import AsyncFileSystem
+        from fsspec.implementations.local import LocalFileSystem
+
+        for left in reversed(range(_TRIES)):
+            try:
+                files.pipe_file(path, content)
+                break
+            except FileNotFoundError:
+                # An object store has no directories: there it is the bucket, which is not ours to make. Elsewhere
+                # somebody may have removed the directory since, because it was empty.
+                if isinstance(files, AsyncFileSystem) or left == 0:
+                    raise
+                files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if isinstance(files, LocalFileSystem):
+            _sync_to_disk(Path(path), up_to=Path(self._root))
+
+    def _get(self, name: str) -> bytes | None:
+        files = self._connected()
+        try:
+            content: bytes = files.cat_file(self._path(name))
+        except FileNotFoundError:
+            files.invalidate_cache()
+            if files.exists(self._path(_MARKER)):
+                return None
+            raise StoreUnavailable(
+                f"the place of the blobs has no {_MARKER}: it is not mounted, or not the one they were written to"
+            ) from None
+        return content
+
+    def _remove(self, name: str) -> None:
+        from fsspec.implementations.local import LocalFileSystem
+
+        files = self._connected()
+        try:
+            files.rm_file(self._path(name))
+        except FileNotFoundError:
+            return
+        if isinstance(files, LocalFileSystem):
+            try:
+                Path(self._path(name)).parent.rmdir()
+            except OSError:
+                return  # not empty
+
+    def _find(self, directory: str) -> list[str]:
+        files = self._connected()
+        files.invalidate_cache()
+        try:
+            found = files.find(self._path(directory))
+        except FileNotFoundError:
+            return []
+        return [path.removeprefix(f"{self._root}/") for path in found]
+
+
+async def in_parallel(jobs: list[Any]) -> list[Any]:
+    """Await `jobs`, a few at a time; all of them are over before the first error is raised."""
+    results: list[Any] = []
+    for start in range(0, len(jobs), _AT_A_TIME):
+        results += await asyncio.gather(*jobs[start : start + _AT_A_TIME], return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return results
+
+
+def _sync_to_disk(path: Path, *, up_to: Path) -> None:
+    """A row that is committed survives a power cut, and so must the blob it refers to, and the way there."""
+    for place in (path, *path.parents):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if place == up_to:
+            break

@@ -1,0 +1,153 @@
+"""What one unit of work moves to the blob store and from it.
+
+A row whose payload is in a blob holds `~payload:blob=<digest>:<name>`: the digest that the row would have had, and
+where the text is that the row would have held. A name is used once, so a row never comes to refer to another content;
+it begins with the time of the upload, so that the garbage of a crash can be told from an upload under way.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from hashlib import sha256
+from typing import Any, Final, NamedTuple
+
+from orchestrator_state.blobs import BlobStore, in_parallel
+
+REFERENCE_MARKER: Final = "~payload:blob="
+_REFERENCE: Final = re.compile(r"~payload:blob=([0-9a-f]{32}):([a-z0-9_-]+/[0-9a-f-]{36}/[0-9a-f]{32})")
+_NAME: Final = re.compile(r"[a-z0-9_-]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9a-f]{12})[0-9a-f]{20}")
+_SAFE_NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class Reference(NamedTuple):
+    digest: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{REFERENCE_MARKER}{self.digest}:{self.name}"
+
+
+class BlobName(NamedTuple):
+    workflow_state_id: str
+    written_at: int
+    """Seconds since 1970, by the clock of who wrote it."""
+
+
+class MoveFirst(Exception):
+    """Blobs have to be moved before the transaction can be done: give it up, `move`, and do it again."""
+
+
+class Offload:
+    """The blobs of one unit of work.
+
+    With `ahead`, uploads and downloads that turn out to be needed raise `MoveFirst`, so that no transaction is open,
+    and no connection taken, while they last. Otherwise they are done on the spot.
+    """
+
+    def __init__(self, store: BlobStore, namespace: str, *, ahead: bool) -> None:
+        self.ahead = ahead
+        self.sealed: dict[tuple[str, str], tuple[str, str]] = {}
+        """What became of (identity, text). An encryption would make another blob of it when the work is repeated."""
+        self.missing = False
+        """Whether a blob was not there."""
+        self.discarded: set[str] = set()
+        self._store = store
+        self._namespace = namespace
+        self._uploads: dict[str, str] = {}
+        self._wanted: set[str] = set()
+        self._texts: dict[str, str | None] = {}
+
+    # --- writing -------------------------------------------------------------------------------------------------
+
+    def takes(self, text: str) -> bool:
+        above = self._store.above
+        # A character is up to four bytes.
+        return len(text) * 4 > above and (len(text) > above or len(text.encode()) > above)
+
+    def put(self, text: str, digest: str, workflow_state_id: str) -> str:
+        """Note that `text` is to be uploaded; returns the reference to it."""
+        name = f"{directory_of(self._namespace)}/{workflow_state_id}/{int(time.time()):012x}{secrets.token_hex(10)}"
+        self._uploads[name] = text
+        return str(Reference(digest, name))
+
+    @property
+    def has_uploads(self) -> bool:
+        return bool(self._uploads)
+
+    async def settle(self) -> None:
+        """Have what was `put` uploaded before a row refers to it. Raises `StoreUnavailable`."""
+        if self.ahead:
+            raise MoveFirst
+        await self.move()
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    async def fetch(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Get the blobs that `rows` refer to. Raises `StoreUnavailable`."""
+        self._wanted = {reference.name for reference in references(rows)} - self._texts.keys()
+        if self._wanted:
+            await self.settle()
+
+    def has(self, name: str) -> bool:
+        """Whether the blob was fetched, or found to be missing."""
+        return name in self._texts
+
+    def text(self, name: str) -> str | None:
+        """A blob that was fetched; None if it is not there."""
+        return self._texts.get(name)
+
+    # --- moving --------------------------------------------------------------------------------------------------
+
+    async def move(self) -> None:
+        """Upload and download what is due. Raises `StoreUnavailable`; what was moved until then stays moved."""
+        uploads = [self._upload(name, text) for name, text in self._uploads.items()]
+        await in_parallel([*uploads, *(self._download(name) for name in self._wanted)])
+
+    def discard(self, rows: Iterable[Iterable[Any]]) -> None:
+        """Note that what `rows` refer to is garbage once the transaction has committed."""
+        self.discarded.update(reference.name for reference in references(rows))
+        self.sealed.clear()  # the same payload written again needs a blob that stays
+
+    async def remove_discarded(self) -> None:
+        discarded, self.discarded = self.discarded, set()
+        await self._store.remove(discarded)
+
+    async def _upload(self, name: str, text: str) -> None:
+        await self._store.put(name, text.encode())
+        del self._uploads[name]
+
+    async def _download(self, name: str) -> None:
+        content = await self._store.get(name)
+        self.missing = self.missing or content is None
+        # What does not decode does not match its digest afterwards.
+        self._texts[name] = None if content is None else content.decode(errors="replace")
+
+
+def parse_reference(text: str) -> Reference | None:
+    found = _REFERENCE.fullmatch(text)
+    return None if found is None else Reference(*found.groups())
+
+
+def references(rows: Iterable[Iterable[Any]]) -> list[Reference]:
+    """All references among the values of `rows`."""
+    return [
+        reference
+        for row in rows
+        for value in row
+        if isinstance(value, str) and value.startswith(REFERENCE_MARKER) and (reference := parse_reference(value))
+    ]
+
+
+def parse_name(name: str) -> BlobName | None:
+    found = _NAME.fullmatch(name)
+    return None if found is None else BlobName(found[1], int(found[2], 16))
+
+
+def directory_of(namespace: str) -> str:
+    """Where the blobs of a namespace are: some file systems take `A` for `a`, and `..` for another place."""
+    if _SAFE_NAMESPACE.fullmatch(namespace):
+        return namespace
+    return f"sha256-{sha256(namespace.encode()).hexdigest()}"
