@@ -33,11 +33,6 @@ class DriverStatement:
         values = {**self._constants, **values}
         return [values[name] if convert is None else convert(values[name]) for name, convert in self._slots]
 
-    def plain_arguments(self, values: Mapping[str, Any]) -> list[Any]:
-        """Like `arguments`, for a driver that takes Python's values as they are."""
-        values = {**self._constants, **values}
-        return [values[name] for name, _ in self._slots]
-
 
 class DriverStatements:
     """The compiled statements of one database, each compiled when it is first wanted."""

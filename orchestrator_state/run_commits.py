@@ -86,7 +86,7 @@ async def commit_at_once(database: Database, changes: Sequence[RunChange]) -> li
         return await database.in_one_hop(partial(_write_in_thread, statements=database.statements, changes=changes))
     statement, parameters = postgres_commit(changes)
     compiled = database.statements[statement]
-    return _acks(changes, await database.fetch(compiled.sql, compiled.plain_arguments(parameters)))
+    return _acks(changes, await database.fetch(compiled.sql, compiled.arguments(parameters)))
 
 
 # --- Postgres ----------------------------------------------------------------------------------------------------

@@ -123,7 +123,10 @@ class Writer:
         """Take no more, and wait until all that was taken is written."""
         self._closed = True
         while self._queue or self._batches or self._alone:
-            await asyncio.wait({*self._batches, *self._alone}, timeout=None if self._batches or self._alone else 0)
+            if under_way := {*self._batches, *self._alone}:
+                await asyncio.wait(under_way)
+            else:
+                await asyncio.sleep(0)  # the batch is about to be sent
 
     # --- batches -------------------------------------------------------------------------------------------------
 

@@ -9,11 +9,13 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from sqlalchemy import event
 
 from orchestrator_state import InvalidPayload, Run, StateStore, WorkflowState
+from orchestrator_state.driver_statements import DriverStatement
 from tests.running import (
     Effect,
     Failing,
@@ -254,10 +256,16 @@ def sent_by(store: StateStore) -> Iterator[list[str]]:
     def note(_: Any, __: Any, ___: Any, parameters: Any, *____: Any) -> None:
         sent.append(repr(parameters))
 
+    def compiled(statement: DriverStatement, values: dict[str, Any]) -> list[Any]:
+        sent.append(repr(values))
+        return arguments(statement, values)
+
+    arguments = DriverStatement.arguments
     engine = store._transactions.database._pool.sync_engine
     event.listen(engine, "before_cursor_execute", note)
     try:
-        yield sent
+        with patch.object(DriverStatement, "arguments", compiled):
+            yield sent
     finally:
         event.remove(engine, "before_cursor_execute", note)
 

@@ -18,6 +18,7 @@ from orchestrator_state.driver_statements import DriverStatement
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.writer import Writer
+from tests.engines import own_engine
 from tests.running import count_rows, fetch, seconds
 from tests.statements import traffic_of, unfenced
 
@@ -194,6 +195,29 @@ async def test_a_stale_token_fails_alone(store: StateStore) -> None:
     assert [type(result) for result in results] == [Ack] * 4 + [LeaseLost] * 3 + [Ack] * 3
     assert await recorded(store) == {lease.workflow_state_id for lease in [*leases[:4], *leases[6:]]}
     assert len({id(result) for result in results[4:7]}) == 3, "each has its own"
+
+
+@pytest.mark.parametrize("way", ["the application's engine", "PgBouncer"])
+async def test_past_a_session_or_through_one_the_outcomes_are_the_same(database_url: str, way: str) -> None:
+    """Where the driver cannot be spoken to directly, the same statements go through a session."""
+    engine = own_engine(database_url)
+    options: dict[str, Any] = (
+        {"engine": engine} if way != "PgBouncer" else {"database": database_url, "pgbouncer": True}
+    )
+    try:
+        async with StateStore.open(**options) as store:
+            assert not store._transactions.database.is_direct
+            leases = await leased(store, 6)
+            changes = [a_change(lease) for lease in (*leases[:2], replace(leases[2], token=0), *leases[3:])]
+            changes[4] = a_change(leases[4], TOO_LONG)
+            results = await outcomes(store, changes)
+            assert [isinstance(result, Ack) for result in results] == [True, True, False, True, False, True]
+            assert isinstance(results[2], LeaseLost)
+            assert len(await recorded(store)) == 4
+            again = [ack.already_recorded for ack in await outcomes(store, changes[:2]) if isinstance(ack, Ack)]
+            assert again == [True, True]
+    finally:
+        await engine.dispose()
 
 
 async def test_a_row_that_the_database_refuses_fails_alone(store: StateStore, batches: list[list[RunChange]]) -> None:
