@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, DateTime, Dialect, LargeBinary, Text, Uuid, cast, type_coerce
 from sqlalchemy.types import UserDefinedType
 
+_to_text = lru_cache(maxsize=4096)(str)
 _to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
 
 
@@ -28,7 +29,7 @@ class SqliteUuid(UserDefinedType[UUID]):
         return "CHAR(36)"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else str(value)
+        return lambda value: None if value is None else _to_text(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         return lambda value: None if value is None else _to_uuid(value)
@@ -44,7 +45,11 @@ class SqliteTimestamp(UserDefinedType[datetime]):
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
         def to_text(value: datetime | None) -> str | None:
-            return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
+            if value is None:
+                return None
+            # Nearly always it is in UTC already, and the conversion takes as long as the rest.
+            utc = value if value.tzinfo is UTC else value.astimezone(UTC)
+            return utc.isoformat(timespec="microseconds")
 
         return to_text
 

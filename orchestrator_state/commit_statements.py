@@ -52,11 +52,10 @@ from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, digested_at, f
 _w = workflow_states.c
 _checkpoint = checkpoints.c
 
-_STEP: Final = tuple(StepRecord.__slots__)
+_STEP: Final = StepRecord._fields
 _CHECKPOINT: Final = tuple(name for name in CheckpointRecord.__slots__ if name != "keep")
 _FOLD: Final = {("context_position" if name == "position" else name): name for name in FoldedContext.__slots__}
 
-_step_values: Final = attrgetter(*_STEP)
 _checkpoint_values: Final = attrgetter(*_CHECKPOINT, "keep")
 _fold_values: Final = attrgetter(*_FOLD.values())
 _NO_CHECKPOINT: Final = (None,) * (len(_CHECKPOINT) + 1)
@@ -112,7 +111,7 @@ def _flat(change: RunChange, now: Any) -> tuple[Any, ...]:
         lease.token,
         now,
         change.consumed_signal,
-        *_step_values(change.step),
+        *change.step,
         *(_NO_FOLD if change.context is None else _fold_values(change.context)),
         *(_NO_CHECKPOINT if change.checkpoint is None else _checkpoint_values(change.checkpoint)),
     )
@@ -279,7 +278,7 @@ def update_parameters(change: RunChange) -> dict[str, Any]:
 
 def step_parameters(change: RunChange) -> dict[str, Any]:
     """The parameters of `UPSERT_STEP`."""
-    return dict(zip(_STEP, _step_values(change.step), strict=True), workflow_state_id=change.lease.workflow_state_id)
+    return dict(zip(_STEP, change.step, strict=True), workflow_state_id=change.lease.workflow_state_id)
 
 
 def checkpoint_parameters(lease: Lease, checkpoint: CheckpointRecord) -> dict[str, Any]:

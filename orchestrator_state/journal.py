@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from uuid import UUID, uuid4
@@ -60,7 +60,7 @@ class CheckpointPolicy:
     keep: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Entry:
     """A commit about to be made, and what memory becomes once it is."""
 
@@ -86,6 +86,7 @@ class Journal:
         hook: hooks.Hook,
     ) -> None:
         self.row = row
+        self._id = str(row.id)  # a UUID is slow to spell, and this one is wanted in each step
         self.lease = lease
         self.history = history
         self.hook = hook
@@ -94,6 +95,7 @@ class Journal:
         self._outputs_length = sum(len(step.outputs) for step in steps)
         self._start = history.start
         self._chain: Chain | None = None
+        self._next_chain: tuple[StepRecord, Chain] | None = None
         self._cadence = Cadence(self._size())
         self._writer = writer
         self._transactions = writer.transactions
@@ -179,7 +181,7 @@ class Journal:
     async def begin_step(self, step_id: str, *, outputs: str = "null") -> StepRecord:
         """Commit the intent to do a step, before it has any effect."""
         async with self.in_order:
-            step = replace(self.new_step(step_id), status=StepStatus.RUNNING.value, outputs=outputs)
+            step = self.new_step(step_id)._replace(status=StepStatus.RUNNING.value, outputs=outputs)
             await self._commit(self.entry(step, with_context=False))
         return step
 
@@ -193,8 +195,7 @@ class Journal:
         async with self.in_order:
             if consumed_signal in self._consumed:
                 return False
-            step = replace(
-                begun,
+            step = begun._replace(
                 status=StepStatus.FAILED.value,
                 outputs="null",
                 completed_at=utc_now(),
@@ -219,13 +220,13 @@ class Journal:
         )
 
     def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
-        return replace(begun, status=status.value, outputs=outputs, completed_at=utc_now())
+        return begun._replace(status=status.value, outputs=outputs, completed_at=utc_now())
 
     def after_failures(self, begun: StepRecord, failures: Sequence[Exception]) -> StepRecord:
         """`begun` with what its failed calls left behind."""
         if not failures:
             return begun
-        return replace(begun, retry_count=begun.retry_count + len(failures), error=describe(failures[-1]))
+        return begun._replace(retry_count=begun.retry_count + len(failures), error=describe(failures[-1]))
 
     def entry(
         self,
@@ -239,16 +240,16 @@ class Journal:
         payloads = self._transactions.unit_payloads()
         context = self.history.diff() if with_context else None
         patch = None if context is None else context.patch
-        step = replace(step, position=self._next_position, context_patch=None if patch is None else patch.to_json())
+        step = step._replace(position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None and not patch.only_appends:
-            sealed = payloads.seal(join(context.committed), workflow_identity(self.row.id, "context"))
+            sealed = payloads.seal(join(context.committed), workflow_identity(self._id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         made = self._checkpoint(step, context, payloads) if context is not None and (due or checkpoint) else None
         change = RunChange(
             lease=self.lease,
-            step=sealed_step(payloads, self.row.id, step),
+            step=sealed_step(payloads, self._id, step),
             context=fold,
             checkpoint=made,
             consumed_signal=consumed_signal,
@@ -330,7 +331,7 @@ class Journal:
         now, checkpoint_id = utc_now(), uuid4()
         is_whole = self._cadence.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
         text = self._whole(step, context, now) if is_whole else self._delta(step, now)
-        sealed = payloads.seal(text, checkpoint_identity(self.row.id, checkpoint_id))
+        sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
         return CheckpointRecord(
             id=checkpoint_id,
             step_id=step.step_id,
@@ -355,9 +356,15 @@ class Journal:
             position=step.position,
             updated_at=now.isoformat(),
             unfinished={known.step_id: step_fields(known) for known in others},
-            chain=self._chain_of_steps().with_step(step).hexdigest(),
+            chain=self._chain_with(step).hexdigest(),
         )
         return delta.to_json()
+
+    def _chain_with(self, step: StepRecord) -> Chain:
+        """The chain once `step` is committed; made once for the delta and for what comes after it."""
+        if self._next_chain is None or self._next_chain[0] is not step:
+            self._next_chain = step, self._chain_of_steps().with_step(step)
+        return self._next_chain[1]
 
     def _chain_of_steps(self) -> Chain:
         """Made when it is first needed: a resumed run may never come to a checkpoint."""
@@ -369,6 +376,8 @@ class Journal:
 
     def _remember(self, step: StepRecord) -> None:
         """`step` is on record."""
+        if self._chain is not None:
+            self._chain = self._chain_with(step)
         self._steps[step.step_id] = step
         self._next_position = max(self._next_position, step.position + 1)
         self._outputs_length += len(step.outputs)
@@ -376,8 +385,6 @@ class Journal:
             self._unfinished.pop(step.step_id, None)
         else:
             self._unfinished[step.step_id] = step
-        if self._chain is not None:
-            self._chain = self._chain.with_step(step)
 
 
 def _added_by(step: StepRecord) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -112,18 +112,17 @@ def _mended(
         if not unreadable:
             mended.append(step)
         elif unreadable == {"error"}:
-            mended.append(replace(step, error="what was recorded here was damaged"))
+            mended.append(step._replace(error="what was recorded here was damaged"))
         elif step.step_id in known:
             columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)
             columns |= {
                 "error": f"was damaged, and taken from checkpoint {seq}",
                 "schema_version": recorded.schema_version,
             }
-            mended.append(replace(step, **columns))
+            mended.append(step._replace(**columns))
         else:
             mended.append(
-                replace(
-                    step,
+                step._replace(
                     status=StepStatus.FAILED.value,
                     outputs="null",
                     context_patch=None,

@@ -86,7 +86,7 @@ def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
     return context
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ContextChange:
     """What a commit does to the context."""
 

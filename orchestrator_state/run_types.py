@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
@@ -187,7 +187,7 @@ def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:
         text = encode(outputs, path)
     if schema.type_of(step.step_id) is not None:
         schema.check_outputs(step.step_id, text, found)
-    return step if found == schema.version else replace(step, outputs=text, schema_version=schema.version)
+    return step if found == schema.version else step._replace(outputs=text, schema_version=schema.version)
 
 
 def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) -> ContextHistory:
@@ -205,4 +205,4 @@ def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) ->
 
 def _with_patch(step: StepRecord, schema: StateSchema, history: ContextHistory) -> StepRecord:
     patch = history.patches.get(step.position)
-    return replace(step, schema_version=schema.version, context_patch=None if patch is None else patch.to_json())
+    return step._replace(schema_version=schema.version, context_patch=None if patch is None else patch.to_json())

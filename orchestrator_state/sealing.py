@@ -33,23 +33,23 @@ FREE_TEXTS: Final = frozenset({"error"})
 SEALED_STEP_COLUMNS: Final = tuple(name for column in _STEP_PAYLOADS for name in (column, f"{column}_digest"))
 
 
-def workflow_identity(workflow_state_id: UUID, column: str) -> str:
+def workflow_identity(workflow_state_id: UUID | str, column: str) -> str:
     return f"workflow_states/{workflow_state_id}/{_WORKFLOW_PAYLOADS[column]}"
 
 
-def step_identity(workflow_state_id: UUID, step_id: str, column: str) -> str:
+def step_identity(workflow_state_id: UUID | str, step_id: str, column: str) -> str:
     return f"step_states/{workflow_state_id}/{step_id}/{column}"
 
 
-def checkpoint_identity(workflow_state_id: UUID, checkpoint_id: UUID) -> str:
+def checkpoint_identity(workflow_state_id: UUID | str, checkpoint_id: UUID | str) -> str:
     return f"checkpoints/{workflow_state_id}/{checkpoint_id}/snapshot"
 
 
-def signal_identity(workflow_state_id: UUID, signal_id: UUID) -> str:
+def signal_identity(workflow_state_id: UUID | str, signal_id: UUID) -> str:
     return f"signals/{workflow_state_id}/{signal_id}/payload"
 
 
-def seal_workflow(payloads: Payloads, workflow_state_id: UUID, columns: Mapping[str, Any]) -> Columns:
+def seal_workflow(payloads: Payloads, workflow_state_id: UUID | str, columns: Mapping[str, Any]) -> Columns:
     """`columns` as they are stored: payloads sealed, their digests beside them."""
     sealed = dict(columns)
     for column in _WORKFLOW_PAYLOADS.keys() & columns.keys():
@@ -57,7 +57,7 @@ def seal_workflow(payloads: Payloads, workflow_state_id: UUID, columns: Mapping[
     return sealed
 
 
-def seal_step(payloads: Payloads, workflow_state_id: UUID, step_id: str, columns: Mapping[str, Any]) -> Columns:
+def seal_step(payloads: Payloads, workflow_state_id: UUID | str, step_id: str, columns: Mapping[str, Any]) -> Columns:
     sealed = dict(columns)
     for column in _STEP_PAYLOADS:
         if column in columns:
@@ -83,7 +83,7 @@ class Opener:
     `outdated`: software that knows no digests has written to the workflow since they were made.
     """
 
-    def __init__(self, payloads: Payloads, workflow_state_id: UUID, *, outdated: bool) -> None:
+    def __init__(self, payloads: Payloads, workflow_state_id: UUID | str, *, outdated: bool) -> None:
         self.outdated: Final = outdated
         self._payloads = payloads
         self._id = workflow_state_id

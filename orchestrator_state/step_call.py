@@ -64,10 +64,14 @@ async def call_with_retries(
     def is_worth_it(failed: Exception) -> bool:
         return isinstance(failed, _Failed) and retry.is_worth_it(failed.error)
 
-    error: Exception = AssertionError("stamina yields until it returns or raises")
+    if retry.attempts == 1:
+        try:
+            return await attempt()
+        except Exception as error:
+            note_failure(error)
+            raise
+    last: Exception = AssertionError("stamina yields until it returns or raises")
     try:
-        if retry.attempts == 1:
-            return await noted()
         async for again in stamina.retry_context(
             on=is_worth_it,
             attempts=retry.attempts,
@@ -79,8 +83,8 @@ async def call_with_retries(
             with again:
                 return await noted()
     except _Failed as failed:
-        error = failed.error
-    raise error  # out here, where it keeps the cause and the context that it came with
+        last = failed.error
+    raise last  # out here, where it keeps the cause and the context that it came with
 
 
 async def call(fn: StepFunction[Any], *args: Any, limit: timedelta | None = None) -> Any:

@@ -144,7 +144,7 @@ async def test_every_column_of_a_change_arrives(store: StateStore) -> None:
     context = FoldedContext(context='{"a":1}', position=3)
     changes = [replace(a_change(lease, position=3), context=context) for lease in leases]
     changes = [
-        replace(change, step=replace(change.step, context_patch="{}", error="e", retry_count=2)) for change in changes
+        replace(change, step=change.step._replace(context_patch="{}", error="e", retry_count=2)) for change in changes
     ]
     await the_writer(store).commit(changes[0])
     async with store.begin() as uow:
@@ -234,7 +234,7 @@ async def test_a_row_that_the_database_refuses_fails_alone(store: StateStore, ba
 async def test_a_value_that_the_driver_refuses_fails_alone(store: StateStore) -> None:
     leases = await leased(store, 4)
     changes = [a_change(lease) for lease in leases]
-    changes[2] = replace(changes[2], step=replace(changes[2].step, retry_count=2**70))
+    changes[2] = replace(changes[2], step=changes[2].step._replace(retry_count=2**70))
     results = await outcomes(store, changes)
     assert [isinstance(result, Ack) for result in results] == [True, True, False, True]
     assert not isinstance(results[2], StoreUnavailable), "another try would not help"
