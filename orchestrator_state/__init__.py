@@ -1,6 +1,9 @@
 """Durable state for LLM workflows, in the application's own SQLite or Postgres tables."""
 
+from orchestrator_state.blobs import BlobStore
+from orchestrator_state.compression import Zstd
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
@@ -37,18 +40,24 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.models import metadata
+from orchestrator_state.payloads import Codec, Payloads
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
+from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.runs import Happened, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.step_call import Retry
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
 
 __all__ = [
+    "AesGcm",
     "AlreadyExists",
+    "BlobStore",
     "Checkpoint",
     "CheckpointNotFound",
+    "Codec",
     "ConfigurationError",
     "Conflict",
     "CorruptPayload",
@@ -58,6 +67,7 @@ __all__ = [
     "Hook",
     "InvalidPayload",
     "InvalidTransition",
+    "KeyRing",
     "LeaseHeld",
     "LeaseLost",
     "MissingExtra",
@@ -67,8 +77,10 @@ __all__ = [
     "OutcomeUnknown",
     "PayloadError",
     "PayloadTooLarge",
+    "Payloads",
     "RecoveredRun",
     "RecoveryReport",
+    "RekeyReport",
     "Retry",
     "Run",
     "RunCancelled",
@@ -90,9 +102,11 @@ __all__ = [
     "UnusedSteps",
     "UpcasterFailed",
     "UpcasterMissing",
+    "VerifyReport",
     "Worker",
     "WorkflowNotFound",
     "WorkflowState",
     "WorkflowStatus",
+    "Zstd",
     "metadata",
 ]
