@@ -1,5 +1,6 @@
 """Both databases, the same for every test: a fresh database each, made by copying one that is up to date."""
 
+import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -24,6 +25,12 @@ def _no_database_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name == "DATABASE_URL" or name.startswith("ORCHESTRATOR_STATE_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_this_test() -> None:
+    """What an example did to our logger, which it runs in this process, is none of the next test's business."""
+    logging.getLogger("orchestrator_state").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -27,6 +28,7 @@ class Traffic:
     rows_written: Counter[str] = field(default_factory=Counter)
     """By `"update step_states"` and the like; not of what was given to the driver past SQLAlchemy."""
     commits: int = 0
+    _loggers: dict[Any, Any] = field(default_factory=dict)
     hops: int = 0
     """Calls in the threads of SQLite connections."""
 
@@ -44,19 +46,21 @@ class Traffic:
     def _note_commit(self, _: Any) -> None:
         self.commits += 1
 
-    def _note_autocommit(self, query: Any) -> None:
-        """Of asyncpg's query logger, which sees what SQLAlchemy prepares only by its BEGIN and COMMIT."""
-        if not query.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
+    def _note_autocommit(self, connection: Any, query: Any) -> None:
+        """Of asyncpg's query logger, which sees of what SQLAlchemy sends only what it does not prepare."""
+        if not connection.is_in_transaction() and not query.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
             self.statements.append(query.query)
             self.commits += 1
 
     def _listens_to(self, connection: Any, _: Any, __: Any) -> None:
         if isinstance(connection.driver_connection, asyncpg.Connection):
-            connection.driver_connection.add_query_logger(self._note_autocommit)
+            raw = connection.driver_connection
+            self._loggers[raw] = partial(self._note_autocommit, raw)
+            raw.add_query_logger(self._loggers[raw])
 
     def _leaves(self, connection: Any, _: Any) -> None:
         if connection is not None and isinstance(connection.driver_connection, asyncpg.Connection):
-            connection.driver_connection.remove_query_logger(self._note_autocommit)
+            connection.driver_connection.remove_query_logger(self._loggers.pop(connection.driver_connection))
 
     async def _traced(self, connection: _Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """In the place of `_Connection.transaction`."""

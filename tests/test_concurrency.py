@@ -62,7 +62,8 @@ async def increment_unguarded(store: StateStore, state_id: UUID) -> None:
     await asyncio.sleep(0.001)
     async with store.begin() as uow:
         text = encode({"count": count + 1}, "context")
-        await uow.session.execute(update(workflow_states).where(workflow_states.c.id == state_id).values(context=text))
+        unguarded = update(workflow_states).where(workflow_states.c.id == state_id)
+        await uow.session.execute(unguarded.values(context=text, context_digest=None))
 
 
 async def repeat(pipe: Connection, _: int, url: str, write: Write, times: int, state_id: UUID) -> None:

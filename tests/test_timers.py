@@ -35,7 +35,7 @@ async def asleep(store: StateStore, handler: Any = sleep_for_days) -> Any:
 
 
 async def let_the_time_come(store: StateStore, row: Any, step_id: str = "sleep") -> None:
-    await change_step(store, row.id, step_id, outputs=json.dumps(LONG_AGO.isoformat()))
+    await change_step(store, row.id, step_id, outputs=json.dumps(LONG_AGO.isoformat()), outputs_digest=None)
     await change_row(store, row.id, wake_at=LONG_AGO)
 
 
