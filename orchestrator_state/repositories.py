@@ -209,7 +209,7 @@ class WorkflowRepository(Repository):
             .with_for_update(skip_locked=True)
         )
         ids = list((await self._execute(old)).scalars())
-        for chunk in _chunks(ids):
+        for chunk in chunks(ids):
             # Not left to the cascade: an application's own SQLite engine may have foreign keys off.
             for table, owner in (
                 (step_states, step_states.c.workflow_state_id),
@@ -278,7 +278,7 @@ class WorkflowRepository(Repository):
         await self._guarded_update(state, changed)
         if saved.outdated:
             await self._forget_patch_digests(state.id)
-        for chunk in _chunks(removed):
+        for chunk in chunks(removed):
             await self._execute(
                 delete(step_states).where(step_states.c.workflow_state_id == state.id, step_states.c.step_id.in_(chunk))
             )
@@ -519,5 +519,6 @@ def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, i
     return {step_id: position for position, step_id in enumerate(step_ids)}
 
 
-def _chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:
+def chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    """`ids` in parts that fit into one statement."""
     return (ids[start : start + _MAX_IDS] for start in range(0, len(ids), _MAX_IDS))

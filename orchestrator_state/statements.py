@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -149,8 +150,29 @@ STEPS_OF: Final = _STEPS.where(_step.workflow_state_id == bindparam("workflow_st
 )
 STEP_BY_ID: Final = STEPS_OF.where(_step.step_id == bindparam("step_id"))
 
-STEP_ROWS_OF: Final = (
-    select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
+
+class StoredStep(NamedTuple):
+    """A row of `step_states`, payloads as they are stored."""
+
+    workflow_state_id: UUID
+    step_id: str
+    status: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    outputs: str | None
+    error: str | None
+    retry_count: int | None
+    position: int
+    context_patch: str | None
+    outputs_digest: str | None
+    error_digest: str | None
+    context_patch_digest: str | None
+    schema_version: int | None
+
+
+# In no order: the database would sort whole rows, payloads included.
+STORED_STEPS_OF: Final = select(*(_step[name] for name in StoredStep._fields)).where(
+    _step.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
 )
 
 # In an UPDATE a parameter with a column's name is a new value, so what is compared has other names.
