@@ -76,9 +76,13 @@ class RunNames:
     workflow_id: str | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class StepRecord:
-    """A step as a run commits it; payloads encoded, and with their digests once they are sealed."""
+    """A step as a run commits it; payloads encoded, and with their digests once they are sealed.
+
+    Nobody changes one. It is not frozen because that takes three times as long to make, and each step of each run that
+    is recovered is one.
+    """
 
     step_id: str
     position: int
@@ -299,7 +303,8 @@ class RunRepository(Repository):
         """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
         steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
         for chunk in chunks(ids):
-            for row in map(StoredStep._make, await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})):
+            found = await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})
+            for row in map(StoredStep._make, found.all()):
                 steps[row.workflow_state_id].append(row)
         for rows in steps.values():
             rows.sort(key=_position)

@@ -21,11 +21,11 @@ _STEP_PAYLOADS: Final = ("outputs", "error", "context_patch")
 SEALED_STEP_COLUMNS: Final = tuple(name for column in _STEP_PAYLOADS for name in (column, f"{column}_digest"))
 
 
-def workflow_identity(workflow_state_id: UUID, column: str) -> str:
+def workflow_identity(workflow_state_id: UUID | str, column: str) -> str:
     return f"workflow_states/{workflow_state_id}/{_WORKFLOW_PAYLOADS[column]}"
 
 
-def step_identity(workflow_state_id: UUID, step_id: str, column: str) -> str:
+def step_identity(workflow_state_id: UUID | str, step_id: str, column: str) -> str:
     return f"step_states/{workflow_state_id}/{step_id}/{column}"
 
 
@@ -69,13 +69,19 @@ class Opener:
     def __init__(self, payloads: Payloads, workflow_state_id: UUID, *, outdated: bool) -> None:
         self.outdated: Final = outdated
         self._payloads = payloads
-        self._id = workflow_state_id
+        # Each step has the same, and the text of an id takes longer than the digest of a short payload.
+        self._id = str(workflow_state_id)
 
     def workflow(self, column: str, text: str | None, digest: str | None) -> str | None:
         return self._open(text, digest, workflow_identity(self._id, column), column)
 
     def step(self, step_id: str, column: str, text: str | None, digest: str | None) -> str | None:
-        return self._open(text, digest, step_identity(self._id, step_id, column), f"steps[{step_id!r}].{column}")
+        if text is None and digest is None:
+            return None
+        identity = step_identity(self._id, step_id, column)
+        if text is not None and digest is not None and self._payloads.opens_as_it_is(text, digest, identity):
+            return text
+        return self._open(text, digest, identity, f"steps[{step_id!r}].{column}")
 
     def step_row(self, row: Any) -> dict[str, str | None]:
         """The payloads of a row of `step_states` by column."""
