@@ -38,6 +38,7 @@ from orchestrator_state.errors import (
 from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.models import metadata
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
+from orchestrator_state.retention import DeletionProgress
 from orchestrator_state.runs import Happened, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.step_call import Retry
@@ -53,6 +54,7 @@ __all__ = [
     "Conflict",
     "CorruptPayload",
     "DecryptionFailed",
+    "DeletionProgress",
     "Event",
     "Happened",
     "Hook",

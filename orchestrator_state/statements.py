@@ -13,9 +13,12 @@ from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
     Insert,
+    Table,
     bindparam,
     delete,
     exists,
+    func,
+    literal,
     literal_column,
     null,
     or_,
@@ -29,7 +32,7 @@ from sqlalchemy.sql import Select
 from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 
 _workflow = workflow_states.c
 _step = step_states.c
@@ -174,6 +177,37 @@ class StoredStep(NamedTuple):
 STORED_STEPS_OF: Final = select(*(_step[name] for name in StoredStep._fields)).where(
     _step.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
 )
+
+
+class Children(NamedTuple):
+    """How many rows hang on a workflow; its signals count as steps."""
+
+    steps: int
+    checkpoints: int
+
+
+def _count_of(table: Table, kind: str) -> Select[Any]:
+    owner = table.c.workflow_state_id
+    counted = select(owner, literal_column(f"'{kind}'").label("kind"), func.count().label("number"))
+    return counted.where(owner.in_(bindparam("ids", expanding=True))).group_by(owner)
+
+
+CHILDREN_OF: Final = union_all(
+    _count_of(step_states, "steps"), _count_of(signals, "steps"), _count_of(checkpoints, "checkpoints")
+)
+
+
+def surplus_checkpoints(namespace: str, keep: int) -> Select[Any]:
+    """Workflows that have more than `keep` checkpoints, and their `number`."""
+    owner = _checkpoint.workflow_state_id
+    return (
+        select(owner, func.count().label("number"))
+        .join(workflow_states, _workflow.id == owner)
+        .where(_workflow.namespace == namespace)
+        .group_by(owner)
+        .having(func.count() > literal(keep, BigInteger))
+    )
+
 
 # In an UPDATE a parameter with a column's name is a new value, so what is compared has other names.
 _OF_WORKFLOW: Final = (_workflow.id == bindparam("of_id"), _workflow.namespace == bindparam("of_namespace"))

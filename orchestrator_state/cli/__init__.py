@@ -1,4 +1,4 @@
-"""The command line: `orchestrator-state db …`, `… runs …` and `… demo`."""
+"""The command line: `orchestrator-state db …`, `… runs …`, `… prune` and `… demo`."""
 
 from __future__ import annotations
 

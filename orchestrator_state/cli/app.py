@@ -12,6 +12,7 @@ from rich.console import Console
 
 from orchestrator_state import schema
 from orchestrator_state.cli.options import Schema, Url
+from orchestrator_state.cli.retention import prune
 from orchestrator_state.cli.runs import runs
 from orchestrator_state.engine import Database, open_database
 from orchestrator_state.settings import Settings
@@ -22,6 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 db = typer.Typer(no_args_is_help=True, help="Look at the database schema, and change it.")
 app.add_typer(db, name="db")
 app.add_typer(runs, name="runs")
+app.command()(prune)
 
 
 @app.callback()
