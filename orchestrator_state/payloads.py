@@ -240,7 +240,10 @@ def digest_of(text: str, identity: str) -> str:
     SHA-256 because processors compute it themselves: it takes two thirds of BLAKE2b's time. An identity holds no NUL,
     so no two pairs run together. Raises `InvalidPayload` for a text that is not valid Unicode.
     """
-    return sha256(_bytes_of(f"{identity}\0{text}", identity)).hexdigest()[:_DIGEST_DIGITS]
+    try:
+        return sha256(f"{identity}\0{text}".encode()).hexdigest()[:_DIGEST_DIGITS]
+    except UnicodeEncodeError:
+        raise _not_text(identity) from None
 
 
 def check_digest(text: str, digest: str, identity: str, path: str) -> None:
@@ -261,7 +264,11 @@ def _bytes_of(text: str, identity: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity) from None
+        raise _not_text(identity) from None
+
+
+def _not_text(identity: str) -> InvalidPayload:
+    return InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity)
 
 
 def _name(tag: str) -> str:
