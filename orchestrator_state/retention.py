@@ -82,7 +82,7 @@ async def prune_checkpoints(
     transactions: Transactions, keep: int, progress: OnProgress | None, *, only: UUID | None = None
 ) -> int:
     """See `StateStore.prune_checkpoints` and, for `only` one workflow, `StateStore.cleanup_old_checkpoints`."""
-    as_count(keep, "keep")
+    keep = as_count(keep, "keep")
     deleted, total = 0, 0
     if progress is not None:
         total = await transactions.read(lambda uow: uow.workflows.count_surplus_checkpoints(keep))
