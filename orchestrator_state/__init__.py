@@ -43,6 +43,7 @@ from orchestrator_state.models import metadata
 from orchestrator_state.payloads import Codec, Payloads
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport
+from orchestrator_state.retention import DeletionProgress
 from orchestrator_state.runs import Happened, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.step_call import Retry
@@ -62,6 +63,7 @@ __all__ = [
     "Conflict",
     "CorruptPayload",
     "DecryptionFailed",
+    "DeletionProgress",
     "Event",
     "Happened",
     "Hook",

@@ -45,6 +45,7 @@ _Result = TypeVar("_Result")
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _FAILED: Final = "orchestrator_state_failed"  # connection info: the transaction in which a statement failed
+_LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
@@ -72,6 +73,8 @@ class Database:
         # statements outside a transaction.
         self.is_direct: Final = owned and not settings.pgbouncer
         self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
+        # What waits for SQLite's write lock in another process looks again within this time, and gets it if it is free.
+        self.pause_for_writers: Final = _LONGEST_BUSY_WAIT if self.is_sqlite else 0.0
         self._pool = engine
         self.owned = owned
         self._wait = settings.pool_timeout.total_seconds()

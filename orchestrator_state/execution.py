@@ -27,7 +27,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.loading import LoadedRun, load_run
+from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_repository import Lease, RunNames
@@ -119,11 +119,13 @@ class Executor:
         *,
         strict: bool = False,
         linger: timedelta | None = None,
+        page: Page | None = None,
         loaded: Callable[[LoadedRun], object] | None = None,
     ) -> _T:
         """Call `handler` for a run that was just claimed, and return its result. `loaded` is told what was on record.
 
         Whatever happens, no lease is renewed and no task is left afterwards. Without `types` they are the schema's.
+        `page`: the runs that were claimed with it.
         """
         types = types or self.types_of(row.workflow_name)
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
@@ -132,7 +134,7 @@ class Executor:
         held = _Held(lease, switch)
         self.keeper.hold(held)
         try:
-            recorded = await self._load(row, lease, types)
+            recorded = await self._load(row, lease, types, page or Page(self._transactions, [row.id]))
             if loaded is not None:
                 loaded(recorded)
             journal = self._journal(row, lease, recorded, switch, types)
@@ -156,10 +158,10 @@ class Executor:
         transactions = self._transactions
         return RunTypes.of(transactions.schemas, transactions.payloads.encode, workflow_name, state, result)
 
-    async def _load(self, row: Any, lease: Lease, types: RunTypes) -> LoadedRun:
+    async def _load(self, row: Any, lease: Lease, types: RunTypes, page: Page) -> LoadedRun:
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         try:
-            loaded = await load_run(self._transactions, row, lease, self._hook)
+            loaded = await load_run(self._transactions, row, lease, self._hook, page)
             steps, history = await bring_up_to_date(
                 self._transactions, row, lease, types, (loaded.steps, loaded.history)
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,13 +12,14 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
-from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, SchemaMismatch
+from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, OrchestratorStateError, SchemaMismatch
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, StepRecord
 from orchestrator_state.state_schema import FIRST
+from orchestrator_state.statements import StoredStep
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -31,14 +33,38 @@ class LoadedRun:
     fell_back: hooks.FellBack | None = None
 
 
-async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook) -> LoadedRun:
-    """Return what is recorded of the run that was claimed as `row`: one statement, if nothing is damaged.
+class Page:
+    """Runs that were claimed together: the first of them that asks for its steps reads those of all."""
+
+    def __init__(self, transactions: Transactions, ids: Sequence[UUID]) -> None:
+        self._transactions = transactions
+        self._ids = ids
+        self._steps: dict[UUID, list[StoredStep]] | None = None
+        self._error: OrchestratorStateError | None = None
+        self._one_reader = asyncio.Lock()
+
+    async def take_steps(self, workflow_state_id: UUID) -> Sequence[StoredStep]:
+        """Hand out the steps of one run, once. Raises `StoreUnavailable`: to all, as each would wait as long again."""
+        async with self._one_reader:
+            if self._error is not None:
+                raise self._error
+            if self._steps is None:
+                try:
+                    self._steps = await self._transactions.read(lambda uow: uow.runs.list_steps_of(self._ids))
+                except OrchestratorStateError as error:
+                    self._error = error
+                    raise
+        return self._steps.pop(workflow_state_id)
+
+
+async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook, page: Page) -> LoadedRun:
+    """Return what is recorded of the run that was claimed as `row`: one statement for its page, if all is sound.
 
     Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again. That is
     said in the log, to the hook, and in the `error` of these steps. Raises `CorruptPayload` if no context can be found;
     `DecryptionFailed` or `UnknownCodec`, which are no damage, with nothing changed.
     """
-    step_rows = await transactions.read(lambda uow: uow.runs.list_steps(row.id))
+    step_rows = await page.take_steps(row.id)
     recorded = open_rows(row, step_rows, await transactions.payloads_of([row, *step_rows]))
     if not recorded.is_sound:
         return await _fall_back(transactions, row, recorded, lease, hook)

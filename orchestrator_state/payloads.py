@@ -110,6 +110,7 @@ class Payloads:
         self._by_name = _by_name([*self._chain, *((_checked_tag(codec), codec) for codec in readers)])
         self._protecting = [tag for tag, codec in self._chain if _encodes_everything(tag, codec)]
         self._strict = strict
+        self._takes_plain = not (strict and self._protecting)
         self.limits = Limits()
         self.blobs: Final = blobs
         self.offload: Offload | None = None
@@ -193,6 +194,13 @@ class Payloads:
         if self._strict:
             self._check_protected([], path)
         return text
+
+    def opens_as_it_is(self, text: str, digest: str, identity: str) -> bool:
+        """Whether `open` returns `text` itself, its digest having been checked. False means no more than a doubt.
+
+        What most payloads need, without the cost of a path that only errors show.
+        """
+        return not text.startswith(_MARKER) and self._takes_plain and _matches(text, digest, identity)
 
     def is_current(self, text: str, digest: str | None) -> bool:
         """Whether a payload is stored as `seal` would store it now, to leave it alone when keys are changed.
@@ -284,25 +292,35 @@ def digest_of(text: str, identity: str) -> str:
     SHA-256 because processors compute it themselves: it takes two thirds of BLAKE2b's time. An identity holds no NUL,
     so no two pairs run together. Raises `InvalidPayload` for a text that is not valid Unicode.
     """
-    return sha256(_bytes_of(f"{identity}\0{text}", identity)).hexdigest()[:_DIGEST_DIGITS]
+    try:
+        return sha256(f"{identity}\0{text}".encode()).hexdigest()[:_DIGEST_DIGITS]
+    except UnicodeEncodeError:
+        raise _not_text(identity) from None
 
 
 def check_digest(text: str, digest: str, identity: str, path: str) -> None:
     """Raise `CorruptPayload` unless `digest` is that of the stored `text`; needs no keys."""
-    try:
-        intact = digest_of(text, identity) == digest
-    except InvalidPayload:
-        intact = False
-    if not intact:
+    if not _matches(text, digest, identity):
         message = f"the stored {path} does not match its digest: it was damaged, changed by hand, or moved here"
         raise CorruptPayload(message, path=path)
+
+
+def _matches(text: str, digest: str, identity: str) -> bool:
+    try:
+        return digest_of(text, identity) == digest
+    except InvalidPayload:
+        return False
 
 
 def _bytes_of(text: str, identity: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity) from None
+        raise _not_text(identity) from None
+
+
+def _not_text(identity: str) -> InvalidPayload:
+    return InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity)
 
 
 def _name(tag: str) -> str:

@@ -13,6 +13,7 @@ from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, split
 from orchestrator_state.run_repository import StepRecord, step_record
 from orchestrator_state.sealing import Opener
+from orchestrator_state.statements import StoredStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
 DAMAGE: Final = (CorruptPayload, InvalidPayload)
@@ -56,7 +57,7 @@ class Recorded:
         return ContextHistory(self.initial, effective, patches), effective
 
 
-def open_rows(row: Any, step_rows: Sequence[Any], payloads: Payloads) -> Recorded:
+def open_rows(row: Any, step_rows: Sequence[StoredStep], payloads: Payloads) -> Recorded:
     """Open the run's row and its steps'. Raises `PayloadError` for what is no damage, such as another key."""
     opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
     damaged: dict[str, frozenset[str]] = {}
@@ -92,16 +93,25 @@ def _object(opener: Opener, column: str, text: str | None, digest: str | None) -
     return opened
 
 
-def _step(row: Any, opener: Opener, damaged: dict[str, frozenset[str]]) -> StepRecord:
-    """The row as a record; what of it cannot be read is noted in `damaged`, and is None in the record."""
+def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -> StepRecord:
+    """The row as a record; what of it cannot be read is noted in `damaged`, and is None in the record.
+
+    Nothing is decoded whose digest holds: the handler may never ask for it.
+    """
     texts: dict[str, str | None] = {}
     unreadable: set[str] = set()
-    for column, check in _STEP_CHECKS.items():
-        digest = getattr(row, f"{column}_digest")
+    for column, text, digest in (
+        ("outputs", row.outputs, row.outputs_digest),
+        ("error", row.error, row.error_digest),
+        ("context_patch", row.context_patch, row.context_patch_digest),
+    ):
+        if text is None and digest is None:
+            texts[column] = None
+            continue
         try:
-            texts[column] = text = opener.step(row.step_id, column, getattr(row, column), digest)
-            if text is not None and (digest is None or opener.outdated):
-                check(text)
+            texts[column] = opened = opener.step(row.step_id, column, text, digest)
+            if opened is not None and (digest is None or opener.outdated):
+                _STEP_CHECKS[column](opened)
         except DAMAGE:
             texts[column] = None
             unreadable.add(column)

@@ -23,7 +23,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import Executor
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.loading import LoadedRun
+from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_repository import Lease
 from orchestrator_state.runs import Handler
@@ -32,7 +32,7 @@ from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
-_BATCH: Final = 100
+_PAGE: Final = 500  # runs that are claimed, and loaded, together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,19 +116,29 @@ class Recovery:
         self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], *, linger: timedelta = timedelta()
     ) -> None:
         """Claim up to `limit` abandoned runs that have a handler here; resume each in a task that `watch` is given."""
-        if not self._handlers or limit <= 0:
-            return
+        while self._handlers and limit > 0:
+            asked = min(limit, _PAGE)
+            found = await self._start_page(asked, watch, linger)
+            limit = limit - found if found == asked else 0
+
+    async def _start_page(
+        self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], linger: timedelta
+    ) -> int:
+        """Claim one page, and return how many runs were in it. Their steps are read while the next one is claimed."""
         keeper = self._executor.keeper
         with keeper.claiming() as claim:
 
             async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
-                rows = await uow.runs.claim_abandoned(self._handlers, keeper.owner, min(limit, _BATCH))
+                rows = await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit)
                 claim.update(row.id for row in rows)
                 return rows
 
-            for row in await self._transactions.write(claim_abandoned):
-                watch(asyncio.create_task(self._resume(row, linger)))
+            rows = await self._transactions.write(claim_abandoned)
+            page = Page(self._transactions, [row.id for row in rows])
+            for row in rows:
+                watch(asyncio.create_task(self._resume(row, page, linger)))
             await asyncio.sleep(0)  # until the tasks hold their leases
+        return len(rows)
 
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
@@ -139,7 +149,7 @@ class Recovery:
                 )
         return [_recovered(row, "unknown") for row in rows]
 
-    async def _resume(self, row: Any, linger: timedelta) -> RecoveredRun:
+    async def _resume(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
         error: Exception | None = None
         recorded: list[LoadedRun] = []
@@ -148,7 +158,7 @@ class Recovery:
                 await self._executor.give_up(row)
                 return _recovered(row, "failed")
             handler = self._handlers[row.workflow_name]
-            await self._executor.drive(row, handler, linger=linger, loaded=recorded.append)
+            await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
         except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
             error = raised
         return _recovered(row, _outcome(row.id, error), error, recorded[0].fell_back if recorded else None)

@@ -89,11 +89,17 @@ async def _rekey_rows(
     transactions: Transactions, rows: Sequence[PayloadRow], report: RekeyReport, *, dry_run: bool
 ) -> None:
     # Sealed before the transaction: it keeps others waiting for its writes only.
-    changes = [change for row in rows if (change := _change(transactions.payloads, row, report)).texts]
+    payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
+    changes = [change for row in rows if (change := _change(payloads, row, report)).texts]
     if dry_run:
         report.resealed += sum(len(change.texts) for change in changes)
     elif changes:
+        if payloads.offload is not None:
+            await payloads.offload.settle()
         replaced = await transactions.write(partial(_replace, transactions, changes))
+        if payloads.offload is not None:
+            payloads.offload.discard(change.texts.values() for change in changes if change.row.key in replaced)
+            await transactions.remove_discarded(payloads.offload)
         for change in changes:
             if change.row.key in replaced:
                 report.resealed += len(change.texts)

@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Delete, Executable, Result, delete, select, update
+from sqlalchemy import ColumnElement, CursorResult, Delete, Executable, Result, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
@@ -56,6 +56,7 @@ from orchestrator_state.statements import (
     CHECKPOINT_IDS_OF,
     CHECKPOINT_OWNER,
     CHECKPOINTS_OF,
+    CHILDREN_OF,
     CURRENT_VERSION,
     DELETE_SUPERSEDED,
     DELTAS_OF,
@@ -71,9 +72,11 @@ from orchestrator_state.statements import (
     UNNUMBERED_CHECKPOINTS_OF,
     WHOLE_CHECKPOINT_IDS_OF,
     WORKFLOW_ROW,
+    Children,
     insert_checkpoint,
     insert_workflow,
     reference_columns,
+    surplus_checkpoints,
     upsert_step,
 )
 from orchestrator_state.undo import unless_committed
@@ -259,19 +262,38 @@ class WorkflowRepository(Repository):
 
         Returns how many workflows were deleted.
         """
+        ids = await self.lock_finished(older_than=older_than, limit=limit)
+        await self.delete(ids)
+        return len(ids)
+
+    async def count_finished(self, *, older_than: datetime) -> int:
+        """How many finished workflows were last updated before `older_than`."""
+        query = select(func.count()).select_from(workflow_states).where(*self._finished_before(older_than))
+        counted: int = (await self._execute(query)).scalar_one()
+        return counted
+
+    async def lock_finished(self, *, older_than: datetime, limit: int) -> Sequence[UUID]:
+        """Ids of the oldest such workflows, locked until the transaction ends; what others lock is passed over."""
         old = (
             select(workflow_states.c.id)
-            .where(
-                workflow_states.c.namespace == self._namespace,
-                workflow_states.c.status.in_(sorted(FINISHED)),
-                workflow_states.c.updated_at < as_utc(older_than, "older_than"),
-            )
+            .where(*self._finished_before(older_than))
             .order_by(workflow_states.c.updated_at)
             .limit(as_count(limit, "limit"))
             .with_for_update(skip_locked=True)
         )
-        ids = list((await self._execute(old)).scalars())
-        for chunk in _chunks(ids):
+        return (await self._execute(old)).scalars().all()
+
+    async def count_children(self, ids: Sequence[UUID]) -> list[Children]:
+        """How many rows hang on each of these workflows."""
+        counts = {workflow_state_id: {"steps": 0, "checkpoints": 0} for workflow_state_id in ids}
+        for chunk in chunks(ids):
+            for row in await self._execute(CHILDREN_OF, {"ids": chunk}):
+                counts[row.workflow_state_id][row.kind] += row.number
+        return [Children(**count) for count in counts.values()]
+
+    async def delete(self, ids: Sequence[UUID]) -> None:
+        """Delete these workflows, children included."""
+        for chunk in chunks(ids):
             # Not left to the cascade: an application's own SQLite engine may have foreign keys off.
             for table, owner in (
                 (step_states, step_states.c.workflow_state_id),
@@ -280,7 +302,31 @@ class WorkflowRepository(Repository):
                 (workflow_states, workflow_states.c.id),
             ):
                 await self._delete(delete(table).where(owner.in_(chunk)))
-        return len(ids)
+
+    async def list_surplus_checkpoints(
+        self, keep: int, *, after: UUID | None, only: UUID | None, limit: int
+    ) -> Sequence[tuple[UUID, int]]:
+        """Workflows with more than `keep` checkpoints and how many they have, in order of id from `after` on."""
+        query = surplus_checkpoints(self._namespace, keep)
+        owner = checkpoints.c.workflow_state_id
+        if after is not None:
+            query = query.where(owner > after)
+        if only is not None:
+            query = query.where(owner == only)
+        return [(row.workflow_state_id, row.number) for row in await self._execute(query.order_by(owner).limit(limit))]
+
+    async def count_surplus_checkpoints(self, keep: int) -> int:
+        """How many checkpoints there are beyond the newest `keep` of each workflow."""
+        surplus = surplus_checkpoints(self._namespace, keep).subquery()
+        query = select(func.coalesce(func.sum(surplus.c.number - keep), 0))
+        return int((await self._execute(query)).scalar_one())
+
+    def _finished_before(self, older_than: datetime) -> Sequence[ColumnElement[bool]]:
+        return (
+            workflow_states.c.namespace == self._namespace,
+            workflow_states.c.status.in_(sorted(FINISHED)),
+            workflow_states.c.updated_at < as_utc(older_than, "older_than"),
+        )
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
         rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
@@ -358,7 +404,7 @@ class WorkflowRepository(Repository):
         )
 
     async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
-        for chunk in _chunks(step_ids):
+        for chunk in chunks(step_ids):
             await self._delete(
                 delete(step_states).where(
                     step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk)
@@ -631,5 +677,6 @@ def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, i
     return {step_id: position for position, step_id in enumerate(step_ids)}
 
 
-def _chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:
+def chunks(ids: Sequence[Any]) -> Iterable[Sequence[Any]]:
+    """`ids` in parts that fit into one statement."""
     return (ids[start : start + _MAX_IDS] for start in range(0, len(ids), _MAX_IDS))

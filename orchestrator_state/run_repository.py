@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -23,7 +24,7 @@ from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.repositories import Repository, rowcount
+from orchestrator_state.repositories import Repository, chunks, rowcount
 from orchestrator_state.run_statements import (
     CONVERT_STEP,
     FENCE,
@@ -43,11 +44,12 @@ from orchestrator_state.sealing import (
     signal_identity,
 )
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STEP_ROWS_OF
+from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STORED_STEPS_OF, StoredStep
 
 _w = workflow_states.c
 _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
+_position: Final = attrgetter("position")
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
 _RELEASED: Final[Columns] = {"lease_expires_at": None}
@@ -287,22 +289,32 @@ class RunRepository(Repository):
 
     async def renew(self, owner: Owner, ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
         """Extend the leases `owner` still has among `ids`. Returns (token, request) of those."""
-        renewed = await self._execute(
-            update(workflow_states)
-            .where(
-                _w.namespace == self._namespace,
-                _w.id.in_(list(ids)),
-                _w.lease_owner == owner.id,
-                _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+        renewed: dict[UUID, tuple[int, str | None]] = {}
+        for chunk in chunks(list(ids)):
+            rows = await self._execute(
+                update(workflow_states)
+                .where(
+                    _w.namespace == self._namespace,
+                    _w.id.in_(chunk),
+                    _w.lease_owner == owner.id,
+                    _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+                )
+                .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
+                .returning(_w.id, _w.lease_token, _w.request)
             )
-            .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
-            .returning(_w.id, _w.lease_token, _w.request)
-        )
-        return {row.id: (row.lease_token, row.request) for row in renewed}
+            renewed |= {row.id: (row.lease_token, row.request) for row in rows}
+        return renewed
 
-    async def list_steps(self, workflow_state_id: UUID) -> Sequence[Any]:
-        """All columns of the run's steps, in order of position."""
-        return (await self._execute(STEP_ROWS_OF, {"workflow_state_id": workflow_state_id})).all()
+    async def list_steps_of(self, ids: Sequence[UUID]) -> dict[UUID, list[StoredStep]]:
+        """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
+        steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
+        for chunk in chunks(ids):
+            found = await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})
+            for row in map(StoredStep._make, found.all()):
+                steps[row.workflow_state_id].append(row)
+        for rows in steps.values():
+            rows.sort(key=_position)
+        return steps
 
     # --- committing ----------------------------------------------------------------------------------------------
 

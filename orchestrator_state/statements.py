@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -13,11 +14,13 @@ from sqlalchemy import (
     CompoundSelect,
     FromClause,
     Insert,
+    Table,
     bindparam,
     case,
     delete,
     exists,
     func,
+    literal,
     literal_column,
     null,
     or_,
@@ -164,6 +167,62 @@ DELTAS_OF: Final = select(checkpoints).where(
 STEP_ROWS_OF: Final = (
     select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
 )
+
+
+class StoredStep(NamedTuple):
+    """A row of `step_states`, payloads as they are stored."""
+
+    workflow_state_id: UUID
+    step_id: str
+    status: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    outputs: str | None
+    error: str | None
+    retry_count: int | None
+    position: int
+    context_patch: str | None
+    outputs_digest: str | None
+    error_digest: str | None
+    context_patch_digest: str | None
+    schema_version: int | None
+
+
+# In no order: the database would sort whole rows, payloads included.
+STORED_STEPS_OF: Final = select(*(_step[name] for name in StoredStep._fields)).where(
+    _step.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
+)
+
+
+class Children(NamedTuple):
+    """How many rows hang on a workflow; its signals count as steps."""
+
+    steps: int
+    checkpoints: int
+
+
+def _count_of(table: Table, kind: str) -> Select[Any]:
+    owner = table.c.workflow_state_id
+    counted = select(owner, literal_column(f"'{kind}'").label("kind"), func.count().label("number"))
+    return counted.where(owner.in_(bindparam("ids", expanding=True))).group_by(owner)
+
+
+CHILDREN_OF: Final = union_all(
+    _count_of(step_states, "steps"), _count_of(signals, "steps"), _count_of(checkpoints, "checkpoints")
+)
+
+
+def surplus_checkpoints(namespace: str, keep: int) -> Select[Any]:
+    """Workflows that have more than `keep` checkpoints, and their `number`."""
+    owner = _checkpoint.workflow_state_id
+    return (
+        select(owner, func.count().label("number"))
+        .join(workflow_states, _workflow.id == owner)
+        .where(_workflow.namespace == namespace)
+        .group_by(owner)
+        .having(func.count() > literal(keep, BigInteger))
+    )
+
 
 # In an UPDATE a parameter with a column's name is a new value, so what is compared has other names.
 _OF_WORKFLOW: Final = (_workflow.id == bindparam("of_id"), _workflow.namespace == bindparam("of_namespace"))

@@ -15,8 +15,8 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator_state import hooks, schema
-from orchestrator_state.arguments import as_duration, as_stored_name
+from orchestrator_state import hooks, retention, schema
+from orchestrator_state.arguments import as_duration, as_stored_name, as_uuid
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import adopt_engine, open_database
@@ -36,6 +36,7 @@ from orchestrator_state.payload_repository import Progress, row_counter
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
+from orchestrator_state.retention import OnProgress
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
@@ -49,7 +50,6 @@ from orchestrator_state.verification import VerifyReport, verify
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _State = TypeVar("_State", bound=BaseModel)
-_DELETE_BATCH: Final = 200
 _GRACE: Final = timedelta(hours=1)
 
 
@@ -242,24 +242,29 @@ class StateStore:
                 show_in_place_of(restored, WorkflowState.from_snapshot(old.snapshot), version)
         return restored
 
-    async def delete_old_states(self, older_than: datetime) -> int:
+    async def delete_old_states(self, older_than: datetime, *, progress: OnProgress | None = None) -> int:
         """Delete finished workflows last updated before `older_than` (aware), with their steps and checkpoints.
 
-        Works in transactions of 200 workflows; if it is interrupted, those that committed stay deleted. Returns the
-        number of workflows deleted.
+        Works from the oldest, in transactions of up to 200 workflows and some 5,000 rows, between which it lets other
+        writers in; if it is interrupted, those that committed stay deleted. After each `progress` is called with a
+        `DeletionProgress`. Returns the number of workflows deleted.
         """
-        total = 0
-        while True:
-            deleted = await self._transactions.write(
-                lambda uow: uow.workflows.delete_finished(older_than=older_than, limit=_DELETE_BATCH)
-            )
-            total += deleted
-            if deleted < _DELETE_BATCH:
-                return total
+        return await retention.delete_old_states(self._transactions, older_than, progress)
+
+    async def prune_checkpoints(self, *, keep: int, progress: OnProgress | None = None) -> int:
+        """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
+
+        In transactions of some 5,000 checkpoints, after each of which `progress` is called.
+        """
+        return await retention.prune_checkpoints(self._transactions, keep, progress)
 
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
-        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
-        return await self._transactions.write(lambda uow: uow.checkpoints.prune(workflow_state_id, keep=keep))
+        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
+
+        In transactions of some 5,000 checkpoints.
+        """
+        only = as_uuid(workflow_state_id, "workflow_state_id")
+        return await retention.prune_checkpoints(self._transactions, keep, None, only=only)
 
     async def collect_garbage(self, older_than: Duration = _GRACE) -> int:
         """Remove blobs of this namespace that no row refers to any more. Returns how many; 0 without a blob store.

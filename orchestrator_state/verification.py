@@ -14,6 +14,7 @@ from orchestrator_state.codecs import decode
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.models import workflow_states
+from orchestrator_state.offload import Offload, parse_reference
 from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads import check_digest, is_encoded
 from orchestrator_state.recorded import open_rows
@@ -86,9 +87,10 @@ async def verify(
     report = VerifyReport()
     for source in PAYLOAD_TABLES:
         async for rows in pages(transactions, source, max_rows=_PAGE_ROWS):
+            payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
             for row in rows:
                 for payload in row.payloads:
-                    _check(row, payload, report)
+                    _check(row, payload, payloads.offload, report)
             on_rows(len(rows))
     if load:
         async for live in _live_workflows(transactions):
@@ -97,11 +99,13 @@ async def verify(
     return report
 
 
-def _check(row: PayloadRow, payload: StoredPayload, report: VerifyReport) -> None:
+def _check(row: PayloadRow, payload: StoredPayload, offload: Offload | None, report: VerifyReport) -> None:
     report.payloads += 1
     try:
         intact = _is_intact(payload, outdated=row.outdated)
         _check_text(payload)
+        if offload is not None:
+            _check_blob(payload, offload)
     except CorruptPayload as error:
         report.damaged += 1
         if len(report.damage) < _LISTED:
@@ -129,6 +133,15 @@ def _is_intact(payload: StoredPayload, *, outdated: bool) -> bool:
             return False
         raise
     return True
+
+
+def _check_blob(payload: StoredPayload, offload: Offload) -> None:
+    reference = None if payload.text is None else parse_reference(payload.text)
+    if reference is not None:
+        content = offload.text(reference.name)
+        if content is None:
+            raise CorruptPayload(f"the blob of the stored {payload.column} is not there", path=payload.column)
+        check_digest(content, reference.digest, payload.identity, payload.column)
 
 
 def _check_text(payload: StoredPayload) -> None:
@@ -200,12 +213,13 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
     if row is None:  # deleted in between
         return
-    steps = await uow.runs.list_steps(row.id)
-    opener = Opener(transactions.payloads, row.id, outdated=row.digested_at != row.updated_at)
+    steps = (await uow.runs.list_steps_of([row.id]))[row.id]
+    payloads = await transactions.payloads_of([row, *steps])
+    opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
     opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
     for step in steps:
         opener.step_row(step)
-    recorded = open_rows(row, steps, transactions.payloads)
+    recorded = open_rows(row, steps, payloads)
     if recorded.is_sound:  # else its context is no object, so that it is no run
         history, _ = recorded.history()
         types = RunTypes.of(transactions.schemas, transactions.payloads.encode, row.workflow_name)

@@ -1,4 +1,4 @@
-"""The command line: `orchestrator-state db …`, `… runs …`, `… verify`, `… rekey` and `… demo`."""
+"""The command line: `orchestrator-state db …`, `… runs …`, `… verify`, `… rekey`, `… prune` and `… demo`."""
 
 from __future__ import annotations
 

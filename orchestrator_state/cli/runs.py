@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Annotated, TypeVar
+from typing import Annotated
 from uuid import UUID
 
 import typer
 
 from orchestrator_state import StateStore, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.cli.options import Namespace, Schema, Url, refuse_missing_file
+from orchestrator_state.cli.opened import with_store
+from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.cli.tables import add_row, new_table, plain, show_table
 from orchestrator_state.codecs import decode
 from orchestrator_state.errors import CorruptPayload, WorkflowNotFound
-
-_Result = TypeVar("_Result")
 
 runs = typer.Typer(no_args_is_help=True, help="Look at durable runs, and ask something of them.")
 
@@ -31,7 +29,7 @@ def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = 
         return await store.list_active_workflows()
 
     table = new_table("id", "workflow id", "name", "status", "steps", "updated")
-    for state in _with_store(url, db_schema, namespace, work):
+    for state in with_store(url, db_schema, namespace, work):
         finished = sum(step.status is StepStatus.COMPLETED for step in state.steps.values())
         row = [str(state.id), state.workflow_id, state.workflow_name, state.status, str(finished)]
         add_row(table, *row, _time(state.updated_at))
@@ -41,7 +39,7 @@ def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = 
 @runs.command()
 def show(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
     """Show a run and its steps. Payloads are not shown."""
-    state = _with_store(url, db_schema, namespace, lambda store: _find(store, run_id))
+    state = with_store(url, db_schema, namespace, lambda store: _find(store, run_id))
     typer.echo(f"{state.id}  {plain(state.workflow_id)}  {plain(state.workflow_name)}  {state.status}")
     if state.error:
         typer.echo(plain(state.error))
@@ -105,7 +103,7 @@ def _ask(
         await question(store, found)
         return await store.load_workflow_state(found)
 
-    state = _with_store(url, db_schema, namespace, work)
+    state = with_store(url, db_schema, namespace, work)
     later = "" if becomes in (None, state.status) else f"; it is {becomes} at its worker's next step"
     typer.echo(f"run {state.id} is {state.status}{later}")
 
@@ -116,22 +114,6 @@ async def _find(store: StateStore, run_id: str) -> WorkflowState:
         return await store.load_workflow_state(UUID(run_id))
     except (ValueError, WorkflowNotFound):
         return await store.load_workflow_state_by_workflow_id(run_id)
-
-
-def _with_store(
-    url: str | None,
-    db_schema: str | None,
-    namespace: str | None,
-    work: Callable[[StateStore], Awaitable[_Result]],
-) -> _Result:
-    refuse_missing_file(url)
-
-    async def run() -> _Result:
-        opening = StateStore.open(url, db_schema=db_schema, namespace=namespace, migrate=False, pool_min=0)
-        async with opening as store:
-            return await work(store)
-
-    return asyncio.run(run())
 
 
 def _time(at: datetime | None) -> str:

@@ -1,0 +1,134 @@
+"""Delete what is too old, or too much, in transactions so short that writers beside do not feel them.
+
+A batch is bounded by its rows. What has been committed stays deleted, so that an interrupted deletion is resumed by
+calling it again. The steps of one workflow go in one transaction with it, however many they are: half of them would be
+a run that does its work twice when somebody resumes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from typing import Any, Final
+from uuid import UUID
+
+from orchestrator_state.arguments import as_count, as_utc
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+_WORKFLOWS: Final = 200
+_ROWS: Final = 5_000  # in a transaction
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeletionProgress:
+    """How far a deletion has come: what is counted here is gone for good."""
+
+    deleted: int
+    total: int
+    """How many there were to delete at the start. Others may delete beside, or more may become old enough."""
+
+
+OnProgress = Callable[[DeletionProgress], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """What one transaction deleted."""
+
+    ids: Sequence[UUID]
+    """Workflows."""
+    is_last: bool
+
+
+async def delete_old_states(transactions: Transactions, older_than: datetime, progress: OnProgress | None) -> int:
+    """See `StateStore.delete_old_states`."""
+    cutoff, deleted, total = as_utc(older_than, "older_than"), 0, 0
+    if progress is not None:
+        total = await transactions.read(lambda uow: uow.workflows.count_finished(older_than=cutoff))
+    limit = _WORKFLOWS
+    while True:
+        batch = await transactions.write(partial(_delete_batch, cutoff=cutoff, limit=limit))
+        deleted += len(batch.ids)
+        if progress is not None:
+            progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
+        if batch.is_last:
+            return deleted
+        # No more are counted and locked than are likely to fit.
+        limit = min(_WORKFLOWS, 2 * len(batch.ids) + 1)
+        await _let_others_in(transactions)
+
+
+async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int) -> _Batch:
+    ids = await uow.workflows.lock_finished(older_than=cutoff, limit=limit)
+    sizes = await uow.workflows.count_children(ids)
+    fitting, rows = 0, 0
+    for size in sizes:
+        rows += 1 + size.steps + size.checkpoints
+        if rows > _ROWS and (fitting or size.checkpoints):
+            break
+        fitting += 1
+    if fitting == 0 and ids:
+        # The oldest checkpoints are the least loss to a workflow whose deletion goes no further.
+        await uow.checkpoints.prune(ids[0], keep=max(0, sizes[0].checkpoints - _ROWS))
+    await uow.workflows.delete(ids[:fitting])
+    return _Batch(ids[:fitting], is_last=fitting == len(ids) < limit)
+
+
+async def prune_checkpoints(
+    transactions: Transactions, keep: int, progress: OnProgress | None, *, only: UUID | None = None
+) -> int:
+    """See `StateStore.prune_checkpoints` and, for `only` one workflow, `StateStore.cleanup_old_checkpoints`."""
+    keep = as_count(keep, "keep")
+    deleted, total = 0, 0
+    if progress is not None:
+        total = await transactions.read(lambda uow: uow.workflows.count_surplus_checkpoints(keep))
+    async for cuts in _cuts(transactions, keep, only):
+        if deleted:
+            await _let_others_in(transactions)
+        deleted += await transactions.write(partial(_prune_each, cuts=cuts))
+        if progress is not None:
+            progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
+    return deleted
+
+
+async def _prune_each(uow: UnitOfWork, *, cuts: Sequence[tuple[UUID, int]]) -> int:
+    return sum([await uow.checkpoints.prune(workflow_state_id, keep=keep) for workflow_state_id, keep in cuts])
+
+
+async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> AsyncIterator[Sequence[tuple[UUID, int]]]:
+    """What to prune to how many, a transaction at a time: the surplus of one workflow may take several."""
+    after: UUID | None = None
+    while True:
+        find: Any = partial(_find_surplus, keep=keep, after=after, only=only)
+        page: Sequence[tuple[UUID, int]] = await transactions.read(find)
+        cuts: list[tuple[UUID, int]] = []
+        room = _ROWS
+        for workflow_state_id, count in page:
+            left = count
+            while left > keep:
+                kept = max(keep, left - room)
+                cuts.append((workflow_state_id, kept))
+                room -= left - kept
+                left = kept
+                if room == 0:
+                    yield cuts
+                    cuts, room = [], _ROWS
+        if cuts:
+            yield cuts
+        if only is not None or len(page) < _WORKFLOWS:
+            return
+        after = page[-1][0]
+
+
+async def _find_surplus(
+    uow: UnitOfWork, *, keep: int, after: UUID | None, only: UUID | None
+) -> Sequence[tuple[UUID, int]]:
+    return await uow.workflows.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
+
+
+async def _let_others_in(transactions: Transactions) -> None:
+    await asyncio.sleep(transactions.database.pause_for_writers)
