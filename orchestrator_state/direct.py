@@ -19,12 +19,24 @@ from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors
 _Result = TypeVar("_Result")
 
 
-def fetch(engine: Engine, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
-    """Send one statement, which commits by itself, and return its rows."""
+def fetch(engine: Engine, sql: str, arguments: Sequence[Any], *, committing: bool) -> Sequence[Any]:
+    """Send Postgres one statement, which is a transaction by itself, and return its rows."""
     pooled = _checked_out(engine)
     try:
-        with database_errors(committing=True):
+        with database_errors(committing=committing):
             return _answer(pooled, sql, arguments)
+    finally:
+        pooled.close()
+
+
+def query(engine: Engine, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+    """Run one query on a SQLite connection, in one hop to its thread, and return its rows."""
+    pooled = _checked_out(engine)
+    connection: Any = pooled.driver_connection
+    try:
+        with database_errors():
+            rows: Sequence[Any] = _done(pooled, connection.query(sql, arguments))
+            return rows
     finally:
         pooled.close()
 

@@ -6,10 +6,10 @@ one. A statement that is executed for every step is compiled once, and given to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Dialect, Executable
+from sqlalchemy import Dialect, Executable, SelectBase
 from sqlalchemy.sql.compiler import SQLCompiler
 
 
@@ -27,11 +27,30 @@ class DriverStatement:
             (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
             for name in compiled.positiontup or ()
         ]
+        selected = statement.selected_columns if isinstance(statement, SelectBase) else ()
+        self._conversions: Final[list[tuple[int, Callable[[Any], Any]]]] = [
+            (index, convert)
+            for index, column in enumerate(selected)
+            if (convert := column.type.dialect_impl(dialect).result_processor(dialect, None)) is not None
+        ]
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """What to send for `values`, which name every parameter."""
         values = {**self._constants, **values}
         return [values[name] if convert is None else convert(values[name]) for name, convert in self._slots]
+
+    def converted(self, rows: Sequence[Any]) -> Sequence[Any]:
+        """A query's rows with Python's values in the place of the driver's."""
+        if not self._conversions:
+            return rows
+        found = []
+        for row in rows:
+            values = list(row)
+            for index, convert in self._conversions:
+                if values[index] is not None:
+                    values[index] = convert(values[index])
+            found.append(values)
+        return found
 
 
 class DriverStatements:

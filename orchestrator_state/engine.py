@@ -16,8 +16,9 @@ import os
 import sqlite3
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
@@ -114,12 +115,19 @@ class Database:
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""
         self.leave_the_parent_alone()
-        return _ReadingSession(self.reader)
+        return ReadingSession(self)
 
     async def fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
         """Send Postgres one statement in autocommit, past SQLAlchemy; only if `is_direct`."""
         self.leave_the_parent_alone()
-        return await greenlet_spawn(direct.fetch, self._pool.sync_engine, sql, arguments)
+        return await greenlet_spawn(partial(direct.fetch, committing=True), self._pool.sync_engine, sql, arguments)
+
+    async def query(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
+        """The rows of a query, values only, past SQLAlchemy; only if `is_direct`."""
+        self.leave_the_parent_alone()
+        compiled, engine = self.statements[statement], self._pool.sync_engine
+        read = direct.query if self.is_sqlite else partial(direct.fetch, committing=False)
+        return compiled.converted(await greenlet_spawn(read, engine, compiled.sql, compiled.arguments(parameters)))
 
     async def in_one_hop(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run `work` in a SQLite connection's thread, in a transaction of its own; only if `is_direct`."""
@@ -240,12 +248,20 @@ class Database:
         self._turn, self._inside, self._pid = asyncio.Lock(), set(), os.getpid()
 
 
-class _ReadingSession(AsyncSession):
+class ReadingSession(AsyncSession):
     """Each statement takes a connection for itself and gives it back: there is nothing to begin and nothing to close.
 
     All of that in one greenlet. A session that begins, executes and closes switches six times and starts a task,
     which takes longer than a small statement.
     """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database.reader)
+        self._database = database
+
+    async def rows(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The rows of a query, values only, by the shortest way there is; None if that is `execute`."""
+        return await self._database.query(statement, parameters) if self._database.is_direct else None
 
     async def execute(self, statement: Any, params: Any = None, **options: Any) -> Any:
         return await greenlet_spawn(self._select, statement, params, options.get("execution_options"))

@@ -19,6 +19,7 @@ from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_u
 from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
+from orchestrator_state.engine import ReadingSession
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
@@ -125,6 +126,19 @@ class Repository:
         if self._payloads.offload is not None:
             await self._payloads.offload.fetch(rows)
         return rows
+
+    async def _fetch_states(self, statement: Executable, **parameters: Any) -> list[WorkflowState]:
+        """The states that one of the statements for states selects, as they are stored."""
+        parameters["namespace"] = self._namespace
+        rows: Sequence[Any] | None = None
+        if isinstance(self._session, ReadingSession):
+            with database_errors():
+                rows = await self._session.rows(statement, parameters)
+        if rows is None:
+            rows = (await self._execute(statement, parameters)).all()
+        if self._payloads.offload is not None:
+            await self._payloads.offload.fetch(rows)
+        return states_from_rows(rows, self._payloads)
 
     async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
         """Delete rows, and their blobs once that has committed. Returns how many rows."""
@@ -241,14 +255,11 @@ class WorkflowRepository(Repository):
 
     async def list_active(self) -> list[WorkflowState]:
         """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
-        rows = await self._fetch(ACTIVE_STATES, {"namespace": self._namespace})
-        return [upcast_state(state, self._schemas) for state in states_from_rows(rows, self._payloads)]
+        return [upcast_state(state, self._schemas) for state in await self._fetch_states(ACTIVE_STATES)]
 
     async def get_as_stored(self, workflow_state_id: UUID) -> WorkflowState:
         """Like `get`, but at the version that it was stored at. Raises `WorkflowNotFound`."""
-        parameters = {"id": workflow_state_id, "namespace": self._namespace}
-        rows = await self._fetch(STATE_BY_ID, parameters)
-        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        state = next(iter(await self._fetch_states(STATE_BY_ID, id=workflow_state_id)), None)
         if state is None:
             raise self._workflow_not_found(workflow_state_id)
         return state
@@ -329,8 +340,7 @@ class WorkflowRepository(Repository):
         )
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
-        rows = await self._fetch(statement, parameters | {"namespace": self._namespace})
-        state = next(iter(states_from_rows(rows, self._payloads)), None)
+        state = next(iter(await self._fetch_states(statement, **parameters)), None)
         return None if state is None else upcast_state(state, self._schemas)
 
     async def _create(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 
@@ -62,6 +62,20 @@ class _Connection(aiosqlite.Connection):
     async def hop(self, function: Callable[[], None]) -> None:
         """Run `function` in the connection's thread."""
         await self._execute(function)
+
+    async def query(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
+        """The rows of one query, in one hop."""
+        rows: list[Any] = []
+
+        def run() -> None:
+            cursor = self.raw.cursor()
+            try:
+                rows.extend(cursor.execute(sql, arguments).fetchall())
+            finally:
+                cursor.close()
+
+        await self.hop(run)
+        return rows
 
     async def transaction(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run `work` in the connection's thread, in a transaction of its own, all in one hop.

@@ -110,7 +110,8 @@ STATE_BY_ID: Final = _states(_IDS.where(_workflow.id == bindparam("id")))
 STATE_BY_WORKFLOW_ID: Final = _states(
     _IDS.where(_workflow.workflow_id == bindparam("workflow_id")).order_by(*_NEWEST_FIRST).limit(1)
 )
-ACTIVE_STATES: Final = _states(_IDS.where(_workflow.status.in_(sorted(ACTIVE))))
+# Not IN: its list is put together anew for each execution, which only SQLAlchemy's own way can do.
+ACTIVE_STATES: Final = _states(_IDS.where(or_(*(_workflow.status == status.value for status in sorted(ACTIVE)))))
 
 CURRENT_VERSION: Final = select(
     _workflow.version, _workflow.lease_owner, _workflow.lease_process, _workflow.lease_expires_at

@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Final
 from unittest.mock import patch
 
-import asyncpg
 from sqlalchemy import event
 
-from orchestrator_state import StateStore
+from orchestrator_state import StateStore, direct
 from orchestrator_state.driver_statements import DriverStatement
 from orchestrator_state.sqlite_connection import _Connection
 
@@ -28,7 +26,6 @@ class Traffic:
     rows_written: Counter[str] = field(default_factory=Counter)
     """By `"update step_states"` and the like; not of what was given to the driver past SQLAlchemy."""
     commits: int = 0
-    _loggers: dict[Any, Any] = field(default_factory=dict)
     hops: int = 0
     """Calls in the threads of SQLite connections."""
 
@@ -46,21 +43,11 @@ class Traffic:
     def _note_commit(self, _: Any) -> None:
         self.commits += 1
 
-    def _note_autocommit(self, connection: Any, query: Any) -> None:
-        """Of asyncpg's query logger, which sees of what SQLAlchemy sends only what it does not prepare."""
-        if not connection.is_in_transaction() and not query.query.startswith(("BEGIN", "COMMIT", "ROLLBACK")):
-            self.statements.append(query.query)
-            self.commits += 1
-
-    def _listens_to(self, connection: Any, _: Any, __: Any) -> None:
-        if isinstance(connection.driver_connection, asyncpg.Connection):
-            raw = connection.driver_connection
-            self._loggers[raw] = partial(self._note_autocommit, raw)
-            raw.add_query_logger(self._loggers[raw])
-
-    def _leaves(self, connection: Any, _: Any) -> None:
-        if connection is not None and isinstance(connection.driver_connection, asyncpg.Connection):
-            connection.driver_connection.remove_query_logger(self._loggers.pop(connection.driver_connection))
+    def _answered(self, pooled: Any, sql: str, arguments: Any) -> Any:
+        """In the place of `direct._answer`."""
+        self.statements.append(sql)
+        self.commits += any(verb in sql for verb in _WRITES)
+        return _answer(pooled, sql, arguments)
 
     async def _traced(self, connection: _Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
         """In the place of `_Connection.transaction`."""
@@ -75,6 +62,11 @@ class Traffic:
         result = await _transaction(connection, noted)
         self.commits += 1
         return result
+
+    async def _queried(self, connection: _Connection, sql: str, arguments: Any) -> Any:
+        """In the place of `_Connection.query`."""
+        self.statements.append(sql)
+        return await _query(connection, sql, arguments)
 
     async def _hopped(self, connection: _Connection, *arguments: Any) -> Any:
         """In the place of `_Connection._execute`."""
@@ -92,6 +84,8 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _transaction: Final = _Connection.transaction
+_answer: Final = direct._answer
+_query: Final = _Connection.query
 _execute: Final = _Connection._execute
 
 
@@ -102,14 +96,14 @@ def traffic_of(store: StateStore) -> Iterator[Traffic]:
     listeners: dict[str, Callable[..., Any]] = {
         "after_cursor_execute": traffic._note,
         "commit": traffic._note_commit,
-        "checkout": traffic._listens_to,
-        "checkin": traffic._leaves,
     }
     for name, listener in listeners.items():
         event.listen(engine, name, listener)
     try:
         with (
             patch.object(_Connection, "transaction", _method(traffic._traced)),
+            patch.object(direct, "_answer", traffic._answered),
+            patch.object(_Connection, "query", _method(traffic._queried)),
             patch.object(_Connection, "_execute", _method(traffic._hopped)),
         ):
             yield traffic
