@@ -44,14 +44,7 @@ class SqliteTimestamp(UserDefinedType[datetime]):
         return "TIMESTAMP"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        def to_text(value: datetime | None) -> str | None:
-            if value is None:
-                return None
-            # Nearly always it is in UTC already, and the conversion takes as long as the rest.
-            utc = value if value.tzinfo is UTC else value.astimezone(UTC)
-            return utc.isoformat(timespec="microseconds")
-
-        return to_text
+        return lambda value: None if value is None else _utc_text(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         def from_text(text: str | None) -> datetime | None:
@@ -61,6 +54,11 @@ class SqliteTimestamp(UserDefinedType[datetime]):
             return value if value.tzinfo is UTC else _as_utc(value)
 
         return from_text
+
+
+@lru_cache(maxsize=1024)  # a commit writes one moment into several rows
+def _utc_text(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _as_utc(value: datetime) -> datetime:

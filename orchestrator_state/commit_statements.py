@@ -13,6 +13,7 @@ SQLite
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any, Final
@@ -262,14 +263,14 @@ PRUNE_CHECKPOINTS: Final = delete(checkpoints).where(
 )
 
 
-def update_parameters(change: RunChange) -> dict[str, Any]:
+def update_parameters(change: RunChange, now: datetime) -> dict[str, Any]:
     """The parameters of `commit_update`."""
     lease = change.lease
     values: dict[str, Any] = {
         "fence_id": lease.workflow_state_id,
         "fence_owner": lease.owner,
         "fence_token": lease.token,
-        "new_updated_at": utc_now(),
+        "new_updated_at": now,
     }
     if change.context is not None:
         values.update(zip(_NEW_FOLD, _fold_values(change.context), strict=True))

@@ -328,7 +328,7 @@ class Journal:
 
     def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
         """The state as of this commit: whole now and then, else as a delta."""
-        now, checkpoint_id = utc_now(), uuid4()
+        now, checkpoint_id = step.completed_at or utc_now(), uuid4()
         is_whole = self._cadence.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
         text = self._whole(step, context, now) if is_whole else self._delta(step, now)
         sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))

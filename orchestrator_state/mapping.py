@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
@@ -10,6 +10,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.codecs import decode
+from orchestrator_state.collection import collector_paused
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
 from orchestrator_state.payloads import Payloads
@@ -23,6 +24,7 @@ _STEP_STATUSES: Final = {status.value: status for status in StepStatus}
 _ALL_FIELDS: Final[Mapping[type[BaseModel], set[str]]] = {
     model: set(model.model_fields) for model in (WorkflowState, StepState, Checkpoint)
 }
+_MANY_ROWS: Final = 1000
 _set: Final = object.__setattr__  # the models' own validates
 
 
@@ -113,8 +115,15 @@ def payload_bytes(columns: Columns, steps: Mapping[str, Columns]) -> int:
     return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
 
 
-def states_from_rows(rows: Iterable[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
+def states_from_rows(rows: Sequence[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
     """Build the states, most recently updated first, steps in the order in which they were first saved."""
+    if len(rows) < _MANY_ROWS:
+        return _states(rows, payloads)
+    with collector_paused():
+        return _states(rows, payloads)
+
+
+def _states(rows: Sequence[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
     workflows: list[StateRow] = []
     steps: dict[UUID, list[StateRow]] = {}
     # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.

@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, null, or_, select, update
 
 from orchestrator_state.arguments import as_uuid
+from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
@@ -310,8 +311,9 @@ class RunRepository(Repository):
         steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
         for chunk in chunks(ids):
             found = await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})
-            for row in map(StoredStep._make, found.all()):
-                steps[row.workflow_state_id].append(row)
+            with collector_paused():
+                for row in map(StoredStep._make, found.all()):
+                    steps[row.workflow_state_id].append(row)
         for rows in steps.values():
             rows.sort(key=_position)
         return steps
