@@ -16,10 +16,13 @@ from tests.raw_sql import contents, execute
 Command = Callable[..., tuple[int, str, str]]
 
 APPLICATION = """
+from orchestrator_state import BlobStore, Payloads
 from tests.payload_samples import encrypted
 
 plain = {}
 options = {"payloads": encrypted("k1")}
+
+blobs = {"payloads": Payloads(blobs=BlobStore("file://blobs", above=1))}
 
 def rotated():
     return {"payloads": encrypted("k1", "k2")}
@@ -144,3 +147,13 @@ def test_a_file_that_is_not_there_is_not_made(tmp_path: Path, shell: Command) ->
     status, _, err = shell("verify", "--url", str(missing))
     assert (status, err) == (1, f"error: there is no SQLite file {missing}\n")
     assert not missing.exists()
+
+
+def test_garbage_is_collected_from_a_shell(shell: Command, tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    assert shell("collect-garbage", "--app", "an_application:blobs")[:2] == (0, "0 blobs removed\n")
+    old = tmp_path / "blobs" / "default" / "9f1c6a1e-5f0e-4f52-8a43-0d5d1c0f7a11" / f"{0:012x}{0:020x}"
+    old.parent.mkdir(parents=True)
+    old.write_text("left by a crash")
+    assert shell("collect-garbage", "--app", "an_application:blobs")[:2] == (0, "1 blobs removed\n")
+    assert not old.exists()

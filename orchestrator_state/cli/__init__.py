@@ -1,4 +1,5 @@
-"""The command line: `orchestrator-state db …`, `… runs …`, `… verify`, `… rekey`, `… prune` and `… demo`."""
+"""The command line: `orchestrator-state db …`, `… runs …`, `… verify`, `… rekey`, `… prune`,
+`… collect-garbage` and `… demo`."""
 
 from __future__ import annotations
 

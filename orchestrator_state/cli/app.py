@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator_state import schema
 from orchestrator_state.cli.options import Schema, Url
-from orchestrator_state.cli.payloads import rekey, verify
+from orchestrator_state.cli.payloads import collect_garbage, rekey, verify
 from orchestrator_state.cli.retention import prune
 from orchestrator_state.cli.runs import runs
 from orchestrator_state.engine import Database, open_database
@@ -26,6 +26,7 @@ app.add_typer(db, name="db")
 app.add_typer(runs, name="runs")
 app.command()(verify)
 app.command()(rekey)
+app.command()(collect_garbage)
 app.command()(prune)
 
 

@@ -1,4 +1,4 @@
-"""`orchestrator-state verify` and `orchestrator-state rekey`. Neither shows a payload."""
+"""`orchestrator-state verify`, `… rekey` and `… collect-garbage`. None shows a payload."""
 
 from __future__ import annotations
 
@@ -54,6 +54,13 @@ def rekey(
         report = _with_store(options, lambda store: store.rekey(dry_run=dry_run, progress=progress))
     _show_rekeyed(report, dry_run=dry_run)
     raise typer.Exit(0 if report.is_complete else 1)
+
+
+def collect_garbage(app: App, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+    """Remove blobs, older than an hour, that no row refers to any more: what crashes and overwritten values left."""
+    options = store_options(app, url, db_schema, namespace)
+    removed = _with_store(options, lambda store: store.collect_garbage())
+    typer.echo(f"{removed} blobs removed")
 
 
 def _show_damage(report: VerifyReport) -> None:
