@@ -138,18 +138,18 @@ async def test_a_fork_closes_its_store_although_its_parent_holds_leases(database
 async def test_closing_the_store_fails_no_run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on while the last batch is written is left to whoever recovers it."""
     gate = Gate()
-    held = Held(monkeypatch)
+    way = Held(monkeypatch)
     store = await StateStore.open(database_url)
     [lease] = await leased(store)
     running = asyncio.create_task(store.run("n", lambda run: run.step("s", gate), workflow_id="w"))
     await gate.reached.wait()
     waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
-    await held.reached.wait()
+    await way.reached.wait()
     closing = asyncio.ensure_future(store.close())
     await asyncio.sleep(0.1)
     gate.opened.set()
     await asyncio.wait({running})
-    held.opened.set()
+    way.opened.set()
     await asyncio.gather(waiting, closing)
     assert running.exception() is not None
     async with StateStore.open(database_url) as again:
