@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Collection, Iterator, Sequence
 from datetime import timedelta
 from typing import Final, Protocol
 from uuid import UUID, uuid4
@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 from orchestrator_state import hooks
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.repositories import chunks
 from orchestrator_state.run_repository import Lease, Owner, lease_lost
 from orchestrator_state.transactions import Transactions
 
@@ -50,13 +51,14 @@ class LeaseKeeper:
         self._claims: list[set[UUID]] = []
         self._heartbeat: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[None] | None = None
+        self._stragglers: asyncio.Task[None] | None = None
 
     @property
     def owner(self) -> Owner:
         if self._pid != os.getpid():  # a forked child is a worker of its own
             self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=self._term)
             self._pid, self._held, self._claims = os.getpid(), {}, []
-            self._heartbeat = self._renewal = None
+            self._heartbeat = self._renewal = self._stragglers = None
         return self._owner
 
     @contextlib.contextmanager
@@ -87,12 +89,15 @@ class LeaseKeeper:
 
     async def close(self) -> None:
         """Wait for the heartbeat to end."""
+        if self._pid != os.getpid():
+            return  # the parent's
         ending = self._end_heartbeat()
         if ending:
             await asyncio.wait(ending)
 
     def _end_heartbeat(self) -> set[asyncio.Task[None]]:
-        ending = {task for task in (self._heartbeat, self._renewal) if task is not None and not task.done()}
+        tasks = (self._heartbeat, self._renewal, self._stragglers)
+        ending = {task for task in tasks if task is not None and not task.done()}
         for task in ending:
             if not task.cancelling():  # a second cancellation would hit the clean-up after the first
                 task.cancel()
@@ -102,7 +107,7 @@ class LeaseKeeper:
         """Before new work: if this process was frozen past the term, ask the database first. Raises `LeaseLost`."""
         age = time.monotonic() - self._renewed_at.get(lease.workflow_state_id, 0.0)
         if age >= self._term.total_seconds():
-            await self._renew()
+            await self._renew_among([lease.workflow_state_id], wait=True)
             if lease.workflow_state_id not in self._held:
                 raise lease_lost(lease)
 
@@ -111,21 +116,32 @@ class LeaseKeeper:
         while self._held:
             await asyncio.sleep(pause)
             if self._renewal is None or self._renewal.done():
-                self._renewal = asyncio.create_task(self._try_to_renew(), name="orchestrator_state renewal")
+                self._renewal = asyncio.create_task(_trying(self._renew()), name="orchestrator_state renewal")
             # Waited for, not cancelled: a SQLite connection that waits for a lock cannot be had back before its time.
             await asyncio.wait({self._renewal}, timeout=max(pause, self._time_left()))
             self._give_up_overdue()
 
-    async def _try_to_renew(self) -> None:
-        try:
-            await self._renew()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed within the term
-            hooks.logger.warning("leases could not be renewed (%s)", type(error).__name__)
-
     async def _renew(self) -> None:
-        asked = dict(self._held)
+        """Renew all leases, a short transaction at a time.
+
+        A row that somebody has locked is waited for beside the heartbeat: the other leases must not end meanwhile.
+        """
+        passed_over: list[UUID] = []
+        for chunk in chunks(list(self._held)):
+            passed_over += await self._renew_among(chunk, wait=False)
+        if passed_over and (self._stragglers is None or self._stragglers.done()):
+            waiting = self._renew_one_by_one(passed_over)
+            self._stragglers = asyncio.create_task(waiting, name="orchestrator_state late renewal")
+
+    async def _renew_one_by_one(self, ids: Sequence[UUID]) -> None:
+        for workflow_state_id in ids:
+            await _trying(self._renew_among([workflow_state_id], wait=True))
+
+    async def _renew_among(self, ids: Collection[UUID], *, wait: bool) -> list[UUID]:
+        """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
+        asked = {key: run for key in ids if (run := self._held.get(key)) is not None}
         at = time.monotonic()
-        renewed = await self._transactions.write(lambda uow: uow.runs.renew(self.owner, asked))
+        renewed = await self._transactions.write(lambda uow: uow.runs.renew(self.owner, asked, wait=wait))
         for workflow_state_id, run in asked.items():
             if self._held.get(workflow_state_id) is not run:
                 continue
@@ -133,8 +149,9 @@ class LeaseKeeper:
             if token == run.lease.token:
                 self._renewed_at[workflow_state_id] = at
                 run.notice(request)
-            else:
+            elif wait or token is not None:
                 self._lose(run)
+        return [workflow_state_id for workflow_state_id in asked if workflow_state_id not in renewed]
 
     def _time_left(self) -> float:
         """Seconds until the first lease is overdue."""
@@ -154,3 +171,10 @@ class LeaseKeeper:
         """Unless the run was claimed here anew: then it is the new holder's."""
         if self._held.get(run.lease.workflow_state_id) is run:
             del self._held[run.lease.workflow_state_id], self._renewed_at[run.lease.workflow_state_id]
+
+
+async def _trying(renewal: Awaitable[object]) -> None:
+    try:
+        await renewal
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed within the term
+        hooks.logger.warning("leases could not be renewed (%s)", type(error).__name__)

@@ -288,18 +288,26 @@ class RunRepository(Repository):
         rows = await self._execute(query)
         return [Lease(workflow_state_id=row.id, owner=owner, token=row.lease_token) for row in rows]
 
-    async def renew(self, owner: Owner, ids: Collection[UUID]) -> dict[UUID, tuple[int, str | None]]:
-        """Extend the leases `owner` still has among `ids`. Returns (token, request) of those."""
+    async def renew(
+        self, owner: Owner, ids: Collection[UUID], *, wait: bool = True
+    ) -> dict[UUID, tuple[int, str | None]]:
+        """Extend the leases `owner` still has among `ids`. Returns (token, request) of those.
+
+        Without `wait`, rows that somebody has locked are passed over: nothing is known of their leases.
+        """
         renewed: dict[UUID, tuple[int, str | None]] = {}
         for chunk in chunks(list(ids)):
+            owned = (
+                _w.namespace == self._namespace,
+                _w.id.in_(chunk),
+                _w.lease_owner == owner.id,
+                _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+            )
+            free = select(_w.id).where(*owned).with_for_update(skip_locked=True, key_share=True)
+            cte = free.cte("free").prefix_with("MATERIALIZED", dialect="postgresql")
             rows = await self._execute(
                 update(workflow_states)
-                .where(
-                    _w.namespace == self._namespace,
-                    _w.id.in_(chunk),
-                    _w.lease_owner == owner.id,
-                    _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
-                )
+                .where(*(owned if wait else (_w.id == cte.c.id,)))
                 .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
                 .returning(_w.id, _w.lease_token, _w.request)
             )

@@ -293,3 +293,30 @@ async def test_a_delta_that_is_none_is_damage(store: StateStore) -> None:
         await uow.session.execute(torn.values(snapshot=json.dumps({"position": 0}), snapshot_digest=None))
     with pytest.raises(CorruptPayload, match="no delta"):
         await store.fork(made[0].id)
+
+
+@pytest.mark.parametrize("small", [-1, 10**9])
+async def test_a_wait_that_was_under_way_goes_on_after_a_rewind(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    """Of a step under way the outputs are what it remembers: a wait, until when. `small` is for whole checkpoints."""
+    _set_cadence(monkeypatch, small=small, least_added=10**9)
+    waits = asyncio.Event()
+
+    async def handler(run: Run) -> str:
+        async def beside() -> None:
+            while not waits.is_set():
+                await asyncio.sleep(0.01)
+                if run._journal.recorded("sleep") is not None:
+                    waits.set()
+            await run.step("beside", lambda: 1)
+            await run.step("vanish", vanish)
+
+        await asyncio.gather(run.sleep(0.5), beside() if not waits.is_set() else asyncio.sleep(0))
+        return "done"
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    [made] = await checkpoints_of(store, "w")
+    await store.rewind(made.id)
+    assert await store.run("n", handler, workflow_id="w") == "done"

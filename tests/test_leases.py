@@ -19,6 +19,7 @@ from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_repository import Lease, RunRepository
 from tests.running import Effect, Gate, change_row, expire_lease, row_of, seconds
+from tests.statements import traffic_of
 
 # --- claims ---
 
@@ -141,12 +142,12 @@ async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
 ) -> None:
     renew, failures = RunRepository.renew, 0
 
-    async def fails_once(self: RunRepository, *args: Any) -> Any:
+    async def fails_once(self: RunRepository, *args: Any, **options: Any) -> Any:
         nonlocal failures
         failures += 1
         if failures == 1:
             raise RuntimeError("unforeseen")
-        return await renew(self, *args)
+        return await renew(self, *args, **options)
 
     monkeypatch.setattr(RunRepository, "renew", fails_once)
     async with StateStore.open(database_url, lease_term=seconds(0.9)) as store, StateStore.open(database_url) as other:
@@ -201,3 +202,45 @@ async def test_a_failed_run_keeps_its_status_when_its_lease_is_let_go(store: Sta
         await store.run("w", handler, workflow_id="w")
     row = await row_of(store, "w")
     assert (row.status, row.wake_at, row.lease_expires_at) == (WorkflowStatus.FAILED, None, None)
+
+
+async def test_a_row_that_somebody_has_locked_costs_no_other_run_its_lease(postgres_url: str) -> None:
+    async with StateStore.open(postgres_url, lease_term=seconds(0.9)) as store, StateStore.open(postgres_url) as other:
+        gates = [Gate(), Gate()]
+
+        def run(number: int) -> asyncio.Task[str]:
+            return asyncio.create_task(
+                store.run("w", lambda run: run.step("s", gates[number], "done"), workflow_id=f"w{number}")
+            )
+
+        tasks = [run(0), run(1)]
+        for gate in gates:
+            await gate.reached.wait()
+        async with other.begin() as uow:
+            await uow.runs.lock((await row_of(store, "w0")).id)
+            with pytest.raises(LeaseLost):
+                await asyncio.wait_for(tasks[0], 9)
+            await asyncio.sleep(0.5)
+            gates[1].opened.set()
+            assert await tasks[1] == "done"
+
+
+async def test_many_leases_are_renewed_in_several_transactions(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_state.repositories._MAX_IDS", 2)
+    gates = [Gate() for _ in range(5)]
+    tasks = [
+        asyncio.create_task(store.run("w", lambda run, gate=gate: run.step("s", gate), workflow_id=f"w{number}"))
+        for number, gate in enumerate(gates)
+    ]
+    for gate in gates:
+        await gate.reached.wait()
+    before = {number: (await row_of(store, f"w{number}")).lease_expires_at for number in range(5)}
+    with traffic_of(store) as traffic:
+        await store._executor.keeper._renew()
+    assert traffic.commits == 3
+    assert all([(await row_of(store, f"w{number}")).lease_expires_at > before[number] for number in range(5)])
+    for gate in gates:
+        gate.opened.set()
+    await asyncio.gather(*tasks)

@@ -303,3 +303,44 @@ async def test_transactions_side_by_side_each_commit(shop: StateStore) -> None:
     assert await shop.run("order", handler, workflow_id="w") == 20
     assert await count_rows(shop, "orders") == 10
     assert len(await steps_of(shop, "w")) == 20
+
+
+async def test_a_neighbour_does_not_commit_before_it_is_known_what_became_of_a_cancelled_transaction(
+    shop: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialect = shop._transactions.database._pool.sync_engine.dialect
+    commit = dialect.do_commit
+    transacting: list[asyncio.Task[int]] = []
+    beside = asyncio.Event()
+
+    def commit_and_cancel(connection: Any) -> None:
+        commit(connection)
+        if transacting and asyncio.current_task() is transacting[0]:
+            transacting[0].cancel()
+
+    async def place(session: AsyncSession) -> int:
+        await beside.wait()
+        await asyncio.sleep(0.05)  # until the neighbour waits for its turn
+        return await place_order(session)
+
+    async def handler(run: Run) -> Any:
+        if await row_steps(shop):
+            await run.transact("order", place)
+            await run.step("beside", beside.set)
+            return run.context["log"]
+        run.append("log", "once")
+        transacting.append(asyncio.ensure_future(run.transact("order", place)))
+        await asyncio.sleep(0)
+        neighbour = asyncio.ensure_future(run.step("beside", beside.set))
+        await asyncio.gather(*transacting, neighbour, return_exceptions=True)
+        return vanish()
+
+    monkeypatch.setattr(dialect, "do_commit", commit_and_cancel)
+    with pytest.raises(asyncio.CancelledError):
+        await shop.run("order", handler, workflow_id="w", context={"log": []})
+    assert {step.position for step in (await steps_of(shop, "w")).values()} == {0, 1}
+    assert await shop.run("order", handler, workflow_id="w") == ["once"]
+
+
+async def row_steps(store: StateStore) -> int:
+    return await count_rows(store, "step_states")

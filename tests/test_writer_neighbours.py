@@ -1,0 +1,156 @@
+"""Group commit beside locks, shutdowns and forks: what harms one run harms no other."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from orchestrator_state import Event, Run, StateStore
+from orchestrator_state import writer as writer_module
+from orchestrator_state.hooks import StepCommitting
+from orchestrator_state.models import checkpoints
+from orchestrator_state.run_repository import Ack, RunChange
+from tests.running import Gate, row_of, seconds, steps_of
+from tests.test_fork import end_of, in_a_fork
+from tests.test_writer import Held, a_change, batches, held, in_the_way, leased, the_writer  # noqa: F401 - fixtures
+
+
+async def test_more_locked_rows_than_connections_do_not_hold_up_their_neighbours(postgres_url: str) -> None:
+    async with StateStore.open(postgres_url, pool_min=0, pool_max=2) as store, StateStore.open(postgres_url) as other:
+        locked, [free] = await leased(store, 4), await leased(store)
+        async with other.begin() as uow:
+            for lease in locked:
+                await uow.runs.lock(lease.workflow_state_id)
+            waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in locked]
+            await asyncio.sleep(0.5)
+            await asyncio.wait_for(the_writer(store).commit(a_change(free)), 3)
+        assert await asyncio.gather(*waiting) == [Ack(request=None)] * 4
+
+
+async def test_a_locked_checkpoint_harms_its_own_run_alone(postgres_url: str) -> None:
+    """Somebody deletes checkpoints by hand, and takes long over it."""
+    impatient = {"lock_timeout": seconds(0.3), "retry_timeout": seconds(1)}
+    async with StateStore.open(postgres_url, **impatient) as store, StateStore.open(postgres_url) as other:
+        first, second = await leased(store, 2)
+        for position in range(2):
+            await the_writer(store).commit(a_change(first, f"s{position}", position=position, keep=1))
+        async with other.begin() as uow:
+            of_first = select(checkpoints).where(checkpoints.c.workflow_state_id == first.workflow_state_id)
+            await uow.session.execute(of_first.with_for_update())
+            changes = [a_change(first, "late", position=2, keep=1), a_change(second, "free")]
+            outcomes = await asyncio.gather(*map(the_writer(store).commit, changes), return_exceptions=True)
+        assert outcomes[1] == Ack(request=None)
+
+
+async def test_a_batch_is_bounded_by_what_it_appends_too(
+    store: StateStore,
+    held: Held,  # noqa: F811
+    batches: list[list[RunChange]],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(writer_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
+    changes = []
+    for lease in await leased(store, 3):
+        change = a_change(lease)
+        change.step = replace_patch(change, f'{{"set":{{}},"append":{{"log":["{"x" * 800}"]}},"drop":[]}}')
+        changes.append(change)
+    async with in_the_way(store, held):
+        waiting = [asyncio.ensure_future(the_writer(store).commit(change)) for change in changes]
+        await asyncio.sleep(0)
+    await asyncio.gather(*waiting)
+    assert [len(batch) for batch in batches if batch[0].step.step_id == "s"] == [1, 1, 1]
+
+
+def replace_patch(change: RunChange, patch: str) -> Any:
+    return change.step._replace(context_patch=patch)
+
+
+class ShutsDown:
+    """A hook that cancels all tasks, as the end of `asyncio.run` does, while a step's commit is on its way."""
+
+    def __init__(self, step_id: str) -> None:
+        self._step_id = step_id
+        self.done = False
+
+    def on_event(self, event: Event) -> None:
+        if isinstance(event, StepCommitting) and event.step_id == self._step_id and not self.done:
+            self.done = True
+            for task in asyncio.all_tasks():
+                if task.get_name().startswith(("orchestrator_state group", "the run")):
+                    task.cancel()
+
+
+async def test_a_shutdown_in_the_middle_of_a_commit_doubles_nothing(database_url: str) -> None:
+    hook = ShutsDown("work")
+
+    async def handler(run: Run) -> Any:
+        try:
+            run.append("log", "once")
+            await run.step("work", lambda: 1)
+        finally:
+            await run.step("clean up", lambda: 2)
+        return run.context["log"]
+
+    async with StateStore.open(database_url, hook=hook) as store:
+        await the_writer(store).commit(a_change((await leased(store))[0]))  # a connection is open
+        running = asyncio.create_task(store.run("n", handler, workflow_id="w", context={"log": []}), name="the run")
+        await asyncio.wait({running})
+        assert hook.done
+        positions = [step.position for step in (await steps_of(store, "w")).values()]
+        assert len(positions) == len(set(positions))
+        assert await store.run("n", handler, workflow_id="w") == ["once"]
+
+
+async def test_a_fork_closes_its_store_although_its_parent_is_committing(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with StateStore.open(database_url) as store:
+        [lease] = await leased(store)
+        held = Held(monkeypatch)
+        waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
+        await held.reached.wait()
+
+        async def close() -> None:
+            await asyncio.wait_for(the_writer(store).close(), 5)
+
+        pid = await asyncio.to_thread(in_a_fork, close)
+        held.opened.set()
+        await waiting
+        assert await asyncio.to_thread(end_of, pid) == 0
+
+
+async def test_a_fork_closes_its_store_although_its_parent_holds_leases(database_url: str) -> None:
+    gate = Gate()
+    async with StateStore.open(database_url) as store:
+        running = asyncio.create_task(store.run("n", lambda run: run.step("s", gate), workflow_id="w"))
+        await gate.reached.wait()
+
+        async def close() -> None:
+            await asyncio.wait_for(store.close(), 5)
+
+        pid = await asyncio.to_thread(in_a_fork, close)
+        assert await asyncio.to_thread(end_of, pid) == 0
+        gate.opened.set()
+        await running
+
+
+async def test_closing_the_store_fails_no_run(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes on while the last batch is written is left to whoever recovers it."""
+    gate = Gate()
+    way = Held(monkeypatch)
+    store = await StateStore.open(database_url)
+    [lease] = await leased(store)
+    running = asyncio.create_task(store.run("n", lambda run: run.step("s", gate), workflow_id="w"))
+    await gate.reached.wait()
+    waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
+    await way.reached.wait()
+    closing = asyncio.ensure_future(store.close())
+    await asyncio.sleep(0.1)
+    gate.opened.set()
+    await asyncio.wait({running})
+    way.opened.set()
+    await asyncio.gather(waiting, closing)
+    assert running.exception() is not None
+    async with StateStore.open(database_url) as again:
+        assert (await row_of(again, "w")).status == "running"
