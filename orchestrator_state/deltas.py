@@ -86,7 +86,7 @@ class Delta:
     position: int
     updated_at: str
     unfinished: Mapping[str, Any]
-    """Steps that were under way or had failed, as `step_fields`, by id."""
+    """Steps that were under way or had failed, as `unfinished_fields`, by id."""
     chain: str
 
     def to_json(self) -> str:
@@ -160,6 +160,12 @@ def step_fields(step: RecordedStep) -> dict[str, Any]:
     }
 
 
+def unfinished_fields(step: RecordedStep) -> dict[str, Any]:
+    """A step that is not over, whole, with its outputs as JSON text: one that waits remembers there until when."""
+    fields = step_fields(step)
+    return fields if step.outputs == "null" else fields | {"outputs": step.outputs}
+
+
 def step_json(fields: Mapping[str, Any], outputs: str) -> str:
     return join({name: encode(value, name) for name, value in fields.items()} | {"outputs": outputs})
 
@@ -189,7 +195,9 @@ class Source:
                     context = Patch.from_json(step.context_patch).apply(context)
         if chain.hexdigest() != delta.chain:
             raise CorruptPayload("the steps that the stored snapshot refers to are not what they were", path="snapshot")
-        parts |= {step_id: step_json(fields, "null") for step_id, fields in delta.unfinished.items()}
+        for step_id, fields in delta.unfinished.items():
+            outputs = fields.get("outputs", "null")
+            parts[step_id] = step_json({name: fields[name] for name in fields if name != "outputs"}, outputs)
         row = self._row
         subject = Subject(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
         return subject.snapshot(delta.updated_at, context, parts)

@@ -48,6 +48,7 @@ _SQLITE_CONFIGURATION: Final = {
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a code, or the class that begins it.
 _PG_TRANSIENT: Final = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "25P03")
+_PG_LOCKED: Final = "55P03"
 _PG_ROLLED_BACK: Final = ("40", "55")
 _PG_CONFIGURATION: Final = {
     "08P01": "the server refused the connection's settings; behind PgBouncer open the store with pgbouncer=True",
@@ -144,7 +145,7 @@ def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
         # A serialization failure or deadlock at COMMIT has rolled back; a dropped connection may have committed.
         unknown = committing and not state.startswith(_PG_ROLLED_BACK)
         message = f"the database gave up on the transaction (SQLSTATE {state})"
-        return StoreUnavailable(message, transient=True, outcome_unknown=unknown)
+        return StoreUnavailable(message, transient=True, outcome_unknown=unknown, locked=state == _PG_LOCKED)
     for prefix, refusal in _PG_REFUSALS.items():
         if state.startswith(prefix):
             return refusal(f"the database refused a value (SQLSTATE {state})")

@@ -274,8 +274,10 @@ class StoreUnavailable(OrchestratorStateError):
 
     `transient` says that trying again at once is likely to succeed (a deadlock, a dropped connection);
     `outcome_unknown` that the connection was lost while a commit was under way, so that the work may or
-    may not be there: load before repeating it. The store's own calls settle that case by themselves.
+    may not be there: load before repeating it. The store's own calls settle that case by themselves. `locked` that
+    another transaction held a row for longer than `lock_timeout`.
     """
 
     transient: bool = False
     outcome_unknown: bool = False
+    locked: bool = False

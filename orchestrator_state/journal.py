@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json
+from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.offload import parse_reference
@@ -292,9 +292,9 @@ class Journal:
         committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
         try:
             await self._upload(entry)
+            writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
         except StoreUnavailable as error:
             self._switch.stop(error)
-        writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
         cancelled = await outlasted(writing)
         try:
             self._accept_outcome(entry, writing)
@@ -355,7 +355,7 @@ class Journal:
         delta = Delta(
             position=step.position,
             updated_at=now.isoformat(),
-            unfinished={known.step_id: step_fields(known) for known in others},
+            unfinished={known.step_id: unfinished_fields(known) for known in others},
             chain=self._chain_with(step).hexdigest(),
         )
         return delta.to_json()
@@ -370,7 +370,7 @@ class Journal:
         """Made when it is first needed: a resumed run may never come to a checkpoint."""
         if self._chain is None:
             self._chain = Chain.of(self._start)
-            for known in sorted(self._steps.values(), key=lambda known: known.position):
+            for known in sorted(self._steps.values(), key=lambda known: (known.position, known.step_id)):
                 self._chain = self._chain.with_step(known)
         return self._chain
 

@@ -485,9 +485,14 @@ class Run(Generic[State]):
         begun = journal.new_step(step_id)
         try:
             async with journal.in_order:
-                outputs, entry, ack = await self._transactions.write(
-                    lambda uow: self._transact_once(uow, begun, fn, args, returns)
-                )
+                try:
+                    outputs, entry, ack = await self._transactions.write(
+                        lambda uow: self._transact_once(uow, begun, fn, args, returns)
+                    )
+                except asyncio.CancelledError:
+                    # Perhaps in the middle of COMMIT: whoever goes on must know what the database holds.
+                    await uninterrupted(self._find_out(step_id))
+                    raise
                 journal.accept(entry, ack)
                 return outputs
         except _AlreadyRecorded as already:
@@ -496,10 +501,6 @@ class Run(Generic[State]):
         except (LeaseLost, StoreUnavailable) as error:
             self._switch.stop(error)
         except UNREADABLE:
-            raise
-        except asyncio.CancelledError:
-            # Perhaps in the middle of COMMIT: should the handler go on, it must know what the database holds.
-            await uninterrupted(self._find_out(step_id))
             raise
         except Exception as error:
             await journal.fail_step(begun, error, calls=1)

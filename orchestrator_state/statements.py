@@ -166,7 +166,9 @@ DELTAS_OF: Final = select(checkpoints).where(
     _checkpoint.workflow_state_id == bindparam("workflow_state_id"), _checkpoint.position.is_not(None)
 )
 STEP_ROWS_OF: Final = (
-    select(step_states).where(_step.workflow_state_id == bindparam("workflow_state_id")).order_by(_step.position)
+    select(step_states)
+    .where(_step.workflow_state_id == bindparam("workflow_state_id"))
+    .order_by(_step.position, _step.step_id)
 )
 
 

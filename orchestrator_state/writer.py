@@ -37,7 +37,8 @@ class _Waiting:
         self.change = change
         self.before_sending = before_sending
         self.outcome: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
-        self.size = len(change.step.outputs)
+        step = change.step
+        self.size = len(step.outputs) + len(step.context_patch or "") + len(step.error or "")
         if change.context is not None:
             self.size += len(change.context.context)
         if change.checkpoint is not None:
@@ -91,6 +92,8 @@ class Writer:
         self._under_way: set[UUID] = set()
         self._batches: set[asyncio.Task[None]] = set()
         self._alone: set[asyncio.Task[None]] = set()
+        # The other half of the pool is for those who need not wait.
+        self._places_alone = asyncio.Semaphore(max(1, self.transactions.settings.pool_max // 2))
 
     async def commit(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> Ack:
         """Write `change` under its lease; returns once it is durable.
@@ -113,7 +116,7 @@ class Writer:
         await self._room.acquire()
         if self._closed:
             self._room.release()
-            raise ConfigurationError("the store is closed; open another")
+            raise StoreUnavailable("the store is closed; open another")
         waiting = _Waiting(change, before_sending)
         self._queue.append(waiting)
         self._make_due()
@@ -122,6 +125,8 @@ class Writer:
     async def close(self) -> None:
         """Take no more, and wait until all that was taken is written."""
         self._closed = True
+        if self._pid != os.getpid():
+            self._start_anew()
         while self._queue or self._batches or self._alone:
             if under_way := {*self._batches, *self._alone}:
                 await asyncio.wait(under_way)
@@ -173,8 +178,8 @@ class Writer:
         """Bring every change of the batch to its outcome, or hand it over to a task of its own."""
         try:
             passed_over = await self._write_together(batch)
-        except BaseException as error:
-            self._settle(batch, error)
+        except BaseException:
+            self._settle(batch)
             raise
         self._under_way.difference_update(waiting.run_id for waiting in batch if waiting not in passed_over)
         for waiting in passed_over:
@@ -191,6 +196,8 @@ class Writer:
             try:
                 return await self._attempt(batch)
             except StoreUnavailable as error:
+                if error.locked and len(batch) > 1 and not outcome_unknown:
+                    return {waiting for waiting in batch if not waiting.outcome.done()}
                 # Of the whole call: an earlier attempt may have landed, although this one did not.
                 outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
@@ -231,15 +238,17 @@ class Writer:
     async def _write_alone(self, waiting: _Waiting) -> None:
         """Wait for whatever stands in the way, without anybody else waiting too."""
         try:
-            waiting.succeed(await self.transactions.write(lambda uow: uow.commits.commit(waiting.change)))
+            async with self._places_alone:
+                waiting.succeed(await self.transactions.write(lambda uow: uow.commits.commit(waiting.change)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             waiting.fail(error)
         finally:
-            self._settle([waiting], asyncio.CancelledError())
+            self._settle([waiting])
 
-    def _settle(self, batch: Iterable[_Waiting], error: BaseException) -> None:
+    def _settle(self, batch: Iterable[_Waiting]) -> None:
+        """Who has no outcome by now was cut off by a shutdown, and must not go on from what memory holds."""
         for waiting in batch:
-            waiting.fail(error)
+            waiting.fail(StoreUnavailable("the commit was cut off", outcome_unknown=True))
             self._under_way.discard(waiting.run_id)
         if self._queue:
             self._make_due()

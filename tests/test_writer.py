@@ -466,7 +466,7 @@ async def test_closing_writes_what_was_taken_and_takes_no_more(
         for _ in range(5):
             await asyncio.sleep(0)
         assert not closing.done()
-        with pytest.raises(ConfigurationError):
+        with pytest.raises(StoreUnavailable):
             await the_writer(store).commit(a_change(leases[0], "late"))
     assert await asyncio.gather(*waiting) == [Ack(request=None)] * 4
     await closing
