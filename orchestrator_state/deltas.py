@@ -23,7 +23,7 @@ import msgspec
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.domain import StepStatus, WorkflowStatus
-from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch
 from orchestrator_state.sealing import Opener, or_null
@@ -178,6 +178,12 @@ class Source:
 
     def whole(self, delta: Delta) -> str:
         """The JSON of the state that `delta` is of. Raises `CorruptPayload` if what it refers to is not what it was."""
+        try:
+            return self._whole(delta)
+        except InvalidPayload as error:  # no object where one was stored
+            raise CorruptPayload(str(error), **error.about) from None
+
+    def _whole(self, delta: Delta) -> str:
         context = self._initial()
         chain, parts = Chain.of(context), {}
         for row in self._step_rows:

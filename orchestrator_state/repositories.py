@@ -73,6 +73,7 @@ from orchestrator_state.statements import (
     WHOLE_CHECKPOINT_IDS_OF,
     WORKFLOW_ROW,
     Children,
+    digest_of_envelope,
     insert_checkpoint,
     insert_workflow,
     reference_columns,
@@ -371,7 +372,7 @@ class WorkflowRepository(Repository):
             return
         if saved.outdated:
             # Afterwards the workflow's digests count again, so none that is out of date may be left.
-            changed, changed_steps = columns | {"initial_context_digest": None, "result_digest": None}, steps
+            changed, changed_steps = changed | columns, steps
         if "context" in changed:
             changed["context_position"] = saved.next_position - 1
         if columns["updated_at"] == saved.workflow["updated_at"]:
@@ -381,7 +382,7 @@ class WorkflowRepository(Repository):
             await self._make_whole(state.id)
         await self._guarded_update(state, changed)
         if saved.outdated:
-            await self._forget_patch_digests(state.id)
+            await self._forget_digests(state.id)
         await self._delete_steps(state.id, removed)
         await self._write_steps(state.id, changed_steps, positions, stamps)
         self._remember(
@@ -396,12 +397,14 @@ class WorkflowRepository(Repository):
         if rowcount(updated) == 0:
             raise await self._why_not_written(state)
 
-    async def _forget_patch_digests(self, workflow_state_id: UUID) -> None:
-        await self._execute(
-            update(step_states)
-            .where(step_states.c.workflow_state_id == workflow_state_id)
-            .values(context_patch_digest=None)
-        )
+    async def _forget_digests(self, workflow_state_id: UUID) -> None:
+        """Of the payloads that a save does not write, as older software may have. It writes no envelopes."""
+        for table, owner, names in (
+            (workflow_states, workflow_states.c.id, ("initial_context", "result")),
+            (step_states, step_states.c.workflow_state_id, ("context_patch",)),
+        ):
+            kept = {f"{name}_digest": digest_of_envelope(table, name) for name in names}
+            await self._execute(update(table).where(owner == workflow_state_id).values(kept))
 
     async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
         for chunk in chunks(step_ids):
