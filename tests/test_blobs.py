@@ -24,6 +24,7 @@ from orchestrator_state import (
     Run,
     StaleVersion,
     StateStore,
+    StepState,
     StoreUnavailable,
     UnitOfWork,
     UnknownCodec,
@@ -742,3 +743,50 @@ async def test_it_is_on_the_disk_before_the_row_refers_to_it(
     [name] = on_disk.names()
     path = Path(on_disk.blobs._path(name))
     assert {str(path), str(path.parent), str(path.parent.parent), on_disk.blobs._root} <= set(synced)
+
+
+async def test_a_save_that_removes_a_large_step_uploads_what_is_new_once(
+    database_url: str, on_disk: Place, store: StateStore
+) -> None:
+    state = await saved_large(store)
+    del state.steps["load"]
+    state.steps["more"] = StepState(step_id="more", outputs=LARGE)
+    await store.save_workflow_state(state)
+    assert on_disk.names() == stored_references(database_url)
+
+
+async def test_verify_finds_a_blob_that_is_damaged(place: Place, database_url: str) -> None:
+    async with opened(database_url, place) as store:
+        state = await saved_large(store)
+        assert (await store.verify(load=True)).is_sound
+        references = await steps_of(store, state.workflow_id)
+        reference = parse_reference(references["load"].outputs)
+        assert reference is not None
+        content = place.read(reference.name)
+        for damage in DAMAGES:
+            damage(place, reference.name)
+            report = await store.verify()
+            assert (report.damaged, report.intact) == (1, report.payloads - 1)
+            [found] = report.damage
+            assert (found.table, found.column, found.step_id) == ("step_states", "outputs", "load")
+            assert ("is not there" if damage is damage_missing else "digest") in found.reason
+            assert "canary" not in repr(found)
+            place.write(reference.name, content)
+        assert (await store.verify()).is_sound
+
+
+async def test_verify_takes_no_row_for_damaged_that_changed_while_its_blob_was_read(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = await saved_large(store)
+    get, asked = BlobStore.get, list[str]()
+
+    async def change_and_get(self: BlobStore, name: str) -> bytes | None:
+        asked.append(name)
+        if len(asked) == 2:  # the first is the context
+            state.steps.clear()
+            await store.save_workflow_state(state)
+        return await get(self, name)
+
+    monkeypatch.setattr(BlobStore, "get", change_and_get)
+    assert (await store.verify()).is_sound
