@@ -10,7 +10,6 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
 from orchestrator_state.errors import (
     CheckpointNotFound,
@@ -25,7 +24,7 @@ from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_repository import Lease, RunNames, StepRecord
 from orchestrator_state.sealing import Columns
-from orchestrator_state.state_schema import FIRST
+from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.statements import StoredStep
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -208,5 +207,5 @@ def _found_context(
             path="context",
             workflow_state_id=recorded.id,
         )
-    effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
+    effective = {key: encode_loaded(item, "context") for key, item in snapshot.context.items()}
     return ContextHistory("{}", effective, {}), effective
