@@ -790,3 +790,13 @@ async def test_verify_takes_no_row_for_damaged_that_changed_while_its_blob_was_r
 
     monkeypatch.setattr(BlobStore, "get", change_and_get)
     assert (await store.verify()).is_sound
+
+
+async def test_a_place_that_is_not_mounted_any_more_takes_nothing(on_disk: Place, store: StateStore) -> None:
+    kept = await saved(store, context=LARGE)
+    on_disk.unmount()
+    with pytest.raises(StoreUnavailable, match="not mounted"):
+        await saved(store, context=LARGE * 2)
+    on_disk.mount()
+    assert await store.load_workflow_state(kept.id) == kept
+    await saved(store, context=LARGE * 3)
