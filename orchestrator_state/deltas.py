@@ -20,7 +20,7 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import encode
 from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
@@ -85,7 +85,7 @@ class Delta:
 
     position: int
     updated_at: str
-    unfinished: Mapping[str, Any]
+    unfinished: Mapping[str, dict[str, Any]]
     """Steps that were under way or had failed, as `step_fields`, by id."""
     chain: str
 
@@ -96,10 +96,10 @@ class Delta:
     @classmethod
     def from_json(cls, text: str) -> Delta:
         """Raises `CorruptPayload` for anything that `to_json` has not written."""
-        parts = decode(text, "snapshot")
-        if not isinstance(parts, dict) or parts.keys() != {"position", "updated_at", "unfinished", "chain"}:
-            raise CorruptPayload("the stored snapshot is no delta", path="snapshot")
-        return cls(**parts)
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            raise CorruptPayload("the stored snapshot is no delta", path="snapshot") from None
 
 
 class Cadence:

@@ -287,11 +287,14 @@ async def test_an_unfinished_step_that_ends_later_is_unfinished_in_the_older_che
 
 
 @pytest.mark.usefixtures("only_deltas")
-async def test_a_delta_that_is_none_is_damage(store: StateStore) -> None:
+@pytest.mark.parametrize("parts", [{}, {"chain": 1}, {"position": "0"}, {"unfinished": []}, {"unfinished": {"a": 1}}])
+async def test_a_delta_that_is_none_is_damage(store: StateStore, parts: dict[str, Any]) -> None:
     made = await count_to(store, 2)
+    sound = {"position": 0, "updated_at": "", "unfinished": {}, "chain": ""}
+    text = json.dumps(sound | parts if parts else {"position": 0})
     async with store.begin() as uow:
         torn = update(checkpoints).where(checkpoints.c.id == made[0].id)
-        await uow.session.execute(torn.values(snapshot=json.dumps({"position": 0}), snapshot_digest=None))
+        await uow.session.execute(torn.values(snapshot=text, snapshot_digest=None))
     with pytest.raises(CorruptPayload, match="no delta"):
         await store.fork(made[0].id)
 
