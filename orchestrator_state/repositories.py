@@ -46,7 +46,7 @@ from orchestrator_state.mapping import (
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.offload import references
-from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.payloads import PLAIN, Payloads, Sealed
 from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
@@ -166,15 +166,17 @@ class Repository:
         """
         rows = await self._fetch(DELTAS_OF, {"workflow_state_id": workflow_state_id})
         source = await self._source(workflow_state_id) if rows else None
+        whole: list[tuple[UUID, Sealed]] = []  # all are sealed before any is written: their blobs move together
         for row in rows:
             try:
                 text = _whole_text(row, source, self._payloads)
             except CorruptPayload:
                 continue
-            sealed = self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))
+            whole.append((row.id, self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))))
+        for checkpoint_id, sealed in whole:
             await self._execute(
                 update(checkpoints)
-                .where(checkpoints.c.id == row.id)
+                .where(checkpoints.c.id == checkpoint_id)
                 .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
             )
 

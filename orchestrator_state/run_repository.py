@@ -417,14 +417,14 @@ class RunRepository(Repository):
     async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
         """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
         now = utc_now()
+        renewed = [self._sealed(lease.workflow_state_id, step) for step in steps]  # their blobs move together
         # A run that goes on has no result; older software takes one back without its digest.
         await self._write_fenced(lease, columns | {"result_digest": None, "updated_at": now, "digested_at": now})
-        for step in steps:
-            sealed = self._sealed(lease.workflow_state_id, step)
+        for sealed in renewed:
             await self._execute(
                 update(step_states)
                 .where(
-                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == step.step_id
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == sealed.step_id
                 )
                 .values({name: getattr(sealed, name) for name in SEALED_STEP_COLUMNS})
             )

@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -30,15 +30,16 @@ from orchestrator_state import (
     UnknownCodec,
     WorkflowNotFound,
     WorkflowState,
+    deltas,
 )
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.compression import Zstd
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.offload import REFERENCE_MARKER, directory_of, parse_reference, references
+from orchestrator_state.offload import REFERENCE_MARKER, Offload, directory_of, parse_reference, references
 from orchestrator_state.payloads import Payloads
-from tests.raw_sql import fetch
+from tests.raw_sql import execute, fetch
 from tests.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
 from tests.workflows import LONG_AGO, a_workflow, checkpointed, saved
 
@@ -800,3 +801,38 @@ async def test_a_place_that_is_not_mounted_any_more_takes_nothing(on_disk: Place
     on_disk.mount()
     assert await store.load_workflow_state(kept.id) == kept
     await saved(store, context=LARGE * 3)
+
+
+@pytest.mark.parametrize("change", ["by hand", "by older software"])
+async def test_many_blobs_are_moved_together_and_before_the_transaction(
+    database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(deltas, "_SMALL", -1)  # deltas only, which a change of the context makes whole
+    monkeypatch.setattr(deltas, "_LEAST_ADDED", 10**9)
+
+    async def handler(run: Run) -> None:
+        for number in range(8):
+            await run.step(f"step-{number}", Effect(), LARGE)
+        vanish()
+
+    with suppress(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    moved: list[bool] = []
+    move = Offload.move
+
+    async def note(self: Offload) -> None:
+        moved.append(self.ahead)
+        await move(self)
+
+    if change == "by hand":
+        state = await store.load_workflow_state_by_workflow_id("w")
+        state.context = {"edited": True}
+        monkeypatch.setattr(Offload, "move", note)
+        await store.save_workflow_state(state)
+        assert moved == [True, True]  # what the deltas refer to, and what they become
+    else:
+        execute(database_url, "UPDATE workflow_states SET updated_at = '2031-01-01T08:00:00.000000+00:00'")
+        monkeypatch.setattr(Offload, "move", note)
+        with suppress(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w")
+        assert moved == [False, True]  # the steps are read, in no transaction, and written
