@@ -126,6 +126,8 @@ class BlobStore:
                 # somebody may have removed the directory since, because it was empty.
                 if isinstance(files, AsyncFileSystem) or left == 0:
                     raise
+                if self._marked:
+                    self._require_marker(files)
                 files.makedirs(path.rpartition("/")[0], exist_ok=True)
         if isinstance(files, LocalFileSystem):
             _sync_to_disk(Path(path), up_to=Path(self._root))
@@ -135,13 +137,16 @@ class BlobStore:
         try:
             content: bytes = files.cat_file(self._path(name))
         except FileNotFoundError:
-            files.invalidate_cache()
-            if files.exists(self._path(_MARKER)):
-                return None
+            self._require_marker(files)
+            return None
+        return content
+
+    def _require_marker(self, files: Any) -> None:
+        files.invalidate_cache()
+        if not files.exists(self._path(_MARKER)):
             raise StoreUnavailable(
                 f"the place of the blobs has no {_MARKER}: it is not mounted, or not the one they were written to"
             ) from None
-        return content
 
     def _remove(self, name: str) -> None:
         from fsspec.implementations.local import LocalFileSystem

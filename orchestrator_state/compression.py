@@ -19,8 +19,9 @@ _WORTH_IT: Final = 3 / 4
 class Zstd:
     """A codec that compresses payloads of `threshold` bytes or more, where that makes the stored text shorter.
 
-    `max_bytes` bounds what a payload may decompress to: a small one can be made to stand for gigabytes. Needs the
-    extra `zstd` before Python 3.14, and raises `MissingExtra` without it.
+    `max_bytes` bounds what a payload may decompress to: a small one can be made to stand for gigabytes. A payload that
+    is longer is stored without compression. Needs the extra `zstd` before Python 3.14, and raises `MissingExtra`
+    without it.
     """
 
     tag: Final = "zstd"
@@ -50,7 +51,7 @@ class Zstd:
         return f"Zstd(level={self._level}, threshold={self._threshold}, max_bytes={self._max_bytes})"
 
     def encode(self, data: bytes, identity: bytes) -> bytes | None:
-        if len(data) < self._threshold:
+        if not self._threshold <= len(data) <= self._max_bytes:
             return None
         compressed = self._compress(data, self._level)
         return compressed if len(compressed) < len(data) * _WORTH_IT else None

@@ -61,10 +61,9 @@ class PlainContext:
             raise InvalidPayload("context must stay a dict", path="context")
         encoded: Encoded = {}
         for key, item in self.value.items():
-            if type(key) is not str:
-                self._encode({key: None}, "context")
-            encoded[key] = self._encode(item, f"context.{key}")
-        self._encode(dict.fromkeys(encoded), "context")  # refuses keys that cannot be stored
+            # With its key, so that keys are checked, and levels counted, as in the whole context.
+            text = self._encode({key: item}, "context")
+            encoded[key] = text[len(msgspec.json.encode(key).decode()) + 2 : -1]
         return encoded
 
     def take(self, recorded: Encoded, keys: Iterable[str]) -> None:

@@ -20,10 +20,10 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator_state.codecs import decode, encode
+from orchestrator_state.codecs import encode
 from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.domain import StepStatus, WorkflowStatus
-from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch
 from orchestrator_state.sealing import Opener, or_null
@@ -85,7 +85,7 @@ class Delta:
 
     position: int
     updated_at: str
-    unfinished: Mapping[str, Any]
+    unfinished: Mapping[str, dict[str, Any]]
     """Steps that were under way or had failed, as `unfinished_fields`, by id."""
     chain: str
 
@@ -96,10 +96,10 @@ class Delta:
     @classmethod
     def from_json(cls, text: str) -> Delta:
         """Raises `CorruptPayload` for anything that `to_json` has not written."""
-        parts = decode(text, "snapshot")
-        if not isinstance(parts, dict) or parts.keys() != {"position", "updated_at", "unfinished", "chain"}:
-            raise CorruptPayload("the stored snapshot is no delta", path="snapshot")
-        return cls(**parts)
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except (msgspec.DecodeError, ValueError, RecursionError):
+            raise CorruptPayload("the stored snapshot is no delta", path="snapshot") from None
 
 
 class Cadence:
@@ -184,6 +184,12 @@ class Source:
 
     def whole(self, delta: Delta) -> str:
         """The JSON of the state that `delta` is of. Raises `CorruptPayload` if what it refers to is not what it was."""
+        try:
+            return self._whole(delta)
+        except InvalidPayload as error:  # no object where one was stored
+            raise CorruptPayload(str(error), **error.about) from None
+
+    def _whole(self, delta: Delta) -> str:
         context = self._initial()
         chain, parts = Chain.of(context), {}
         for row in self._step_rows:

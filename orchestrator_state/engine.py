@@ -67,6 +67,7 @@ class Database:
         *,
         owned: bool,
         sqlite_connections: Iterable[sqlite3.Connection] = (),
+        sqlite_threads: WeakSet[Any] | None = None,
     ) -> None:
         _require_supported(engine)
         self.is_sqlite: Final = engine.dialect.name == "sqlite"
@@ -84,6 +85,7 @@ class Database:
         self._pid = os.getpid()
         self._left_behind: list[object] = []
         self._sqlite_connections = sqlite_connections
+        self._sqlite_threads = sqlite_threads
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self.schema: Final = settings.db_schema
         self.statements: Final = DriverStatements(engine.dialect, settings.db_schema)
@@ -176,6 +178,8 @@ class Database:
         """Close every connection; the application's own engine is left as it is."""
         if self.owned:
             await self._pool.dispose(close=self._pid == os.getpid())
+        if self._sqlite_threads is not None:
+            await sqlite_connection.wait_until_closed(self._sqlite_threads)
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -423,7 +427,7 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         path = Path(temporary.name) / "memory.db"
     else:
         _refuse_what_is_no_database(path)
-    connections = WeakSet[sqlite3.Connection]()
+    connections, threads = WeakSet[sqlite3.Connection](), WeakSet[Any]()
 
     def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         connection = _SqliteConnection(*arguments, **options)
@@ -433,7 +437,7 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         connect_args={
-            "async_creator_fn": sqlite_connection.connect,
+            "async_creator_fn": partial(sqlite_connection.connect, threads),
             "timeout": settings.lock_timeout.total_seconds(),
             "isolation_level": None,
             "factory": connect,
@@ -450,7 +454,7 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     for inherited in _sqlite_databases:
         with suppress(ConfigurationError):
             inherited.leave_the_parent_alone()
-    database = Database(engine, settings, owned=True, sqlite_connections=connections)
+    database = Database(engine, settings, owned=True, sqlite_connections=connections, sqlite_threads=threads)
     _sqlite_databases.add(database)
     if temporary is not None:
         database.keep_until_closed(temporary)

@@ -105,6 +105,10 @@ class Executor:
     async def _result(self, row: Any) -> str:
         """What a completed run returned, as JSON."""
         payloads = await self._transactions.payloads_of([(row.result,)])
+        if payloads.misses_blobs:  # it was written anew under other keys since the row was read
+            names = RunNames(id=row.id, idempotency_key=None, workflow_id=None)
+            row = await self._transactions.read(lambda uow: uow.runs.find(names)) or row
+            payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         try:
             return or_null(opener.workflow("result", row.result, row.result_digest))

@@ -17,7 +17,7 @@ from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
+from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Patch, join
 from orchestrator_state.run_repository import (
     Ack,
     CheckpointRecord,
@@ -207,6 +207,8 @@ class Journal:
 
     def new_step(self, step_id: str) -> StepRecord:
         known = self._steps.get(step_id)
+        if known is None:
+            self._transactions.payloads.check_size(0, len(self._steps) + 1)
         return StepRecord(
             step_id=step_id,
             position=0,
@@ -242,6 +244,8 @@ class Journal:
         patch = None if context is None else context.patch
         step = step._replace(position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
+        if patch is not None and context is not None:
+            payloads.check_length(_length_of(context.committed), "context")
         if patch is not None and context is not None and not patch.only_appends:
             sealed = payloads.seal(join(context.committed), workflow_identity(self._id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
@@ -385,6 +389,11 @@ class Journal:
             self._unfinished.pop(step.step_id, None)
         else:
             self._unfinished[step.step_id] = step
+
+
+def _length_of(context: Encoded) -> int:
+    """Of the context's JSON: braces, and for each key quotes, a colon and a comma."""
+    return 1 + sum(len(key) + len(text) + 4 for key, text in context.items())
 
 
 def _added_by(step: StepRecord) -> int:

@@ -10,15 +10,21 @@ from typing import Any
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import encode
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
-from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, OrchestratorStateError, SchemaMismatch
+from orchestrator_state.errors import (
+    CheckpointNotFound,
+    CorruptPayload,
+    OrchestratorStateError,
+    SchemaMismatch,
+    WorkflowNotFound,
+)
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
-from orchestrator_state.run_repository import Lease, StepRecord
-from orchestrator_state.state_schema import FIRST
+from orchestrator_state.run_repository import Lease, RunNames, StepRecord
+from orchestrator_state.sealing import Columns
+from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.statements import StoredStep
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -65,15 +71,34 @@ async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hoo
     `DecryptionFailed` or `UnknownCodec`, which are no damage, with nothing changed.
     """
     step_rows = await page.take_steps(row.id)
-    recorded = open_rows(row, step_rows, await transactions.payloads_of([row, *step_rows]))
+    payloads = await transactions.payloads_of([row, *step_rows])
+    if payloads.misses_blobs:
+        # Perhaps rekeyed, and removed, since the rows were read: taken for damage, finished steps would run again.
+        row, step_rows = await transactions.read(partial(_read_again, workflow_state_id=row.id))
+        payloads = await transactions.payloads_of([row, *step_rows])
+    recorded = open_rows(row, step_rows, payloads)
     if not recorded.is_sound:
         return await _fall_back(transactions, row, recorded, lease, hook)
     if recorded.outdated:
         await transactions.write(partial(_renew_digests, recorded=recorded, lease=lease))
     history, effective = recorded.history()
+    steps = recorded.steps
     if history.was_edited:
         await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
-    return LoadedRun(steps=recorded.steps, history=history)
+        steps = _without_patches(steps)
+    return LoadedRun(steps=steps, history=history)
+
+
+async def _read_again(uow: UnitOfWork, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
+    row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
+    if row is None:
+        raise WorkflowNotFound(f"run {workflow_state_id} was deleted", workflow_state_id=workflow_state_id)
+    return row, (await uow.runs.list_steps_of([workflow_state_id]))[workflow_state_id]
+
+
+def _without_patches(steps: Sequence[StepRecord]) -> list[StepRecord]:
+    """As `start_context_anew` leaves them: what a checkpoint says of the steps is what their rows say."""
+    return [step._replace(context_patch=None) for step in steps]
 
 
 async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -> None:
@@ -90,6 +115,9 @@ async def _fall_back(
     history, effective = _found_context(recorded, mended, snapshot)
     position = max((step.position for step in mended), default=-1)
     starts_anew = history.was_edited or recorded.initial is None
+    first: Columns = {} if starts_anew else {"initial_context": recorded.initial}
+    if starts_anew:
+        mended = _without_patches(mended)
 
     async def write(uow: UnitOfWork) -> None:
         damaged = [step for step in mended if step.step_id in recorded.damaged]
@@ -99,7 +127,7 @@ async def _fall_back(
         else:
             await uow.runs.fold_context(lease, join(effective), position)
         if recorded.outdated:
-            await uow.runs.renew_digests(lease, {}, mended)
+            await uow.runs.renew_digests(lease, first, mended)
 
     await transactions.write(write)
     fell_back = hooks.FellBack(workflow_state_id=recorded.id, step_ids=tuple(recorded.damaged), seq=seq)
@@ -179,5 +207,5 @@ def _found_context(
             path="context",
             workflow_state_id=recorded.id,
         )
-    effective = {key: encode(item, "context") for key, item in snapshot.context.items()}
+    effective = {key: encode_loaded(item, "context") for key, item in snapshot.context.items()}
     return ContextHistory("{}", effective, {}), effective

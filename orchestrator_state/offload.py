@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from orchestrator_state.blobs import BlobStore, in_parallel
 
+ENVELOPE_MARKER: Final = "~payload:"
 REFERENCE_MARKER: Final = "~payload:blob="
 _REFERENCE: Final = re.compile(r"~payload:blob=([0-9a-f]{32}):([a-z0-9_-]+/[0-9a-f-]{36}/[0-9a-f]{32})")
 _NAME: Final = re.compile(r"[a-z0-9_-]+/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9a-f]{12})[0-9a-f]{20}")
@@ -108,8 +109,12 @@ class Offload:
 
     def discard(self, rows: Iterable[Iterable[Any]]) -> None:
         """Note that what `rows` refer to is garbage once the transaction has committed."""
-        self.discarded.update(reference.name for reference in references(rows))
-        self.sealed.clear()  # the same payload written again needs a blob that stays
+        self.discarded |= _names(rows)
+        # The same payload written again needs a blob that stays. All others are still the ones to refer to when the
+        # transaction is repeated: with new ones it would have to be repeated for their upload, over and over.
+        gone = {known for known, sealed in self.sealed.items() if not self.discarded.isdisjoint(_names([sealed]))}
+        for known in gone:
+            del self.sealed[known]
 
     async def remove_discarded(self) -> None:
         discarded, self.discarded = self.discarded, set()
@@ -139,6 +144,10 @@ def references(rows: Iterable[Iterable[Any]]) -> list[Reference]:
         for value in row
         if isinstance(value, str) and value.startswith(REFERENCE_MARKER) and (reference := parse_reference(value))
     ]
+
+
+def _names(rows: Iterable[Iterable[Any]]) -> set[str]:
+    return {reference.name for reference in references(rows)}
 
 
 def parse_name(name: str) -> BlobName | None:

@@ -116,8 +116,12 @@ class PayloadRepository(Repository):
         return (await self._execute(statement)).all()
 
     async def replace(self, row: PayloadRow, texts: Mapping[str, str], columns: Columns) -> bool:
-        """Set payload `columns` of a row, if the payloads are still those of `texts`. Nothing else of it changes."""
-        statement = _replacement(row.source, frozenset(texts))
+        """Set payload `columns` of a row, if the payloads are still those of `texts`. Nothing else of it changes.
+
+        What was absent has to be absent still: it may be a copy of what is replaced.
+        """
+        absent = frozenset(row.source.columns) - {payload.column for payload in row.payloads}
+        statement = _replacement(row.source, frozenset(texts), absent)
         old = {f"old_{column}": text for column, text in texts.items()}
         new = {f"new_{column}": value for column, value in columns.items()}
         return rowcount(await self._execute(statement, _numbered(row.key) | old | new)) == 1
@@ -240,10 +244,11 @@ def _of_workflow(source: PayloadTable, column: ColumnElement[Any]) -> ColumnElem
 
 
 @cache
-def _replacement(source: PayloadTable, columns: frozenset[str]) -> Update:
+def _replacement(source: PayloadTable, columns: frozenset[str], absent: frozenset[str]) -> Update:
     c = source.table.c
     of_row = [column == parameter for column, parameter in zip(_key(source), _key_parameters(source), strict=True)]
     unchanged = [c[name] == bindparam(f"old_{name}", type_=c[name].type) for name in sorted(columns)]
+    unchanged += [c[name].is_(None) for name in sorted(absent)]
     names = [name for column in sorted(columns) for name in (column, f"{column}_digest")]
     values = {name: bindparam(f"new_{name}", type_=c[name].type) for name in names}
     return update(source.table).where(*of_row, *unchanged).values(values)

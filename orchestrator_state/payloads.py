@@ -30,9 +30,8 @@ from orchestrator_state.errors import (
     UnknownCodec,
     UnprotectedPayload,
 )
-from orchestrator_state.offload import REFERENCE_MARKER, Offload, parse_reference
+from orchestrator_state.offload import ENVELOPE_MARKER, REFERENCE_MARKER, Offload, parse_reference
 
-_MARKER: Final = "~payload:"
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]+(=[A-Za-z0-9._=-]+)?")
 _MAX_TAG: Final = 128
 # 128 bits. An accident does not hit the same digest again, and the whole 256 would be half a short payload's row.
@@ -124,6 +123,11 @@ class Payloads:
         unit.offload = Offload(self.blobs, namespace, ahead=ahead)
         return unit
 
+    @property
+    def misses_blobs(self) -> bool:
+        """Whether a blob that was to be read was not there."""
+        return self.offload is not None and self.offload.missing
+
     def within(self, limits: Limits) -> Payloads:
         """Return these payloads under other limits."""
         limited = copy(self)
@@ -138,6 +142,13 @@ class Payloads:
         """Like `encode`, for a value that may hold a whole workflow: its payloads, some levels down."""
         depth = self.limits.depth + SNAPSHOT_LEVELS
         return encode(value, "snapshot", max_bytes=self.limits.workflow_bytes, max_depth=depth)
+
+    def check_length(self, length: int, path: str) -> None:
+        """Raise `PayloadTooLarge` for a payload of so many characters of JSON, put together from encoded parts."""
+        if length > self.limits.payload_bytes:
+            limit = self.limits.payload_bytes
+            message = f"{path} is {length} bytes or more as JSON, over the limit of {limit}; store a reference instead"
+            raise PayloadTooLarge(message, path=path, expected=limit, found=length)
 
     def check_size(self, payload_bytes: int, steps: int) -> None:
         """Raise `PayloadTooLarge` for a workflow of so many bytes of payload, or of so many steps."""
@@ -165,7 +176,7 @@ class Payloads:
         offload = self.offload
         if offload is not None and (known := offload.sealed.get((identity, text))):
             return Sealed(*known)
-        stored = self._encoded(text, identity) if self._chain or text.startswith(_MARKER) else text
+        stored = self._encoded(text, identity) if self._chain or text.startswith(ENVELOPE_MARKER) else text
         digest = digest_of(stored, identity)
         if offload is not None and offload.takes(stored):
             stored = offload.put(stored, digest, workflow_state_id=identity.split("/")[1])
@@ -185,11 +196,11 @@ class Payloads:
         if digest is None:
             if self._strict:
                 raise UnprotectedPayload(f"the stored {path} has no digest, and reading is strict", path=path)
-        elif self._strict or not outdated or text.startswith(_MARKER):
+        elif self._strict or not outdated or text.startswith(ENVELOPE_MARKER):
             check_digest(text, digest, identity, path)
         if text.startswith(REFERENCE_MARKER):
             text = self._from_blob(text, identity, path)
-        if text.startswith(_MARKER):
+        if text.startswith(ENVELOPE_MARKER):
             return self._decoded(text, identity, path)
         if self._strict:
             self._check_protected([], path)
@@ -200,7 +211,7 @@ class Payloads:
 
         What most payloads need, without the cost of a path that only errors show.
         """
-        return not text.startswith(_MARKER) and self._takes_plain and _matches(text, digest, identity)
+        return not text.startswith(ENVELOPE_MARKER) and self._takes_plain and _matches(text, digest, identity)
 
     def is_current(self, text: str, digest: str | None) -> bool:
         """Whether a payload is stored as `seal` would store it now, to leave it alone when keys are changed.
@@ -211,7 +222,7 @@ class Payloads:
             return False
         if self.offload is not None and (reference := parse_reference(text)):
             text = self.offload.text(reference.name) or text
-        found = text.split(":", 2)[1] if text.startswith(_MARKER) else ""
+        found = text.split(":", 2)[1] if text.startswith(ENVELOPE_MARKER) else ""
         remaining = found.split(",") if found else []
         for tag, _ in self._chain:
             if remaining and remaining[0] == tag:
@@ -230,9 +241,9 @@ class Payloads:
                 tags.append(tag)
             elif tag in self._protecting:
                 raise InvalidPayload(f"the codec {tag} left {identity} unprotected", path=identity)
-        if not tags and not text.startswith(_MARKER):
+        if not tags and not text.startswith(ENVELOPE_MARKER):
             return text
-        return f"{_MARKER}{','.join(tags)}:{binascii.b2a_base64(data, newline=False).decode('ascii')}"
+        return f"{ENVELOPE_MARKER}{','.join(tags)}:{binascii.b2a_base64(data, newline=False).decode('ascii')}"
 
     def _decoded(self, text: str, identity: str, path: str) -> str:
         tags, data = _opened_envelope(text, path)
@@ -283,7 +294,7 @@ class Payloads:
 
 def is_encoded(text: str) -> bool:
     """Whether the stored `text` went through codecs, or looks as if."""
-    return text.startswith(_MARKER)
+    return text.startswith(ENVELOPE_MARKER)
 
 
 def digest_of(text: str, identity: str) -> str:
@@ -385,7 +396,7 @@ def _decode(tag: str, codec: Codec, data: bytes, name: bytes, path: str) -> byte
 
 
 def _opened_envelope(text: str, path: str) -> tuple[list[str], bytes]:
-    tags_text, colon, encoded = text[len(_MARKER) :].partition(":")
+    tags_text, colon, encoded = text[len(ENVELOPE_MARKER) :].partition(":")
     tags = tags_text.split(",") if tags_text else []
     sound = all(len(tag) <= _MAX_TAG and _TAG.fullmatch(tag) for tag in tags)
     if not colon or not sound or len(set(map(_name, tags))) < len(tags):

@@ -98,7 +98,7 @@ async def _rekey_rows(
             await payloads.offload.settle()
         replaced = await transactions.write(partial(_replace, transactions, changes))
         if payloads.offload is not None:
-            payloads.offload.discard(change.texts.values() for change in changes if change.row.key in replaced)
+            payloads.offload.discard(_unused(change) for change in changes if change.row.key in replaced)
             await transactions.remove_discarded(payloads.offload)
         for change in changes:
             if change.row.key in replaced:
@@ -128,6 +128,12 @@ def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport) -> _Change
         change.texts[column] = text
         change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})
     return change
+
+
+def _unused(change: _Change) -> list[str]:
+    """The texts that the row no longer has: the first context is kept by copying a reference."""
+    kept = {payload.text for payload in change.row.payloads if payload.column not in change.texts}
+    return [text for text in change.texts.values() if text not in kept]
 
 
 def _is_current(payloads: Payloads, payload: StoredPayload, *, outdated: bool) -> bool:

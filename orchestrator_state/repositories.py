@@ -47,7 +47,7 @@ from orchestrator_state.mapping import (
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.offload import references
-from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.payloads import PLAIN, Payloads, Sealed
 from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
@@ -74,6 +74,7 @@ from orchestrator_state.statements import (
     WHOLE_CHECKPOINT_IDS_OF,
     WORKFLOW_ROW,
     Children,
+    digest_of_envelope,
     insert_checkpoint,
     insert_workflow,
     reference_columns,
@@ -179,15 +180,17 @@ class Repository:
         """
         rows = await self._fetch(DELTAS_OF, {"workflow_state_id": workflow_state_id})
         source = await self._source(workflow_state_id) if rows else None
+        whole: list[tuple[UUID, Sealed]] = []  # all are sealed before any is written: their blobs move together
         for row in rows:
             try:
                 text = _whole_text(row, source, self._payloads)
             except CorruptPayload:
                 continue
-            sealed = self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))
+            whole.append((row.id, self._payloads.seal(text, checkpoint_identity(workflow_state_id, row.id))))
+        for checkpoint_id, sealed in whole:
             await self._execute(
                 update(checkpoints)
-                .where(checkpoints.c.id == row.id)
+                .where(checkpoints.c.id == checkpoint_id)
                 .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
             )
 
@@ -381,7 +384,7 @@ class WorkflowRepository(Repository):
             return
         if saved.outdated:
             # Afterwards the workflow's digests count again, so none that is out of date may be left.
-            changed, changed_steps = columns | {"initial_context_digest": None, "result_digest": None}, steps
+            changed, changed_steps = changed | columns, steps
         if "context" in changed:
             changed["context_position"] = saved.next_position - 1
         if columns["updated_at"] == saved.workflow["updated_at"]:
@@ -391,7 +394,7 @@ class WorkflowRepository(Repository):
             await self._make_whole(state.id)
         await self._guarded_update(state, changed)
         if saved.outdated:
-            await self._forget_patch_digests(state.id)
+            await self._forget_digests(state.id)
         await self._delete_steps(state.id, removed)
         await self._write_steps(state.id, changed_steps, positions, stamps)
         self._remember(
@@ -406,12 +409,14 @@ class WorkflowRepository(Repository):
         if rowcount(updated) == 0:
             raise await self._why_not_written(state)
 
-    async def _forget_patch_digests(self, workflow_state_id: UUID) -> None:
-        await self._execute(
-            update(step_states)
-            .where(step_states.c.workflow_state_id == workflow_state_id)
-            .values(context_patch_digest=None)
-        )
+    async def _forget_digests(self, workflow_state_id: UUID) -> None:
+        """Of the payloads that a save does not write, as older software may have. It writes no envelopes."""
+        for table, owner, names in (
+            (workflow_states, workflow_states.c.id, ("initial_context", "result")),
+            (step_states, step_states.c.workflow_state_id, ("context_patch",)),
+        ):
+            kept = {f"{name}_digest": digest_of_envelope(table, name) for name in names}
+            await self._execute(update(table).where(owner == workflow_state_id).values(kept))
 
     async def _delete_steps(self, workflow_state_id: UUID, step_ids: Sequence[str]) -> None:
         for chunk in chunks(step_ids):

@@ -56,7 +56,7 @@ class Patch:
             raise CorruptPayload("the stored context_patch is none", path="context_patch")
         appended = split(parts["append"], "context_patch")
         dropped, unseen = decode(parts["drop"], "context_patch"), decode(parts.get("unseen", "[]"), "context_patch")
-        if not (type(dropped) is list and type(unseen) is list and all(map(_is_list, appended.values()))):
+        if not (_is_list_of(str, dropped) and _is_list_of(int, unseen) and all(map(_is_list, appended.values()))):
             raise CorruptPayload("the stored context_patch is none", path="context_patch")
         return cls(
             changed=split(parts["set"], "context_patch"),
@@ -78,6 +78,10 @@ class Patch:
 
 def _is_list(text: str) -> bool:
     return text.startswith("[")
+
+
+def _is_list_of(kind: type, value: object) -> bool:
+    return type(value) is list and all(type(item) is kind for item in value)
 
 
 def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:

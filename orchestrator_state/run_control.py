@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from orchestrator_state.arguments import as_signal_name, as_uuid
+from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
 from orchestrator_state.mapping import rebase
@@ -93,7 +94,7 @@ class RunControl:
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
-            await uow.runs.note_fork(fork_id, source, checkpoint.seq, list(state.steps))
+            await uow.runs.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
         return await self._transactions.write(fork)
@@ -114,6 +115,7 @@ class RunControl:
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
+            await uow.runs.forget_patches(row.id, keep=_finished(state))
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
             return await uow.workflows.get(row.id)
 
@@ -127,6 +129,11 @@ _ANEW = {
     "error": None,
     "wake_at": None,
 }
+
+
+def _finished(state: WorkflowState) -> list[str]:
+    """The steps whose change of the context is in `state`. The others may have been finished since."""
+    return [step_id for step_id, step in state.steps.items() if step.status in FINAL]
 
 
 async def _locked(uow: UnitOfWork, workflow_state_id: UUID | str) -> Any:

@@ -415,24 +415,26 @@ class RunRepository(Repository):
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
         await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {})
-        await self._delete(
-            delete(step_states).where(
-                step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(sorted(damaged))
+        for chunk in chunks(sorted(damaged)):
+            await self._delete(
+                delete(step_states).where(
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(chunk)
+                )
             )
-        )
         for step in steps:
             await self._write_step(lease.workflow_state_id, self._sealed(lease.workflow_state_id, step))
 
     async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
         """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
         now = utc_now()
-        await self._write_fenced(lease, columns | {"updated_at": now, "digested_at": now})
-        for step in steps:
-            sealed = self._sealed(lease.workflow_state_id, step)
+        renewed = [self._sealed(lease.workflow_state_id, step) for step in steps]  # their blobs move together
+        # A run that goes on has no result; older software takes one back without its digest.
+        await self._write_fenced(lease, columns | {"result_digest": None, "updated_at": now, "digested_at": now})
+        for sealed in renewed:
             await self._execute(
                 update(step_states)
                 .where(
-                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == step.step_id
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == sealed.step_id
                 )
                 .values({name: getattr(sealed, name) for name in SEALED_STEP_COLUMNS})
             )
@@ -549,7 +551,7 @@ class RunRepository(Repository):
             await self._announce()
 
     async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
-        """Write where a fork came from, and copy how its steps changed the context."""
+        """Write where a fork came from, and copy how these of its steps, which are finished, changed the context."""
         lineage = {"forked_from_id": source, "forked_from_seq": seq}
         await self._copy_context_history(fork_id, source, step_ids, lineage)
         last = select(func.max(step_states.c.position)).where(step_states.c.workflow_state_id == fork_id)
@@ -576,21 +578,34 @@ class RunRepository(Repository):
             first = opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
         columns = columns | seal_workflow(self._payloads, fork_id, {"initial_context": first})
         await self._execute(update(workflow_states).where(_w.id == fork_id).values(columns))
-        steps = select(step_states).where(
-            step_states.c.workflow_state_id == source, step_states.c.step_id.in_(sorted(step_ids))
-        )
-        for step in await self._fetch(steps):
-            patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
-            sealed = seal_step(self._payloads, fork_id, step.step_id, {"context_patch": patch})
-            await self._execute(
-                update(step_states)
-                .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id == step.step_id)
-                .values(sealed | {"position": step.position})
+        for chunk in chunks(sorted(step_ids)):
+            steps = select(step_states).where(
+                step_states.c.workflow_state_id == source, step_states.c.step_id.in_(chunk)
             )
+            for step in await self._fetch(steps):
+                patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
+                sealed = seal_step(self._payloads, fork_id, step.step_id, {"context_patch": patch})
+                await self._execute(
+                    update(step_states)
+                    .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id == step.step_id)
+                    .values(sealed | {"position": step.position})
+                )
 
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
         """Before the context is replaced: a resumed handler starts with the first one."""
         await self._execute(update(workflow_states).where(_w.id == workflow_state_id).values(FIRST_CONTEXT_KEPT))
+
+    async def forget_patches(self, workflow_state_id: UUID, *, keep: Collection[str]) -> None:
+        """Forget how all steps but those of `keep` changed the context."""
+        of_steps = select(step_states.c.step_id).where(
+            step_states.c.workflow_state_id == workflow_state_id, step_states.c.context_patch.is_not(None)
+        )
+        for chunk in chunks(sorted({*(await self._execute(of_steps)).scalars()} - {*keep})):
+            await self._execute(
+                update(step_states)
+                .where(step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk))
+                .values(context_patch=None, context_patch_digest=None)
+            )
 
     async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
         """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""

@@ -9,13 +9,13 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.codecs import Encode, decode
 from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, InvalidPayload, SchemaMismatch
 from orchestrator_state.run_context import ContextHistory, converted
 from orchestrator_state.run_repository import Lease, StepRecord
-from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, mismatch
+from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value, dump, encode_value, validated
 
@@ -123,7 +123,7 @@ class RunTypes:
         try:
             if self.schema is not None:
                 found = self.schema.require_readable(row.schema_version, "result")
-                text = encode(self.schema.upcast_end(decode(text, "result"), found), "result")
+                text = encode_loaded(self.schema.upcast_end(decode(text, "result"), found), "result")
             return decode_value(self.result, text, "result")
         except Unreadable as error:
             raise self._mismatch(error, row.schema_version).concerning(workflow_state_id=row.id) from None
@@ -184,7 +184,7 @@ def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:
     text = step.outputs
     if found < schema.version:
         outputs = schema.upcast_step(step.step_id, decode(text, path), found, schema.version)
-        text = encode(outputs, path)
+        text = encode_loaded(outputs, path)
     if schema.type_of(step.step_id) is not None:
         schema.check_outputs(step.step_id, text, found)
     return step if found == schema.version else step._replace(outputs=text, schema_version=schema.version)
@@ -195,7 +195,7 @@ def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) ->
 
     def convert(context: Encoded) -> Encoded:
         upcast = schema.upcast_context(decode(join(context), "context"), found, schema.version)
-        text = encode(upcast, "context")
+        text = encode_loaded(upcast, "context")
         schema.check_context(text, found)
         return split(text, "context")
 

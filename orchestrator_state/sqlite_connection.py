@@ -12,23 +12,38 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
+from weakref import WeakSet
 
 import aiosqlite
 
 _Result = TypeVar("_Result")
 
 
-def connect(database: str, **arguments: Any) -> aiosqlite.Connection:
-    """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`."""
+def connect(opened: WeakSet[Any], database: str, **arguments: Any) -> aiosqlite.Connection:
+    """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
     connection = _Connection(lambda: sqlite3.connect(database, **arguments), iter_chunk_size=64)
     # As SQLAlchemy does with its own: a store that was left open must not keep the interpreter from exiting.
     connection._thread.daemon = True  # noqa: SLF001
+    opened.add(connection)
     return connection
+
+
+async def wait_until_closed(opened: WeakSet[Any]) -> None:
+    """Wait for connections that are being closed: a thread that outlives the event loop fails aloud."""
+    loop = asyncio.get_running_loop()
+    closings = [closing for connection in opened if (closing := connection.closing) and closing.get_loop() is loop]
+    if closings:
+        await asyncio.wait(closings)
 
 
 class _Connection(aiosqlite.Connection):
     _abandoned = False
     _closing: asyncio.Future[Any] | None = None
+
+    @property
+    def closing(self) -> asyncio.Future[Any] | None:
+        """Done when the thread is."""
+        return self._closing
 
     def stop(self) -> asyncio.Future[Any] | None:
         """Close in the connection's thread, after what runs there now, and only once.

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, RootModel
 
-from orchestrator_state.codecs import MAX_SNAPSHOT_BYTES, MAX_SNAPSHOT_DEPTH, copied, encode
+from orchestrator_state.codecs import MOST_BYTES, MOST_DEPTH, copied, encode
 from orchestrator_state.errors import (
     ConfigurationError,
     NewerSchemaVersion,
@@ -237,14 +237,18 @@ class Schemas:
 
     def _check_snapshot(self, schema: StateSchema, snapshot: dict[str, Any], found: int) -> None:
         if schema.state is not None:
-            text = encode(snapshot["context"], "context", max_bytes=MAX_SNAPSHOT_BYTES, max_depth=MAX_SNAPSHOT_DEPTH)
-            schema.check_context(text, found)
+            schema.check_context(encode_loaded(snapshot["context"], "context"), found)
         for step_id, step in _completed(snapshot["steps"]):
             if schema.type_of(step_id) is not None:
-                schema.check_outputs(step_id, encode(step.get("outputs"), "outputs"), found)
+                schema.check_outputs(step_id, encode_loaded(step.get("outputs"), "outputs"), found)
 
 
 NO_SCHEMAS: Final = Schemas()
+
+
+def encode_loaded(value: Any, path: str) -> str:
+    """The JSON of a value that was loaded: it was within the store's limits when it was stored."""
+    return encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH)
 
 
 def as_model(model: Any) -> type[BaseModel]:

@@ -35,7 +35,7 @@ from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.offload import REFERENCE_MARKER
+from orchestrator_state.offload import ENVELOPE_MARKER, REFERENCE_MARKER
 
 _workflow = workflow_states.c
 _step = step_states.c
@@ -258,6 +258,12 @@ def _payload_columns(table: FromClause) -> list[ColumnElement[Any]]:
 
 def _is_reference(column: ColumnElement[Any]) -> ColumnElement[bool]:
     return func.substr(column, 1, len(REFERENCE_MARKER)) == REFERENCE_MARKER
+
+
+def digest_of_envelope(table: FromClause, name: str) -> ColumnElement[Any]:
+    """The digest of a payload column where it holds an envelope, else NULL."""
+    is_envelope = func.substr(table.c[name], 1, len(ENVELOPE_MARKER)) == ENVELOPE_MARKER
+    return case((is_envelope, table.c[f"{name}_digest"]), else_=None)
 
 
 def reference_columns(table: FromClause) -> list[ColumnElement[Any]]:

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from orchestrator_state.codecs import encode
 from orchestrator_state.domain import SavedRows, Shown, StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
 from orchestrator_state.mapping import loaded_from
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.state_schema import Schemas, StateSchema
+from orchestrator_state.state_schema import Schemas, StateSchema, encode_loaded
 
 Stamps = Mapping[str | None, int | None]
 """Versions by step id, and by None for the context."""
@@ -33,7 +32,7 @@ def upcast_state(state: WorkflowState, schemas: Schemas) -> WorkflowState:
         text = saved.workflow["context"]
         if found < schema.version:
             state.context = schema.upcast_context(state.context, found, schema.version)
-            shown[None] = Shown(text=encode(state.context, "context"), stored=text, stamp=found)
+            shown[None] = Shown(text=encode_loaded(state.context, "context"), stored=text, stamp=found)
             text = shown[None].text
         schema.check_context(text, found)
         for step_id, step in _completed(state):
@@ -41,7 +40,7 @@ def upcast_state(state: WorkflowState, schemas: Schemas) -> WorkflowState:
             text = saved.steps[step_id]["outputs"]
             if version < schema.version:
                 upcast_step(schema, step, version)
-                upcast = encode(step.outputs, f"steps[{step_id!r}].outputs")
+                upcast = encode_loaded(step.outputs, f"steps[{step_id!r}].outputs")
                 shown[step_id] = Shown(text=upcast, stored=text, stamp=version)
                 text = upcast
             schema.check_outputs(step_id, text, version)
@@ -109,12 +108,14 @@ def show_in_place_of(restored: WorkflowState, old: WorkflowState, version: int) 
     It stands beside patches of that version, which a resume upcasts together with it.
     """
     shown: dict[str | None, Shown] = {
-        None: Shown(text=encode(restored.context, "context"), stored=encode(old.context, "context"), stamp=version)
+        None: Shown(
+            text=encode_loaded(restored.context, "context"), stored=encode_loaded(old.context, "context"), stamp=version
+        )
     }
     for step_id, step in _completed(restored):
         path = f"steps[{step_id!r}].outputs"
-        stored = encode(old.steps[step_id].outputs, path)
-        shown[step_id] = Shown(text=encode(step.outputs, path), stored=stored, stamp=version)
+        stored = encode_loaded(old.steps[step_id].outputs, path)
+        shown[step_id] = Shown(text=encode_loaded(step.outputs, path), stored=stored, stamp=version)
     restored._saved = replace(loaded_from(restored), shown=shown)
 
 

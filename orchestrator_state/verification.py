@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from orchestrator_state.codecs import decode
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError
 from orchestrator_state.models import workflow_states
-from orchestrator_state.offload import Offload, parse_reference
+from orchestrator_state.offload import parse_name, parse_reference, references
 from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads import check_digest, is_encoded
 from orchestrator_state.recorded import open_rows
@@ -28,6 +28,8 @@ _PAGE_ROWS: Final = 500
 _LISTED: Final = 1000
 _OWN_ID: Final = {"workflow_states": "workflow_state_id", "checkpoints": "checkpoint_id", "signals": "signal_id"}
 _w: Final = workflow_states.c
+_Blobs = Mapping[str, str | None]
+"""The content of blobs by name; None: it is gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +89,10 @@ async def verify(
     report = VerifyReport()
     for source in PAYLOAD_TABLES:
         async for rows in pages(transactions, source, max_rows=_PAGE_ROWS):
-            payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
+            blobs = await _blobs_of(transactions, rows)
             for row in rows:
                 for payload in row.payloads:
-                    _check(row, payload, payloads.offload, report)
+                    _check(row, payload, blobs, report)
             on_rows(len(rows))
     if load:
         async for live in _live_workflows(transactions):
@@ -99,13 +101,33 @@ async def verify(
     return report
 
 
-def _check(row: PayloadRow, payload: StoredPayload, offload: Offload | None, report: VerifyReport) -> None:
+async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _Blobs:
+    """The blobs that `rows` refer to; None for one that is not there although a row still refers to it."""
+    payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
+    offload = payloads.offload
+    if offload is None:
+        return {}
+    found = references([payload.text for payload in row.payloads] for row in rows)
+    blobs = {reference.name: offload.text(reference.name) for reference in found}
+    missing = [name for name, content in blobs.items() if content is None]
+    if missing:
+        owners = sorted({UUID(parsed.workflow_state_id) for name in missing if (parsed := parse_name(name))})
+        # A row that was written or deleted meanwhile took its blob with it.
+        wanted = await transactions.read(partial(_list_blobs, workflow_state_ids=owners))
+        blobs = {name: content for name, content in blobs.items() if content is not None or name in wanted}
+    return blobs
+
+
+async def _list_blobs(uow: UnitOfWork, workflow_state_ids: Sequence[UUID]) -> set[str]:
+    return await uow.workflows.list_blobs(workflow_state_ids)
+
+
+def _check(row: PayloadRow, payload: StoredPayload, blobs: _Blobs, report: VerifyReport) -> None:
     report.payloads += 1
     try:
         intact = _is_intact(payload, outdated=row.outdated)
         _check_text(payload)
-        if offload is not None:
-            _check_blob(payload, offload)
+        _check_blob(payload, blobs)
     except CorruptPayload as error:
         report.damaged += 1
         if len(report.damage) < _LISTED:
@@ -135,10 +157,10 @@ def _is_intact(payload: StoredPayload, *, outdated: bool) -> bool:
     return True
 
 
-def _check_blob(payload: StoredPayload, offload: Offload) -> None:
+def _check_blob(payload: StoredPayload, blobs: _Blobs) -> None:
     reference = None if payload.text is None else parse_reference(payload.text)
-    if reference is not None:
-        content = offload.text(reference.name)
+    if reference is not None and reference.name in blobs:
+        content = blobs[reference.name]
         if content is None:
             raise CorruptPayload(f"the blob of the stored {payload.column} is not there", path=payload.column)
         check_digest(content, reference.digest, payload.identity, payload.column)

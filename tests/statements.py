@@ -26,6 +26,7 @@ class Traffic:
     rows_written: Counter[str] = field(default_factory=Counter)
     """By `"update step_states"` and the like; not of what was given to the driver past SQLAlchemy."""
     commits: int = 0
+    _pool: Any = None
     hops: int = 0
     """Calls in the threads of SQLite connections."""
 
@@ -45,6 +46,8 @@ class Traffic:
 
     def _answered(self, pooled: Any, sql: str, arguments: Any) -> Any:
         """In the place of `direct._answer`."""
+        if pooled._pool is not self._pool:
+            return _answer(pooled, sql, arguments)
         self.statements.append(sql)
         self.commits += any(verb in sql for verb in _WRITES)
         return _answer(pooled, sql, arguments)
@@ -92,7 +95,8 @@ _execute: Final = _Connection._execute
 @contextmanager
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
     """Record everything that the store sends inside the block."""
-    traffic, engine = Traffic(), store._transactions.database._pool.sync_engine
+    engine = store._transactions.database._pool.sync_engine
+    traffic = Traffic(_pool=engine.pool)
     listeners: dict[str, Callable[..., Any]] = {
         "after_cursor_execute": traffic._note,
         "commit": traffic._note_commit,

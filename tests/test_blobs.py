@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,20 +24,22 @@ from orchestrator_state import (
     Run,
     StaleVersion,
     StateStore,
+    StepState,
     StoreUnavailable,
     UnitOfWork,
     UnknownCodec,
     WorkflowNotFound,
     WorkflowState,
+    deltas,
 )
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.compression import Zstd
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.offload import REFERENCE_MARKER, directory_of, parse_reference, references
+from orchestrator_state.offload import REFERENCE_MARKER, Offload, directory_of, parse_reference, references
 from orchestrator_state.payloads import Payloads
-from tests.raw_sql import fetch
+from tests.raw_sql import execute, fetch
 from tests.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
 from tests.workflows import LONG_AGO, a_workflow, checkpointed, saved
 
@@ -742,3 +744,95 @@ async def test_it_is_on_the_disk_before_the_row_refers_to_it(
     [name] = on_disk.names()
     path = Path(on_disk.blobs._path(name))
     assert {str(path), str(path.parent), str(path.parent.parent), on_disk.blobs._root} <= set(synced)
+
+
+async def test_a_save_that_removes_a_large_step_uploads_what_is_new_once(
+    database_url: str, on_disk: Place, store: StateStore
+) -> None:
+    state = await saved_large(store)
+    del state.steps["load"]
+    state.steps["more"] = StepState(step_id="more", outputs=LARGE)
+    await store.save_workflow_state(state)
+    assert on_disk.names() == stored_references(database_url)
+
+
+async def test_verify_finds_a_blob_that_is_damaged(place: Place, database_url: str) -> None:
+    async with opened(database_url, place) as store:
+        state = await saved_large(store)
+        assert (await store.verify(load=True)).is_sound
+        references = await steps_of(store, state.workflow_id)
+        reference = parse_reference(references["load"].outputs)
+        assert reference is not None
+        content = place.read(reference.name)
+        for damage in DAMAGES:
+            damage(place, reference.name)
+            report = await store.verify()
+            assert (report.damaged, report.intact) == (1, report.payloads - 1)
+            [found] = report.damage
+            assert (found.table, found.column, found.step_id) == ("step_states", "outputs", "load")
+            assert ("is not there" if damage is damage_missing else "digest") in found.reason
+            assert "canary" not in repr(found)
+            place.write(reference.name, content)
+        assert (await store.verify()).is_sound
+
+
+async def test_verify_takes_no_row_for_damaged_that_changed_while_its_blob_was_read(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = await saved_large(store)
+    get, asked = BlobStore.get, list[str]()
+
+    async def change_and_get(self: BlobStore, name: str) -> bytes | None:
+        asked.append(name)
+        if len(asked) == 2:  # the first is the context
+            state.steps.clear()
+            await store.save_workflow_state(state)
+        return await get(self, name)
+
+    monkeypatch.setattr(BlobStore, "get", change_and_get)
+    assert (await store.verify()).is_sound
+
+
+async def test_a_place_that_is_not_mounted_any_more_takes_nothing(on_disk: Place, store: StateStore) -> None:
+    kept = await saved(store, context=LARGE)
+    on_disk.unmount()
+    with pytest.raises(StoreUnavailable, match="not mounted"):
+        await saved(store, context=LARGE * 2)
+    on_disk.mount()
+    assert await store.load_workflow_state(kept.id) == kept
+    await saved(store, context=LARGE * 3)
+
+
+@pytest.mark.parametrize("change", ["by hand", "by older software"])
+async def test_many_blobs_are_moved_together_and_before_the_transaction(
+    database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(deltas, "_SMALL", -1)  # deltas only, which a change of the context makes whole
+    monkeypatch.setattr(deltas, "_LEAST_ADDED", 10**9)
+
+    async def handler(run: Run) -> None:
+        for number in range(8):
+            await run.step(f"step-{number}", Effect(), LARGE)
+        vanish()
+
+    with suppress(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    moved: list[bool] = []
+    move = Offload.move
+
+    async def note(self: Offload) -> None:
+        moved.append(self.ahead)
+        await move(self)
+
+    if change == "by hand":
+        state = await store.load_workflow_state_by_workflow_id("w")
+        state.context = {"edited": True}
+        monkeypatch.setattr(Offload, "move", note)
+        await store.save_workflow_state(state)
+        assert moved == [True, True]  # what the deltas refer to, and what they become
+    else:
+        execute(database_url, "UPDATE workflow_states SET updated_at = '2031-01-01T08:00:00.000000+00:00'")
+        monkeypatch.setattr(Offload, "move", note)
+        with suppress(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w")
+        assert moved == [False, True]  # the steps are read, in no transaction, and written

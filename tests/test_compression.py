@@ -109,3 +109,12 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     with pytest.raises(MissingExtra, match=r"orchestrator-state\[zstd\]") as refused:
         Zstd()
     assert refused.value.extra == "zstd"
+
+
+def test_what_would_not_be_decompressed_is_not_compressed() -> None:
+    """What is acknowledged has to come back."""
+    payloads = Payloads([Zstd(threshold=1, max_bytes=2000)])
+    for size in (1990, 2000, 2001, 9000):
+        text = "a" * size
+        sealed = payloads.seal(text, "a")
+        assert payloads.open(sealed.text, sealed.digest, "a", "context") == text

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -286,11 +287,14 @@ async def test_an_unfinished_step_that_ends_later_is_unfinished_in_the_older_che
 
 
 @pytest.mark.usefixtures("only_deltas")
-async def test_a_delta_that_is_none_is_damage(store: StateStore) -> None:
+@pytest.mark.parametrize("parts", [{}, {"chain": 1}, {"position": "0"}, {"unfinished": []}, {"unfinished": {"a": 1}}])
+async def test_a_delta_that_is_none_is_damage(store: StateStore, parts: dict[str, Any]) -> None:
     made = await count_to(store, 2)
+    sound = {"position": 0, "updated_at": "", "unfinished": {}, "chain": ""}
+    text = json.dumps(sound | parts if parts else {"position": 0})
     async with store.begin() as uow:
         torn = update(checkpoints).where(checkpoints.c.id == made[0].id)
-        await uow.session.execute(torn.values(snapshot=json.dumps({"position": 0}), snapshot_digest=None))
+        await uow.session.execute(torn.values(snapshot=text, snapshot_digest=None))
     with pytest.raises(CorruptPayload, match="no delta"):
         await store.fork(made[0].id)
 
@@ -320,3 +324,45 @@ async def test_a_wait_that_was_under_way_goes_on_after_a_rewind(
     [made] = await checkpoints_of(store, "w")
     await store.rewind(made.id)
     assert await store.run("n", handler, workflow_id="w") == "done"
+
+
+@pytest.mark.usefixtures("only_deltas")
+@pytest.mark.parametrize("how", ["edited", "damaged"])
+async def test_deltas_of_a_run_whose_context_started_anew_read_too(store: StateStore, how: str) -> None:
+    """Its recorded steps leave the context alone from then on, in the deltas as in the rows."""
+
+    async def handler(run: Run) -> None:
+        for each in range(4):
+            run.context["n"] = each
+            await run.step(f"step-{each}", lambda each=each: each)
+            if each == 1 and len(await checkpoints_of(store, "w")) < 4:
+                vanish()
+
+    with suppress(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    state = await store.load_workflow_state((await row_of(store, "w")).id)
+    if how == "edited":
+        state.context = {"by": "hand"}
+        await store.save_workflow_state(state)
+    await store.create_checkpoint(
+        Checkpoint(workflow_state_id=state.id, step_id="by hand", snapshot=state.to_snapshot())
+    )
+    await store.create_checkpoint(Checkpoint(workflow_state_id=state.id, step_id="another", snapshot=None))
+    if how == "damaged":
+        await change_row(store, state.id, initial_context="torn")
+        await store.cleanup_old_checkpoints(state.id, keep=2)
+        await store.create_checkpoint(Checkpoint(workflow_state_id=state.id, step_id="a third", snapshot=None))
+        await store.create_checkpoint(Checkpoint(workflow_state_id=state.id, step_id="a fourth", snapshot=None))
+    await store.run("n", handler, workflow_id="w")
+    made = await checkpoints_of(store, "w")
+    assert [each.snapshot["context"]["n"] for each in made[-2:]] == [2, 3]
+    assert list(made[-1].snapshot["steps"]) == [f"step-{each}" for each in range(4)]
+
+
+@pytest.mark.usefixtures("only_deltas")
+async def test_a_first_context_that_is_no_object_is_damage(store: StateStore) -> None:
+    await count_to(store, 2)
+    row = await row_of(store, "w")
+    await change_row(store, row.id, initial_context="[]", initial_context_digest=None)
+    with pytest.raises(CorruptPayload):
+        await store.get_latest_checkpoint(row.id)

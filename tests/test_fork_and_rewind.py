@@ -17,7 +17,7 @@ from orchestrator_state import (
     WorkflowState,
     WorkflowStatus,
 )
-from tests.running import LONG_AGO, Effect, Gate, change_row, checkpoints_of, row_of, seconds, steps_of, vanish
+from tests.running import LONG_AGO, Effect, Failing, Gate, change_row, checkpoints_of, row_of, seconds, steps_of, vanish
 
 
 class Pipeline:
@@ -237,3 +237,34 @@ async def test_a_rewind_forgets_the_checkpoints_of_the_line_that_it_gives_up(sto
     async with store.begin() as uow:
         assert [checkpoint.id for checkpoint in await uow.checkpoints.list(state.id)] == [second.id, first.id]
         assert await uow.checkpoints.find(third.id) is None
+
+
+@pytest.mark.parametrize("how", ["fork", "rewind"])
+async def test_what_a_step_did_to_the_context_after_the_checkpoint_is_not_kept(store: StateStore, how: str) -> None:
+    """A step that had failed by then, and was finished later."""
+    flaky = Failing(LookupError("not yet"))
+
+    async def work(run: Run) -> None:
+        await flaky()
+        run.context["done"] += 1
+
+    async def handler(run: Run) -> None:
+        run.context["asked"] += 1
+        try:
+            await run.step("flaky", work, run)
+        except LookupError:
+            await run.step("beside", Effect())
+            raise
+
+    with pytest.raises(LookupError):
+        await store.run("n", handler, workflow_id="w", context={"asked": 0, "done": 0})
+    await store.run("n", handler, workflow_id="w")
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {"asked": 1, "done": 1}
+    [before, *_] = await checkpoints_of(store, "w")
+    if how == "fork":
+        again = await store.fork(before.id, workflow_id="fork")
+    else:
+        again = await store.rewind(before.id)
+    assert again.context == {"asked": 1, "done": 0}
+    await store.run("n", handler, workflow_id=again.workflow_id)
+    assert (await store.load_workflow_state(again.id)).context == {"asked": 1, "done": 1}

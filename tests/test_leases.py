@@ -1,6 +1,7 @@
 """Leases: one owner at a time, whoever claims, renews, dawdles or vanishes."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import pytest
@@ -225,13 +226,17 @@ async def test_a_row_that_somebody_has_locked_costs_no_other_run_its_lease(postg
             assert await tasks[1] == "done"
 
 
+async def _through(gate: Gate, run: Run) -> Any:
+    return await run.step("s", gate)
+
+
 async def test_many_leases_are_renewed_in_several_transactions(
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("orchestrator_state.repositories._MAX_IDS", 2)
     gates = [Gate() for _ in range(5)]
     tasks = [
-        asyncio.create_task(store.run("w", lambda run, gate=gate: run.step("s", gate), workflow_id=f"w{number}"))
+        asyncio.create_task(store.run("w", partial(_through, gate), workflow_id=f"w{number}"))
         for number, gate in enumerate(gates)
     ]
     for gate in gates:

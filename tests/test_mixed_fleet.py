@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from orchestrator_state import CorruptPayload, Run, StateStore
+from orchestrator_state import CorruptPayload, Run, StateSchema, StateStore
 from orchestrator_state.compression import Zstd
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
@@ -15,6 +15,7 @@ from orchestrator_state.payloads import Payloads
 from tests.damage import CONTEXT, CONTEXT_PATCH, DAMAGES, INITIAL_CONTEXT, OUTPUTS, RESULT, Place
 from tests.raw_sql import execute
 from tests.running import Effect, Log, row_of, vanish
+from tests.workflows import a_workflow
 
 OWNER = "0f0f0f0f-0000-4000-8000-000000000001"
 LATE = "2031-01-01T08:00:00.000000+00:00"
@@ -211,3 +212,71 @@ async def test_older_software_does_not_spoil_an_encrypted_workflow(
         for place in (CONTEXT, INITIAL_CONTEXT, OUTPUTS):
             assert (await place.read(store, id_))[0].startswith("~payload:"), place
         assert (await row_of(store, "w")).status == "completed"
+
+
+async def test_what_older_software_wrote_is_not_upcast_twice(database_url: str) -> None:
+    new = StateSchema("n", version=2)
+
+    @new.upcast(1)
+    def _(context: dict[str, Any]) -> dict[str, Any]:
+        return {"n": context["n"] * 100}
+
+    async with StateStore.open(database_url) as store:
+        state = a_workflow(workflow_name="n", context={"n": 1})
+        await store.save_workflow_state(state)
+    execute(database_url, f"UPDATE workflow_states SET updated_at = '{LATE}', version = version + 1")
+    async with StateStore.open(database_url, schemas=[new]) as store:
+        state = await store.load_workflow_state(state.id)
+        state.context["n"] += 1
+        await store.save_workflow_state(state)
+        assert (await store.load_workflow_state(state.id)).context == {"n": 101}
+
+
+async def test_a_run_that_falls_back_after_older_software_wrote_to_it_is_guarded_again(database_url: str) -> None:
+    log = Log()
+
+    async def handler(run: Run) -> Any:
+        await run.step("a", Effect(), 1)
+        if len(runs) < 3:
+            vanish()
+        return run.context["n"]
+
+    runs: list[None] = []
+    async with StateStore.open(database_url, hook=log, checkpoint_every=0) as store:
+        for _ in range(3):
+            runs.append(None)
+            with suppress(asyncio.CancelledError):
+                assert await store.run("n", handler, workflow_id="w", context={"n": 1}) == 7
+            if len(runs) == 1:
+                row = await row_of(store, "w")
+                execute(database_url, GUARDED_UPDATE.replace("{id}", str(row.id)))
+                execute(database_url, "UPDATE step_states SET outputs = 'torn' WHERE step_id = 'a'")
+        assert len(log.of(FellBack)) == 1
+        assert (await row_of(store, "w")).status == "completed"
+        assert (await store.verify()).is_sound
+
+
+async def test_a_save_after_older_software_wrote_leaves_what_is_encrypted_guarded(database_url: str) -> None:
+    payloads = Payloads([AesGcm(KeyRing({"key": new_key()}, "key"))], strict=True)
+    async with StateStore.open(database_url, payloads=payloads) as store:
+        id_ = await written_by_both(store, database_url, [f"UPDATE workflow_states SET updated_at = '{LATE}'"])
+        state = await store.load_workflow_state(id_)
+        state.user_id = "u"
+        await store.save_workflow_state(state)
+        handler = Steps()
+        assert await store.run("n", handler, workflow_id="w") == ["mine", "new"]
+        assert handler.effect.calls == ["new"]
+
+
+async def test_a_result_that_older_software_took_back_is_no_damage(store: StateStore, database_url: str) -> None:
+    handler = Steps()
+    await store.run("n", handler, workflow_id="w", context={"n": 0})
+    execute(
+        database_url,
+        f"UPDATE workflow_states SET status = 'pending', result = NULL, updated_at = '{LATE}', version = version + 1",
+        "DELETE FROM step_states WHERE step_id = 'b'",
+    )
+    handler.abandons = True
+    with suppress(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    assert (await store.verify()).damage == []

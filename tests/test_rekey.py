@@ -1,18 +1,23 @@
 """`store.rekey`: every payload as the store would write it now, beside live runs, and to be killed at any moment."""
 
 import asyncio
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator_state import Run, StateStore, WorkflowState, rekeying
+from orchestrator_state.blobs import BlobStore
 from orchestrator_state.encryption import AesGcm, KeyRing
+from orchestrator_state.hooks import FellBack
 from orchestrator_state.payload_repository import PayloadRepository
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.rekeying import RekeyReport
+from orchestrator_state.transactions import Transactions
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch
-from tests.running import Gate, row_of
+from tests.running import Effect, Gate, Log, row_of, vanish
 
 K1, K2 = encrypted("k1"), encrypted("k1", "k2")
 ONLY_K2 = encrypted("k2", strict=True)
@@ -294,3 +299,107 @@ async def _ended_before(_: Run) -> Any:
 
 async def _waits(run: Run) -> Any:
     return await run.wait_for("hello")
+
+
+# --- blobs ---
+
+LARGE = f"{CANARY} " * 200
+
+
+def in_blobs(tmp_path: Path, *keys: str) -> Payloads:
+    ring = KeyRing({key: key.encode().ljust(32) for key in keys}, keys[-1])
+    return Payloads([AesGcm(ring)], blobs=BlobStore(f"file://{tmp_path}/blobs", above=1000))
+
+
+def blob_names(tmp_path: Path) -> set[str]:
+    return {str(path.relative_to(tmp_path / "blobs")) for path in (tmp_path / "blobs").glob("*/*/*")}
+
+
+async def large_run(store: StateStore, *, effect: Effect, abandons: bool = False) -> Any:
+    async def handler(run: Run) -> Any:
+        fetched = await run.step("a", effect, LARGE)
+        run.context["large"] = LARGE * 2
+        await run.step("b", lambda: 1)
+        if abandons:
+            vanish()
+        return fetched
+
+    return await store.run("n", handler, workflow_id="w", context={"large": LARGE})
+
+
+async def test_blobs_are_encrypted_anew_and_the_old_ones_removed(database_url: str, tmp_path: Path) -> None:
+    effect = Effect()
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1")) as store:
+        await large_run(store, effect=effect)
+        state = await store.load_workflow_state_by_workflow_id("w")
+        await store.collect_garbage(older_than=0)
+    old = blob_names(tmp_path)
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1", "k2")) as store:
+        assert (await store.rekey(dry_run=True)).is_complete
+        assert blob_names(tmp_path) == old
+        report = await store.rekey()
+        assert (report.is_complete, report.current) == (True, 0)
+    new = blob_names(tmp_path)
+    assert len(new) == len(old)
+    assert not new & old
+    for name in new:
+        assert (tmp_path / "blobs" / name).read_text().startswith("~payload:aes-gcm=k2:")
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k2")) as store:
+        assert (await store.verify(load=True)).is_sound
+        assert await store.load_workflow_state(state.id) == state
+        assert await large_run(store, effect=effect) == LARGE
+        assert await store.rekey() == RekeyReport(current=report.resealed)
+        assert await store.collect_garbage(older_than=0) == 0
+
+
+async def test_a_run_that_is_resumed_while_its_blobs_are_encrypted_anew_is_not_damaged(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has read its rows, and then the blobs that they refer to are gone."""
+    effect, log = Effect(), Log()
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1")) as store:
+        with suppress(asyncio.CancelledError):
+            await large_run(store, effect=effect, abandons=True)
+    payloads = in_blobs(tmp_path, "k1", "k2")
+    fetch_blobs, rekeyed = Transactions.payloads_of, list[RekeyReport]()
+
+    async def rekey_and_fetch(self: Transactions, rows: Any) -> Payloads:
+        monkeypatch.setattr(Transactions, "payloads_of", fetch_blobs)
+        async with StateStore.open(database_url, payloads=payloads) as operator:
+            rekeyed.append(await operator.rekey())
+        return await fetch_blobs(self, rows)
+
+    monkeypatch.setattr(Transactions, "payloads_of", rekey_and_fetch)
+    async with StateStore.open(database_url, payloads=payloads, hook=log) as store:
+        assert await large_run(store, effect=effect) == LARGE
+    assert rekeyed[0].resealed
+    assert (effect.calls, log.of(FellBack)) == ([LARGE], [])
+
+
+@pytest.mark.parametrize("shared", ["meanwhile", "before"])
+async def test_a_blob_that_two_columns_share_is_not_removed_from_under_one_of_them(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
+) -> None:
+    """The first context is kept by copying the reference."""
+    state = WorkflowState(workflow_id="w", workflow_name="n", context={"large": LARGE})
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1")) as store:
+        await store.save_workflow_state(state)
+    rekey_rows = rekeying._rekey_rows
+    digest = "context_digest" if shared == "meanwhile" else "NULL"
+    keep = f"UPDATE workflow_states SET initial_context = context, initial_context_digest = {digest}"
+    keys = ("k1", "k2") if shared == "meanwhile" else ("k1",)
+
+    async def after_a_copy(*arguments: Any, **options: Any) -> None:
+        monkeypatch.setattr(rekeying, "_rekey_rows", rekey_rows)
+        execute(database_url, keep)
+        await rekey_rows(*arguments, **options)
+
+    if shared == "before":
+        execute(database_url, keep)
+    else:
+        monkeypatch.setattr(rekeying, "_rekey_rows", after_a_copy)
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, *keys)) as store:
+        assert (await store.rekey()).is_complete
+    async with StateStore.open(database_url, payloads=in_blobs(tmp_path, keys[-1])) as store:
+        assert (await store.verify(load=True)).is_sound
+        assert (await store.load_workflow_state(state.id)).context == {"large": LARGE}

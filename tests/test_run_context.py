@@ -14,8 +14,9 @@ from unittest.mock import patch
 import pytest
 from sqlalchemy import event
 
-from orchestrator_state import InvalidPayload, Run, StateStore, WorkflowState
+from orchestrator_state import CorruptPayload, InvalidPayload, Run, StateStore, WorkflowState
 from orchestrator_state.driver_statements import DriverStatement
+from orchestrator_state.run_context import Patch
 from tests.running import (
     Effect,
     Failing,
@@ -458,3 +459,16 @@ async def test_a_failed_step_makes_no_checkpoint_but_the_next_one_holds_it(store
     [checkpoint] = await checkpoints_of(store, "w")
     steps = WorkflowState.from_snapshot(checkpoint.snapshot).steps
     assert {step_id: step.status for step_id, step in steps.items()} == {"failing": "failed", "after": "completed"}
+
+
+@pytest.mark.parametrize(
+    "part", ['"drop":1', '"drop":[[]]', '"drop":{}', '"drop":[],"unseen":["a"]', '"drop":[],"unseen":1']
+)
+def test_a_patch_that_is_none_is_corrupt(part: str) -> None:
+    with pytest.raises(CorruptPayload):
+        Patch.from_json(f'{{"set":{{}},"append":{{}},{part}}}')
+
+
+def test_a_patch_that_appends_no_items_is_corrupt() -> None:
+    with pytest.raises(CorruptPayload):
+        Patch.from_json('{"set":{},"append":{"a":1},"drop":[]}')

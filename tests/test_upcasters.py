@@ -545,3 +545,14 @@ def test_the_errors_are_of_one_family_and_are_no_invalid_payloads(kind: type[Sch
     assert not isinstance(error, InvalidPayload)
     assert isinstance(error, OrchestratorStateError)
     assert error.about.keys() == {"path", "workflow_state_id"}
+
+
+async def test_what_a_wider_limit_has_let_in_is_upcast_too(database_url: str) -> None:
+    new = StateSchema("n", version=2)
+    new.upcast(1)(lambda context: context)
+    large, wide = "x" * 17 * 1024 * 1024, 40 * 1024 * 1024
+    state = WorkflowState(workflow_id="w", workflow_name="n", context={"large": large})
+    async with StateStore.open(database_url, max_payload_bytes=wide) as store:
+        await store.save_workflow_state(state)
+    async with StateStore.open(database_url, max_payload_bytes=wide, schemas=[new]) as store:
+        assert (await store.load_workflow_state(state.id)).context == {"large": large}

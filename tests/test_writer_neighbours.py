@@ -30,7 +30,7 @@ async def test_more_locked_rows_than_connections_do_not_hold_up_their_neighbours
 
 async def test_a_locked_checkpoint_harms_its_own_run_alone(postgres_url: str) -> None:
     """Somebody deletes checkpoints by hand, and takes long over it."""
-    impatient = {"lock_timeout": seconds(0.3), "retry_timeout": seconds(1)}
+    impatient: dict[str, Any] = {"lock_timeout": seconds(0.3), "retry_timeout": seconds(1)}
     async with StateStore.open(postgres_url, **impatient) as store, StateStore.open(postgres_url) as other:
         first, second = await leased(store, 2)
         for position in range(2):
