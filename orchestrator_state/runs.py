@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Generic, Literal, Protocol, cast, overload
 from uuid import UUID
 
@@ -254,7 +255,7 @@ class Run(Generic[State]):
         numbered = self._journal.number(step_id)
         policy, limit = Retry.of(retry), None if timeout is None else as_duration(timeout, "timeout")
         returns = self.types.of_step(numbered, returns)
-        return self._call(self._step(numbered, fn, args, returns, policy, limit, on_unknown))
+        return self._call(partial(self._step, numbered, fn, args, returns, policy, limit, on_unknown))
 
     @overload
     def transact(
@@ -281,12 +282,12 @@ class Run(Generic[State]):
         `returns` is as in `step`.
         """
         numbered = self._journal.number(step_id)
-        return self._call(self._transact(numbered, fn, args, self.types.of_step(numbered, returns)))
+        return self._call(partial(self._transact, numbered, fn, args, self.types.of_step(numbered, returns)))
 
     def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
         """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""
         numbered = self._journal.number(label)
-        return self._call(self._checkpoint(numbered))
+        return self._call(partial(self._checkpoint, numbered))
 
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
@@ -295,7 +296,7 @@ class Run(Generic[State]):
     def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
         """Wait, durably: a restart waits for what is left, by the database's clock."""
         numbered = self._journal.number("sleep")
-        return self._call(self._sleep(numbered, as_duration(duration, "duration")))
+        return self._call(partial(self._sleep, numbered, as_duration(duration, "duration")))
 
     @overload
     def wait_for(self, name: str, timeout: Duration | None = None, *, returns: type[_R]) -> Coroutine[Any, Any, _R]: ...
@@ -314,7 +315,7 @@ class Run(Generic[State]):
         """
         numbered = self._journal.number(f"signal:{as_signal_name(name)}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
-        return self._call(self._wait_for(numbered, name, limit, self.types.of_step(numbered, returns)))
+        return self._call(partial(self._wait_for, numbered, name, limit, self.types.of_step(numbered, returns)))
 
     @overload
     def child(
@@ -365,20 +366,19 @@ class Run(Generic[State]):
         types = RunTypes.of(self._transactions.schemas, self.types.encode, name, state, returns)
         started_with = None if context is None else types.context_text(context)
         numbered = self._journal.number(f"child:{name}")
-        return self._call(self._child(numbered, handler, types, started_with))
+        return self._call(partial(self._child, numbered, handler, types, started_with))
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """Account for a call of the handler's while it is under way."""
-        try:
-            self._switch.check()
-            self._require_handler()
-        except BaseException:
-            work.close()
-            raise
+    async def _call(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
+        """Account for a call of the handler's while it is under way.
+
+        `work` is begun in here: a task that is cancelled before it begins would leave a coroutine that nobody awaits.
+        """
+        self._switch.check()
+        self._require_handler()
         with self._room.call():
-            return await work
+            return await work()
 
     def _require_handler(self) -> None:
         """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""

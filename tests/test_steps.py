@@ -1,7 +1,9 @@
 """`run.step` on both databases: a step happens once, is found by its id, and says how it went."""
 
 import asyncio
+import gc
 import threading
+import warnings
 from datetime import timedelta
 from typing import Any
 
@@ -522,3 +524,18 @@ async def test_a_step_that_failed_has_a_known_outcome(store: StateStore) -> None
     with pytest.raises(ValueError, match="refused"):
         await store.run("n", handler, workflow_id="w")
     assert await store.run("n", handler, workflow_id="w") == "done"
+
+
+async def test_a_step_that_is_cancelled_before_it_begins_leaves_no_coroutine_behind(store: StateStore) -> None:
+    async def handler(run: Run) -> str:
+        beside = asyncio.create_task(run.step("never", Effect()))
+        beside.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await beside
+        return "done"
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert await store.run("n", handler, workflow_id="w") == "done"
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
