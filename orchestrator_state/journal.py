@@ -382,9 +382,10 @@ class Journal:
         """`step` is on record."""
         if self._chain is not None:
             self._chain = self._chain_with(step)
+        replaced = self._steps.get(step.step_id)
+        self._outputs_length += len(step.outputs) - (len(replaced.outputs) if replaced else 0)
         self._steps[step.step_id] = step
         self._next_position = max(self._next_position, step.position + 1)
-        self._outputs_length += len(step.outputs)
         if step.status in FINAL:
             self._unfinished.pop(step.step_id, None)
         else:

@@ -103,3 +103,14 @@ async def test_a_workflow_has_a_size_and_a_number_of_steps(database_url: str) ->
             await store.run("n", handler, workflow_id="r")
         assert caught.value.path == "steps"
         assert effect.calls == [0, 1, 2, 3, 4], "a step that cannot be recorded is not begun"
+
+
+async def test_a_step_that_is_recorded_twice_counts_once(database_url: str) -> None:
+    async def handler(run: Run) -> None:
+        for _ in range(70):  # 840 characters of outputs, and 280 more if what a step began with were counted as well
+            await run.step("charge", lambda: "x" * 10, on_unknown="raise")
+
+    async with StateStore.open(database_url, max_workflow_bytes=1024) as store:
+        await store.run("n", handler, workflow_id="w")
+        steps = (await store.load_workflow_state((await row_of(store, "w")).id)).steps
+        assert len(steps) == 70
