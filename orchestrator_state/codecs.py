@@ -22,7 +22,6 @@ SNAPSHOT_LEVELS: Final = 4
 # the decoder recurses.
 MOST_BYTES: Final = 512 * 1024 * 1024
 MOST_DEPTH: Final = 500
-MAX_SNAPSHOT_DEPTH: Final = MAX_DEPTH + SNAPSHOT_LEVELS
 MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 # CPython refuses to print longer integers: sys.int_info.default_max_str_digits. The decoder refuses to read them, and
 # counts the minus sign as well.
@@ -68,23 +67,6 @@ def decode(text: str | bytes, path: str) -> Any:
     except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
         # "from None": the decoder's own message may quote the payload.
         raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
-
-
-def check_canonical(text: str, path: str, *, max_depth: int = MAX_DEPTH) -> None:
-    """Raise `CorruptPayload` unless `encode` could have written `text`.
-
-    `decode` reads any JSON, as a database may have been filled by hand. This is stricter: a key that comes twice, of
-    which only the last would be loaded, white space, another spelling of a number or a character, too many levels.
-    It costs about two times `decode`.
-    """
-    value = decode(text, path)
-    try:
-        # The limit of today is nothing that a text of yesterday must keep.
-        same = encode(value, path, max_bytes=4 * len(text), max_depth=max_depth) == text
-    except (InvalidPayload, PayloadTooLarge):
-        same = False
-    if not same:
-        raise CorruptPayload(f"the stored {path} is not in canonical form: something else wrote it", path=path)
 
 
 def copied(value: Any, path: str) -> Any:

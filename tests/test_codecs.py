@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator_state import CorruptPayload, InvalidPayload, PayloadTooLarge, StepState
-from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, check_canonical, decode, encode
+from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, decode, encode
 from tests.workflows import CORNERS, json_values, nested, unstorable_values
 
 
@@ -379,46 +379,11 @@ def test_json_that_another_software_wrote_is_read(text: str, value: Any) -> None
 
 @settings(max_examples=100, deadline=None)
 @given(json_values)
-def test_what_was_written_is_canonical(value: Any) -> None:
-    check_canonical(encode(value, "context"), "context")
+def test_what_was_read_is_written_as_it_was(value: Any) -> None:
+    text = encode(value, "context")
+    assert encode(decode(text, "context"), "context") == text
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        *('{"a":1,"a":1}', '[{"b":{"a":1,"c":2,"a":3}}]', '{"a":1,"\\u0061":2}'),
-        *(
-            " 1",
-            "[1, 2]",
-            '{"a": 1}',
-            "1\n",
-            "1E5",
-            "1e5",
-            "-0",
-            "1.50",
-            '"\\u00e9"',
-            '"\\/"',
-            '"\\u0000"',
-            '{"\\u0000":1}',
-        ),
-        *("1e999", "[" * 101 + "]" * 101, "[1,]", ""),
-    ],
-)
-def test_text_that_was_not_written_here_is_not_canonical(text: str) -> None:
-    with pytest.raises(CorruptPayload) as refused:
-        check_canonical(text, "steps['load'].outputs")
-    assert refused.value.path == "steps['load'].outputs"
-
-
-def test_a_text_that_is_not_canonical_is_not_in_the_message() -> None:
-    with pytest.raises(CorruptPayload) as refused:
-        check_canonical('{"s3cret":1,"s3cret":2}', "context")
-    assert str(refused.value) == "the stored context is not in canonical form: something else wrote it"
-
-
-def test_a_snapshot_may_be_canonical_at_more_levels() -> None:
-    check_canonical(encode(nested(104), "snapshot", max_depth=104), "snapshot", max_depth=104)
-
-
-def test_a_canonical_text_may_be_larger_than_the_limit_of_today() -> None:
-    check_canonical(f'"{"x" * MAX_BYTES}"', "context")
+def test_a_snapshot_may_have_more_levels() -> None:
+    snapshot = nested(104)
+    assert decode(encode(snapshot, "snapshot", max_depth=104), "snapshot") == snapshot
