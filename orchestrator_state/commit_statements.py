@@ -47,7 +47,7 @@ from sqlalchemy.types import TypeEngine
 
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.run_repository import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, digested_at, fenced_update, replacing_step
 
 _w = workflow_states.c

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -26,34 +26,12 @@ from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch
-from orchestrator_state.sealing import Opener, or_null
+from orchestrator_state.run_records import StepRecord, step_record
+from orchestrator_state.sealing import Opener
 
 _SMALL: Final = 4 * 1024
 _LEAST_ADDED: Final = 64 * 1024
 FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
-
-
-class RecordedStep(Protocol):
-    """A row of `step_states`, or a record of one; payloads as they were before they were sealed."""
-
-    @property
-    def step_id(self) -> str: ...
-    @property
-    def position(self) -> int: ...
-    @property
-    def status(self) -> str: ...
-    @property
-    def started_at(self) -> Any: ...
-    @property
-    def completed_at(self) -> Any: ...
-    @property
-    def outputs(self) -> str: ...
-    @property
-    def error(self) -> str | None: ...
-    @property
-    def retry_count(self) -> int: ...
-    @property
-    def context_patch(self) -> str | None: ...
 
 
 class Chain:
@@ -66,7 +44,7 @@ class Chain:
     def of(cls, initial: Encoded) -> Chain:
         return cls(hashlib.sha256(join(initial).encode()))
 
-    def with_step(self, step: RecordedStep) -> Chain:
+    def with_step(self, step: StepRecord) -> Chain:
         """The chain with `step` added to it; one that is not finished is no part of it."""
         if step.status not in FINAL:
             return self
@@ -148,7 +126,7 @@ class Subject(NamedTuple):
         return join(parts | {"context": join(context), "steps": join(steps)})
 
 
-def step_fields(step: RecordedStep) -> dict[str, Any]:
+def step_fields(step: StepRecord) -> dict[str, Any]:
     """A step as a snapshot has it, but for its outputs."""
     return {
         "step_id": step.step_id,
@@ -160,7 +138,7 @@ def step_fields(step: RecordedStep) -> dict[str, Any]:
     }
 
 
-def unfinished_fields(step: RecordedStep) -> dict[str, Any]:
+def unfinished_fields(step: StepRecord) -> dict[str, Any]:
     """A step that is not over, whole, with its outputs as JSON text: one that waits remembers there until when."""
     fields = step_fields(step)
     return fields if step.outputs == "null" else fields | {"outputs": step.outputs}
@@ -216,28 +194,5 @@ class Source:
             text = self._opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
         return split(text or "", "context")
 
-    def _step(self, row: Any) -> RecordedStep:
-        texts = self._opener.step_row(row)
-        return _OpenedStep(
-            row.step_id,
-            row.position,
-            row.status,
-            row.started_at,
-            row.completed_at,
-            or_null(texts["outputs"]),
-            texts["error"],
-            row.retry_count or 0,
-            texts["context_patch"],
-        )
-
-
-class _OpenedStep(NamedTuple):
-    step_id: str
-    position: int
-    status: str
-    started_at: datetime | None
-    completed_at: datetime | None
-    outputs: str
-    error: str | None
-    retry_count: int
-    context_patch: str | None
+    def _step(self, row: Any) -> StepRecord:
+        return step_record(row, self._opener.step_row(row))

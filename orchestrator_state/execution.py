@@ -30,7 +30,7 @@ from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
-from orchestrator_state.run_repository import Lease, RunNames
+from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null

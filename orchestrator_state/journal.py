@@ -18,7 +18,7 @@ from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailabl
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Patch, join
-from orchestrator_state.run_repository import (
+from orchestrator_state.run_records import (
     Ack,
     CheckpointRecord,
     FoldedContext,

@@ -15,7 +15,8 @@ from orchestrator_state import hooks
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import chunks
-from orchestrator_state.run_repository import Lease, Owner, lease_lost
+from orchestrator_state.run_records import Lease, Owner
+from orchestrator_state.run_repository import lease_lost
 from orchestrator_state.transactions import Transactions
 
 _RENEWALS_PER_TERM: Final = 3

@@ -22,7 +22,7 @@ from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
-from orchestrator_state.run_repository import Lease, RunNames, StepRecord
+from orchestrator_state.run_records import Lease, RunNames, StepRecord
 from orchestrator_state.sealing import Columns
 from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.statements import StoredStep

@@ -11,7 +11,7 @@ from orchestrator_state.codecs import decode
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, split
-from orchestrator_state.run_repository import StepRecord, step_record
+from orchestrator_state.run_records import StepRecord, step_record
 from orchestrator_state.sealing import Opener
 from orchestrator_state.statements import StoredStep
 

@@ -25,7 +25,7 @@ from orchestrator_state.execution import Executor
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.processes import ProcessIdentity
-from orchestrator_state.run_repository import Lease
+from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.transactions import Transactions

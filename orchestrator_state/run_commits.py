@@ -34,7 +34,8 @@ from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine import Database
 from orchestrator_state.models import workflow_states
 from orchestrator_state.repositories import Repository
-from orchestrator_state.run_repository import Ack, Lease, RunChange, fence, lease_lost
+from orchestrator_state.run_records import Ack, Lease, RunChange
+from orchestrator_state.run_repository import fence, lease_lost
 from orchestrator_state.run_statements import FENCE
 
 _Outcome = tuple[Any, int]

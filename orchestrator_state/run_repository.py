@@ -6,11 +6,10 @@ its lease changes nothing and gets `LeaseLost`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, null, or_, select, update
@@ -24,8 +23,8 @@ from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
-from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import Repository, chunks, rowcount
+from orchestrator_state.run_records import Lease, Owner, RunNames, Signal, StepRecord, sealed_step, step_record
 from orchestrator_state.run_statements import (
     CONVERT_STEP,
     FENCE,
@@ -39,7 +38,6 @@ from orchestrator_state.sealing import (
     SEALED_STEP_COLUMNS,
     Columns,
     Opener,
-    or_null,
     seal_step,
     seal_workflow,
     signal_identity,
@@ -54,103 +52,6 @@ _position: Final = attrgetter("position")
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
 _RELEASED: Final[Columns] = {"lease_expires_at": None}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Who claims: one store in one process."""
-
-    id: UUID
-    process: str
-    term: timedelta
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lease:
-    """The right to write one run, good while the row's token is this one."""
-
-    workflow_state_id: UUID
-    owner: UUID
-    token: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunNames:
-    """How a run may be found: by key first, then by id, else the newest with that `workflow_id`. None finds nothing."""
-
-    id: UUID
-    idempotency_key: str | None
-    workflow_id: str | None
-
-
-class StepRecord(NamedTuple):
-    """A step as a run commits it; payloads encoded, and with their digests once they are sealed.
-
-    Each step makes a few of them, and a tuple is made five times as fast as a frozen dataclass.
-    """
-
-    step_id: str
-    position: int
-    status: str
-    started_at: datetime | None
-    completed_at: datetime | None
-    outputs: str
-    error: str | None
-    retry_count: int
-    context_patch: str | None = None
-    outputs_digest: str | None = None
-    error_digest: str | None = None
-    context_patch_digest: str | None = None
-    schema_version: int | None = None
-
-
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
-class CheckpointRecord:
-    id: UUID
-    step_id: str
-    timestamp: datetime
-    snapshot: str
-    keep: int
-    snapshot_digest: str | None = None
-    schema_version: int | None = None
-    position: int | None = None
-    """Of a delta: the position of its step."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoldedContext:
-    """The whole context, with the patches of the steps up to `position` in it."""
-
-    context: str
-    position: int
-    context_digest: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
-class RunChange:
-    """What one commit of a run writes, payloads sealed; `context` only if the step did more to it than append."""
-
-    lease: Lease
-    step: StepRecord
-    context: FoldedContext | None = None
-    checkpoint: CheckpointRecord | None = None
-    consumed_signal: UUID | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Signal:
-    """A message that waits for its run; `payload` is JSON."""
-
-    id: UUID
-    payload: str
-
-
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
-class Ack:
-    """What a commit found out: the request that somebody left for the owner, if any."""
-
-    request: str | None
-    already_recorded: bool = False
 
 
 class RunRepository(Repository):
@@ -675,28 +576,6 @@ def lease_lost(lease: Lease) -> LeaseLost:
         owner=lease.owner,
         expected=lease.token,
     )
-
-
-def step_record(row: Any, texts: Mapping[str, str | None]) -> StepRecord:
-    """A row of `step_states` as a record, with its payloads opened; what older software left NULL is filled in."""
-    return StepRecord(
-        step_id=row.step_id,
-        position=row.position,
-        status=row.status,
-        started_at=row.started_at,
-        completed_at=row.completed_at,
-        outputs=or_null(texts["outputs"]),
-        error=texts["error"],
-        retry_count=row.retry_count or 0,
-        context_patch=texts["context_patch"],
-        schema_version=row.schema_version,
-    )
-
-
-def sealed_step(payloads: Payloads, workflow_state_id: UUID | str, step: StepRecord) -> StepRecord:
-    """`step` as it is stored."""
-    columns = {"outputs": step.outputs, "error": step.error, "context_patch": step.context_patch}
-    return step._replace(**seal_step(payloads, workflow_state_id, step.step_id, columns))
 
 
 def _digested_at(now: datetime) -> ColumnElement[datetime | None]:

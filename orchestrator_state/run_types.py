@@ -14,7 +14,7 @@ from orchestrator_state.context_value import Encoded, PlainContext, TypedContext
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, InvalidPayload, SchemaMismatch
 from orchestrator_state.run_context import ContextHistory, converted
-from orchestrator_state.run_repository import Lease, StepRecord
+from orchestrator_state.run_records import Lease, StepRecord
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value, dump, encode_value, validated

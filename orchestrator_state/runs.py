@@ -36,7 +36,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.run_repository import Ack, StepRecord
+from orchestrator_state.run_records import Ack, StepRecord
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries

@@ -18,7 +18,7 @@ from orchestrator_state.offload import parse_name, parse_reference, references
 from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads import check_digest, is_encoded
 from orchestrator_state.recorded import open_rows
-from orchestrator_state.run_repository import RunNames
+from orchestrator_state.run_records import RunNames
 from orchestrator_state.run_types import RunTypes, as_of_today
 from orchestrator_state.sealing import FREE_TEXTS, Opener
 from orchestrator_state.transactions import Transactions

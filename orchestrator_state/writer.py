@@ -19,7 +19,7 @@ from uuid import UUID
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.retry import while_transient
 from orchestrator_state.run_commits import commit_at_once
-from orchestrator_state.run_repository import Ack, RunChange
+from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.transactions import Transactions
 
 MOST_IN_A_BATCH: Final = 256

@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from orchestrator_state import LeaseHeld, Run, RunCancelled, StateStore
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_repository import Lease
+from orchestrator_state.run_records import Lease
 from orchestrator_state.waiting import FAR_FUTURE
 from tests.running import (
     Effect,

@@ -18,7 +18,8 @@ from orchestrator_state import (
 )
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_repository import Lease, RunRepository
+from orchestrator_state.run_records import Lease
+from orchestrator_state.run_repository import RunRepository
 from tests.running import Effect, Gate, change_row, expire_lease, row_of, seconds
 from tests.statements import traffic_of
 

@@ -16,7 +16,7 @@ from orchestrator_state import writer as writer_module
 from orchestrator_state.domain import utc_now
 from orchestrator_state.driver_statements import DriverStatement
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.run_repository import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.run_records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.writer import Writer
 from tests.engines import own_engine
 from tests.running import count_rows, fetch, seconds

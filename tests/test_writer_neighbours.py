@@ -10,7 +10,7 @@ from orchestrator_state import Event, Run, StateStore
 from orchestrator_state import writer as writer_module
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
-from orchestrator_state.run_repository import Ack, RunChange
+from orchestrator_state.run_records import Ack, RunChange
 from tests.running import Gate, row_of, seconds, steps_of
 from tests.test_fork import end_of, in_a_fork
 from tests.test_writer import Held, a_change, batches, held, in_the_way, leased, the_writer  # noqa: F401 - fixtures

@@ -14,7 +14,8 @@ from sqlalchemy import func, select, text, update
 from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.database_time import database_now
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_repository import Owner, RunRepository
+from orchestrator_state.run_records import Owner
+from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.statements import LEASE_IS_FREE
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
