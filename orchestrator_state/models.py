@@ -114,6 +114,8 @@ class WorkflowRow(Base):
     """Of the user's state in `context`; NULL is 1."""
     digested_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     """Equals `updated_at` unless software that knows no digests has written the row, or a step of it, since."""
+    faults: Mapped[int] = mapped_column(server_default="0")
+    """How often in a row the run was let go because of a fault that was not its own: the pause after it grows."""
 
 
 class StepRow(Base):
@@ -182,6 +184,20 @@ class SignalRow(Base):
     payload_digest: Mapped[str | None] = mapped_column(Digest)
 
 
+class RequestRow(Base):
+    """A call that changed something. It commits with its effect, so that its repetition finds it."""
+
+    __tablename__ = "requests"
+    __table_args__ = (*_at_most_255("namespace"), Index("idx_requests_made_at", "made_at"))
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    namespace: Mapped[str] = mapped_column(String(255))
+    kind: Mapped[str] = mapped_column(String(50))
+    made_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+    result: Mapped[str | None] = mapped_column(Text)
+    """What the call returned, as JSON: ids and counts, never a payload."""
+
+
 class SchemaVersionRow(Base):
     """Alembic's bookkeeping for this package. It is not `alembic_version`: that one is the application's."""
 
@@ -198,4 +214,5 @@ workflow_states: Final = cast(Table, WorkflowRow.__table__)
 step_states: Final = cast(Table, StepRow.__table__)
 checkpoints: Final = cast(Table, CheckpointRow.__table__)
 signals: Final = cast(Table, SignalRow.__table__)
+requests: Final = cast(Table, RequestRow.__table__)
 schema_version: Final = cast(Table, SchemaVersionRow.__table__)

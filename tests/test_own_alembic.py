@@ -20,7 +20,7 @@ from tests.own_alembic.models import Base
 from tests.raw_sql import contents, execute, fetch, tables
 from tests.workflows import a_workflow
 
-OURS = ["checkpoints", "orchestrator_state_version", "signals", "step_states", "workflow_states"]
+OURS = ["checkpoints", "orchestrator_state_version", "requests", "signals", "step_states", "workflow_states"]
 THEIRS = ["alembic_version", "customers", "orders"]
 
 TAKEN_IN = {"target_metadata": [Base.metadata, orchestrator_state.metadata], "render_item": render_item}
