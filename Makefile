@@ -31,7 +31,7 @@ demo: $(installed) ## a pipeline that is killed in the middle of a step, and rec
 test: $(installed) ## every test, on SQLite and on a real Postgres
 	@.venv/bin/python -m pytest -n 2
 
-chaos: $(installed) ## the promise under kill -9, frozen workers, races and cancellations, at length
+chaos: $(installed) ## the promise in a hostile world, at length: kills, crashes, failover, bad networks, disks and clocks
 	@.venv/bin/python -m tests.chaos
 
 check: $(installed) ## style, types, layers, documents, and the wheel in an empty environment

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_state import StateStore
+from tests.pgbouncer import pgbouncer, through
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
 
 
@@ -84,11 +85,28 @@ def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.fixture(scope="session")
+def bouncer(postgres: Postgres) -> Iterator[Path | None]:
+    """With TEST_PGBOUNCER set, the tests reach their databases through PgBouncer in transaction mode."""
+    if "TEST_PGBOUNCER" not in os.environ:
+        yield None
+        return
+    assert isinstance(postgres, PrivatePostgres)
+    with pgbouncer(postgres) as directory:
+        yield directory
+
+
 @pytest.fixture
-def postgres_url(postgres: Postgres, postgres_template: str) -> Iterator[str]:
+def postgres_url(
+    postgres: Postgres, postgres_template: str, bouncer: Path | None, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[str]:
     """The URL of a fresh Postgres database with today's schema."""
     with postgres.database(postgres_template) as name:
-        yield postgres.url(name)
+        if bouncer is None:
+            yield postgres.url(name)
+        else:
+            monkeypatch.setenv("ORCHESTRATOR_STATE_PGBOUNCER", "true")
+            yield through(bouncer, postgres.url(name))
 
 
 @pytest.fixture

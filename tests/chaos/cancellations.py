@@ -36,9 +36,10 @@ async def cancel_at_random(url: str, *, rounds: int, seed: int, is_flawed: bool 
         await store.run("cancelled", _Round(store, "measured").handler, workflow_id="measured")
         longest = monotonic() - start
         while report.figures["cancelled"] < rounds and not (is_flawed and report.faults):
-            story = _Round(store, f"w-{report.figures['calls']}", is_flawed=is_flawed)
-            report.figures["calls"] += 1
-            report.faults += [f"{story.workflow_id}: {fault}" for fault in await story.play(chance, longest, report)]
+            story = _Round(store, f"w-{report.rounds}", is_flawed=is_flawed)
+            report.rounds += 1
+            found = await story.play(chance, longest, report)
+            report.find("other", *(f"{story.workflow_id}: {fault}" for fault in found))
             await story.clean_up()
     return report
 

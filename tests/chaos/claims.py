@@ -51,9 +51,9 @@ async def race_for_runs(url: str, directory: Path, *, runs: int, workers: int = 
             for child in crowd:
                 await child.end()
                 if child.exit_code != 0:
-                    report.faults.append(f"a worker ended with {child.exit_code}")
-        report.figures["runs"] = runs
-        report.faults += await _faults(store, read_journal(job.journal))
+                    report.find("other", f"a worker ended with {child.exit_code}")
+        report.rounds = runs
+        report.find("doubled", *await _faults(store, read_journal(job.journal)))
     return report
 
 

@@ -40,7 +40,7 @@ async def freeze_past_the_lease(url: str, *, rounds: int, seed: int, is_fenced: 
     options: dict[str, Any] = {"lease_term": _TERM, "lock_timeout": _PATIENCE, "retry_timeout": _PATIENCE}
     async with StateStore.open(url, migrate=False, pool_min=1, **options) as second:
         number = 0
-        while report.figures["rounds"] < rounds and (is_fenced or not report.faults):
+        while report.rounds < rounds and (is_fenced or not report.faults):
             number += 1
             job = Job(url=url, workflow_id=f"w-{number}", seed=chance.randrange(2**32), is_fenced=is_fenced)
             with Child(work, job) as first:
@@ -49,7 +49,8 @@ async def freeze_past_the_lease(url: str, *, rounds: int, seed: int, is_fenced: 
                 await asyncio.sleep(chance.uniform(0, 0.03))
                 first.freeze()
                 taken_over = await _TakeOver(second, first, job.workflow_id).play(report)
-                report.figures["rounds" if taken_over else "frozen within a write, so that nobody could take over"] += 1
+                report.rounds += taken_over
+                report.figures["frozen within a write, so that nobody could take over"] += not taken_over
     return report
 
 
@@ -71,8 +72,8 @@ class _TakeOver:
         report.figures[f"ended with {ended}"] += 1
         # In the middle of a statement it may first find that its connection is gone.
         if ended not in (LeaseLost.__name__, StoreUnavailable.__name__):
-            report.faults.append(f"{self._workflow_id}: the first worker ended with {ended}")
-        report.faults += [f"{self._workflow_id}: {fault}" for fault in await self._faults()]
+            report.find("other", f"{self._workflow_id}: the first worker ended with {ended}")
+        report.find("stale", *(f"{self._workflow_id}: {fault}" for fault in await self._faults()))
         return True
 
     async def _recover(self) -> bool:

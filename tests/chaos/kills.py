@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar
 from orchestrator_state import Run, StateStore, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.journal import Journal as RunJournal
 from tests.chaos.children import Child, Pipe
-from tests.chaos.report import Report
+from tests.chaos.report import Fault, Kind, Report
 from tests.chaos.witness import Journal, book, create_ledger, entries, read_journal
 
 _T = TypeVar("_T")
@@ -40,12 +40,13 @@ async def kill_at_random(url: str, directory: Path, *, rounds: int, seed: int, f
         await create_ledger(store)
         story = _Story(store, directory, "w-0")
         longest = await _run_time(Job(url=url, workflow_id="measured", journal=str(directory / "measured"), seed=seed))
-        while report.figures["kills"] < rounds and not (flaw and report.faults):
+        while report.rounds < rounds and not (flaw and report.faults):
             job = Job(
                 url=url, workflow_id=story.workflow_id, journal=story.journal, seed=chance.randrange(2**32), flaw=flaw
             )
             was_killed = await _work_and_kill(job, chance.uniform(0, longest), story)
-            report.figures["kills"] += was_killed
+            report.rounds += was_killed
+            report.acknowledged += len(story.acknowledged) if not was_killed else 0
             report.faults += await story.faults()
             if not was_killed:
                 report.figures["runs finished"] += 1
@@ -90,20 +91,20 @@ class _Story:
     def journal(self) -> str:
         return str(self.directory / f"{self.workflow_id}.journal")
 
-    async def faults(self) -> list[str]:
+    async def faults(self) -> list[Fault]:
         """What is wrong after a kill."""
         state = await _find(self.store, self.workflow_id)
         if state is None:
-            return [f"{self.workflow_id}: {step} was acknowledged, and there is no run" for step in self.acknowledged]
+            return [self._fault("lost", f"{step} was acknowledged, and there is no run") for step in self.acknowledged]
         lines = read_journal(self.journal)
         completed = {step.step_id: step for step in state.steps.values() if step.status is StepStatus.COMPLETED}
         found = [
-            f"{step_id} was acknowledged and is lost"
+            self._fault("lost", f"{step_id} was acknowledged and is lost")
             for step_id, outputs in self.acknowledged.items()
             if step_id not in completed or completed[step_id].outputs != outputs
         ]
         found += [
-            f"{step_id} had finished and ran again"
+            self._fault("doubled", f"{step_id} had finished and ran again")
             for step_id, length in self.finished.items()
             if step_id in lines[length:]
         ]
@@ -111,17 +112,20 @@ class _Story:
             self.finished.setdefault(step_id, len(lines))
         booked = await entries(self.store, self.workflow_id)
         if booked != sorted(step_id for step_id in completed if step_id.startswith("book")):
-            found.append(f"the ledger has {booked}")
-        return [f"{self.workflow_id}: {fault}" for fault in found + await self._disagreements(state)]
+            found.append(self._fault("doubled", f"the ledger has {booked}"))
+        return found + [self._fault("stale", what) for what in await self._disagreements(state)]
 
-    async def faults_of_a_finished_run(self) -> list[str]:
+    async def faults_of_a_finished_run(self) -> list[Fault]:
         state = await self.store.load_workflow_state_by_workflow_id(self.workflow_id)
         found = []
         if state.status is not WorkflowStatus.COMPLETED or state.steps.keys() != _STEPS:
-            found.append(f"it is {state.status} with the steps {sorted(state.steps)}")
+            found.append(self._fault("failed", f"it is {state.status} with the steps {sorted(state.steps)}"))
         if state.context != _RESULT:
-            found.append(f"its context is {state.context}")
-        return [f"{self.workflow_id}: {fault}" for fault in found]
+            found.append(self._fault("doubled", f"its context is {state.context}"))
+        return found
+
+    def _fault(self, kind: Kind, what: str) -> Fault:
+        return Fault(kind, f"{self.workflow_id}: {what}")
 
     async def _disagreements(self, state: WorkflowState) -> list[str]:
         """The newest checkpoint was made by the newest commit: it is the state."""

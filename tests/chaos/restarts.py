@@ -28,13 +28,12 @@ async def restart_after_kill(url: str, *, is_flawed: bool = False) -> Report:
         start = monotonic()
         command = [sys.executable, "-m", "tests.chaos.restarts", url, *([_FLAWED] if is_flawed else [])]
         await asyncio.to_thread(subprocess.run, command, cwd=_ROOT, check=True, timeout=20)
-        report.figures["ms from the kill to the finished run, start of Python included"] = round(
-            1000 * (monotonic() - start)
-        )
+        report.rounds += 1
+        report.recovered_after(monotonic() - start)
     async with StateStore.open(url) as store:
         state = await store.load_workflow_state_by_workflow_id("restart")
         if state.status is not WorkflowStatus.COMPLETED:
-            report.faults.append(f"the run is {state.status}")
+            report.find("unrecovered", f"the run is {state.status}")
     return report
 
 

@@ -1,0 +1,254 @@
+"""Workers at work, customers who send requests, and a fault that is made over and over; then the reckoning."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final
+
+from orchestrator_state import InvalidTransition, StateStore, StoreUnavailable, WorkflowNotFound, WorkflowStatus
+from tests.chaos.reckoning import Order, reckon
+from tests.chaos.report import Report
+from tests.chaos.workload import LAST, NAME, Job, command, create_tables
+
+_ROOT: Final = Path(__file__).parents[2]
+_PATIENCE: Final = 60.0  # seconds after the last fault, until a run that is not finished never will be
+_CUSTOMERS: Final = 6
+
+
+class DoesNotStart(Exception):
+    """A worker ended before it could work."""
+
+
+class WorkerProcess:
+    """A worker, started again whenever it has been killed."""
+
+    def __init__(self, job: Job, wrapper: list[str], environment: dict[str, str]) -> None:
+        self.job = job
+        self.wrapper = wrapper
+        """A command before the worker's own."""
+        self._environment = environment
+        self.process: subprocess.Popen[str]
+
+    async def start(self) -> None:
+        """Returns once it works."""
+        self.process = await asyncio.to_thread(self._popen)
+        stdout = self.process.stdout
+        assert stdout is not None
+        line = await asyncio.to_thread(stdout.readline)
+        if line != "ready\n":
+            raise DoesNotStart(f"a worker does not start: {line!r}, exit status {self.process.poll()}")
+
+    def _popen(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*self.wrapper, *command(self.job)],
+            cwd=_ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def kill(self) -> None:
+        self.send(signal.SIGKILL)
+        self.process.wait()
+
+    def send(self, number: signal.Signals) -> None:
+        """To the worker, and to what it was started under."""
+        os.killpg(self.process.pid, number)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        if self.is_alive:
+            self.send(signal.SIGCONT)
+            self.kill()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
+
+@dataclass(kw_only=True)
+class World:
+    """What a fault can be made in."""
+
+    store: StateStore
+    """The customers' and the auditor's."""
+    workers: list[WorkerProcess]
+    chance: random.Random
+    report: Report
+    orders: list[Order] = field(default_factory=list)
+
+    async def pause(self, shortest: float, longest: float) -> None:
+        await asyncio.sleep(self.chance.uniform(shortest, longest))
+
+
+Storm = Callable[[World], Awaitable[None]]
+"""Makes a fault over and over, and counts the rounds in the report. When it returns, the world is sound again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """Where a storm takes place."""
+
+    url: str
+    """The auditor's."""
+    directory: Path
+    seed: int
+    workers: int = 2
+    workers_url: str | None = None
+    customers_url: str | None = None
+    term: float = 3.0
+    wrapper: tuple[str, ...] = ()
+    """A command that starts the worker's."""
+    environment: dict[str, str] = field(default_factory=dict)
+    job: dict[str, Any] = field(default_factory=dict)
+    """More of the workers' `Job`."""
+
+
+async def weather(scene: Scene, name: str, storm: Storm) -> Report:
+    """Let workers and customers go through `storm`, and look at what became of what they were told."""
+    report = Report(name=name, seed=scene.seed)
+    try:
+        await _weather(scene, storm, report)
+    except DoesNotStart as error:
+        report.find("other", str(error))
+    return report
+
+
+async def _weather(scene: Scene, storm: Storm, report: Report) -> None:
+    async with (
+        StateStore.open(scene.url, migrate=False, pool_min=1) as auditor,
+        StateStore.open(scene.customers_url or scene.url, migrate=False, pool_min=1) as customers,
+    ):
+        await create_tables(auditor)
+        async with _workers(scene) as workers:
+            world = World(store=customers, workers=workers, chance=random.Random(scene.seed), report=report)
+            is_over = asyncio.Event()
+            crowd = [asyncio.create_task(_buy(world, number, is_over)) for number in range(_CUSTOMERS)]
+            try:
+                await storm(world)
+            finally:
+                is_over.set()
+            healed_at = monotonic()
+            report.find("other", *(f"a worker ended by itself: {w.process.poll()}" for w in workers if not w.is_alive))
+            await asyncio.gather(*crowd)
+            await _all_finished(auditor, world, healed_at)
+        await reckon(auditor, world.orders, scene.directory, report)
+
+
+@asynccontextmanager
+async def _workers(scene: Scene) -> AsyncIterator[list[WorkerProcess]]:
+    job = Job(url=scene.workers_url or scene.url, journal="", term=scene.term, **scene.job)
+    workers = []
+    environment = {**os.environ, **scene.environment}
+    for number in range(scene.workers):
+        own = replace(job, journal=str(scene.directory / f"{number}.diary"))
+        workers.append(WorkerProcess(own, list(scene.wrapper), environment))
+    try:
+        for worker in workers:
+            await worker.start()
+        yield workers
+    finally:
+        for worker in workers:
+            with contextlib.suppress(AttributeError):
+                worker.close()
+
+
+async def _all_finished(auditor: StateStore, world: World, healed_at: float) -> None:
+    """Wait for every run; how long that took since the fault's end is in the report."""
+    finished_at = healed_at
+    while monotonic() < healed_at + _PATIENCE:
+        active = {state.id for state in await auditor.list_active_workflows()}
+        if not active:
+            break
+        finished_at = monotonic()
+        await asyncio.sleep(0.1)
+    world.report.recovered_after(finished_at - healed_at)
+
+
+# --- customers ---------------------------------------------------------------------------------------------------
+
+
+async def _buy(world: World, number: int, is_over: asyncio.Event) -> None:
+    """One order after the other, until the storm is over."""
+    chance = random.Random(f"{world.report.seed} {number}")
+    count = 0
+    while not is_over.is_set():
+        order = Order(workflow_id=f"order {number}.{count}")
+        count += 1
+        world.orders.append(order)
+        try:
+            await _order(world.store, order, chance)
+            await _wait_for(world.store, order, is_over)
+        except WorkflowNotFound:
+            world.report.find("lost", f"{order.workflow_id}: its start was acknowledged, and there is no run")
+
+
+async def _order(store: StateStore, order: Order, chance: random.Random) -> None:
+    order.id = (await _insist(order, lambda: store.start(NAME, workflow_id=order.workflow_id))).id
+    run_id = order.id
+    is_cancelled = chance.random() < 0.2
+    for serial in range(1, LAST + 1):
+        await asyncio.sleep(chance.uniform(0, 0.3))
+        if is_cancelled and serial == LAST:
+            await _insist(order, lambda: store.cancel(run_id))
+            order.is_cancelled = True
+            return
+        if chance.random() < 0.2:
+            await _insist(order, lambda: store.pause(run_id))
+            await asyncio.sleep(chance.uniform(0, 0.1))
+            await _insist(order, lambda: store.resume(run_id))
+        await _signal(store, order, serial)
+
+
+async def _signal(store: StateStore, order: Order, serial: int) -> None:
+    """Send a signal until one was acknowledged, each try with a payload of its own."""
+    attempt = 0
+    while True:
+        sent = (serial, attempt)
+        try:
+            await store.signal(order.id, "go", {"serial": serial, "attempt": attempt})
+        except StoreUnavailable as error:
+            order.signals[sent] = "maybe" if error.outcome_unknown else "refused"
+            attempt += 1
+            await asyncio.sleep(0.1)
+        except InvalidTransition:
+            if not any(told == "maybe" for told in order.signals.values()):
+                raise
+            return  # a try of unknown outcome was it
+        else:
+            order.signals[sent] = "acknowledged"
+            return
+
+
+async def _insist(order: Order, call: Callable[[], Awaitable[Any]]) -> Any:
+    """Call again until it is acknowledged."""
+    while True:
+        try:
+            answer = await call()
+        except StoreUnavailable:
+            await asyncio.sleep(0.1)
+        else:
+            order.acknowledged += 1
+            return answer
+
+
+async def _wait_for(store: StateStore, order: Order, is_over: asyncio.Event) -> None:
+    """Until the order is finished, so that few are under way at a time; at the end nobody waits here."""
+    while not is_over.is_set():
+        with contextlib.suppress(StoreUnavailable):
+            state = await store.load_workflow_state(order.id)
+            if state.status in (WorkflowStatus.COMPLETED, WorkflowStatus.FAILED, WorkflowStatus.CANCELLED):
+                return
+        await asyncio.sleep(0.1)
