@@ -35,6 +35,16 @@ class database_time_in(FunctionElement[Any]):  # noqa: N801
         super().__init__(seconds)
 
 
+class time_after(FunctionElement[Any]):  # noqa: N801
+    """The time a number of seconds after another: `time_after(column, bindparam("seconds"))`."""
+
+    type = UtcTimestamp
+    inherit_cache = True
+
+    def __init__(self, start: ColumnElement[Any], seconds: ColumnElement[float]) -> None:
+        super().__init__(start, seconds)
+
+
 @compiles(database_now, "postgresql")
 def _postgres_now(_element: database_now, _compiler: SQLCompiler, **_: Any) -> str:
     return "clock_timestamp()"
@@ -54,3 +64,15 @@ def _postgres_time_in(element: database_time_in, compiler: SQLCompiler, **kw: An
 def _sqlite_time_in(element: database_time_in, compiler: SQLCompiler, **kw: Any) -> str:
     seconds = compiler.process(element.clauses, **kw)
     return f"(strftime({_SQLITE_FORMAT}, 'now', {seconds} || ' seconds') || '000+00:00')"
+
+
+@compiles(time_after, "postgresql")
+def _postgres_time_after(element: time_after, compiler: SQLCompiler, **kw: Any) -> str:
+    start, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"({start} + make_interval(secs => {seconds}))"
+
+
+@compiles(time_after, "sqlite")
+def _sqlite_time_after(element: time_after, compiler: SQLCompiler, **kw: Any) -> str:
+    start, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
+    return f"(strftime({_SQLITE_FORMAT}, {start}, {seconds} || ' seconds') || '000+00:00')"

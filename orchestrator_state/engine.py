@@ -36,8 +36,10 @@ from sqlalchemy.util import greenlet_spawn
 from orchestrator_state import direct, sqlite_connection
 from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
 from orchestrator_state.driver_statements import DriverStatements
+from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
+from orchestrator_state.turns import Turns
 from orchestrator_state.undo import StoreSession
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 
@@ -58,7 +60,7 @@ logging.getLogger(f"sqlalchemy.engine.Engine.{_LOGGING_NAME}").addFilter(lambda 
 
 
 class Database:
-    """The engines of one store: one pool, seen as a writer and as a reader."""
+    """The engines of one store: one pool, seen as a writer and as a reader, and a small one for what is urgent."""
 
     def __init__(
         self,
@@ -75,12 +77,14 @@ class Database:
         # statements outside a transaction.
         self.is_direct: Final = owned and not settings.pgbouncer
         self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
+        # While a transaction that writes is open, nobody else writes: nor can a lease be taken over.
+        self.has_one_writer: Final = self.is_sqlite
         # What waits for SQLite's write lock in another process looks again within this time, and gets it if it is free.
         self.pause_for_writers: Final = _LONGEST_BUSY_WAIT if self.is_sqlite else 0.0
         self._pool = engine
         self.owned = owned
         self._wait = settings.pool_timeout.total_seconds()
-        self._turn = asyncio.Lock()
+        self._turn = Turns()
         self._inside: set[asyncio.Task[Any] | None] = set()
         self._pid = os.getpid()
         self._left_behind: list[object] = []
@@ -100,14 +104,21 @@ class Database:
             # Behind PgBouncer a statement outside a transaction is prepared on one server and executed on another.
             self.reader = engine if settings.pgbouncer else engine.execution_options(isolation_level="AUTOCOMMIT")
 
+        self._beside = engine_beside(engine)
+        self._urgent_writer = self._beside.execution_options(**({_BEGIN: _BEGIN_IMMEDIATE} if self.is_sqlite else {}))
+
         event.listen(engine.sync_engine, "handle_error", _note_failure)
         event.listen(self.writer.sync_engine, "commit", _refuse_to_commit_after_failure)
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncSession]:
-        """Yield a session whose transaction commits at the end of the block and rolls back on any exception."""
+    async def writing(self, *, urgent: bool = False) -> AsyncIterator[AsyncSession]:
+        """Yield a session whose transaction commits at the end of the block and rolls back on any exception.
+
+        What is `urgent` queues neither for a connection nor, on SQLite, behind the other writers of this process.
+        """
         self.leave_the_parent_alone()
-        async with self._my_turn(), self._session(self.writer) as session:
+        writer = self._urgent_writer if urgent else self.writer
+        async with self._my_turn(urgent=urgent), self._session(writer) as session:
             if self.is_sqlite and not self.owned:
                 await _begin_adopted_sqlite(session)
             yield session
@@ -176,6 +187,8 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; the application's own engine is left as it is."""
+        if self._pid == os.getpid():
+            await close_beside(self._beside)
         if self.owned:
             await self._pool.dispose(close=self._pid == os.getpid())
         if self._sqlite_threads is not None:
@@ -206,16 +219,17 @@ class Database:
             await asyncio.shield(asyncio.create_task(_end(session, failed=failed)))
 
     @asynccontextmanager
-    async def _my_turn(self) -> AsyncIterator[None]:
+    async def _my_turn(self, *, urgent: bool = False) -> AsyncIterator[None]:
         """Refuse a unit inside a unit; on SQLite, whose busy wait is unfair, queue this process's writers in order."""
         self.refuse_inside_a_unit()
         task = asyncio.current_task()
         if self.is_sqlite:
             try:
                 async with asyncio.timeout(self._wait):
-                    await self._turn.acquire()
+                    await self._turn.acquire(urgent=urgent)
             except TimeoutError:
-                raise StoreUnavailable(f"other writes of this process took longer than {self._wait:g} s") from None
+                message = f"other writes of this process took longer than {self._wait:g} s"
+                raise StoreUnavailable(message, transient=True) from None
         turn = self._turn
         self._inside.add(task)
         try:
@@ -249,7 +263,8 @@ class Database:
         # Kept alive, not closed: closing would unregister the parent's sockets from the epoll that both share.
         self._left_behind.append(pool)
         self._pool.sync_engine.dispose(close=False)
-        self._turn, self._inside, self._pid = asyncio.Lock(), set(), os.getpid()
+        self._left_behind.append(leave_connections(self._beside))
+        self._turn, self._inside, self._pid = Turns(), set(), os.getpid()
 
 
 class ReadingSession(AsyncSession):

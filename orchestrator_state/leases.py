@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Awaitable, Collection, Iterator, Sequence
 from datetime import timedelta
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
@@ -20,6 +20,7 @@ from orchestrator_state.run_repository import lease_lost
 from orchestrator_state.transactions import Transactions
 
 _RENEWALS_PER_TERM: Final = 3
+_TRIES_PER_PAUSE: Final = 5  # after a renewal that failed
 
 
 class Leaseholder(Protocol):
@@ -38,12 +39,15 @@ class Leaseholder(Protocol):
 class LeaseKeeper:
     """Renews the leases of the runs under way here, and tells those that lost theirs.
 
-    The heartbeat is a task that lives while there is a lease to renew. A lease that could not be renewed for a whole
-    term, by the monotonic clock, counts as lost: another worker may own the run by now.
+    The heartbeat is a task that lives while there is a lease to renew. It has a connection of its own, and on SQLite
+    the next turn to write. A lease that could not be renewed for a whole term, by the monotonic clock, counts as lost:
+    another worker may own the run by now. Not on SQLite: what keeps us from writing keeps others from taking over, so
+    there the answer of the next renewal counts.
     """
 
     def __init__(self, transactions: Transactions, term: timedelta) -> None:
         self._transactions = transactions
+        self._has_one_writer = transactions.database.has_one_writer
         self._term = term
         self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=term)
         self._pid = os.getpid()
@@ -51,7 +55,7 @@ class LeaseKeeper:
         self._renewed_at: dict[UUID, float] = {}
         self._claims: list[set[UUID]] = []
         self._heartbeat: asyncio.Task[None] | None = None
-        self._renewal: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[bool] | None = None
         self._stragglers: asyncio.Task[None] | None = None
 
     @property
@@ -96,8 +100,8 @@ class LeaseKeeper:
         if ending:
             await asyncio.wait(ending)
 
-    def _end_heartbeat(self) -> set[asyncio.Task[None]]:
-        tasks = (self._heartbeat, self._renewal, self._stragglers)
+    def _end_heartbeat(self) -> set[asyncio.Task[Any]]:
+        tasks: tuple[asyncio.Task[Any] | None, ...] = (self._heartbeat, self._renewal, self._stragglers)
         ending = {task for task in tasks if task is not None and not task.done()}
         for task in ending:
             if not task.cancelling():  # a second cancellation would hit the clean-up after the first
@@ -114,12 +118,13 @@ class LeaseKeeper:
 
     async def _beat(self) -> None:
         pause = self._term.total_seconds() / _RENEWALS_PER_TERM
+        is_answered = True
         while self._held:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(pause if is_answered else pause / _TRIES_PER_PAUSE)
             if self._renewal is None or self._renewal.done():
                 self._renewal = asyncio.create_task(_trying(self._renew()), name="orchestrator_state renewal")
-            # Waited for, not cancelled: a SQLite connection that waits for a lock cannot be had back before its time.
             await asyncio.wait({self._renewal}, timeout=max(pause, self._time_left()))
+            is_answered = self._renewal.done() and self._renewal.result()
             self._give_up_overdue()
 
     async def _renew(self) -> None:
@@ -127,6 +132,12 @@ class LeaseKeeper:
 
         A row that somebody has locked is waited for beside the heartbeat: the other leases must not end meanwhile.
         """
+        # A SQLite connection that waits for a lock cannot be had back before its time; one to a server may be dead.
+        limit = None if self._has_one_writer else self._term.total_seconds() / _RENEWALS_PER_TERM
+        async with asyncio.timeout(limit):
+            await self._renew_all()
+
+    async def _renew_all(self) -> None:
         passed_over: list[UUID] = []
         for chunk in chunks(list(self._held)):
             passed_over += await self._renew_among(chunk, wait=False)
@@ -142,7 +153,7 @@ class LeaseKeeper:
         """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
         asked = {key: run for key in ids if (run := self._held.get(key)) is not None}
         at = time.monotonic()
-        renewed = await self._transactions.write(lambda uow: uow.runs.renew(self.owner, asked, wait=wait))
+        renewed = await self._transactions.write(lambda uow: uow.runs.renew(self.owner, asked, wait=wait), urgent=True)
         for workflow_state_id, run in asked.items():
             if self._held.get(workflow_state_id) is not run:
                 continue
@@ -159,6 +170,8 @@ class LeaseKeeper:
         return self._term.total_seconds() - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
 
     def _give_up_overdue(self) -> None:
+        if self._has_one_writer:
+            return
         now = time.monotonic()
         for workflow_state_id, run in list(self._held.items()):
             if now - self._renewed_at[workflow_state_id] >= self._term.total_seconds():
@@ -174,8 +187,11 @@ class LeaseKeeper:
             del self._held[run.lease.workflow_state_id], self._renewed_at[run.lease.workflow_state_id]
 
 
-async def _trying(renewal: Awaitable[object]) -> None:
+async def _trying(renewal: Awaitable[object]) -> bool:
+    """Whether it succeeded."""
     try:
         await renewal
     except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed within the term
         hooks.logger.warning("leases could not be renewed (%s)", type(error).__name__)
+        return False
+    return True

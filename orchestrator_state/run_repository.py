@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, 
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.collection import collector_paused
-from orchestrator_state.database_time import database_now, database_time_in
+from orchestrator_state.database_time import database_now, database_time_in, time_after
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
@@ -214,6 +214,21 @@ class RunRepository(Repository):
             )
             renewed |= {row.id: (row.lease_token, row.request) for row in rows}
         return renewed
+
+    async def prolong_leases(self, held: timedelta) -> None:
+        """For a unit that has kept everybody else from writing for as long as `held`: let no lease have ended by that.
+
+        Neither could their owners renew them meanwhile, nor anybody take them over. Of all namespaces.
+        """
+        seconds = held.total_seconds()
+        await self._execute(
+            update(workflow_states)
+            .where(
+                _w.status == WorkflowStatus.RUNNING.value,
+                _w.lease_expires_at > database_time_in(literal(-seconds, Float)),
+            )
+            .values(lease_expires_at=time_after(_w.lease_expires_at, literal(seconds, Float)))
+        )
 
     async def list_steps_of(self, ids: Sequence[UUID]) -> dict[UUID, list[StoredStep]]:
         """The steps of each of these runs, in order of position: one statement for up to 500 runs."""

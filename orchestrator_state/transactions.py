@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from typing import Any, Final, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -22,6 +24,7 @@ _Result = TypeVar("_Result")
 Work = Callable[[UnitOfWork], Awaitable[_Result]]
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
+_SHORT: Final = timedelta(seconds=0.1)  # a unit that no lease comes to its end by
 _logger: Final = logging.getLogger("orchestrator_state")
 
 
@@ -41,14 +44,21 @@ class Transactions:
             await self.database.close()
 
     @asynccontextmanager
-    async def begin(self, payloads: Payloads | None = None) -> AsyncIterator[UnitOfWork]:
-        """One unit of work: committed at the end of the block, rolled back on any exception, never repeated."""
+    async def begin(self, payloads: Payloads | None = None, *, urgent: bool = False) -> AsyncIterator[UnitOfWork]:
+        """One unit of work: committed at the end of the block, rolled back on any exception, never repeated.
+
+        `urgent` is as in `Database.writing`.
+        """
         self._require_open()
         payloads = payloads or self.unit_payloads()
         if payloads.offload is not None:
             payloads.offload.discarded.clear()  # by a try before, which was rolled back
-        async with self.database.writing() as session:
-            yield self._unit(session, payloads)
+        async with self.database.writing(urgent=urgent) as session:
+            uow, since = self._unit(session, payloads), time.monotonic()
+            yield uow
+            held = timedelta(seconds=time.monotonic() - since)
+            if self.database.has_one_writer and held > _SHORT:
+                await uow.runs.prolong_leases(held)
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
 
@@ -68,7 +78,7 @@ class Transactions:
 
         return await while_transient(attempt, self.settings.retry_timeout)
 
-    async def write(self, work: Work[_Result]) -> _Result:
+    async def write(self, work: Work[_Result], *, urgent: bool = False) -> _Result:
         """Run `work` in one transaction, again if the database gave up on it: `work` must bear being done twice.
 
         Twice, because nobody knows the outcome when the connection drops during COMMIT.
@@ -76,7 +86,7 @@ class Transactions:
 
         async def write(payloads: Payloads) -> _Result:
             async def attempt() -> _Result:
-                async with self.begin(payloads) as uow:
+                async with self.begin(payloads, urgent=urgent) as uow:
                     return await work(uow)
 
             return await while_transient(attempt, self.settings.retry_timeout)

@@ -1,5 +1,7 @@
 """Engines and tables that belong to the application, as the tests' application makes them."""
 
+from typing import Any
+
 import asyncpg
 from sqlalchemy import Column, Integer, MetaData, String, Table, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
@@ -8,15 +10,15 @@ business = MetaData()
 orders = Table("orders", business, Column("id", Integer, primary_key=True), Column("item", String(50)))
 
 
-def own_engine(url: str) -> AsyncEngine:
+def own_engine(url: str, **options: Any) -> AsyncEngine:
     """An engine as an application has it: on SQLite in the driver's legacy transaction mode, foreign keys off."""
     if url.startswith("sqlite"):
-        return create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"))
+        return create_async_engine(url.replace("sqlite:", "sqlite+aiosqlite:"), **options)
 
     async def connect(**_: object) -> asyncpg.Connection:
         return await asyncpg.connect(url)
 
-    return create_async_engine("postgresql+asyncpg://", async_creator=connect)
+    return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
 
 
 async def create_orders(engine: AsyncEngine) -> None:

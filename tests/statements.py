@@ -71,17 +71,17 @@ class Traffic:
         self.statements.append(sql)
         return await _query(connection, sql, arguments)
 
-    async def _hopped(self, connection: _Connection, *arguments: Any) -> Any:
+    async def _hopped(self, connection: _Connection, *arguments: Any, **options: Any) -> Any:
         """In the place of `_Connection._execute`."""
         self.hops += 1
-        return await _execute(connection, *arguments)
+        return await _execute(connection, *arguments, **options)
 
 
 def _method(function: Callable[..., Any]) -> Callable[..., Any]:
     """Unlike a bound method, a function in a class is given the instance."""
 
-    def method(*arguments: Any) -> Any:
-        return function(*arguments)
+    def method(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
 
     return method
 

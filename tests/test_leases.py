@@ -1,11 +1,13 @@
 """Leases: one owner at a time, whoever claims, renews, dawdles or vanishes."""
 
 import asyncio
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import insert, update
 
 from orchestrator_state import (
     CorruptPayload,
@@ -17,9 +19,10 @@ from orchestrator_state import (
     StoreUnavailable,
 )
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.run_records import Lease
 from orchestrator_state.run_repository import RunRepository
+from tests.engines import own_engine
 from tests.running import Effect, Gate, change_row, expire_lease, row_of, seconds
 from tests.statements import traffic_of
 
@@ -126,17 +129,123 @@ async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_end
         assert await second == "second"
 
 
-async def test_a_heartbeat_that_is_stuck_for_a_term_counts_as_a_lost_lease(database_url: str) -> None:
-    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store, StateStore.open(database_url) as other:
+async def test_a_heartbeat_that_is_stuck_for_a_term_counts_as_a_lost_lease(postgres_url: str) -> None:
+    async with StateStore.open(postgres_url, lease_term=seconds(0.6)) as store, StateStore.open(postgres_url) as other:
         gate = Gate()
         task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate), workflow_id="w"))
         await gate.reached.wait()
         async with other.begin() as uow:
-            # Holds the row's lock on Postgres, and the file's on SQLite, until the run has ended.
+            # Holds the row's lock until the run has ended.
             await uow.session.execute(update(workflow_states).values(user_id="blocker"))
             with pytest.raises(LeaseLost):
                 await asyncio.wait_for(task, 9)
         assert gate.cancelled
+
+
+async def test_no_lease_ends_while_somebody_else_keeps_the_sqlite_file_to_himself(sqlite_url: str) -> None:
+    async with StateStore.open(sqlite_url, lease_term=seconds(0.6)) as store, StateStore.open(sqlite_url) as other:
+        gate, effect = Gate(), Effect()
+        task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
+        await gate.reached.wait()
+        async with other.begin() as uow:
+            await uow.session.execute(update(workflow_states).values(user_id="blocker"))
+            claim = asyncio.create_task(other.recover({"w": lambda run: run.step("s", effect)}))
+            await asyncio.sleep(2)  # more than three terms
+        assert not (await claim).runs, "the lease has not ended with the end of the unit, either"
+        gate.opened.set()
+        await task
+    assert not effect.calls
+
+
+async def test_a_transaction_of_a_run_may_take_longer_than_its_lease_and_harms_no_neighbour(database_url: str) -> None:
+    calls = 0
+
+    async def slow(session: Any) -> str:
+        nonlocal calls
+        calls += 1
+        values = {"id": uuid4(), "namespace": "n", "kind": "k", "made_at": datetime.now(UTC)}
+        await session.execute(insert(requests).values(values))
+        await asyncio.sleep(2)  # more than three terms
+        return "done"
+
+    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store, StateStore.open(database_url) as other:
+        gate, effect = Gate(), Effect()
+        neighbour = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="neighbour"))
+        await gate.reached.wait()
+        looking = asyncio.create_task(_look_until(other, effect, neighbour))
+        assert await store.run("w", lambda run: run.transact("t", slow), workflow_id="w") == "done"
+        gate.opened.set()
+        await neighbour
+        await looking
+    assert (calls, effect.calls) == (1, [])
+
+
+async def _look_until(store: StateStore, effect: Effect, end: asyncio.Task[Any]) -> None:
+    """Take over whatever is abandoned, as a worker does."""
+    while not end.done():
+        await store.recover({"w": lambda run: run.step("s", effect, run.workflow_id)})
+        await asyncio.sleep(0.05)
+
+
+async def test_leases_are_renewed_although_no_connection_of_the_pool_is_free(database_url: str) -> None:
+    async with (
+        StateStore.open(database_url, lease_term=seconds(0.9), pool_min=0, pool_max=1) as store,
+        StateStore.open(database_url) as other,
+    ):
+        gate, effect = Gate(), Effect()
+        task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
+        await gate.reached.wait()
+        async with store._transactions.database._pool.connect():
+            for _ in range(5):
+                await asyncio.sleep(0.5)
+                await other.recover({"w": lambda run: run.step("s", effect)})
+        gate.opened.set()
+        await task
+    assert not effect.calls
+
+
+async def test_leases_are_renewed_beside_an_applications_engine_that_is_at_its_limit(database_url: str) -> None:
+    engine = own_engine(database_url, pool_size=1, max_overflow=0)
+    async with StateStore.open(engine=engine, lease_term=seconds(0.9)) as store, StateStore.open(database_url) as other:
+        gate, effect = Gate(), Effect()
+        task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
+        await gate.reached.wait()
+        async with engine.connect():
+            for _ in range(5):
+                await asyncio.sleep(0.5)
+                await other.recover({"w": lambda run: run.step("s", effect)})
+        gate.opened.set()
+        await task
+    await engine.dispose()
+    assert not effect.calls
+
+
+async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[int] = []
+
+    async def write(store: StateStore, number: int) -> None:
+        async with store.begin():
+            order.append(number)
+            await asyncio.sleep(0.1)
+
+    renew = RunRepository.renew
+
+    async def noted(self: RunRepository, *args: Any, **options: Any) -> Any:
+        order.append(-1)
+        return await renew(self, *args, **options)
+
+    monkeypatch.setattr(RunRepository, "renew", noted)
+    async with StateStore.open(sqlite_url, lease_term=seconds(0.6)) as store:
+        gate = Gate()
+        task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
+        await gate.reached.wait()
+        await asyncio.gather(*(write(store, number) for number in range(20)))
+        gate.opened.set()
+        await task
+    assert order.count(-1) > 3, "each as soon as it was due"
+    assert [number for number in order if number >= 0] == list(range(20)), "the others in their order"
 
 
 async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(

@@ -1,0 +1,52 @@
+"""An engine beside another: the same database, events and settings, but a pool of its own.
+
+What must not wait, as the renewal of a lease, does not queue for a connection behind what may take long.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Engine, Pool, StaticPool
+from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.util import greenlet_spawn
+
+
+class _EngineBeside(OptionEngine):
+    """Hears the events of the engine that it stands beside, those of its connections included."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._own_pool = engine.pool.recreate()
+        super().__init__(engine, {})
+
+    @property
+    def pool(self) -> Pool:
+        return self._own_pool
+
+    @pool.setter
+    def pool(self, pool: Pool) -> None:
+        self._own_pool = pool
+
+
+def engine_beside(engine: AsyncEngine) -> AsyncEngine:
+    """Return an engine with a pool of its own, which connects when it is first used, as `engine` would.
+
+    Where the one connection of a pool is the database, as in memory, that is `engine` itself.
+    """
+    if isinstance(engine.sync_engine.pool, StaticPool | SingletonThreadPool):
+        return engine
+    return AsyncEngine(_EngineBeside(engine.sync_engine))
+
+
+async def close_beside(beside: AsyncEngine) -> None:
+    """Close the connections of an engine that `engine_beside` made; those of the other one stay."""
+    if isinstance(beside.sync_engine, _EngineBeside):
+        await greenlet_spawn(beside.sync_engine.pool.dispose)
+
+
+def leave_connections(beside: AsyncEngine) -> object:
+    """In a forked child, start anew without closing the parent's connections, which are returned to be kept alive."""
+    left = beside.sync_engine.pool
+    if isinstance(beside.sync_engine, _EngineBeside):
+        beside.sync_engine.pool = left.recreate()
+    return left

@@ -1,0 +1,47 @@
+"""Whose turn it is: one at a time, the urgent first."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+
+class Turns:
+    """A lock whose waiters get it in the order in which they came, but for the urgent ones, who come first.
+
+    What is urgent must be short: while there is some of it, nobody else gets a turn.
+    """
+
+    def __init__(self) -> None:
+        self._is_taken = False
+        self._urgent: deque[asyncio.Future[None]] = deque()
+        self._others: deque[asyncio.Future[None]] = deque()
+
+    def locked(self) -> bool:
+        """Whether somebody has the turn."""
+        return self._is_taken
+
+    async def acquire(self, *, urgent: bool = False) -> None:
+        if not self._is_taken:  # nobody waits for a turn that is free
+            self._is_taken = True
+            return
+        queue = self._urgent if urgent else self._others
+        turn = asyncio.get_running_loop().create_future()
+        queue.append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.cancelled():
+                queue.remove(turn)
+            else:
+                self.release()  # it was given to us in the same moment
+            raise
+
+    def release(self) -> None:
+        for queue in (self._urgent, self._others):
+            while queue:
+                turn = queue.popleft()
+                if not turn.done():
+                    turn.set_result(None)
+                    return
+        self._is_taken = False
