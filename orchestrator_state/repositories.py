@@ -6,18 +6,18 @@ returns None. Every statement is confined to one namespace.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, CursorResult, Delete, Executable, Result, delete, func, select, update
+from sqlalchemy import CursorResult, Delete, Executable, Result, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.deltas import Delta, Source
-from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState, utc_now
+from orchestrator_state.domain import Checkpoint, SavedRows, StepState, WorkflowState, utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import ReadingSession
 from orchestrator_state.errors import (
@@ -33,6 +33,7 @@ from orchestrator_state.errors import (
     StepNotFound,
     WorkflowNotFound,
 )
+from orchestrator_state.families import CHILDREN_TO_DELETE, Family, FamilyTree, eldest_finished, finished
 from orchestrator_state.mapping import (
     all_step_columns,
     check_fields,
@@ -272,30 +273,44 @@ class WorkflowRepository(Repository):
         return {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": workflow_state_ids}))}
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
-        """Delete up to `limit` finished workflows last updated before `older_than`, children included.
+        """Delete up to `limit` finished workflows last updated before `older_than`, and all that hangs on them.
 
+        A child run goes with its parent, beyond `limit`, unless the parent has completed: then it may go before.
         Returns how many workflows were deleted.
         """
-        ids = await self.lock_finished(older_than=older_than, limit=limit)
+        families = await self.lock_finished(older_than=older_than, limit=limit)
+        ids = [member for family in families if family.is_over for member in family.ids]
         await self.delete(ids)
         return len(ids)
 
     async def count_finished(self, *, older_than: datetime) -> int:
-        """How many finished workflows were last updated before `older_than`."""
-        query = select(func.count()).select_from(workflow_states).where(*self._finished_before(older_than))
-        counted: int = (await self._execute(query)).scalar_one()
+        """How many finished workflows were last updated before `older_than` and may be deleted."""
+        query = finished(self._namespace, as_utc(older_than, "older_than"))
+        counted: int = (await self._execute(select(func.count()).select_from(query.subquery()))).scalar_one()
         return counted
 
-    async def lock_finished(self, *, older_than: datetime, limit: int) -> Sequence[UUID]:
-        """Ids of the oldest such workflows, locked until the transaction ends; what others lock is passed over."""
-        old = (
-            select(workflow_states.c.id)
-            .where(*self._finished_before(older_than))
-            .order_by(workflow_states.c.updated_at)
-            .limit(as_count(limit, "limit"))
-            .with_for_update(skip_locked=True)
-        )
-        return (await self._execute(old)).scalars().all()
+    async def lock_finished(
+        self, *, older_than: datetime, limit: int, spare: Collection[UUID] = ()
+    ) -> Sequence[Family]:
+        """The oldest workflows that may be deleted, but for those to `spare`, each with the child runs that go with it.
+
+        They are locked until the transaction ends; what others lock is passed over.
+        """
+        cutoff = as_utc(older_than, "older_than")
+        query = eldest_finished(self._namespace, cutoff).order_by(workflow_states.c.updated_at)
+        if spare:
+            query = query.where(workflow_states.c.id.not_in(sorted(spare)))
+        locked = query.limit(as_count(limit, "limit")).with_for_update(skip_locked=True, of=workflow_states)
+        eldest = (await self._execute(locked)).all()
+        tree = FamilyTree((row.id for row in eldest), cutoff)
+        parents = [row.id for row in eldest if row.has_children]
+        while parents:
+            parents = [
+                child
+                for chunk in chunks(parents)
+                for child in tree.add(await self._execute(CHILDREN_TO_DELETE, {"parents": chunk}))
+            ]
+        return tree.families
 
     async def count_children(self, ids: Sequence[UUID]) -> list[Children]:
         """How many rows hang on each of these workflows."""
@@ -334,13 +349,6 @@ class WorkflowRepository(Repository):
         surplus = surplus_checkpoints(self._namespace, keep).subquery()
         query = select(func.coalesce(func.sum(surplus.c.number - keep), 0))
         return int((await self._execute(query)).scalar_one())
-
-    def _finished_before(self, older_than: datetime) -> Sequence[ColumnElement[bool]]:
-        return (
-            workflow_states.c.namespace == self._namespace,
-            workflow_states.c.status.in_(sorted(FINISHED)),
-            workflow_states.c.updated_at < as_utc(older_than, "older_than"),
-        )
 
     async def _one(self, statement: Executable, **parameters: Any) -> WorkflowState | None:
         state = next(iter(await self._fetch_states(statement, **parameters)), None)

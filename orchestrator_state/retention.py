@@ -2,13 +2,14 @@
 
 A batch is bounded by its rows. What has been committed stays deleted, so that an interrupted deletion is resumed by
 calling it again. The steps of one workflow go in one transaction with it, however many they are: half of them would be
-a run that does its work twice when somebody resumes it.
+a run that does its work twice when somebody resumes it. So do the child runs whose results their parent may not have
+recorded.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -16,6 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
+from orchestrator_state.statements import Children
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -35,12 +37,14 @@ class DeletionProgress:
 OnProgress = Callable[[DeletionProgress], object]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Batch:
     """What one transaction deleted."""
 
     ids: Sequence[UUID]
     """Workflows."""
+    spared: Sequence[UUID]
+    """Workflows that a descendant keeps."""
     is_last: bool
 
 
@@ -50,9 +54,11 @@ async def delete_old_states(transactions: Transactions, older_than: datetime, pr
     if progress is not None:
         total = await transactions.read(lambda uow: uow.workflows.count_finished(older_than=cutoff))
     limit = _WORKFLOWS
+    spare: set[UUID] = set()
     while True:
-        batch = await transactions.write(partial(_delete_batch, cutoff=cutoff, limit=limit))
+        batch = await transactions.write(partial(_delete_batch, cutoff=cutoff, limit=limit, spare=frozenset(spare)))
         deleted += len(batch.ids)
+        spare.update(batch.spared)
         if progress is not None:
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
         if batch.is_last:
@@ -62,20 +68,40 @@ async def delete_old_states(transactions: Transactions, older_than: datetime, pr
         await _let_others_in(transactions)
 
 
-async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int) -> _Batch:
-    ids = await uow.workflows.lock_finished(older_than=cutoff, limit=limit)
-    sizes = await uow.workflows.count_children(ids)
+async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
+    found = await uow.workflows.lock_finished(older_than=cutoff, limit=limit, spare=spare)
+    families = [family.ids for family in found if family.is_over]
+    sizes = await _sizes(uow, families)
     fitting, rows = 0, 0
-    for size in sizes:
-        rows += 1 + size.steps + size.checkpoints
+    for family, size in zip(families, sizes, strict=True):
+        rows += len(family) + size.steps + size.checkpoints
         if rows > _ROWS and (fitting or size.checkpoints):
             break
         fitting += 1
-    if fitting == 0 and ids:
-        # The oldest checkpoints are the least loss to a workflow whose deletion goes no further.
-        await uow.checkpoints.prune(ids[0], keep=max(0, sizes[0].checkpoints - _ROWS))
-    await uow.workflows.delete(ids[:fitting])
-    return _Batch(ids[:fitting], is_last=fitting == len(ids) < limit)
+    if fitting == 0 and families:
+        # The oldest checkpoints are the least loss to a family whose deletion goes no further.
+        await _prune_some(uow, families[0])
+    ids = [member for family in families[:fitting] for member in family]
+    await uow.workflows.delete(ids)
+    return _Batch(
+        ids=ids,
+        spared=[family.ids[0] for family in found if not family.is_over],
+        is_last=fitting == len(families) and len(found) < limit,
+    )
+
+
+async def _sizes(uow: UnitOfWork, families: Sequence[Sequence[UUID]]) -> list[Children]:
+    """How many rows hang on the members of each family."""
+    each = iter(await uow.workflows.count_children([member for family in families for member in family]))
+    of_family = [[next(each) for _ in family] for family in families]
+    return [Children(*map(sum, zip(*sizes, strict=True))) for sizes in of_family]
+
+
+async def _prune_some(uow: UnitOfWork, family: Sequence[UUID]) -> None:
+    left = _ROWS
+    for member, size in zip(family, await uow.workflows.count_children(family), strict=True):
+        if left and size.checkpoints:
+            left -= await uow.checkpoints.prune(member, keep=max(0, size.checkpoints - left))
 
 
 async def prune_checkpoints(

@@ -245,6 +245,9 @@ class StateStore:
     async def delete_old_states(self, older_than: datetime, *, progress: OnProgress | None = None) -> int:
         """Delete finished workflows last updated before `older_than` (aware), with their steps and checkpoints.
 
+        A child run whose parent has not completed goes with the parent, in one transaction, and not before: the parent
+        would call it again. A parent stays while a run that descends from it is unfinished, or too young.
+
         Works from the oldest, in transactions of up to 200 workflows and some 5,000 rows, between which it lets other
         writers in; if it is interrupted, those that committed stay deleted. After each `progress` is called with a
         `DeletionProgress`. Returns the number of workflows deleted.
