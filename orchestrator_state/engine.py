@@ -29,7 +29,7 @@ from sqlalchemy import URL, Connection, Executable, Table, event, exc, func, ins
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
@@ -49,6 +49,7 @@ _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement th
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _FAILED: Final = "orchestrator_state_failed"  # connection info: the transaction in which a statement failed
 _LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
+_NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
@@ -195,6 +196,13 @@ class Database:
             await sqlite_connection.wait_until_closed(self._sqlite_threads)
         if self._temporary is not None:
             self._temporary.cleanup()
+
+    @property
+    def most_connections(self) -> int:
+        """As many as the pool has at most; an application's may have no limit."""
+        pool = self._pool.sync_engine.pool
+        size = pool.size() + pool._max_overflow if isinstance(pool, QueuePool) else 0  # noqa: SLF001
+        return size if size > 0 else _NO_LIMIT
 
     def keep_until_closed(self, directory: tempfile.TemporaryDirectory[str]) -> None:
         self._temporary = directory

@@ -12,7 +12,7 @@ from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Float, case, delete, func, literal, not_, null, or_, select, update
+from sqlalchemy import ColumnElement, Float, and_, case, delete, func, literal, not_, null, or_, select, update
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.collection import collector_paused
@@ -244,15 +244,28 @@ class RunRepository(Repository):
 
     # --- committing ----------------------------------------------------------------------------------------------
 
-    async def find_completed_step(self, workflow_state_id: UUID, step_id: str) -> StepRecord | None:
-        """A step, if it is recorded as completed."""
-        query = select(step_states).where(
+    async def find_completed_step(
+        self, workflow_state_id: UUID, step_id: str, *, idle_limit: timedelta | None = None
+    ) -> StepRecord | None:
+        """A step, if it is recorded as completed.
+
+        With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long.
+        """
+        query = select(step_states)
+        completed = (
             step_states.c.workflow_state_id == workflow_state_id,
             step_states.c.step_id == step_id,
             step_states.c.status == "completed",
         )
+        if idle_limit is None or self._dialect == "sqlite":
+            query = query.where(*completed)
+        else:  # in the same round trip
+            limited = select(_transaction_idle_limit(idle_limit).label("idle_limit")).subquery("limited")
+            query = query.add_columns(limited.c.idle_limit).select_from(
+                limited.outerjoin(step_states, and_(*completed))
+            )
         rows = await self._fetch(query)
-        if not rows:
+        if not rows or rows[0].step_id is None:
             return None
         (row,) = rows
         # Whatever was out of date when the run was loaded has been written anew.
@@ -591,6 +604,12 @@ def lease_lost(lease: Lease) -> LeaseLost:
         owner=lease.owner,
         expected=lease.token,
     )
+
+
+def _transaction_idle_limit(limit: timedelta) -> ColumnElement[str]:
+    """Sets it on Postgres, until the transaction ends."""
+    milliseconds = max(1, round(limit.total_seconds() * 1000))
+    return func.set_config("idle_in_transaction_session_timeout", str(milliseconds), literal(value=True))
 
 
 def _digested_at(now: datetime) -> ColumnElement[datetime | None]:

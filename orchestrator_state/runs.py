@@ -36,6 +36,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.open_transactions import idle_limit, kept_open
 from orchestrator_state.run_records import Ack, StepRecord
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
@@ -484,7 +485,7 @@ class Run(Generic[State]):
         await self._before_work()
         begun = journal.new_step(step_id)
         try:
-            async with journal.in_order:
+            async with self._transactions.places.taken(), journal.in_order:
                 try:
                     outputs, entry, ack = await self._transactions.write(
                         lambda uow: self._transact_once(uow, begun, fn, args, returns)
@@ -519,11 +520,13 @@ class Run(Generic[State]):
         Looked up twice: before `fn`, to spare it, and after the guarded update, whose row lock has waited for a commit
         of the try before that was still on its way.
         """
-        await self._refuse_to_repeat(uow, begun.step_id)
+        limit = idle_limit(self._transactions.settings.lease_term)
+        await self._refuse_to_repeat(uow, begun.step_id, limit)
         hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
         with _inside(self, begun.step_id), _only_the_run_commits(uow.session):
             try:
-                outputs = await fn(uow.session, *args)
+                async with kept_open(uow.session, limit):
+                    outputs = await fn(uow.session, *args)
                 await uow.session.flush()
             except DBAPIError as error:
                 ours = translate(error)
@@ -538,8 +541,8 @@ class Run(Generic[State]):
             await self._refuse_to_repeat(uow, begun.step_id)
         return outputs, entry, ack
 
-    async def _refuse_to_repeat(self, uow: UnitOfWork, step_id: str) -> None:
-        step = await uow.runs.find_completed_step(self.id, step_id)
+    async def _refuse_to_repeat(self, uow: UnitOfWork, step_id: str, limit: timedelta | None = None) -> None:
+        step = await uow.runs.find_completed_step(self.id, step_id, idle_limit=limit)
         if step is not None:
             raise _AlreadyRecorded(step)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
@@ -51,6 +52,7 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 _State = TypeVar("_State", bound=BaseModel)
 _GRACE: Final = timedelta(hours=1)
+_HEALTH_CHECK_LIMIT: Final = timedelta(seconds=5)
 
 
 class StateStore:
@@ -66,6 +68,7 @@ class StateStore:
         self._settings = transactions.settings
         self._executor = Executor(transactions, hook)
         self._control = RunControl(transactions)
+        self._asking: set[asyncio.Task[None]] = set()
 
     @classmethod
     def open(
@@ -141,6 +144,8 @@ class StateStore:
 
     async def close(self) -> None:
         """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""
+        if self._asking:
+            await asyncio.wait(self._asking)
         await self._executor.keeper.close()
         await self._executor.writer.close()
         await self._transactions.close()
@@ -278,14 +283,31 @@ class StateStore:
         """
         return await collect_garbage(self._transactions, as_duration(older_than, "older_than"))
 
-    async def health_check(self) -> None:
-        """Raise `StoreUnavailable` unless the database answers a query."""
+    async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:
+        """Raise `StoreUnavailable` unless the database answers a query within `timeout`, by default 5 seconds."""
+        limit = as_duration(timeout, "timeout").total_seconds()
 
         async def ask(uow: UnitOfWork) -> None:
             with database_errors():
                 await uow.session.execute(select(1))
 
-        await self._transactions.read(ask)
+        # In a task of its own: to close a connection to a server that is frozen takes a while, too.
+        asking = asyncio.create_task(self._transactions.read(ask), name="orchestrator_state health check")
+        self._asking.add(asking)
+        asking.add_done_callback(self._asked)
+        try:
+            await asyncio.wait({asking}, timeout=limit)
+        finally:
+            answered = asking.done()
+            asking.cancel()
+        if not answered:
+            raise StoreUnavailable(f"the database did not answer within {limit:g} s")
+        await asking
+
+    def _asked(self, asking: asyncio.Task[None]) -> None:
+        self._asking.discard(asking)
+        if not asking.cancelled():
+            asking.exception()  # looked at, so that one that comes too late is not reported as lost
 
     # --- payloads -------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state.engine import Database
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.offload import MoveFirst, Offload
+from orchestrator_state.open_transactions import Places
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
@@ -36,6 +37,7 @@ class Transactions:
         self.schemas = schemas
         self.settings = settings
         self.payloads = payloads
+        self.places: Final = Places(_places(database, settings))
         self._closed = False
 
     async def close(self) -> None:
@@ -169,3 +171,8 @@ class Transactions:
     def _require_open(self) -> None:
         if self._closed:
             raise ConfigurationError("the store is closed; open another")
+
+
+def _places(database: Database, settings: Settings) -> int:
+    """How many transactions may be open while the caller's code runs: half of the pool's, and all that SQLite has."""
+    return 1 if database.has_one_writer else max(1, min(settings.pool_max, database.most_connections) // 2)
