@@ -5,6 +5,7 @@ from orchestrator_state.compression import Zstd
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.errors import (
+    AccessLost,
     AlreadyExists,
     CheckpointNotFound,
     ConfigurationError,
@@ -25,6 +26,7 @@ from orchestrator_state.errors import (
     RunCancelled,
     RunPaused,
     RunSuspended,
+    SchemaChanged,
     SchemaMismatch,
     SchemaOutOfDate,
     StaleVersion,
@@ -53,6 +55,7 @@ from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
 
 __all__ = [
+    "AccessLost",
     "AesGcm",
     "AlreadyExists",
     "BlobStore",
@@ -88,6 +91,7 @@ __all__ = [
     "RunCancelled",
     "RunPaused",
     "RunSuspended",
+    "SchemaChanged",
     "SchemaMismatch",
     "SchemaOutOfDate",
     "StaleVersion",

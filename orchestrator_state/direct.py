@@ -14,7 +14,7 @@ import asyncpg
 from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, spends_connection, sqlite_code
 
 _Result = TypeVar("_Result")
 
@@ -46,11 +46,21 @@ def _answer(pooled: PoolProxiedConnection, sql: str, arguments: Sequence[Any]) -
     try:
         rows: Sequence[Any] = await_only(connection.fetch(sql, *arguments))
         return rows
-    except asyncpg.PostgresError:
-        raise  # the server's own words: the connection is as good as it says
-    except BaseException:
-        pooled.invalidate()
+    except BaseException as error:
+        if spends_connection(error):
+            connection.terminate()  # there is nobody left to say goodbye to
+            _invalidate(pooled, error)
+        elif not isinstance(error, asyncpg.PostgresError):
+            pooled.invalidate()  # else the server's own words: the connection is as good as it says
         raise
+
+
+def _invalidate(pooled: Any, error: BaseException) -> None:
+    """As SQLAlchemy does when its own calls find a connection broken: those made before it are not used again either.
+
+    Else each of them would have to fail once, by a restart or a failover that all of them went through.
+    """
+    pooled._pool._invalidate(pooled, error)  # noqa: SLF001
 
 
 def in_one_hop(engine: Engine, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
@@ -58,7 +68,7 @@ def in_one_hop(engine: Engine, work: Callable[[sqlite3.Connection], _Result]) ->
     pooled = _checked_out(engine)
     connection: Any = pooled.driver_connection
     try:
-        with database_errors():
+        with database_errors(committing=True):
             result: _Result = _done(pooled, connection.transaction(work))
             return result
     finally:

@@ -1,11 +1,16 @@
 """Driver error -> our error, in one place, by code and type and never by text.
 
+The mapping is total: what a driver, SQLAlchemy or the operating system raises in one of our own calls, and is not known
+to be a refusal of the value that was sent, is a fault of the database, and is worth another try. A refused login,
+privilege or name is the caller's to mend when the store is opened. Under a store that worked it is a fault like others.
+
 Our errors are raised `from None`: the drivers' messages quote parameters and constraint details.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Final
 
@@ -13,17 +18,21 @@ import asyncpg
 from sqlalchemy import exc
 
 from orchestrator_state.errors import (
+    AccessLost,
     ConfigurationError,
     Conflict,
     CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
+    SchemaChanged,
     SchemaOutOfDate,
     StoreUnavailable,
 )
 
-_SCHEMA_COMMAND: Final = "run `orchestrator-state db upgrade`"
+_SCHEMA_MESSAGE: Final = (
+    "the database's tables do not fit this version of the package; run `orchestrator-state db upgrade`"
+)
 
 # After these SQLite has rolled the transaction back, or may have, while the session believes it is open.
 SQLITE_ROLLED_BACK: Final = frozenset(
@@ -37,7 +46,7 @@ SQLITE_ROLLED_BACK: Final = frozenset(
     }
 )
 _SQLITE_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
-_SQLITE_CONFIGURATION: Final = {
+_SQLITE_REFUSED: Final = {
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database",
     sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged; restore it from a backup",
     sqlite3.SQLITE_CANTOPEN: "the SQLite file cannot be opened; check that its directory exists and is writable",
@@ -45,19 +54,20 @@ _SQLITE_CONFIGURATION: Final = {
     sqlite3.SQLITE_PERM: "the SQLite file may not be accessed; check its permissions",
     sqlite3.SQLITE_AUTH: "the SQLite file may not be accessed; check its permissions",
 }
+# The server, or the disk, did not get to the end of COMMIT: nobody can say whether it took effect.
+_SQLITE_COMMIT_UNKNOWN: Final = frozenset({None, sqlite3.SQLITE_IOERR})
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a code, or the class that begins it.
-_PG_TRANSIENT: Final = ("08", "40001", "40P01", "55P03", "57P01", "57P02", "57P03", "53300", "25P03")
 _PG_LOCKED: Final = "55P03"
-_PG_ROLLED_BACK: Final = ("40", "55")
-_PG_CONFIGURATION: Final = {
+_PG_ROLLED_BACK: Final = ("40", "55", "25")
+_PG_REFUSED: Final = {
     "08P01": "the server refused the connection's settings; behind PgBouncer open the store with pgbouncer=True",
     "28": "the server refused the user or the password",
     "3D": "the server has no such database",
     "42501": "the database user lacks a privilege",
     "42": "the database refused a statement or a name in it",
 }
-_PG_REFUSALS: Final[dict[str, type[OrchestratorStateError]]] = {
+_PG_REFUSED_VALUES: Final[dict[str, type[OrchestratorStateError]]] = {
     "22": InvalidPayload,
     "23": Conflict,
     "44": Conflict,
@@ -65,6 +75,10 @@ _PG_REFUSALS: Final[dict[str, type[OrchestratorStateError]]] = {
     "54": PayloadTooLarge,
 }
 _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
+# After these the connection leads nowhere, or to a server that takes no writes (any more).
+_PG_CONNECTION_IS_SPENT: Final = ("08", "57P", "25006", "25P03", "25P04", "28", "3D")
+# In a statement of the caller's own these are the caller's: a wrong name or statement, or one after a failed one.
+_PG_CALLERS_OWN: Final = ("42", "3F", "25P02", "0A", "P0")
 
 
 def sqlite_code(error: BaseException | None) -> int | None:
@@ -73,24 +87,101 @@ def sqlite_code(error: BaseException | None) -> int | None:
     return code & 0xFF if isinstance(code, int) else None
 
 
-def translate(error: BaseException, *, committing: bool = False) -> OrchestratorStateError | None:
-    """Return our error for a driver's, or None if `error` is not the database's doing."""
+def translate(
+    error: BaseException, *, committing: bool = False, opening: bool = False
+) -> OrchestratorStateError | None:
+    """Return our error for what one of our calls of a driver raised.
+
+    `committing`: the commit may have been on its way. `opening`: nothing has worked yet, so that a refusal is the
+    caller's to mend. None if `error` is ours already, or a wrong use of SQLAlchemy, which no database causes.
+    """
+    if isinstance(error, OrchestratorStateError) or not isinstance(error, Exception):
+        return None
     if isinstance(error, exc.DBAPIError):
-        error = error.orig or error
+        error = _original(error)
     if _is_no_text(error):
         message = "a stored text is not valid UTF-8: it was damaged; `orchestrator-state verify` finds it"
         return CorruptPayload(message, path="text")
-    if isinstance(error, sqlite3.Error):
-        return _from_sqlite(error)
     if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):
         return _from_sqlalchemy(error)
-    if isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(error, "sqlstate"):
-        return _from_postgres(error, committing=committing)
-    if isinstance(error, OSError):
-        late = isinstance(error, TimeoutError)
-        message = "did not answer in time" if late else f"cannot be reached ({type(error).__name__})"
-        return StoreUnavailable(f"the database {message}", transient=committing, outcome_unknown=committing)
+    if isinstance(error, sqlite3.Error):
+        return _from_sqlite(error, committing=committing, opening=opening)
+    if _comes_from_postgres(error):
+        return _from_postgres(error, committing=committing, opening=opening)
+    return _from_elsewhere(error, committing=committing, opening=opening)
+
+
+def fault_in(error: BaseException) -> StoreUnavailable | None:
+    """The database's fault in what the caller's own code raised while it used our connection, in whatever group.
+
+    None if that is the caller's own: a value, a name or a statement that was refused, or no error of a database.
+    """
+    for leaf in _leaves(error):
+        if isinstance(leaf, StoreUnavailable):
+            return leaf
+        if _is_a_drivers(leaf) and not _is_callers_own(leaf):
+            ours = translate(leaf)
+            if isinstance(ours, StoreUnavailable):
+                return ours
     return None
+
+
+def spends_connection(error: BaseException) -> bool:
+    """Whether the connection on which `error` was raised, and others made with it, are of no more use."""
+    if isinstance(error, exc.DBAPIError):
+        error = _original(error)
+    state = _sqlstate(error)
+    if state is not None:
+        return state.startswith(_PG_CONNECTION_IS_SPENT)
+    return isinstance(error, asyncpg.InternalClientError | ConnectionError | EOFError)
+
+
+def _original(error: exc.DBAPIError) -> Exception:
+    return error.orig if isinstance(error.orig, Exception) else error
+
+
+def _sqlstate(error: BaseException) -> str | None:
+    state = getattr(error, "sqlstate", None) or getattr(error.__cause__, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _comes_from_postgres(error: BaseException) -> bool:
+    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(
+        error, "sqlstate"
+    )
+
+
+def _is_a_drivers(error: BaseException) -> bool:
+    kinds = (sqlite3.Error, asyncpg.InternalClientError, exc.TimeoutError, exc.PendingRollbackError)
+    return isinstance(error, kinds) or _comes_from_postgres(error)
+
+
+def _is_callers_own(error: BaseException) -> bool:
+    """Of an error of a driver in a statement of the caller's."""
+    original = _original(error) if isinstance(error, exc.DBAPIError) else error
+    if isinstance(original, sqlite3.Error):
+        return sqlite_code(original) in (None, sqlite3.SQLITE_ERROR)
+    state = _sqlstate(original)
+    return state is not None and state.startswith(_PG_CALLERS_OWN)
+
+
+def _from_elsewhere(error: Exception, *, committing: bool, opening: bool) -> OrchestratorStateError | None:
+    """What neither a server nor SQLite said: the network, the operating system, a driver that lost its way."""
+    if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DisconnectionError):
+        return None
+    if opening and not isinstance(error, (OSError, EOFError)) and not _is_a_drivers(error):
+        return None
+    name = type(error).__name__
+    message = "did not answer in time" if isinstance(error, TimeoutError) else f"cannot be reached ({name})"
+    return StoreUnavailable(f"the database {message}", transient=True, outcome_unknown=committing)
 
 
 def _from_sqlalchemy(error: exc.TimeoutError | exc.PendingRollbackError) -> OrchestratorStateError:
@@ -99,20 +190,29 @@ def _from_sqlalchemy(error: exc.TimeoutError | exc.PendingRollbackError) -> Orch
     return StoreUnavailable("the connection of this unit was lost; nothing of the unit is kept", transient=True)
 
 
-def _from_sqlite(error: sqlite3.Error) -> OrchestratorStateError:
+def _refused(message: str, *, opening: bool) -> OrchestratorStateError:
+    return ConfigurationError(message) if opening else AccessLost(message, transient=True)
+
+
+def _misfit(*, opening: bool) -> OrchestratorStateError:
+    return SchemaOutOfDate(_SCHEMA_MESSAGE) if opening else SchemaChanged(_SCHEMA_MESSAGE, transient=True)
+
+
+def _from_sqlite(error: sqlite3.Error, *, committing: bool, opening: bool) -> OrchestratorStateError:
     code = sqlite_code(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if code in _SQLITE_BUSY:
         return StoreUnavailable(f"another process holds the SQLite file ({name})", transient=True)
-    if code in _SQLITE_CONFIGURATION:
-        return ConfigurationError(f"{_SQLITE_CONFIGURATION[code]} ({name})")
+    if code in _SQLITE_REFUSED:
+        return _refused(f"{_SQLITE_REFUSED[code]} ({name})", opening=opening)
     if code == sqlite3.SQLITE_TOOBIG:
         return PayloadTooLarge("the row is over SQLite's size limit")
     if code == sqlite3.SQLITE_CONSTRAINT:
         return Conflict(f"the database refused the row ({name})")
     if code == sqlite3.SQLITE_ERROR:
-        return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
-    return StoreUnavailable(f"SQLite failed ({name})")
+        return _misfit(opening=opening)
+    unknown = committing and code in _SQLITE_COMMIT_UNKNOWN
+    return StoreUnavailable(f"SQLite failed ({name})", transient=True, outcome_unknown=unknown)
 
 
 def _is_no_text(error: BaseException) -> bool:
@@ -121,13 +221,13 @@ def _is_no_text(error: BaseException) -> bool:
     return undecoded or isinstance(error, UnicodeDecodeError)
 
 
-def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorStateError:
+def _from_postgres(error: Exception, *, committing: bool, opening: bool) -> OrchestratorStateError:
     cause = error.__cause__ or error
     if isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)):
         return StoreUnavailable("the schema changed under a prepared statement", transient=True)
-    state = getattr(error, "sqlstate", None) or getattr(cause, "sqlstate", None)
-    if isinstance(state, str):
-        return _from_sqlstate(state, committing=committing)
+    state = _sqlstate(error)
+    if state is not None:
+        return _from_sqlstate(state, committing=committing, opening=opening)
     return StoreUnavailable(
         f"the connection to the database was lost ({type(cause).__name__})",
         transient=True,
@@ -135,37 +235,36 @@ def _from_postgres(error: BaseException, *, committing: bool) -> OrchestratorSta
     )
 
 
-def _from_sqlstate(state: str, *, committing: bool) -> OrchestratorStateError:
+def _from_sqlstate(state: str, *, committing: bool, opening: bool) -> OrchestratorStateError:
     if state.startswith(_PG_SCHEMA):
-        return SchemaOutOfDate(f"the database's tables do not fit this version of the package; {_SCHEMA_COMMAND}")
-    for prefix, reason in _PG_CONFIGURATION.items():
+        return _misfit(opening=opening)
+    for prefix, reason in _PG_REFUSED.items():
         if state.startswith(prefix):
-            return ConfigurationError(f"{reason} (SQLSTATE {state})")
-    if state.startswith(_PG_TRANSIENT):
-        # A serialization failure or deadlock at COMMIT has rolled back; a dropped connection may have committed.
-        unknown = committing and not state.startswith(_PG_ROLLED_BACK)
-        message = f"the database gave up on the transaction (SQLSTATE {state})"
-        return StoreUnavailable(message, transient=True, outcome_unknown=unknown, locked=state == _PG_LOCKED)
-    for prefix, refusal in _PG_REFUSALS.items():
+            return _refused(f"{reason} (SQLSTATE {state})", opening=opening)
+    for prefix, refusal in _PG_REFUSED_VALUES.items():
         if state.startswith(prefix):
             return refusal(f"the database refused a value (SQLSTATE {state})")
-    return StoreUnavailable(f"the database failed (SQLSTATE {state})")
+    # A serialization failure or deadlock at COMMIT has rolled back; a dropped connection may have committed.
+    unknown = committing and not state.startswith(_PG_ROLLED_BACK)
+    message = f"the database gave up on the transaction (SQLSTATE {state})"
+    return StoreUnavailable(message, transient=True, outcome_unknown=unknown, locked=state == _PG_LOCKED)
 
 
 class database_errors:  # noqa: N801 - a context manager reads as a phrase: `with database_errors():`
-    """Raise our error for any driver error inside the block. Cancellation passes through untouched.
+    """Raise our error for any error inside the block that a database causes. Cancellation passes through untouched.
 
     Put it around our own calls only: user code inside would have its `OSError` taken for the database's.
     """
 
-    def __init__(self, *, committing: bool = False) -> None:
+    def __init__(self, *, committing: bool = False, opening: bool = False) -> None:
         self._committing = committing
+        self._opening = opening
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is not None and isinstance(error, Exception):
-            ours = translate(error, committing=self._committing)
+        if error is not None:
+            ours = translate(error, committing=self._committing, opening=self._opening)
             if ours is not None:
                 raise ours from None

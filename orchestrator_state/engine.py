@@ -34,7 +34,13 @@ from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
 from orchestrator_state import direct, sqlite_connection
-from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.driver_errors import (
+    SQLITE_ROLLED_BACK,
+    database_errors,
+    fault_in,
+    spends_connection,
+    sqlite_code,
+)
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
@@ -47,7 +53,7 @@ _Result = TypeVar("_Result")
 
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
-_FAILED: Final = "orchestrator_state_failed"  # connection info: the transaction in which a statement failed
+_FAILED: Final = "orchestrator_state_failed"  # connection info: a transaction in which a statement failed, and by what
 _LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
 _NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
@@ -151,7 +157,7 @@ class Database:
 
     async def warm_up(self, connections: int) -> None:
         """Open the pool's first connections now, so that the first callers do not wait for them."""
-        with database_errors():
+        with database_errors(opening=True):
             async with AsyncExitStack() as held:
                 for _ in range(connections):
                     await held.enter_async_context(self._pool.connect())
@@ -160,7 +166,7 @@ class Database:
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
         self.leave_the_parent_alone()
-        with database_errors():
+        with database_errors(opening=True):
             async with self.reader.connect() as connection:
                 if self.is_sqlite:
                     # Rebuilding a parent table with foreign keys on would empty its children through the cascade.
@@ -328,21 +334,30 @@ def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
 
 async def _end(session: AsyncSession, *, failed: bool) -> None:
     # A connection that has died cannot be rolled back, and need not: what failed first says more.
-    with suppress(exc.DBAPIError):
+    with suppress(Exception):
         if failed:
             await session.rollback()  # unlike close(), it tells the states saved in it also when it fails
-    await session.close()
+    try:
+        await session.close()
+    except Exception:  # noqa: BLE001 - after a commit that was acknowledged this is nobody's failure
+        await session.invalidate()
 
 
 def _note_failure(context: ExceptionContext) -> None:
     connection = context.connection
-    if connection is not None and not connection.invalidated and not connection.in_nested_transaction():
-        connection.info[_FAILED] = connection.get_transaction()
+    if spends_connection(context.original_exception):
+        context.is_disconnect = True  # so that neither it nor others made with it are used again
+    if connection is None or connection.invalidated:
+        return
+    fault = fault_in(context.original_exception)
+    if fault is not None or not connection.in_nested_transaction():
+        connection.info[_FAILED] = connection.get_transaction(), fault
 
 
 def _refuse_to_commit_after_failure(connection: Connection) -> None:
     """Postgres answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no error."""
-    if connection.info.pop(_FAILED, None) is connection.get_transaction():
+    failed, _ = connection.info.pop(_FAILED, (None, None))
+    if failed is not None and failed is connection.get_transaction():
         raise ConfigurationError(
             "a statement of this unit failed, so nothing of it is kept; let its error leave the block, "
             "or put the statement into a savepoint: `async with uow.session.begin_nested()`"
@@ -377,10 +392,17 @@ def _pool_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _asyncpg_arguments(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> dict[str, Any]:
+    has_connected = False
+
     async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+        nonlocal has_connected
         try:
-            return await asyncpg.connect(location.dsn, **arguments)
+            connection = await asyncpg.connect(location.dsn, **arguments)
+            has_connected = True
+            return connection
         except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
+            if has_connected:  # then the URL can be read
+                raise StoreUnavailable("the database cannot be reached", transient=True) from None
             # asyncpg quotes the offending part of the URL, which may be the password.
             raise ConfigurationError(
                 "the Postgres URL cannot be read; write postgresql://user:password@host:port/database?option=value "

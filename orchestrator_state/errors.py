@@ -32,6 +32,8 @@
     │       ├── NewerSchemaVersion
     │       └── StateMismatch
     └── StoreUnavailable      the only branch that is safe to retry
+        ├── AccessLost        (also a ConfigurationError)
+        └── SchemaChanged     (also a SchemaOutOfDate)
 
 Each error carries what it is about as attributes. No message holds a payload, a password or a URL.
 """
@@ -270,10 +272,10 @@ class StateMismatch(SchemaMismatch):
 
 
 class StoreUnavailable(OrchestratorStateError):
-    """The database cannot be reached, is too busy, or gave up on the work. Safe to retry.
+    """The database cannot be reached, is too busy, refuses what it allowed, or gave up on the work. Safe to retry.
 
-    `transient` says that trying again at once is likely to succeed (a deadlock, a dropped connection);
-    `outcome_unknown` that the connection was lost while a commit was under way, so that the work may or
+    `transient` says that trying again soon may well succeed; the store's own calls have done so for `retry_timeout`.
+    `outcome_unknown` says that the connection was lost while a commit was under way, so that the work may or
     may not be there: load before repeating it. The store's own calls settle that case by themselves. `locked` that
     another transaction held a row for longer than `lock_timeout`.
     """
@@ -281,3 +283,17 @@ class StoreUnavailable(OrchestratorStateError):
     transient: bool = False
     outcome_unknown: bool = False
     locked: bool = False
+
+
+class AccessLost(ConfigurationError, StoreUnavailable):
+    """The database refuses an open store what it allowed before: the login, a privilege, the file.
+
+    Until somebody mends that the store is unavailable. No run fails by it.
+    """
+
+
+class SchemaChanged(SchemaOutOfDate, StoreUnavailable):
+    """The tables of an open store are gone, or others than when it was opened.
+
+    Until somebody mends that the store is unavailable. No run fails by it.
+    """

@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
-import stamina
-
+from orchestrator_state import hooks
 from orchestrator_state.errors import StoreUnavailable
 
 _Result = TypeVar("_Result")
 
-
-def is_transient(error: Exception) -> bool:
-    return isinstance(error, StoreUnavailable) and error.transient
+_FIRST_PAUSE: Final = 0.01  # seconds; they double
+_LONGEST_PAUSE: Final = 0.5
 
 
 async def while_transient(work: Callable[[], Awaitable[_Result]], patience: timedelta) -> _Result:
     """Return `await work()`, calling it again with growing, jittered pauses while it fails transiently.
 
-    After `patience` the last error is raised. `work` must be one whole transaction.
+    Once `patience` is over the last error is raised. `work` must be one whole transaction.
+
+    By hand, since a retry library logs each of many attempts, and what they cost together is no more than one line.
     """
-    try:
-        return await work()  # nearly always; the machinery below costs as much as a statement
-    except StoreUnavailable as error:
-        if not error.transient:
-            raise
-    async for attempt in stamina.retry_context(
-        on=is_transient, attempts=None, timeout=patience, wait_initial=0.01, wait_max=0.5, wait_jitter=0.05
-    ):
-        with attempt:
+    deadline = time.monotonic() + patience.total_seconds()
+    longest = _FIRST_PAUSE
+    while True:
+        try:
             return await work()
-    raise AssertionError("stamina yields until it returns or raises")
+        except StoreUnavailable as error:
+            pause = longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
+            if not error.transient or time.monotonic() + pause >= deadline:
+                raise
+            if longest == _FIRST_PAUSE:
+                hooks.logger.info("a transaction is repeated until it succeeds, or for %s: %s", patience, error)
+        longest = min(2 * longest, _LONGEST_PAUSE)
+        await asyncio.sleep(pause)

@@ -86,7 +86,7 @@ def _known_revisions() -> frozenset[str]:
 
 async def inspect_schema(database: Database) -> SchemaState:
     """Look at the schema without changing anything."""
-    with database_errors():
+    with database_errors(opening=True):
         async with database.reader.connect() as connection:
             return await connection.run_sync(_inspect, database.schema)
 

@@ -35,6 +35,13 @@ class CuttingProxy:
         self._serving: set[asyncio.Task[None]] = set()
         self.faults = 0
         self.refusing = False
+        self.farewell = 0.0
+        """Seconds between the server's last word on a connection and its end."""
+
+    def cut_off(self) -> None:
+        """End all connections, as a server that dies does. New ones are taken, unless `refusing`."""
+        for writer in self._open:
+            writer.transport.abort()
 
     @property
     def url(self) -> str:
@@ -64,8 +71,7 @@ class CuttingProxy:
             yield self
         finally:
             server.close()
-            for writer in self._open:
-                writer.transport.abort()
+            self.cut_off()
             await asyncio.gather(*self._serving, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +85,7 @@ class CuttingProxy:
         assert task is not None
         self._serving.add(task)
         task.add_done_callback(self._serving.discard)
-        answers = asyncio.create_task(_pass_on(server_reader, writer))
+        answers = asyncio.create_task(self._answer(server_reader, writer))
         try:
             with suppress(ConnectionError):
                 await self._pass_on_until_fault(reader, server_reader, server_writer, answers)
@@ -89,6 +95,13 @@ class CuttingProxy:
             for each in pair:
                 each.transport.abort()
             self._open -= pair
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+            await asyncio.sleep(self.farewell)
+        writer.close()
 
     async def _pass_on_until_fault(
         self,
@@ -116,10 +129,3 @@ class CuttingProxy:
             if fault is not Fault.SILENCE_AFTER:
                 return
             await reader.read()
-
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-    writer.close()

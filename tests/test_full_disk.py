@@ -4,6 +4,7 @@ import resource
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing, suppress
+from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,14 +41,14 @@ def limit_pages(engine: AsyncEngine, spare: int) -> None:
 async def full_store(request: pytest.FixtureRequest, sqlite_url: str) -> AsyncIterator[StateStore]:
     """A store on a SQLite file that can grow by some fifty kilobytes only."""
     if request.param == "our engine":
-        async with StateStore.open(sqlite_url) as store:
+        async with StateStore.open(sqlite_url, retry_timeout=timedelta(seconds=0.2)) as store:
             limit_pages(store._transactions.database._pool, 12)
             await store._transactions.database._pool.dispose()
             yield store
     else:
         engine = own_engine(sqlite_url)
         limit_pages(engine, 12)
-        async with StateStore.open(engine=engine) as store:
+        async with StateStore.open(engine=engine, retry_timeout=timedelta(seconds=0.2)) as store:
             yield store
         await engine.dispose()
 

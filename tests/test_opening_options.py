@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, exc, text
 
-from orchestrator_state import ConfigurationError, SchemaOutOfDate, StateStore, schema
+from orchestrator_state import ConfigurationError, SchemaOutOfDate, StateStore, StoreUnavailable, schema
 from tests.engines import own_engine
 from tests.old_databases import FIRST, downgrade, make_first_revision
 from tests.raw_sql import contents, fetch
@@ -81,10 +81,12 @@ async def test_without_migrate_an_older_schema_is_refused_and_left_alone(empty_d
 
 
 async def test_tables_that_vanish_under_an_open_store_are_an_error_that_names_the_command(database_url: str) -> None:
-    async with StateStore.open(database_url) as store:
+    """They may come back, so that the store is unavailable until somebody runs it."""
+    async with StateStore.open(database_url, retry_timeout=timedelta(seconds=0.2)) as store:
         await downgrade(database_url, "base")
-        with pytest.raises(SchemaOutOfDate, match="db upgrade"):
+        with pytest.raises(SchemaOutOfDate, match="db upgrade") as raised:
             await store.list_active_workflows()
+    assert isinstance(raised.value, StoreUnavailable)
 
 
 # --- pool -------------------------------------------------------------------------------------------------------

@@ -245,11 +245,11 @@ async def test_a_file_in_place_of_a_directory(tmp_path: Path) -> None:
 
 # Root may write anywhere, so the child becomes somebody else, after it has loaded all that it needs.
 OPEN_AND_SAVE = """
-import asyncio, os, sys
+import asyncio, datetime, os, sys
 from orchestrator_state import ConfigurationError, StateStore, WorkflowState
 
 async def use(path):
-    async with StateStore.open(path) as store:
+    async with StateStore.open(path, retry_timeout=datetime.timedelta(seconds=0.2)) as store:
         await store.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="n"))
         await store.list_active_workflows()
 

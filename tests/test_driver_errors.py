@@ -1,0 +1,141 @@
+"""The one classification: whatever a driver, the network or the operating system raises is one of our errors."""
+
+import asyncio
+import socket
+import sqlite3
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import pytest
+from sqlalchemy import exc
+
+from orchestrator_state import (
+    ConfigurationError,
+    Conflict,
+    InvalidPayload,
+    OrchestratorStateError,
+    PayloadTooLarge,
+    SchemaOutOfDate,
+    StoreUnavailable,
+)
+from orchestrator_state.driver_errors import fault_in, translate
+
+REFUSALS = (Conflict, InvalidPayload, PayloadTooLarge)
+"""What the value that was sent deserves."""
+
+
+def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
+    child: type[Any]
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+SERVERS = sorted({kind for kind in subclasses(asyncpg.PostgresError) if getattr(kind, "sqlstate", None)}, key=repr)
+OTHERS: list[Exception] = [
+    asyncpg.InternalClientError("cannot switch to state 11"),
+    asyncpg.TargetServerAttributeNotMatched("no host is the primary"),
+    asyncpg.ProtocolError("unexpected message"),
+    asyncpg.InterfaceError("connection is closed"),
+    ssl.SSLError("bad record"),
+    ssl.SSLCertVerificationError("expired"),
+    socket.gaierror("no such name"),
+    ConnectionRefusedError(),
+    TimeoutError(),
+    asyncio.IncompleteReadError(b"", 4),
+    RuntimeError("the transport is closed"),
+    AttributeError("'NoneType' object has no attribute 'send'"),
+    exc.DisconnectionError("stale"),
+    exc.InterfaceError("SELECT", {}, Exception("unheard of")),
+    sqlite3.ProgrammingError("Cannot operate on a closed database."),
+]
+
+
+def raised_by_sqlite(code: int) -> sqlite3.Error:
+    error = sqlite3.OperationalError("refused")
+    error.sqlite_errorcode, error.sqlite_errorname = code, "SQLITE_SOMETHING"
+    return error
+
+
+def test_every_error_of_a_server_is_ours_and_a_fault_unless_the_value_deserves_it() -> None:
+    for kind in SERVERS:
+        ours = translate(kind("secret"))
+        assert isinstance(ours, REFUSALS) or (isinstance(ours, StoreUnavailable) and ours.transient), kind
+        assert "secret" not in repr(ours)
+
+
+@pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
+def test_what_nobody_knows_counts_as_a_database_that_is_away(error: Exception) -> None:
+    ours = translate(error)
+    assert isinstance(ours, StoreUnavailable)
+    assert (ours.transient, ours.outcome_unknown) == (True, False)
+    committing = translate(error, committing=True)
+    assert isinstance(committing, StoreUnavailable)
+    assert committing.outcome_unknown
+
+
+def test_every_code_of_sqlite_is_ours_and_a_fault_unless_the_row_deserves_it() -> None:
+    codes = {value for name, value in vars(sqlite3).items() if name.startswith("SQLITE_") and isinstance(value, int)}
+    for code in {code & 0xFF for code in codes if 0 < code & 0xFF < 27}:
+        ours = translate(raised_by_sqlite(code))
+        assert isinstance(ours, REFUSALS) or (isinstance(ours, StoreUnavailable) and ours.transient), code
+
+
+def test_what_is_refused_at_the_opening_is_the_callers_to_mend() -> None:
+    for kind in (
+        asyncpg.InvalidPasswordError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.InsufficientPrivilegeError,
+        asyncpg.UndefinedTableError,
+    ):
+        opening = translate(kind("secret"), opening=True)
+        assert type(opening) in (ConfigurationError, SchemaOutOfDate)
+        later = translate(kind("secret"))
+        assert isinstance(later, ConfigurationError), "it says what to do all the same"
+        assert isinstance(later, StoreUnavailable)
+
+
+def test_a_wrong_use_of_sqlalchemy_and_an_error_of_ours_are_no_fault() -> None:
+    for error in (exc.InvalidRequestError("closed"), exc.ArgumentError("?"), Conflict("taken"), KeyboardInterrupt()):
+        assert translate(error) is None
+
+
+CALLERS_OWN: list[Exception] = [
+    asyncpg.UndefinedTableError("theirs"),
+    asyncpg.InsufficientPrivilegeError("theirs"),
+    asyncpg.UniqueViolationError("theirs"),
+    asyncpg.InFailedSQLTransactionError("theirs"),
+    raised_by_sqlite(sqlite3.SQLITE_ERROR),
+    raised_by_sqlite(sqlite3.SQLITE_CONSTRAINT),
+    FileNotFoundError("theirs"),
+    TimeoutError("theirs"),
+    ValueError("theirs"),
+    OrchestratorStateError("theirs"),
+]
+FAULTS: list[Exception] = [
+    asyncpg.DeadlockDetectedError(),
+    asyncpg.AdminShutdownError(),
+    asyncpg.ReadOnlySQLTransactionError(),
+    asyncpg.DiskFullError(),
+    asyncpg.LockNotAvailableError(),
+    asyncpg.InternalClientError("lost its way"),
+    raised_by_sqlite(sqlite3.SQLITE_BUSY),
+    raised_by_sqlite(sqlite3.SQLITE_FULL),
+    raised_by_sqlite(sqlite3.SQLITE_READONLY),
+    StoreUnavailable("away"),
+]
+
+
+@pytest.mark.parametrize("error", CALLERS_OWN, ids=lambda error: type(error).__name__)
+def test_what_the_callers_own_statement_deserves_is_no_fault(error: Exception) -> None:
+    assert fault_in(error) is None
+    assert fault_in(ExceptionGroup("", [error])) is None
+
+
+@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
+def test_a_fault_under_the_callers_own_statement_is_found_in_any_wrapping(error: Exception) -> None:
+    wrapped = exc.DBAPIError("INSERT", {}, error)
+    for raised in (error, wrapped, ExceptionGroup("", [ValueError(), ExceptionGroup("", [wrapped])])):
+        assert isinstance(fault_in(raised), StoreUnavailable)
