@@ -5,6 +5,7 @@ from orchestrator_state.compression import Zstd
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.errors import (
+    AbnormalExit,
     AccessLost,
     AlreadyExists,
     CheckpointNotFound,
@@ -48,13 +49,14 @@ from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.retention import DeletionProgress
 from orchestrator_state.runs import Happened, Run
 from orchestrator_state.state_schema import StateSchema
-from orchestrator_state.step_call import Retry
+from orchestrator_state.step_retry import Retry
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
 
 __all__ = [
+    "AbnormalExit",
     "AccessLost",
     "AesGcm",
     "AlreadyExists",

@@ -31,6 +31,7 @@
     │       ├── UpcasterFailed
     │       ├── NewerSchemaVersion
     │       └── StateMismatch
+    ├── AbnormalExit          a step or a handler raised `SystemExit` or the like, or cancelled itself
     └── StoreUnavailable      the only branch that is safe to retry
         ├── AccessLost        (also a ConfigurationError)
         └── SchemaChanged     (also a SchemaOutOfDate)
@@ -269,6 +270,16 @@ class StateMismatch(SchemaMismatch):
     """The application's type does not accept what is stored. `paths` are the places inside it."""
 
     paths: tuple[str, ...]
+
+
+class AbnormalExit(OrchestratorStateError):
+    """A step's function, or a handler, raised what is not an ordinary exception, and failed by it.
+
+    Such as `SystemExit`, or a `CancelledError` although nobody cancelled it. That exception is the `__cause__`, and
+    `raised` its class.
+    """
+
+    raised: str
 
 
 class StoreUnavailable(OrchestratorStateError):

@@ -25,6 +25,7 @@ from orchestrator_state.errors import (
     StoreUnavailable,
     UnusedSteps,
 )
+from orchestrator_state.failures import describe
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
@@ -34,11 +35,12 @@ from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null
-from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.user_code import outcome_of
 from orchestrator_state.waiting import WaitingRoom
 from orchestrator_state.writer import Writer
 
@@ -73,6 +75,7 @@ class Executor:
         settings = transactions.settings
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
         self.writer: Final = Writer(transactions)
+        self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
         self._transactions = transactions
         self._hook = hook
         self._policy = CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints)
@@ -144,7 +147,7 @@ class Executor:
             journal = self._journal(row, lease, recorded, switch, types)
             room = WaitingRoom(row.id, switch, linger, row.now)
             run: Run[Any] = Run(
-                journal, switch, room, self.keeper, self._transactions, self._start_child(linger), types
+                journal, switch, room, self.keeper, self._transactions, self.threads, self._start_child(linger), types
             )
             return await self._call_handler(run, journal, switch, room, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
@@ -250,12 +253,11 @@ class Executor:
             hooks.tell(self._hook, hooks.RunEnded(workflow_state_id=row.id, outcome=outcome))
 
     async def _supervise(self, run: Run, switch: StopSwitch, handler: Handler[_T]) -> _T:
-        """Call the handler in a task of its own, which can be stopped without stopping our caller."""
+        """Call the handler in a task of its own, which can be stopped without stopping our caller.
 
-        async def call() -> _T:
-            return await handler(run)
-
-        task = asyncio.create_task(call(), name=f"orchestrator_state run {run.id}")
+        The run was cancelled if the switch or our caller was. Any other `CancelledError` is the handler's own failure.
+        """
+        task = asyncio.create_task(outcome_of(partial(handler, run)), name=f"orchestrator_state run {run.id}")
         switch.watch(task)
         try:
             await asyncio.wait({task})
@@ -263,7 +265,9 @@ class Executor:
             await settled(task)
             raise
         switch.check()  # a handler may swallow the cancellation that stops it, and return as if nothing had happened
-        return task.result()
+        if task.cancelled():
+            raise asyncio.CancelledError  # before it began
+        return task.result().result()
 
     def _look_for_unused(self, journal: Journal, *, strict: bool) -> None:
         unused = journal.unused

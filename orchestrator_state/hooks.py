@@ -105,7 +105,9 @@ def tell(hook: Hook, event: Event) -> None:
     """Call the hook. What it raises is its own problem, never the run's."""
     try:
         hook.on_event(event)
-    except Exception as error:  # noqa: BLE001 - its own problem
+    except KeyboardInterrupt:
+        raise  # somebody wants the program to end
+    except BaseException as error:  # noqa: BLE001 - its own problem
         # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
         trace = "".join(traceback.format_exception(error, chain=False))
         logger.error("a hook failed on %s\n%s", type(event).__name__, trace)  # noqa: TRY400

@@ -15,6 +15,7 @@ from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
+from orchestrator_state.failures import describe
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Patch, join
@@ -28,7 +29,6 @@ from orchestrator_state.run_records import (
     sealed_step,
 )
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
-from orchestrator_state.step_call import describe
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.uninterrupted import outlasted
 from orchestrator_state.unit_of_work import UnitOfWork

@@ -40,12 +40,15 @@ from orchestrator_state.open_transactions import idle_limit, kept_open
 from orchestrator_state.run_records import Ack, StepRecord
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
-from orchestrator_state.step_call import Retry, StepFunction, call, call_with_retries
+from orchestrator_state.step_call import StepFunction, call
+from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, decode_value, encode_value
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.user_code import Returned, call_apart
 from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")
@@ -93,6 +96,7 @@ class Run(Generic[State]):
         room: WaitingRoom,
         keeper: LeaseKeeper,
         transactions: Transactions,
+        threads: Threads,
         start_child: StartChild,
         types: RunTypes,
     ) -> None:
@@ -101,6 +105,7 @@ class Run(Generic[State]):
         self._room = room
         self._keeper = keeper
         self._transactions = transactions
+        self._threads = threads
         self._start_child = start_child
         self.types: Final = types
 
@@ -429,19 +434,23 @@ class Run(Generic[State]):
             begun = journal.new_step(step_id)
         failures: list[Exception] = []
 
-        async def attempt() -> Any:
+        async def attempt() -> Returned[Any]:
             number = begun.retry_count + len(failures) + 1
             hooks.tell(journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=step_id, attempt=number))
-            return await call(fn, *args, limit=limit)
+            return await call(self._threads, fn, args, limit=limit)
 
         try:
             with _inside(self, step_id):
-                outputs = await call_with_retries(attempt, retry, failures.append)
+                outputs, cancelled = await call_with_retries(attempt, retry, failures.append)
             encoded, outputs = self._encode(step_id, returns, outputs)
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
             raise
-        await journal.finish_step(journal.after_failures(begun, failures), encoded)
+        finish = journal.finish_step(journal.after_failures(begun, failures), encoded)
+        if cancelled is not None:
+            await uninterrupted(finish)  # the call was made, and came to its end
+            raise cancelled
+        await finish
         return outputs
 
     def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any]:
@@ -464,7 +473,7 @@ class Run(Generic[State]):
                 step_id=step_id,
                 step_key=key,
             )
-        found = await call(on_unknown, key)
+        found = (await call(self._threads, on_unknown, (key,))).unless_cancelled()
         if found is None or isinstance(found, Happened):
             return found
         raise ConfigurationError("an on_unknown callable returns Happened(outputs), or None to run the step again")
@@ -526,7 +535,7 @@ class Run(Generic[State]):
         with _inside(self, begun.step_id), _only_the_run_commits(uow.session):
             try:
                 async with kept_open(uow.session, limit):
-                    outputs = await fn(uow.session, *args)
+                    outputs = (await call_apart(lambda: fn(uow.session, *args))).unless_cancelled()
                 await uow.session.flush()
             except DBAPIError as error:
                 ours = translate(error)

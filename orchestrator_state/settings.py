@@ -98,6 +98,8 @@ class Settings(BaseSettings):
     """A run makes a checkpoint with every n-th step; 0 for none."""
     lease_term: Seconds = timedelta(seconds=30)
     """How long a worker that cannot be asked is believed to be alive."""
+    step_threads: int = Field(default=128, ge=1, le=10_000)
+    """Most sync step functions that are called at the same time; the others wait for a thread."""
     max_attempts: int = Field(default=10, ge=1)
     """How often a run is taken over from vanished workers before it is marked failed."""
 

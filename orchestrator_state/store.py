@@ -148,6 +148,7 @@ class StateStore:
             await asyncio.wait(self._asking)
         await self._executor.keeper.close()
         await self._executor.writer.close()
+        self._executor.threads.close()
         await self._transactions.close()
 
     async def __aenter__(self) -> Self:

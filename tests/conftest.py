@@ -13,6 +13,7 @@ import pytest
 from orchestrator_state import StateStore
 from tests.pgbouncer import pgbouncer, through
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
+from tests.running import let_workers_vanish
 
 
 async def _upgrade(url: str) -> None:
@@ -26,6 +27,12 @@ def _no_database_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name == "DATABASE_URL" or name.startswith("ORCHESTRATOR_STATE_"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _workers_can_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `tests.running.vanish`."""
+    let_workers_vanish(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

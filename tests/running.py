@@ -3,14 +3,17 @@
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
+import pytest
 from sqlalchemy import Executable, select, text, update
 
-from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork
+from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork, hooks
+from orchestrator_state.execution import Executor
 from orchestrator_state.models import step_states, workflow_states
 
 _T = TypeVar("_T")
@@ -21,9 +24,45 @@ LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 # --- workers that vanish ---
 
 
+_drivers: ContextVar[tuple[asyncio.Task[Any], ...]] = ContextVar("drivers", default=())
+
+
 def vanish() -> NoReturn:
-    """End the attempt as a cancelled worker ends it: nothing is written about it, and its lease is released."""
+    """End the attempt as a cancelled worker ends it: nothing is written about it, and its lease is released.
+
+    Whoever drives the run is cancelled, and its parents'. A `CancelledError` alone would be the handler's own failure.
+    """
+    drivers = _drivers.get()
+    assert drivers, "vanish() is for a handler, or what it calls"
+    for driver in drivers:
+        driver.cancel()
     raise asyncio.CancelledError
+
+
+def let_workers_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remember, in the context of each handler, the tasks that `vanish` has to cancel; let a hook call it."""
+    drive, tell = Executor.drive, hooks.tell
+
+    async def noted(self: Executor, *args: Any, **options: Any) -> Any:
+        driver = asyncio.current_task()
+        assert driver is not None
+        requests = driver.cancelling()
+        outer = _drivers.set((*_drivers.get(), driver))
+        try:
+            return await drive(self, *args, **options)
+        finally:
+            _drivers.reset(outer)
+            while driver.cancelling() > requests:
+                driver.uncancel()  # the test goes on in it
+
+    def tell_or_vanish(hook: hooks.Hook, event: Event) -> None:
+        if isinstance(hook, VanishesEverywhere):
+            hook.on_event(event)
+        else:
+            tell(hook, event)
+
+    monkeypatch.setattr(Executor, "drive", noted)
+    monkeypatch.setattr(hooks, "tell", tell_or_vanish)
 
 
 class VanishesEverywhere:

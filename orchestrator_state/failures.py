@@ -1,0 +1,78 @@
+"""What is recorded of an exception: its type and message, what caused it, and the members of a group."""
+
+from __future__ import annotations
+
+from asyncio import CancelledError
+from collections.abc import Iterator
+from typing import Any, Final
+
+from orchestrator_state.errors import AbnormalExit
+
+_MOST_CHARACTERS: Final = 2000
+_MOST_OF_A_RELATIVE: Final = 300
+"""Characters of an exception that is there only because of another one."""
+_MOST_RELATIVES: Final = 12
+_MOST_LEVELS: Final = 5
+_UNPRINTABLE: Final = "(its message cannot be printed)"
+
+
+def describe(error: BaseException) -> str:
+    """An exception as storable text of at most 2,000 characters, whatever its own methods do.
+
+    The first line is its type and message. Those of its causes, and of a group's members, follow in lines of their own.
+    """
+    if type(error) is AbnormalExit and error.__cause__ is not None:
+        error = error.__cause__
+    relatives = list(_relatives(error))
+    lines = [f"{label} {_line(relative)}"[:_MOST_OF_A_RELATIVE] for label, relative in relatives[:_MOST_RELATIVES]]
+    if len(relatives) > _MOST_RELATIVES:
+        lines.append("and more")
+    below = "".join(f"\n{line}" for line in lines)[: _MOST_CHARACTERS // 2]
+    text = _line(error)[: _MOST_CHARACTERS - len(below)] + below
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
+
+
+def _line(error: BaseException) -> str:
+    name = type(error).__qualname__
+    try:
+        # Of a subclass of `str` every method may be another one.
+        message = str.__getitem__(str(error), slice(_MOST_CHARACTERS))
+    except BaseException:  # noqa: BLE001 - a hostile __str__ must not hide that the step failed
+        message = _UNPRINTABLE
+    return f"{name}: {message}" if message else name
+
+
+def _relatives(error: BaseException) -> Iterator[tuple[str, BaseException]]:
+    """The exceptions behind `error`, each with how it is related; at most one more than are recorded."""
+    seen = {id(error)}
+    waiting = [("", error, 0)]
+    found = 0
+    while waiting and found <= _MOST_RELATIVES:
+        indent, parent, level = waiting.pop()
+        nearest = [(label, child) for label, child in _nearest(parent) if id(child) not in seen]
+        seen |= {id(child) for _, child in nearest}
+        if level:
+            yield indent, parent
+            found += 1
+        if level < _MOST_LEVELS:
+            deeper = "  " * level
+            waiting += [(deeper + label, child, level + 1) for label, child in reversed(nearest)]
+
+
+def _nearest(error: BaseException) -> Iterator[tuple[str, BaseException]]:
+    if issubclass(type(error), BaseExceptionGroup):
+        for number, member in enumerate(_attribute(BaseExceptionGroup, "exceptions", error)[: _MOST_RELATIVES + 1], 1):
+            yield f"[{number}]", member
+    cause = _attribute(BaseException, "__cause__", error)
+    context = _attribute(BaseException, "__context__", error)
+    if issubclass(type(error), TimeoutError) and type(cause) is CancelledError:
+        return  # how asyncio ends what takes too long
+    if cause is not None:
+        yield "caused by", cause
+    elif context is not None and not _attribute(BaseException, "__suppress_context__", error):
+        yield "raised while handling", context
+
+
+def _attribute(kind: type[BaseException], name: str, error: BaseException) -> Any:
+    """As the interpreter set it: a class may have a property of that name."""
+    return vars(kind)[name].__get__(error)

@@ -1,0 +1,144 @@
+"""Call a failing step again."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Final, TypeGuard, TypeVar, cast
+
+import stamina
+
+from orchestrator_state import hooks
+from orchestrator_state.arguments import as_duration
+from orchestrator_state.errors import AbnormalExit, ConfigurationError, InvalidPayload, PayloadError
+
+_T = TypeVar("_T")
+Kinds = type[BaseException] | tuple[type[BaseException], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Call a failing step again: up to `attempts` calls in all, pauses growing from `wait_initial` to `wait_max`.
+
+    The pauses double and are jittered; they are `timedelta`, or seconds. `on` says which exceptions are worth another
+    call: classes, or a function that is given the exception. A result that cannot be stored never is. Raises
+    `ConfigurationError` for what makes no sense.
+    """
+
+    attempts: int = 3
+    wait_initial: timedelta | float = timedelta(milliseconds=100)
+    wait_max: timedelta | float = timedelta(seconds=30)
+    wait_jitter: timedelta | float = timedelta(milliseconds=100)
+    on: Kinds | Callable[[BaseException], bool] = Exception
+
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int or self.attempts < 1:
+            raise ConfigurationError("attempts must be a whole number, 1 or more: the calls in all")
+        for each in fields(self):
+            if each.name.startswith("wait_"):
+                object.__setattr__(self, each.name, _as_pause(getattr(self, each.name), each.name))
+        if self.wait_initial > self.wait_max:  # type: ignore[operator]
+            raise ConfigurationError("wait_initial must not be longer than wait_max")
+        if not (_are_kinds(self.on) or _is_predicate(self.on)):
+            raise ConfigurationError(
+                "on must be an exception class, a tuple of them, or a plain function that returns True or False"
+            )
+
+    @classmethod
+    def of(cls, given: Retry | int | None) -> Retry:
+        """`retry=3` is three calls in all; None is one. Raises `ConfigurationError`."""
+        if given is None:
+            return _ONCE
+        if isinstance(given, Retry):
+            return given
+        if type(given) is not int:
+            raise ConfigurationError("retry must be a number of calls, or a Retry")
+        return cls(attempts=given)
+
+    def is_worth_it(self, error: Exception) -> bool:
+        """Whether to call again. A predicate that fails says no, and a note on `error` says so."""
+        if issubclass(type(error), PayloadError):
+            return False
+        raised = error.__cause__ if type(error) is AbnormalExit and error.__cause__ is not None else error
+        if _are_kinds(self.on):
+            # Not isinstance, which asks the object.
+            return any(issubclass(type(each), self.on) for each in (error, raised))
+        try:
+            return bool(cast("Callable[[BaseException], bool]", self.on)(raised))
+        except BaseException as failure:  # noqa: BLE001 - the step's own failure is what counts
+            name = type(failure).__qualname__
+            error.add_note(f"the function that `Retry(on=…)` was given raised {name}, so the step was not called again")
+            hooks.logger.warning("the function given to Retry(on=...) raised %s", name)
+            return False
+
+
+def _as_pause(given: object, name: str) -> timedelta:
+    try:
+        pause = as_duration(given, name)
+        is_negative = given < type(given)()  # type: ignore[operator]
+    except InvalidPayload as error:
+        raise ConfigurationError(str(error)) from None
+    if is_negative:
+        raise ConfigurationError(f"{name} must not be negative")
+    return pause
+
+
+def _are_kinds(on: object) -> TypeGuard[Kinds]:
+    kinds = on if isinstance(on, tuple) else (on,)
+    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+def _is_predicate(on: object) -> bool:
+    is_async = inspect.iscoroutinefunction(on) or inspect.iscoroutinefunction(getattr(on, "__call__", None))  # noqa: B004
+    return callable(on) and not isinstance(on, type) and not is_async
+
+
+_ONCE: Final = Retry(attempts=1)
+
+
+class _Failed(Exception):
+    """A call failed. The retry library, which logs the repr of what it sees, must not see the step's own exception."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(type(error).__qualname__)
+        self.error = error
+
+
+async def call_with_retries(
+    attempt: Callable[[], Awaitable[_T]], retry: Retry, note_failure: Callable[[Exception], None]
+) -> _T:
+    """Return `await attempt()`. `note_failure` sees each exception, the last one included; that one is raised."""
+
+    async def noted() -> _T:
+        try:
+            return await attempt()
+        except Exception as error:  # noqa: BLE001 - raised again, below
+            note_failure(error)
+            raise _Failed(error) from None
+
+    def is_worth_it(failed: Exception) -> bool:
+        return isinstance(failed, _Failed) and retry.is_worth_it(failed.error)
+
+    if retry.attempts == 1:
+        try:
+            return await attempt()
+        except Exception as error:
+            note_failure(error)
+            raise
+    last: Exception = AssertionError("stamina yields until it returns or raises")
+    try:
+        async for again in stamina.retry_context(
+            on=is_worth_it,
+            attempts=retry.attempts,
+            timeout=None,
+            wait_initial=retry.wait_initial,
+            wait_max=retry.wait_max,
+            wait_jitter=retry.wait_jitter,
+        ):
+            with again:
+                return await noted()
+    except _Failed as failed:
+        last = failed.error
+    raise last  # out here, where it keeps the cause and the context that it came with
