@@ -33,7 +33,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state import direct, sqlite_connection
+from orchestrator_state import adopted_engine, direct, sqlite_connection
 from orchestrator_state.driver_errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
@@ -75,10 +75,10 @@ class Database:
         settings: Settings,
         *,
         owned: bool,
+        autocommits: bool = False,
         sqlite_connections: Iterable[sqlite3.Connection] = (),
         sqlite_threads: WeakSet[Any] | None = None,
     ) -> None:
-        _require_supported(engine)
         self.is_sqlite: Final = engine.dialect.name == "sqlite"
         # Past SQLAlchemy: neither with events and settings of the application's, nor, behind PgBouncer, with prepared
         # statements outside a transaction.
@@ -90,6 +90,7 @@ class Database:
         self.pause_for_writers: Final = _LONGEST_BUSY_WAIT if self.is_sqlite else 0.0
         self._pool = engine
         self.owned = owned
+        self._autocommits = autocommits
         self._wait = settings.pool_timeout.total_seconds()
         self._turn = Turns()
         self._inside: set[asyncio.Task[Any] | None] = set()
@@ -126,11 +127,19 @@ class Database:
         self.leave_the_parent_alone()
         writer = self._urgent_writer if urgent else self.writer
         async with self._my_turn(urgent=urgent), self._session(writer) as session:
-            if self.is_sqlite and not self.owned:
-                await _begin_adopted_sqlite(session)
+            if not self.owned:
+                await self._begin_adopted(session)
             yield session
             with database_errors(committing=True):
                 await session.commit()
+
+    async def _begin_adopted(self, session: AsyncSession) -> None:
+        """Begin on the application's engine, whose driver may begin late or never, and whose events may have begun."""
+        with database_errors():
+            if self.is_sqlite:
+                await _begin_adopted_sqlite(session)
+            elif self._autocommits:
+                await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
 
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""
@@ -289,7 +298,7 @@ class ReadingSession(AsyncSession):
     """
 
     def __init__(self, database: Database) -> None:
-        super().__init__(database.reader)
+        super().__init__(database.reader, sync_session_class=StoreSession)
         self._database = database
 
     async def rows(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any] | None:
@@ -327,9 +336,17 @@ def open_database(settings: Settings, *, for_migration: bool = False) -> Databas
 _sqlite_databases: Final = WeakSet[Database]()
 
 
-def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
-    """Use an engine that the application owns: its pool, its connections, its life time."""
-    return Database(engine, settings, owned=False)
+async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
+    """Use an engine that the application owns: its pool, its connections, its life time.
+
+    Raises `ConfigurationError` if a unit of work on it would not be one transaction.
+    """
+    adopted_engine.require_fit(engine)
+    with database_errors():
+        async with engine.connect() as connection:
+            await connection.run_sync(adopted_engine.require_fit_connection)
+            autocommits = await connection.run_sync(adopted_engine.autocommits)
+    return Database(engine, settings, owned=False, autocommits=autocommits)
 
 
 async def _end(session: AsyncSession, *, failed: bool) -> None:
@@ -367,14 +384,6 @@ def _refuse_to_commit_after_failure(connection: Connection) -> None:
 def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that knows ON CONFLICT, for the dialect of that name."""
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
-
-
-def _require_supported(engine: AsyncEngine) -> None:
-    found = (engine.dialect.name, engine.dialect.driver)
-    if found not in (("sqlite", "aiosqlite"), ("postgresql", "asyncpg")):
-        raise ConfigurationError(
-            f"an engine on {found[0]}+{found[1]} is not supported; use sqlite+aiosqlite or postgresql+asyncpg"
-        )
 
 
 def _pool_arguments(settings: Settings) -> dict[str, Any]:
@@ -561,12 +570,10 @@ def _fail_the_whole_unit(context: ExceptionContext) -> None:
 
 
 async def _begin_adopted_sqlite(session: AsyncSession) -> None:
-    """Begin on the application's engine, whose driver may begin late, and whose events may have begun already."""
-    with database_errors():
-        connection = await session.connection()
-        raw = await connection.get_raw_connection()
-        if not cast("sqlite3.Connection", raw.driver_connection).in_transaction:
-            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+    connection = await session.connection()
+    raw = await connection.get_raw_connection()
+    if not cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+        await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
 
 
 async def _require_foreign_keys_off(connection: AsyncConnection) -> None:

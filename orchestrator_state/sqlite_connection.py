@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
@@ -146,6 +146,10 @@ class _Cursor:
 
     async def __aenter__(self) -> Self:
         return self
+
+    def __await__(self) -> Generator[Any, None, Self]:
+        """SQLAlchemy 2.0 awaits a new cursor, 2.1 enters it."""
+        return self.__aenter__().__await__()
 
     async def execute(self, sql: str, parameters: Any = ()) -> None:
         await self._run(sqlite3.Cursor.execute, sql, parameters)

@@ -117,7 +117,7 @@ class StateStore:
         migrate: bool | None,
         hook: hooks.Hook | None,
     ) -> Self:
-        database = adopt_engine(engine, settings) if engine else open_database(settings)
+        database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
         try:
             if migrate is None:
                 migrate = database.is_sqlite and engine is None

@@ -7,12 +7,14 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from orchestrator_state.adopted_engine import refuse_autocommit
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
 from orchestrator_state.run_commits import CommitRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
+from orchestrator_state.undo import StoreSession
 
 
 class UnitOfWork:
@@ -34,8 +36,13 @@ class UnitOfWork:
         payloads: Payloads = PLAIN,
         schemas: Iterable[StateSchema] = NO_SCHEMAS,
     ) -> None:
-        """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name."""
+        """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name.
+
+        So does the first statement, if the session's connection commits each by itself (AUTOCOMMIT).
+        """
         self.session = session
+        if not isinstance(session.sync_session, StoreSession):
+            refuse_autocommit(session)
         if payloads.offload is None:
             payloads = payloads.for_unit(namespace)
         known = schemas if isinstance(schemas, Schemas) else Schemas(schemas)
