@@ -144,6 +144,8 @@ class StaleVersion(Conflict):
 class LeaseLost(Conflict):
     """Another worker owns the run. Nothing was written, and nothing this worker writes will be."""
 
+    workflow_state_id: UUID
+
 
 class LeaseHeld(Conflict):
     """Another worker owns the run. `owner` is its id, `process` where it runs, `expires_at` when its lease ends."""

@@ -32,10 +32,11 @@ from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_records import Lease, RunNames
+from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null
-from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
@@ -65,7 +66,12 @@ class RunRequest:
     idempotency_key: str | None = None
     id: UUID | None = None
     """A given id: that of a child run."""
-    parent_id: UUID | None = None
+    parent: Lease | None = None
+    """The lease of the run that starts it as its child."""
+
+    @property
+    def parent_id(self) -> UUID | None:
+        return None if self.parent is None else self.parent.workflow_state_id
 
 
 class Executor:
@@ -100,7 +106,10 @@ class Executor:
                     if row.status == WorkflowStatus.COMPLETED:
                         result: _T = request.types.decode_result(row, await self._result(row))
                         return result
-                    return await self.drive(row, handler, request.types, strict=strict, linger=linger)
+                    try:
+                        return await self.drive(row, handler, request.types, strict=strict, linger=linger)
+                    except PauseTakenBack:
+                        continue
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
             await asyncio.sleep(_LOOK_AGAIN)
@@ -137,17 +146,27 @@ class Executor:
         types = types or self.types_of(row.workflow_name)
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
         switch = StopSwitch(row.id)
-        switch.notice(row.request)
         held = _Held(lease, switch)
         self.keeper.hold(held)
         try:
+            if row.request is not None:  # left for an owner that is gone
+                switch.trip(stopped_as(await self._transactions.write(lambda uow: uow.runs.let_go(lease)), row.id))
+            if switch.reason is not None:
+                raise switch.reason
             recorded = await self._load(row, lease, types, page or Page(self._transactions, [row.id]))
             if loaded is not None:
                 loaded(recorded)
             journal = self._journal(row, lease, recorded, switch, types)
             room = WaitingRoom(row.id, switch, linger, row.now)
             run: Run[Any] = Run(
-                journal, switch, room, self.keeper, self._transactions, self.threads, self._start_child(linger), types
+                journal,
+                switch,
+                room,
+                self.keeper,
+                self._transactions,
+                self.threads,
+                self._start_child(lease, linger),
+                types,
             )
             return await self._call_handler(run, journal, switch, room, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
@@ -191,15 +210,15 @@ class Executor:
         )
         return Journal(run_row, lease, recorded.steps, recorded.history, self.writer, switch, self._policy, self._hook)
 
-    async def give_up(self, row: Any) -> None:
-        """Mark a claimed run failed because too many workers vanished over it."""
+    async def give_up(self, row: Any) -> str:
+        """Mark a claimed run failed because too many workers vanished over it. Returns its status."""
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
         message = f"{row.attempts} workers vanished over this run; `store.resume` gives it a new budget"
-        await self._fail(row, lease, message)
+        return await self._fail(row, lease, message)
 
-    async def _fail(self, row: Any, lease: Lease, message: str) -> None:
+    async def _fail(self, row: Any, lease: Lease, message: str) -> str:
         columns: Columns = {"status": WorkflowStatus.FAILED.value, "completed_at": utc_now(), "error": message}
-        await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
+        return await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
 
     async def start(self, request: RunRequest) -> UUID:
         """Create the run for a worker to claim, unless it is there already. Returns its id."""
@@ -240,13 +259,14 @@ class Executor:
         except asyncio.CancelledError:
             if switch.reason is None:
                 raise
-            outcome = await uninterrupted(self._stopped(journal, switch.reason, room))
-            raise switch.reason from None
+            outcome, reason = await uninterrupted(self._stopped(journal, switch.reason, room))
+            raise reason from None
         except (StoreUnavailable, LeaseLost, SchemaMismatch, *UNREADABLE):
             raise
         except Exception as error:
-            await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
-            outcome = WorkflowStatus.FAILED.value
+            outcome = await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
+            if outcome == WorkflowStatus.CANCELLED:
+                raise stopped_as(outcome, row.id) from error
             raise
         finally:
             switch.end()
@@ -283,7 +303,8 @@ class Executor:
 
     async def _finish(
         self, journal: Journal, status: WorkflowStatus, *, result: str | None = None, error: str | None = None
-    ) -> None:
+    ) -> str:
+        """Returns the status that was written: a run that fails although it was to be cancelled is cancelled."""
         columns: Columns = {
             "status": status.value,
             "completed_at": utc_now(),
@@ -294,33 +315,35 @@ class Executor:
         if status is WorkflowStatus.COMPLETED:
             columns |= {"result": result} | journal.final_context()
 
-        async def finish(uow: UnitOfWork) -> None:
-            await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
+        async def finish(uow: UnitOfWork) -> str:
+            return await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
 
-        await self._transactions.write(finish)
+        return await self._transactions.write(finish)
 
-    async def _stopped(self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom) -> str:
-        """Write why the run stops before its handler is done. Returns the outcome for the hook."""
+    async def _stopped(
+        self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
+    ) -> tuple[str, OrchestratorStateError]:
+        """Write why the run stops before its handler is done. Returns the outcome for the hook, and for the caller.
+
+        What was asked of the run by then counts, whatever it stops for.
+        """
+        lease = journal.lease
         if isinstance(reason, LeaseLost):
-            return "lost"
+            return "lost", reason
         if isinstance(reason, StoreUnavailable):
-            await self._release(journal.lease, _AFTER_A_FAULT)
-            return "interrupted"
+            await self._release(lease, _AFTER_A_FAULT)
+            return "interrupted", reason
         if isinstance(reason, RunSuspended):
-            await self._transactions.write(
+            status = await self._transactions.write(
                 lambda uow: uow.runs.suspend(
-                    journal.lease, wake_at=room.wake_at, signals=room.awaited_signals, children=room.awaited_children
+                    lease, wake_at=room.wake_at, signals=room.awaited_signals, children=room.awaited_children
                 )
             )
-            return "suspended"
-        status = WorkflowStatus.CANCELLED if isinstance(reason, RunCancelled) else WorkflowStatus.PAUSED
-        columns: Columns = {"status": status.value, "request": None, "wake_at": None}
-        if status is WorkflowStatus.CANCELLED:
-            columns["completed_at"] = utc_now()
-        await self._transactions.write(
-            lambda uow: uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
-        )
-        return status.value
+            if status == WorkflowStatus.RUNNING:
+                return "suspended", reason
+        else:
+            status = await self._transactions.write(lambda uow: uow.runs.let_go(lease))
+        return ("released" if status == WorkflowStatus.RUNNING else status), stopped_as(status, journal.row.id)
 
     async def _release(self, lease: Lease, pause: timedelta) -> None:
         """Best effort: what is not released ends by itself."""
@@ -338,6 +361,7 @@ class Executor:
         names = self._names(request)
         row = await uow.runs.find(names)
         if row is None:
+            await self._require_goes_on(uow, request.parent)
             created = await uow.runs.create(self._new_columns(request), self.keeper.owner)
             if created is not None:
                 claim.add(created.id)
@@ -360,6 +384,11 @@ class Executor:
             return await self._start_or_claim(uow, request, claim)
         claim.add(claimed.id)
         return claimed
+
+    async def _require_goes_on(self, uow: UnitOfWork, parent: Lease | None) -> None:
+        """A child that is started after its parent was to be cancelled would not be cancelled with it."""
+        if parent is not None and await uow.runs.hold_owned(parent) == CANCEL:
+            raise stopped_as(WorkflowStatus.CANCELLED, parent.workflow_state_id)
 
     def _names(self, request: RunRequest) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
@@ -395,7 +424,7 @@ class Executor:
         process = ProcessIdentity.parse(row.lease_process)
         return process is not None and process.is_dead()
 
-    def _start_child(self, linger: timedelta | None) -> Any:
+    def _start_child(self, lease: Lease, linger: timedelta | None) -> Any:
         async def start(
             parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
         ) -> Any:
@@ -406,7 +435,7 @@ class Executor:
                 workflow_id=f"{parent.id}/{child_id}"[:255],
                 context=context,
                 user_id=parent.user_id,
-                parent_id=parent.id,
+                parent=lease,
             )
             try:
                 return await self.run(request, handler, wait=timedelta.max, linger=linger)

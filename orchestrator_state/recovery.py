@@ -28,6 +28,7 @@ from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.sealing import UNREADABLE
+from orchestrator_state.stopping import PauseTakenBack
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -92,7 +93,10 @@ class Recovery:
         self._max_attempts = transactions.settings.max_attempts
 
     async def end_dead_leases(self) -> None:
-        """End the leases of processes of this machine that are gone, and ours of runs that are not under way."""
+        """End the leases of processes of this machine that are gone, and ours of runs that are not under way.
+
+        What was asked of owners that are gone is done.
+        """
         keeper = self._executor.keeper
         mine = ProcessIdentity.mine()
         processes = await self._transactions.read(lambda uow: uow.runs.list_lease_processes(mine.machine))
@@ -108,8 +112,10 @@ class Recovery:
             await uow.runs.end_leases_of(dead)
             for lease in orphans:
                 await uow.runs.release(lease)
+            await uow.runs.heed_requests()
 
-        if dead or orphans:
+        are_unheeded: bool = await self._transactions.read(lambda uow: uow.runs.has_unheeded_requests())
+        if dead or orphans or are_unheeded:
             await self._transactions.write(end)
 
     async def start(
@@ -155,8 +161,7 @@ class Recovery:
         recorded: list[LoadedRun] = []
         try:
             if row.attempts > self._max_attempts:
-                await self._executor.give_up(row)
-                return _recovered(row, "failed")
+                return _recovered(row, await self._executor.give_up(row))
             handler = self._handlers[row.workflow_name]
             await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
         except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
@@ -189,6 +194,7 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     RunPaused: "paused",
     RunCancelled: "cancelled",
     LeaseLost: "lost",
+    PauseTakenBack: "interrupted",
     StoreUnavailable: "interrupted",
     UpcasterMissing: "interrupted",
     UpcasterFailed: "interrupted",

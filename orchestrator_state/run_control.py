@@ -11,8 +11,8 @@ from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc
 from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
 from orchestrator_state.mapping import rebase
 from orchestrator_state.repositories import lease_held
+from orchestrator_state.run_requests import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.stopping import CANCEL, PAUSE
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -37,7 +37,7 @@ class RunControl:
     async def pause(self, workflow_state_id: UUID | str) -> None:
         async def pause(uow: UnitOfWork) -> None:
             row = await _locked(uow, workflow_state_id)
-            if row.status == WorkflowStatus.PAUSED:
+            if row.status == WorkflowStatus.PAUSED or await _is_being_cancelled(uow, row):
                 return
             if row.status not in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
                 raise _illegal(row.id, row.status, "be paused", {WorkflowStatus.PENDING, WorkflowStatus.RUNNING})
@@ -51,6 +51,8 @@ class RunControl:
     async def resume(self, workflow_state_id: UUID | str) -> None:
         async def resume(uow: UnitOfWork) -> None:
             row = await _locked(uow, workflow_state_id)
+            if await _is_being_cancelled(uow, row):
+                return
             if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
                 if row.request == PAUSE:
                     await uow.runs.request(row.id, None)
@@ -64,16 +66,11 @@ class RunControl:
     async def cancel(self, workflow_state_id: UUID | str) -> None:
         async def cancel(uow: UnitOfWork) -> None:
             row = await _locked(uow, workflow_state_id)
-            if row.status == WorkflowStatus.CANCELLED:
-                return
-            if row.status not in ACTIVE:
+            if row.status in ACTIVE:
+                await _cancel(uow, row)
+            elif row.status != WorkflowStatus.CANCELLED:
                 raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
-            await _cancel(uow, row)
-            family = await uow.runs.list_children([row.id])
-            while family:
-                for child in family:
-                    await _cancel(uow, await _locked(uow, child))
-                family = await uow.runs.list_children(family)
+            await uow.runs.cancel_descendants(row.id)
 
         await self._transactions.write(cancel)
 
@@ -151,6 +148,15 @@ async def _cancel(uow: UnitOfWork, row: Any) -> None:
             await uow.runs.wake(row.parent_id)
     else:
         await uow.runs.request(row.id, CANCEL)
+
+
+async def _is_being_cancelled(uow: UnitOfWork, row: Any) -> bool:
+    """Whether a cancel was asked of the run's owner: it outranks what is asked after it."""
+    if row.request != CANCEL or row.status not in ACTIVE:
+        return False
+    if row.lease_is_free:
+        await _cancel(uow, row)
+    return True
 
 
 def _not_found(workflow_state_id: UUID) -> WorkflowNotFound:

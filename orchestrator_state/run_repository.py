@@ -6,13 +6,28 @@ its lease changes nothing and gets `LeaseLost`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Float, and_, case, delete, func, literal, not_, null, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    Result,
+    and_,
+    case,
+    delete,
+    func,
+    literal,
+    not_,
+    null,
+    or_,
+    select,
+    update,
+)
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.collection import collector_paused
@@ -25,6 +40,9 @@ from orchestrator_state.models import checkpoints, signals, step_states, workflo
 from orchestrator_state.notifications import announce
 from orchestrator_state.repositories import Repository, chunks, rowcount
 from orchestrator_state.run_records import Lease, Owner, RunNames, Signal, StepRecord, sealed_step, step_record
+from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
+from orchestrator_state.run_requests import finish as finished_update
+from orchestrator_state.run_requests import let_go as letting_go
 from orchestrator_state.run_statements import (
     CONVERT_STEP,
     FENCE,
@@ -50,6 +68,7 @@ _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=nu
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _position: Final = attrgetter("position")
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
+_UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
 _RELEASED: Final[Columns] = {"lease_expires_at": None}
 
@@ -277,33 +296,82 @@ class RunRepository(Repository):
         await self._write_fenced(lease, {})
 
     async def release(self, lease: Lease, pause: timedelta = timedelta()) -> None:
-        """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over."""
-        columns: Columns = {"version": _w.version + 1, **_RELEASED}
+        """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over.
+
+        If a pause or a cancellation was asked of us, it becomes that instead.
+        """
+        columns: Columns = {"version": _w.version + 1, **_RELEASED} | heeded(_now())
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
-        await self._execute(update(workflow_states).where(*FENCE, unfinished).values(columns), fence(lease))
-        if not pause:
-            await self._announce()
+        released = await self._execute(
+            update(workflow_states).where(*FENCE, unfinished).values(columns).returning(_w.status, _w.parent_id),
+            fence(lease),
+        )
+        row = released.first()
+        if row is not None:
+            await self._tell_of(row, may_be_claimed=not pause)
 
-    async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> None:
-        """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`."""
-        await self._write_fenced(lease, columns | _RELEASED)
+    async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> str:
+        """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`.
+
+        Returns the status: a run that fails although it was to be cancelled is cancelled.
+        """
+        status = str((await self._end_fenced(finished_update, lease, columns)).status)
         if parent_id is not None:
             await self.wake(parent_id)
+        return status
+
+    async def let_go(self, lease: Lease) -> str:
+        """Do what was asked of the run, and release it. Returns its status then: running, if the request is gone.
+
+        Raises `LeaseLost`.
+        """
+        row = await self._end_fenced(letting_go, lease, {"wake_at": None})
+        await self._tell_of(row, may_be_claimed=True)
+        return str(row.status)
+
+    async def heed_requests(self) -> int:
+        """Do what was asked of owners that are gone. Returns of how many runs."""
+        columns: Columns = {"version": _w.version + 1, "lease_token": _w.lease_token + 1, **_RELEASED}
+        heard = await self._execute(
+            update(workflow_states)
+            .where(_w.namespace == self._namespace, *_UNHEEDED)
+            .values(columns | heeded(_now()))
+            .returning(_w.status, _w.parent_id)
+        )
+        rows = heard.all()
+        for row in rows:
+            await self._tell_of(row, may_be_claimed=False)
+        return len(rows)
+
+    async def has_unheeded_requests(self) -> bool:
+        query = select(_w.id).where(_w.namespace == self._namespace, *_UNHEEDED).limit(1)
+        return (await self._execute(query)).first() is not None
+
+    async def _tell_of(self, row: Any, *, may_be_claimed: bool) -> None:
+        """Wake whoever has to know of a run that was let go."""
+        if row.status == WorkflowStatus.CANCELLED.value and row.parent_id is not None:
+            await self.wake(row.parent_id)
+        elif row.status == WorkflowStatus.RUNNING.value and may_be_claimed:
+            await self._announce()
 
     async def suspend(
         self, lease: Lease, *, wake_at: datetime, signals: Collection[str], children: Collection[UUID]
-    ) -> None:
+    ) -> str:
         """Release a waiting run until `wake_at`, or at once if what it waits for came in between. Raises `LeaseLost`.
 
         A signal, and a child run that ends, lock this row too: they come before the look here, or after, and then wake.
+        So does a request, which is heeded here or, after this, at once. Returns the run's status.
         """
-        await self._write_fenced(lease, {"wake_at": wake_at} | _RELEASED)
-        if (signals and await self.has_signal(lease.workflow_state_id, signals)) or (
+        row = await self._end_fenced(letting_go, lease, {"wake_at": wake_at})
+        if row.status != WorkflowStatus.RUNNING.value:
+            await self._tell_of(row, may_be_claimed=False)
+        elif (signals and await self.has_signal(lease.workflow_state_id, signals)) or (
             children and await self.has_finished(children)
         ):
             await self.wake(lease.workflow_state_id)
+        return str(row.status)
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
         """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
@@ -442,12 +510,24 @@ class RunRepository(Repository):
         await self._announce()
 
     async def request(self, workflow_state_id: UUID, request: str | None) -> None:
-        """Leave a request for the live owner, or take it back."""
+        """Leave a request for the live owner, or take it back. A cancel stays."""
         await self._execute(
             update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, _w.request.is_distinct_from(CANCEL))
             .values(request=request)
         )
+
+    async def hold_owned(self, lease: Lease) -> str | None:
+        """Keep the run as it is until the transaction ends: no request comes in. Returns that which is there.
+
+        Raises `LeaseLost`.
+        """
+        held = await self._execute(select(_w.request).where(*FENCE).with_for_update(read=True), fence(lease))
+        row = held.first()
+        if row is None:
+            raise lease_lost(lease)
+        request: str | None = row.request
+        return request
 
     async def lock(self, workflow_state_id: UUID) -> Any:
         """The run's row, locked until the transaction ends, with `lease_is_free`; None if there is none."""
@@ -542,14 +622,22 @@ class RunRepository(Repository):
             delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
         )
 
-    async def list_children(self, parents: Collection[UUID]) -> list[UUID]:
-        """Ids of the unfinished child runs of `parents`."""
-        query = select(_w.id).where(
-            _w.namespace == self._namespace,
-            _w.parent_id.in_(list(parents)),
-            _w.status.in_((*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value)),
-        )
-        return list((await self._execute(query)).scalars())
+    async def cancel_descendants(self, workflow_state_id: UUID) -> None:
+        """Cancel all unfinished runs that descend from a run: at once, or, where they are owned, by asking for it.
+
+        A run is locked before its children are looked for: it starts no other meanwhile.
+        """
+        parents: list[UUID] = [workflow_state_id]
+        while parents:
+            children: list[UUID] = []
+            for chunk in chunks(parents):
+                children_of = (_w.namespace == self._namespace, _w.parent_id.in_(chunk))
+                children += (await self._execute(select(_w.id).where(*children_of))).scalars()
+                if children:
+                    await self._execute(
+                        update(workflow_states).where(*children_of, IS_ACTIVE).values(cancelled(_now()))
+                    )
+            parents = children
 
     async def _announce(self) -> None:
         """Wake the workers with this commit: a run can be claimed."""
@@ -557,11 +645,21 @@ class RunRepository(Repository):
             await announce(self._session, self._namespace)
 
     async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
-        columns = {"updated_at": utc_now()} | seal_workflow(self._payloads, lease.workflow_state_id, columns)
-        statement = fenced_update(frozenset(columns))
-        written = await self._execute(statement, fence(lease) | _prefixed(columns))
-        if rowcount(written) == 0:
+        if rowcount(await self._execute_fenced(fenced_update, lease, columns)) == 0:
             raise lease_lost(lease)
+
+    async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> Any:
+        """Returns the row that the statement returns. Raises `LeaseLost`."""
+        row = (await self._execute_fenced(build, lease, columns | _RELEASED)).first()
+        if row is None:
+            raise lease_lost(lease)
+        return row
+
+    async def _execute_fenced(
+        self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns
+    ) -> Result[Any]:
+        columns = {"updated_at": utc_now()} | seal_workflow(self._payloads, lease.workflow_state_id, columns)
+        return await self._execute(build(frozenset(columns)), fence(lease) | _prefixed(columns))
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
         versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
@@ -610,6 +708,10 @@ def _transaction_idle_limit(limit: timedelta) -> ColumnElement[str]:
     """Sets it on Postgres, until the transaction ends."""
     milliseconds = max(1, round(limit.total_seconds() * 1000))
     return func.set_config("idle_in_transaction_session_timeout", str(milliseconds), literal(value=True))
+
+
+def _now() -> ColumnElement[datetime]:
+    return literal(utc_now(), _w.updated_at.type)
 
 
 def _digested_at(now: datetime) -> ColumnElement[datetime | None]:

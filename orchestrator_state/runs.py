@@ -30,6 +30,7 @@ from orchestrator_state.errors import (
     InvalidPayload,
     LeaseLost,
     OutcomeUnknown,
+    RunCancelled,
     RunSuspended,
     SchemaMismatch,
     StoreUnavailable,
@@ -590,6 +591,7 @@ class Run(Generic[State]):
             await self._room.wait(left, until=until)
         await self._before_work()
         await self._journal.finish_step(self._journal.new_step(step_id), "null")
+        self._switch.obey()
 
     async def _wait_for(self, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
         journal = self._journal
@@ -603,10 +605,12 @@ class Run(Generic[State]):
             await self._before_work()
             signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
             if signal is not None and (taken := await self._take(step_id, signal, returns)):
+                self._switch.obey()  # a signal that came after a cancel must not complete the run
                 return taken.payload
             left = _POLL if until is None else (until - self._room.now()).total_seconds()
             if left <= 0:
                 await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
+                self._switch.obey()
                 raise late
             await self._room.wait(min(left, _jittered(_POLL)), signals=frozenset({name}), until=until)
 
@@ -640,6 +644,7 @@ class Run(Generic[State]):
             raise
         encoded, result = self._encode(step_id, returns, result)
         await journal.finish_step(journal.new_step(step_id), encoded)
+        self._switch.obey()
         return result
 
     async def _result_of_child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
@@ -647,6 +652,14 @@ class Run(Generic[State]):
             await self._before_work()
             try:
                 return await self._start_child(self, step_id, handler, types, context)
+            except RunCancelled as cancelled:
+                if cancelled.workflow_state_id != self.id:
+                    raise
+                self._switch.stop(cancelled)  # before the child was started
+            except LeaseLost as lost:
+                if lost.workflow_state_id == self.id:
+                    self._switch.stop(lost)
+                # The child's: another worker has it.
             except RunSuspended as waiting:
                 await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id)
 

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, NoReturn
+from typing import Any, NoReturn
 from uuid import UUID
 
-from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, RunCancelled, RunPaused
+from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.errors import ConfigurationError, Conflict, OrchestratorStateError, RunCancelled, RunPaused
+from orchestrator_state.run_requests import CANCEL, PAUSE
 
-PAUSE: Final = "pause"
-CANCEL: Final = "cancel"
+
+class PauseTakenBack(Conflict):
+    """A run stopped to be paused, but `store.resume` came first: it goes on with whoever claims it."""
+
+
+def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:
+    """What the caller of a run is told that was let go, and has this status now."""
+    about = {"workflow_state_id": workflow_state_id}
+    if status == WorkflowStatus.CANCELLED:
+        return RunCancelled(f"run {workflow_state_id} was cancelled", **about)
+    if status == WorkflowStatus.PAUSED:
+        return RunPaused(f"run {workflow_state_id} was paused; `store.resume` continues it", **about)
+    return PauseTakenBack(f"run {workflow_state_id} was paused and resumed; a worker continues it", **about)
 
 
 class StopSwitch:
@@ -44,8 +57,9 @@ class StopSwitch:
         self._ended = True
 
     def notice(self, request: str | None) -> None:
-        """Remember a request; the next step acts on it."""
-        self._request = request
+        """Remember a request; the next step acts on it. A cancel is not forgotten for an older answer without it."""
+        if self._request != CANCEL:
+            self._request = request
 
     def check(self) -> None:
         """Let a call of the run pass, or stop it."""
@@ -58,12 +72,6 @@ class StopSwitch:
         """Act on a request, between steps."""
         self.check()
         if self._request == CANCEL:
-            self.stop(RunCancelled(f"run {self._workflow_state_id} was cancelled", **self._about))
+            self.stop(stopped_as(WorkflowStatus.CANCELLED, self._workflow_state_id))
         if self._request == PAUSE:
-            self.stop(
-                RunPaused(f"run {self._workflow_state_id} was paused; `store.resume` continues it", **self._about)
-            )
-
-    @property
-    def _about(self) -> dict[str, object]:
-        return {"workflow_state_id": self._workflow_state_id}
+            self.stop(stopped_as(WorkflowStatus.PAUSED, self._workflow_state_id))

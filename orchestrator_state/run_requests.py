@@ -1,0 +1,85 @@
+"""What is asked of a run that somebody owns: to pause, or to be cancelled. The order in which requests count.
+
+The owner acts between its steps. Whoever lets go of a run for another reason acts in the same transaction, so that no
+request is left to nobody. A cancel outranks everything: nothing replaces it and nothing takes it back.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import cache
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Executable, and_, bindparam, case, null, or_
+
+from orchestrator_state.domain import ACTIVE, WorkflowStatus
+from orchestrator_state.models import workflow_states
+from orchestrator_state.run_statements import digested_at, fenced_update
+from orchestrator_state.sealing import Columns
+from orchestrator_state.statements import LEASE_IS_FREE
+
+PAUSE: Final = "pause"
+CANCEL: Final = "cancel"
+
+_w = workflow_states.c
+IS_ACTIVE: Final = _w.status.in_(sorted(ACTIVE))
+_CANCELLED: Final = WorkflowStatus.CANCELLED.value
+_STATUS_ASKED_FOR: Final = case(
+    (_w.request == CANCEL, _CANCELLED), (_w.request == PAUSE, WorkflowStatus.PAUSED.value), else_=_w.status
+)
+
+
+def _heeded(now: ColumnElement[datetime]) -> Columns:
+    return {
+        "status": _STATUS_ASKED_FOR,
+        "completed_at": case((_w.request == CANCEL, now), else_=_w.completed_at),
+        "request": None,
+    }
+
+
+def heeded(now: ColumnElement[datetime]) -> Columns:
+    """What becomes of an active run that nobody owns any more: what was asked of its owner, if anything."""
+    asked = _w.request.is_not(None)
+    return _heeded(now) | {
+        "updated_at": case((asked, now), else_=_w.updated_at),
+        "digested_at": case((asked, digested_at(now)), else_=_w.digested_at),
+    }
+
+
+def cancelled(now: ColumnElement[datetime]) -> Columns:
+    """A run that nobody owns is cancelled at once, its token grows; of the others it is asked."""
+    values: Columns = {
+        "status": _CANCELLED,
+        "completed_at": now,
+        "request": null(),
+        "lease_token": _w.lease_token + 1,
+        "lease_expires_at": null(),
+        "version": _w.version + 1,
+        "updated_at": now,
+        "digested_at": digested_at(now),
+    }
+    otherwise: Columns = {name: _w[name] for name in values} | {"request": CANCEL}
+    return {name: case((LEASE_IS_FREE, value), else_=otherwise[name]) for name, value in values.items()}
+
+
+@cache
+def let_go(columns: frozenset[str]) -> Executable:
+    """`fenced_update` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
+    now: Any = bindparam("new_updated_at", type_=_w.updated_at.type)
+    return fenced_update(columns).values(_heeded(now)).returning(_w.status, _w.parent_id)
+
+
+@cache
+def finish(columns: frozenset[str]) -> Executable:
+    """`fenced_update` of a run that is done. Returns (status,).
+
+    A run that completes before its owner has heard of a cancel is completed. One that fails is cancelled: a failed run
+    could be resumed.
+    """
+    status: Any = bindparam("new_status", type_=_w.status.type)
+    fails = status == WorkflowStatus.FAILED.value
+    # Cancelled already: by an attempt before, whose outcome was unknown.
+    is_cancelled = or_(_w.request == CANCEL, _w.status == _CANCELLED)
+    return (
+        fenced_update(columns).values(status=case((and_(fails, is_cancelled), _CANCELLED), else_=status))
+    ).returning(_w.status)
