@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Iterable
 from datetime import timedelta
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from orchestrator_state.errors import ConfigurationError, MissingExtra, OrchestratorStateError, StoreUnavailable
+from orchestrator_state.threads import Threads
 
 _Result = TypeVar("_Result")
 
@@ -18,6 +20,7 @@ _Result = TypeVar("_Result")
 _MARKER: Final = "orchestrator-state-blobs.txt"
 _MARKER_TEXT: Final = b"Payloads of orchestrator_state. Rows of its tables refer to them: delete none by hand.\n"
 _AT_A_TIME: Final = 8
+_THREADS: Final = 32
 _TRIES: Final = 3
 
 
@@ -43,6 +46,7 @@ class BlobStore:
         self._timeout = timeout.total_seconds()
         self._marked = False
         self._pid = os.getpid()
+        self._threads = Threads("orchestrator_state blobs", _THREADS)
         self._files, self._root = self._connect()
 
     def __repr__(self) -> str:
@@ -66,9 +70,15 @@ class BlobStore:
 
     async def _in_thread(self, work: Callable[[], _Result]) -> _Result:
         """In a thread also where the file system is asynchronous: it would belong to one loop, and this outlives it."""
+        loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(self._timeout):
-                return await asyncio.to_thread(work)
+            async with asyncio.timeout(self._timeout) as clock:
+
+                def start_again() -> None:
+                    with contextlib.suppress(RuntimeError):  # nobody waits for the call any more
+                        clock.reschedule(loop.time() + self._timeout)
+
+                return await self._threads.call(work, start_again)
         except OrchestratorStateError:
             raise
         except TimeoutError:

@@ -24,7 +24,8 @@ def describe(error: BaseException) -> str:
     if type(error) is AbnormalExit and error.__cause__ is not None:
         error = error.__cause__
     relatives = list(_relatives(error))
-    lines = [f"{label} {_line(relative)}"[:_MOST_OF_A_RELATIVE] for label, relative in relatives[:_MOST_RELATIVES]]
+    lines = [f"note: {note}"[:_MOST_OF_A_RELATIVE] for note in _notes(error)]
+    lines += [f"{label} {_line(relative)}"[:_MOST_OF_A_RELATIVE] for label, relative in relatives[:_MOST_RELATIVES]]
     if len(relatives) > _MOST_RELATIVES:
         lines.append("and more")
     below = "".join(f"\n{line}" for line in lines)[: _MOST_CHARACTERS // 2]
@@ -40,6 +41,12 @@ def _line(error: BaseException) -> str:
     except BaseException:  # noqa: BLE001 - a hostile __str__ must not hide that the step failed
         message = _UNPRINTABLE
     return f"{name}: {message}" if message else name
+
+
+def _notes(error: BaseException) -> list[str]:
+    """What was added with `add_note`."""
+    notes = BaseException.__getattribute__(error, "__dict__").get("__notes__", ())
+    return [note for note in notes if type(note) is str][:_MOST_RELATIVES] if type(notes) is list else []
 
 
 def _relatives(error: BaseException) -> Iterator[tuple[str, BaseException]]:

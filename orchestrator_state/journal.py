@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,10 +11,9 @@ from functools import partial
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
-from orchestrator_state.errors import InvalidPayload, LeaseLost, StoreUnavailable
+from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.failures import describe
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
@@ -29,6 +28,7 @@ from orchestrator_state.run_records import (
     sealed_step,
 )
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
+from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.uninterrupted import outlasted
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -101,8 +101,7 @@ class Journal:
         self._transactions = writer.transactions
         self._switch = switch
         self._policy = policy
-        self._asked: set[str] = set()
-        self._calls: Counter[str] = Counter()
+        self._ids = StepIds(self._steps)
         self._commits = 0
         self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
@@ -112,16 +111,8 @@ class Journal:
     # --- what there is -------------------------------------------------------------------------------------------
 
     def number(self, step_id: str) -> str:
-        """`load`, then `load#2`, `load#3`, …: in the order of the calls, whatever the order of the results."""
-        as_stored_name(step_id, "step_id")
-        numbered = step_id
-        while numbered in self._asked:
-            self._calls[step_id] += 1
-            numbered = f"{step_id}#{self._calls[step_id] + 1}"
-        if len(numbered) > 255:
-            raise InvalidPayload(f"step_id is {len(numbered)} characters long; at most 255 fit", path="step_id")
-        self._asked.add(numbered)
-        return numbered
+        """See `StepIds.number`."""
+        return self._ids.number(step_id)
 
     def recorded(self, step_id: str) -> StepRecord | None:
         return self._steps.get(step_id)
@@ -139,7 +130,7 @@ class Journal:
     def unused(self) -> tuple[str, ...]:
         """Finished steps on record that the handler has not asked for."""
         return tuple(
-            step_id for step_id, step in self._steps.items() if step.status in FINAL and step_id not in self._asked
+            step_id for step_id, step in self._steps.items() if step.status in FINAL and step_id not in self._ids.asked
         )
 
     def key(self, step_id: str) -> str:

@@ -51,6 +51,7 @@ class Options(TypedDict, total=False):
     keep_checkpoints: int | None
     checkpoint_every: int | None
     lease_term: timedelta | None
+    step_threads: int | None
     max_attempts: int | None
     max_payload_bytes: int | None
     max_workflow_bytes: int | None

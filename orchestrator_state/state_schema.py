@@ -80,7 +80,7 @@ class StateSchema:
 
     def type_of(self, step_id: str) -> Any:
         """The type of a step's outputs, or None."""
-        return self.outputs.get(step_id, self.outputs.get(_unnumbered(step_id)))
+        return next((self.outputs[name] for name in _names(step_id) if name in self.outputs), None)
 
     def upcast_context(self, context: Any, found: int, to: int) -> Any:
         """Return `context` at version `to`. Every upcaster on the way must be there."""
@@ -101,9 +101,8 @@ class StateSchema:
     def upcast_step(self, step_id: str, outputs: Any, found: int, to: int) -> Any:
         """Return a step's outputs at version `to`: unchanged where there is no upcaster."""
         path = f"steps[{step_id!r}].outputs"
-        registered = self._upcasters.get(("outputs", step_id)) or self._upcasters.get(
-            ("outputs", _unnumbered(step_id)), {}
-        )
+        found_as = (self._upcasters.get(("outputs", name)) for name in _names(step_id))
+        registered = next(filter(None, found_as), {})
         return self._chain(registered, outputs, path, found, to)
 
     def upcast_end(self, result: Any, found: int) -> Any:
@@ -279,10 +278,12 @@ def mismatch(workflow_name: str, error: Unreadable, found: int, expected: int) -
     )
 
 
-def _unnumbered(step_id: str) -> str:
-    """`fetch` for `fetch#2`."""
+def _names(step_id: str) -> Iterator[str]:
+    """What a step may be registered as: `fetch#2`, and then `fetch`, for `fetch#2`."""
+    yield step_id
     name, _, number = step_id.rpartition("#")
-    return name if name and number.isdecimal() else step_id
+    if name and number.isdecimal():
+        yield from _names(name)
 
 
 def _completed(steps: Any) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -284,7 +284,7 @@ class StateStore:
         """
         return await collect_garbage(self._transactions, as_duration(older_than, "older_than"))
 
-    async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:
+    async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:  # noqa: ASYNC109 - no task is cut off
         """Raise `StoreUnavailable` unless the database answers a query within `timeout`, by default 5 seconds."""
         limit = as_duration(timeout, "timeout").total_seconds()
 
