@@ -10,11 +10,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, DateTime, Dialect, LargeBinary, Text, Uuid, cast, type_coerce
-from sqlalchemy.types import UserDefinedType
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    LargeBinary,
+    Text,
+    Uuid,
+    and_,
+    case,
+    cast,
+    func,
+    literal_column,
+    not_,
+    or_,
+    type_coerce,
+)
+from sqlalchemy.types import TypeDecorator, UserDefinedType
+
+# What an undecodable cell reads as. An error of the driver's would hide the other rows of the page, and stop whoever
+# asked for them; who uses a row finds out with `cells.damaged_columns`. No clock and no library makes these two.
+DAMAGED_TIME: Final = datetime(1, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+DAMAGED_ID: Final = UUID("dada0bad-0bad-0bad-0bad-0bad0bad0bad")
+_POSTGRES_DAMAGED_TIME: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-02 03:04:05.678901+00'")
+_POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
+_POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")
 
 _to_text = lru_cache(maxsize=4096)(str)
 _to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
@@ -32,7 +56,15 @@ class SqliteUuid(UserDefinedType[UUID]):
         return lambda value: None if value is None else _to_text(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else _to_uuid(value)
+        def from_text(text: Any) -> UUID | None:
+            if text is None:
+                return None
+            try:
+                return _to_uuid(text)
+            except (ValueError, TypeError, AttributeError):  # SQLite keeps anything in any column
+                return DAMAGED_ID
+
+        return from_text
 
 
 class SqliteTimestamp(UserDefinedType[datetime]):
@@ -47,13 +79,30 @@ class SqliteTimestamp(UserDefinedType[datetime]):
         return lambda value: None if value is None else _utc_text(value)
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
-        def from_text(text: str | None) -> datetime | None:
+        def from_text(text: Any) -> datetime | None:
             if text is None:
                 return None
-            value = datetime.fromisoformat(text)
-            return value if value.tzinfo is UTC else _as_utc(value)
+            try:
+                value = datetime.fromisoformat(text)
+                return value if value.tzinfo is UTC else _as_utc(value)
+            except (ValueError, TypeError, OverflowError):
+                return DAMAGED_TIME
 
         return from_text
+
+
+class PostgresTimestamp(TypeDecorator[datetime]):
+    """Postgres keeps years that Python has not, and the driver fails on them. Infinity is Python's last moment."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
+        if not isinstance(column, Column):  # what is computed in a statement
+            return column
+        within = and_(column >= _POSTGRES_FIRST, column < _POSTGRES_END)
+        readable = or_(column.is_(None), within, not_(func.isfinite(column)))
+        return type_coerce(case((readable, column), else_=_POSTGRES_DAMAGED_TIME), self)
 
 
 @lru_cache(maxsize=1024)  # a commit writes one moment into several rows
@@ -84,7 +133,7 @@ class SqliteStoredText(UserDefinedType[str]):
 
 
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
-UtcTimestamp = DateTime(timezone=True).with_variant(SqliteTimestamp(), "sqlite")
+UtcTimestamp = PostgresTimestamp().with_variant(SqliteTimestamp(), "sqlite")
 
 # For reading what is stored whatever it looks like: damage must not stop the search for damage.
 StoredText = Text().with_variant(SqliteStoredText(), "sqlite")

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
+from orchestrator_state.cells import require_sound
 from orchestrator_state.domain import WorkflowStatus, utc_now
 from orchestrator_state.errors import (
     Conflict,
@@ -29,6 +30,7 @@ from orchestrator_state.failures import describe
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
+from orchestrator_state.models import workflow_states
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_records import Lease, RunNames
@@ -185,8 +187,9 @@ class Executor:
         return RunTypes.of(transactions.schemas, transactions.payloads.encode, workflow_name, state, result)
 
     async def _load(self, row: Any, lease: Lease, types: RunTypes, page: Page) -> LoadedRun:
-        self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         try:
+            require_sound(row, workflow_states)
+            self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
             loaded = await load_run(self._transactions, row, lease, self._hook, page)
             steps, history = await bring_up_to_date(
                 self._transactions, row, lease, types, (loaded.steps, loaded.history)

@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, bindparam, exists, not_, select
 from sqlalchemy.sql import Select
 
+from orchestrator_state.cells import is_addressable
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import workflow_states
 
@@ -41,7 +42,7 @@ _HAS_CHILDREN: Final = exists().where(_child.c.parent_id == _w.id)
 
 def _over(namespace: str, older_than: datetime) -> tuple[ColumnElement[bool], ...]:
     has_living = exists().where(_child.c.parent_id == _w.id, not_(_is_over(_child.c, older_than)))
-    return _w.namespace == namespace, _is_over(_w, older_than), not_(has_living)
+    return _w.namespace == namespace, is_addressable(_w.id), _is_over(_w, older_than), not_(has_living)
 
 
 def eldest_finished(namespace: str, older_than: datetime) -> Select[Any]:

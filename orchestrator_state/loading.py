@@ -20,7 +20,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.recorded import DAMAGE, Recorded, open_rows, patches_of
+from orchestrator_state.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
 from orchestrator_state.run_records import Lease, RunNames, StepRecord
 from orchestrator_state.sealing import Columns
@@ -165,7 +165,7 @@ def _mended(
         unreadable = recorded.damaged.get(step.step_id)
         if not unreadable:
             mended.append(step)
-        elif unreadable == {"error"}:
+        elif unreadable <= DISPENSABLE:
             mended.append(step._replace(error="what was recorded here was damaged"))
         elif step.step_id in known:
             columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
+from orchestrator_state.cells import is_id, is_integer, is_text, is_time, unreadable
 from orchestrator_state.codecs import decode
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
@@ -25,6 +26,7 @@ _ALL_FIELDS: Final[Mapping[type[BaseModel], set[str]]] = {
     model: set(model.model_fields) for model in (WorkflowState, StepState, Checkpoint)
 }
 _MANY_ROWS: Final = 1000
+_OnDamaged = Callable[[PayloadError], object]
 _set: Final = object.__setattr__  # the models' own validates
 
 
@@ -115,15 +117,20 @@ def payload_bytes(columns: Columns, steps: Mapping[str, Columns]) -> int:
     return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
 
 
-def states_from_rows(rows: Sequence[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
-    """Build the states, most recently updated first, steps in the order in which they were first saved."""
+def states_from_rows(
+    rows: Sequence[Iterable[Any]], payloads: Payloads, on_damaged: _OnDamaged | None = None
+) -> list[WorkflowState]:
+    """Build the states, most recently updated first, steps in the order in which they were first saved.
+
+    Raises `PayloadError` for one that cannot be read, or leaves it out and tells `on_damaged`.
+    """
     if len(rows) < _MANY_ROWS:
-        return _states(rows, payloads)
+        return _states(rows, payloads, on_damaged)
     with collector_paused():
-        return _states(rows, payloads)
+        return _states(rows, payloads, on_damaged)
 
 
-def _states(rows: Sequence[Iterable[Any]], payloads: Payloads) -> list[WorkflowState]:
+def _states(rows: Sequence[Iterable[Any]], payloads: Payloads, on_damaged: _OnDamaged | None) -> list[WorkflowState]:
     workflows: list[StateRow] = []
     steps: dict[UUID, list[StateRow]] = {}
     # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.
@@ -133,7 +140,15 @@ def _states(rows: Sequence[Iterable[Any]], payloads: Payloads) -> list[WorkflowS
         else:
             steps.setdefault(row.state_id, []).append(row)
     workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
-    return [_state(row, steps.get(row.state_id, []), payloads) for row in workflows]
+    states = []
+    for row in workflows:
+        try:
+            states.append(_state(row, steps.get(row.state_id, []), payloads))
+        except PayloadError as error:
+            if on_damaged is None:
+                raise
+            on_damaged(error)
+    return states
 
 
 def loaded_from(state: WorkflowState) -> SavedRows:
@@ -214,7 +229,30 @@ def open_snapshot(row: Any, payloads: Payloads) -> str:
     return payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
 
 
+def _damaged_cells(row: StateRow) -> list[str]:
+    """Of a workflow's row, or of a step's. No loop: this is for each row that is loaded."""
+    damaged = [] if row.completed_at is None or is_time(row.completed_at) else ["completed_at"]
+    if not (is_integer(row.position) and (row.schema_version is None or is_integer(row.schema_version))):
+        damaged.append("position, schema_version")
+    if row.step_id is not None:
+        if not (is_text(row.step_id) and (row.retry_count is None or is_integer(row.retry_count))):
+            damaged.append("step_id, retry_count")
+        if not (row.started_at is None or is_time(row.started_at)):
+            damaged.append("started_at")
+        return damaged
+    if not (is_id(row.state_id) and is_time(row.started_at) and is_time(row.updated_at)):
+        damaged.append("id, started_at, updated_at")
+    if not (is_integer(row.version) and is_integer(row.context_position)):
+        damaged.append("version, context_position")
+    if not (is_text(row.workflow_id) and is_text(row.workflow_name) and (row.user_id is None or is_text(row.user_id))):
+        damaged.append("workflow_id, workflow_name, user_id")
+    return damaged
+
+
 def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
+    for each in (row, *step_rows):
+        if damaged := _damaged_cells(each):
+            raise unreadable(damaged, row.state_id)
     step_rows.sort(key=_place)
     opener = Opener(payloads, row.state_id, outdated=row.digested_at != row.updated_at)
     try:

@@ -184,7 +184,7 @@ class Payloads:
             offload.sealed[identity, text] = stored, digest
         return Sealed(stored, digest)
 
-    def open(self, text: str, digest: str | None, identity: str, path: str, *, outdated: bool = False) -> str:
+    def open(self, text: object, digest: str | None, identity: str, path: str, *, outdated: bool = False) -> str:
         """Return the text that was sealed as `text` and `digest`; `path` names the payload in errors.
 
         Software that does not know digests left `digest` None, or changed the row since (`outdated`): what it wrote is
@@ -193,6 +193,8 @@ class Payloads:
         Raises `CorruptPayload`, `UnknownCodec` for a tag that no codec here has, `UnprotectedPayload` when strict, and
         what the codecs raise, such as `DecryptionFailed`.
         """
+        if not isinstance(text, str):
+            raise CorruptPayload(f"the stored {path} is no text", path=path)
         if digest is None:
             if self._strict:
                 raise UnprotectedPayload(f"the stored {path} has no digest, and reading is strict", path=path)
@@ -206,12 +208,17 @@ class Payloads:
             self._check_protected([], path)
         return text
 
-    def opens_as_it_is(self, text: str, digest: str, identity: str) -> bool:
+    def opens_as_it_is(self, text: object, digest: str, identity: str) -> bool:
         """Whether `open` returns `text` itself, its digest having been checked. False means no more than a doubt.
 
         What most payloads need, without the cost of a path that only errors show.
         """
-        return not text.startswith(ENVELOPE_MARKER) and self._takes_plain and _matches(text, digest, identity)
+        return (
+            isinstance(text, str)  # SQLite keeps anything in any column
+            and not text.startswith(ENVELOPE_MARKER)
+            and self._takes_plain
+            and _matches(text, digest, identity)
+        )
 
     def is_current(self, text: str, digest: str | None) -> bool:
         """Whether a payload is stored as `seal` would store it now, to leave it alone when keys are changed.

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
+from orchestrator_state.cells import is_integer, is_text, is_time, unreadable
 from orchestrator_state.codecs import decode
+from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, split
@@ -17,6 +19,10 @@ from orchestrator_state.statements import StoredStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
 DAMAGE: Final = (CorruptPayload, InvalidPayload)
+# Columns that a step can do without: what was done in it needs not be done again.
+DISPENSABLE: Final = frozenset({"error", "started_at", "completed_at", "retry_count"})
+_CELLS: Final[Mapping[str, Any]] = {"started_at": None, "completed_at": None, "retry_count": 0, "schema_version": None}
+_STATUSES: Final = frozenset(status.value for status in StepStatus)
 # What has no digest shows its damage only when it is parsed.
 _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "outputs": lambda text: decode(text, "outputs"),
@@ -99,7 +105,7 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
     Nothing is decoded whose digest holds: the handler may never ask for it.
     """
     texts: dict[str, str | None] = {}
-    unreadable: set[str] = set()
+    lost: set[str] = set(_damaged_cells(row))
     for column, text, digest in (
         ("outputs", row.outputs, row.outputs_digest),
         ("error", row.error, row.error_digest),
@@ -114,7 +120,27 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
                 _STEP_CHECKS[column](opened)
         except DAMAGE:
             texts[column] = None
-            unreadable.add(column)
-    if unreadable:
-        damaged[row.step_id] = frozenset(unreadable)
-    return step_record(row, texts)
+            lost.add(column)
+    if lost:
+        damaged[row.step_id] = frozenset(lost)
+    record = step_record(row, texts)
+    return record._replace(**{column: _CELLS[column] for column in lost & _CELLS.keys()})
+
+
+def _damaged_cells(row: StoredStep) -> list[str]:
+    """Columns of a step, payloads aside, that cannot be read. Raises `CorruptPayload` if it has no place in the run."""
+    if not (is_integer(row.position) and is_text(row.step_id)):
+        raise unreadable(["step_id, position"], row.workflow_state_id)
+    damaged = [name for name in ("started_at", "completed_at") if not _is_time_or_none(getattr(row, name))]
+    damaged += [name for name in ("retry_count", "schema_version") if not _is_integer_or_none(getattr(row, name))]
+    if row.status not in _STATUSES:
+        damaged.append("status")
+    return damaged
+
+
+def _is_integer_or_none(value: object) -> bool:
+    return value is None or is_integer(value)
+
+
+def _is_time_or_none(value: object) -> bool:
+    return value is None or is_time(value)

@@ -10,7 +10,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state import hooks
+from orchestrator_state.cells import unreadable
+from orchestrator_state.column_types import DAMAGED_ID
 from orchestrator_state.errors import (
+    CorruptPayload,
     LeaseLost,
     NewerSchemaVersion,
     RunCancelled,
@@ -55,7 +58,8 @@ class RecoveredRun:
 class RecoveryReport:
     """What `store.recover` found and did.
 
-    `unknown` are runs whose handler it was not given, or which newer code has written; they stay as they are.
+    `unknown` are runs whose handler it was not given, or which newer code has written, or whose id is damaged; they
+    stay as they are. Of the latter `error` says so.
     """
 
     runs: list[RecoveredRun] = field(default_factory=list)
@@ -149,11 +153,13 @@ class Recovery:
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
         for row in rows:
-            if row.workflow_name in self._handlers:
+            if row.id == DAMAGED_ID:
+                hooks.logger.warning("a run of %r cannot be resumed: its id is damaged", row.workflow_id)
+            elif row.workflow_name in self._handlers:
                 hooks.logger.warning(
                     "run %s is left to newer code: its schema is at version %s", row.id, row.schema_version
                 )
-        return [_recovered(row, "unknown") for row in rows]
+        return [_recovered(row, "unknown", _why_unknown(row)) for row in rows]
 
     async def _resume(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
@@ -210,6 +216,10 @@ def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
     if getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
         return "failed"  # a child run was cancelled, say, and the handler let that pass
     return _OUTCOMES.get(type(error), "failed")
+
+
+def _why_unknown(row: Any) -> CorruptPayload | None:
+    return unreadable(["id"], row.id) if row.id == DAMAGED_ID else None
 
 
 def _recovered(

@@ -6,7 +6,7 @@ returns None. Every statement is confined to one namespace.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 from typing import Any, Final, cast
@@ -15,6 +15,7 @@ from uuid import UUID
 from sqlalchemy import CursorResult, Delete, Executable, Result, delete, func, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, WorkflowState, utc_now
@@ -85,6 +86,8 @@ from orchestrator_state.statements import (
 from orchestrator_state.undo import unless_committed
 from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
+OnDamaged = Callable[[PayloadError], object]
+
 # asyncpg allows 32,767 parameters in a statement, older SQLite 999.
 _MAX_IDS: Final = 500
 _SEEN_BY_DELTAS: Final = frozenset({"workflow_id", "workflow_name", "user_id", "started_at", "context"})
@@ -129,7 +132,9 @@ class Repository:
             await self._payloads.offload.fetch(rows)
         return rows
 
-    async def _fetch_states(self, statement: Executable, **parameters: Any) -> list[WorkflowState]:
+    async def _fetch_states(
+        self, statement: Executable, on_damaged: Callable[[PayloadError], object] | None = None, **parameters: Any
+    ) -> list[WorkflowState]:
         """The states that one of the statements for states selects, as they are stored."""
         parameters["namespace"] = self._namespace
         rows: Sequence[Any] | None = None
@@ -140,7 +145,7 @@ class Repository:
             rows = (await self._execute(statement, parameters)).all()
         if self._payloads.offload is not None:
             await self._payloads.offload.fetch(rows)
-        return states_from_rows(rows, self._payloads)
+        return states_from_rows(rows, self._payloads, on_damaged)
 
     async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
         """Delete rows, and their blobs once that has committed. Returns how many rows."""
@@ -257,9 +262,24 @@ class WorkflowRepository(Repository):
             )
         return state
 
-    async def list_active(self) -> list[WorkflowState]:
-        """Pending, running and paused workflows with their steps, most recently updated first: one statement."""
-        return [upcast_state(state, self._schemas) for state in await self._fetch_states(ACTIVE_STATES)]
+    async def list_active(self, on_damaged: OnDamaged | None = None) -> list[WorkflowState]:
+        """Pending, running and paused workflows with their steps, most recently updated first: one statement.
+
+        One that cannot be read does not hide the others: `on_damaged` is called with its error. By default that is
+        logged, and the first of them is raised if there is nothing else to return.
+        """
+        damaged: list[PayloadError] = []
+        states = []
+        for state in await self._fetch_states(ACTIVE_STATES, damaged.append):
+            try:
+                states.append(upcast_state(state, self._schemas))
+            except SchemaMismatch as error:
+                damaged.append(error)
+        if damaged and not states and on_damaged is None:
+            raise damaged[0]
+        for each in damaged:
+            (on_damaged or _log_damage)(each)
+        return states
 
     async def get_as_stored(self, workflow_state_id: UUID) -> WorkflowState:
         """Like `get`, but at the version that it was stored at. Raises `WorkflowNotFound`."""
@@ -663,6 +683,10 @@ class CheckpointRepository(Repository):
 def _whole_text(row: Any, source: Source | None, payloads: Payloads) -> str:
     text = open_snapshot(row, payloads)
     return text if row.position is None or source is None else source.whole(Delta.from_json(text))
+
+
+def _log_damage(error: PayloadError) -> None:
+    hooks.logger.warning("workflow %s cannot be read: %s", error.about.get("workflow_state_id"), error)
 
 
 def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:

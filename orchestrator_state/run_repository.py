@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -30,6 +29,7 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
+from orchestrator_state.cells import is_addressable
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in, time_after
 from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
@@ -66,7 +66,6 @@ from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STORED_STEPS_
 _w = workflow_states.c
 _NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
-_position: Final = attrgetter("position")
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
@@ -123,7 +122,7 @@ class RunRepository(Repository):
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
-        Those that newer code has written are left to it.
+        Those that newer code has written are left to it, and those whose id is damaged cannot be written to.
 
         The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
@@ -137,6 +136,7 @@ class RunRepository(Repository):
                 self._has_readable_version(names),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
+                is_addressable(_w.id),
             )
             .order_by(_w.updated_at)
             .limit(limit)
@@ -153,13 +153,20 @@ class RunRepository(Repository):
         return claimed.all()
 
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
-        """Free runs whose handler is none of `names`, or is older: (id, workflow_id, workflow_name, schema_version)."""
+        """Free runs whose handler is none of `names`, or is older, or whose id is damaged.
+
+        As (id, workflow_id, workflow_name, schema_version).
+        """
         query = (
             select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version)
             .where(
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
-                or_(_w.workflow_name.not_in(sorted(names)), not_(self._has_readable_version(names))),
+                or_(
+                    _w.workflow_name.not_in(sorted(names)),
+                    not_(self._has_readable_version(names)),
+                    not_(is_addressable(_w.id)),
+                ),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
             )
@@ -693,6 +700,10 @@ class RunRepository(Repository):
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
         row = {name: getattr(step, name) for name in StepRecord._fields} | {"workflow_state_id": workflow_state_id}
         return rowcount(await self._execute(step_upsert(self._dialect), row)) == 1
+
+
+def _position(step: StoredStep) -> int:
+    return step.position if type(step.position) is int else -1  # damage, which is found when the run is loaded
 
 
 def lease_lost(lease: Lease) -> LeaseLost:

@@ -37,6 +37,7 @@ from orchestrator_state.payload_repository import Progress, row_counter
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
+from orchestrator_state.repositories import OnDamaged
 from orchestrator_state.retention import OnProgress
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.run_types import RunTypes
@@ -201,9 +202,14 @@ class StateStore:
         """Return the most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
         return await self._transactions.read(lambda uow: uow.workflows.get_by_workflow_id(workflow_id))
 
-    async def list_active_workflows(self) -> list[WorkflowState]:
-        """Return all pending, running and paused workflows with their steps, most recently updated first."""
-        return await self._transactions.read(lambda uow: uow.workflows.list_active())
+    async def list_active_workflows(self, *, on_damaged: OnDamaged | None = None) -> list[WorkflowState]:
+        """Return all pending, running and paused workflows with their steps, most recently updated first.
+
+        One that cannot be read, being damaged or written with another key, does not hide the others: it is left out,
+        and `on_damaged` is called with its error, whose `workflow_state_id` says which it is. By default the error is
+        logged; the first one is raised if nothing can be read at all.
+        """
+        return await self._transactions.read(lambda uow: uow.workflows.list_active(on_damaged))
 
     async def create_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Insert `checkpoint`, which is given its `seq`, and prune the workflow's to the newest `keep_checkpoints`.

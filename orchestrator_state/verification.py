@@ -10,6 +10,7 @@ from uuid import UUID
 
 from sqlalchemy import Select, select
 
+from orchestrator_state.cells import is_addressable, require_sound
 from orchestrator_state.codecs import decode
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError
@@ -194,6 +195,7 @@ async def _live_workflows(transactions: Transactions) -> AsyncIterator[Sequence[
         statement = select(_w.id, _w.workflow_id).where(
             _w.namespace == transactions.settings.namespace,
             _w.status.in_(sorted(ACTIVE)),
+            is_addressable(_w.id),
             *([] if after is None else [_w.id > after]),
         )
         rows = await transactions.read(partial(_fetch, transactions, statement.order_by(_w.id).limit(_PAGE_ROWS)))
@@ -235,6 +237,7 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
     if row is None:  # deleted in between
         return
+    require_sound(row, workflow_states)
     steps = (await uow.runs.list_steps_of([row.id]))[row.id]
     payloads = await transactions.payloads_of([row, *steps])
     opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore
+from orchestrator_state import Checkpoint, CorruptPayload, PayloadError, Run, StateStore
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from tests.damage import (
@@ -118,7 +118,19 @@ OF_A_STATE: Reads = {
     "restore": lambda store, _, checkpoint_id: store.restore_from_checkpoint(checkpoint_id),
     "rewind": lambda store, _, checkpoint_id: store.rewind(checkpoint_id),
 }
-OF_ALL: Reads = {"list": lambda store, *_: store.list_active_workflows()}
+
+
+async def list_active(store: StateStore, *_: Any) -> None:
+    """A list names what it leaves out, and returns the others."""
+    errors: list[PayloadError] = []
+    listed = await store.list_active_workflows(on_damaged=errors.append)
+    if errors:
+        assert [state.workflow_id for state in listed] == ["other"]
+        raise errors[0]
+    assert len(listed) == 2
+
+
+OF_ALL: Reads = {"list": list_active}
 OF_A_STEP: Reads = {"get a step": get_step, "list steps": list_steps}
 OF_THE_FIRST_CONTEXT: Reads = {"fork": lambda store, _, checkpoint_id: store.fork(checkpoint_id)}
 OF_A_RESULT: Reads = {"run": lambda store, row, _: store.run("n", Steps(), workflow_id=row.workflow_id)}
