@@ -47,18 +47,20 @@ def require_fit(engine: object) -> None:
         )
 
 
-def require_fit_connection(connection: Connection) -> None:
-    """Raise `ConfigurationError` for what only a connection shows. Ends no transaction that was there before."""
+def require_fit_connection(connection: Connection) -> str | None:
+    """Raise `ConfigurationError` for what only a connection shows. Returns the path of a SQLite file."""
     if connection.dialect.name != "sqlite":
-        return
+        return None
     files = connection.exec_driver_sql("PRAGMA database_list").all()
-    if not next(file for _, name, file in files if name == "main"):
+    path: str = next(file for _, name, file in files if name == "main")
+    if not path:
         raise ConfigurationError(f"the engine's database is in memory, and not one for all; {_USE_ANOTHER_POOL}")
     raw = _sqlite3_of(connection)
     if getattr(raw, "autocommit", None) is True:
         raise ConfigurationError("the engine's driver has autocommit=True and ignores rollbacks; leave it out")
     if raw.isolation_level is None and getattr(connection.dialect, "skip_autocommit_rollback", False):
         raise ConfigurationError("the engine has skip_autocommit_rollback and would roll nothing back; leave it out")
+    return path
 
 
 def autocommits(connection: Connection) -> bool:

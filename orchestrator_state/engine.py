@@ -44,7 +44,9 @@ from orchestrator_state.driver_errors import (
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.event_loops import require_own_loop
 from orchestrator_state.settings import Settings
+from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
 from orchestrator_state.turns import Turns
 from orchestrator_state.undo import StoreSession
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
@@ -59,7 +61,6 @@ _NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
-_SMALLEST_SQLITE_FILE: Final = 512  # bytes: one page of the smallest size
 
 # At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
 _LOGGING_NAME: Final = "orchestrator_state"
@@ -76,6 +77,7 @@ class Database:
         *,
         owned: bool,
         autocommits: bool = False,
+        sqlite_file: OpenFiles | None = None,
         sqlite_connections: Iterable[sqlite3.Connection] = (),
         sqlite_threads: WeakSet[Any] | None = None,
     ) -> None:
@@ -91,10 +93,12 @@ class Database:
         self._pool = engine
         self.owned = owned
         self._autocommits = autocommits
+        self._sqlite_file = sqlite_file
         self._wait = settings.pool_timeout.total_seconds()
         self._turn = Turns()
         self._inside: set[asyncio.Task[Any] | None] = set()
         self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._left_behind: list[object] = []
         self._sqlite_connections = sqlite_connections
         self._sqlite_threads = sqlite_threads
@@ -124,7 +128,7 @@ class Database:
 
         What is `urgent` queues neither for a connection nor, on SQLite, behind the other writers of this process.
         """
-        self.leave_the_parent_alone()
+        self.enter()
         writer = self._urgent_writer if urgent else self.writer
         async with self._my_turn(urgent=urgent), self._session(writer) as session:
             if not self.owned:
@@ -132,6 +136,8 @@ class Database:
             yield session
             with database_errors(committing=True):
                 await session.commit()
+            if self._sqlite_file is not None:
+                self._sqlite_file.require_same(written=True)
 
     async def _begin_adopted(self, session: AsyncSession) -> None:
         """Begin on the application's engine, whose driver may begin late or never, and whose events may have begun."""
@@ -143,24 +149,24 @@ class Database:
 
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""
-        self.leave_the_parent_alone()
+        self.enter()
         return ReadingSession(self)
 
     async def fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
         """Send Postgres one statement in autocommit, past SQLAlchemy; only if `is_direct`."""
-        self.leave_the_parent_alone()
+        self.enter()
         return await greenlet_spawn(partial(direct.fetch, committing=True), self._pool.sync_engine, sql, arguments)
 
     async def query(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of a query, values only, past SQLAlchemy; only if `is_direct`."""
-        self.leave_the_parent_alone()
+        self.enter()
         compiled, engine = self.statements[statement], self._pool.sync_engine
         read = direct.query if self.is_sqlite else partial(direct.fetch, committing=False)
         return compiled.converted(await greenlet_spawn(read, engine, compiled.sql, compiled.arguments(parameters)))
 
     async def in_one_hop(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run `work` in a SQLite connection's thread, in a transaction of its own; only if `is_direct`."""
-        self.leave_the_parent_alone()
+        self.enter()
         async with self._my_turn():
             return await greenlet_spawn(direct.in_one_hop, self._pool.sync_engine, work)
 
@@ -174,7 +180,7 @@ class Database:
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
         """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
-        self.leave_the_parent_alone()
+        self.enter()
         with database_errors(opening=True):
             async with self.reader.connect() as connection:
                 if self.is_sqlite:
@@ -203,6 +209,7 @@ class Database:
 
     async def close(self) -> None:
         """Close every connection; the application's own engine is left as it is."""
+        self.enter()
         if self._pid == os.getpid():
             await close_beside(self._beside)
         if self.owned:
@@ -224,7 +231,7 @@ class Database:
 
     @asynccontextmanager
     async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        self.leave_the_parent_alone()
+        self.enter()
         # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
         session = AsyncSession(
             engine,
@@ -269,6 +276,13 @@ class Database:
                 "this task is inside `async with store.begin() as uow` already; use that uow for this call"
             )
 
+    def enter(self) -> None:
+        """Begin a call. Raises `ConfigurationError` in another event loop than the one of the first call."""
+        self.leave_the_parent_alone()
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        require_own_loop(self._loop)
+
     def leave_the_parent_alone(self) -> None:
         """In a forked child, start a pool of its own and neither use nor close the parent's connections."""
         if self._pid == os.getpid():
@@ -287,7 +301,7 @@ class Database:
         self._left_behind.append(pool)
         self._pool.sync_engine.dispose(close=False)
         self._left_behind.append(leave_connections(self._beside))
-        self._turn, self._inside, self._pid = Turns(), set(), os.getpid()
+        self._turn, self._inside, self._pid, self._loop = Turns(), set(), os.getpid(), None
 
 
 class ReadingSession(AsyncSession):
@@ -342,11 +356,12 @@ async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
     Raises `ConfigurationError` if a unit of work on it would not be one transaction.
     """
     adopted_engine.require_fit(engine)
-    with database_errors():
+    with database_errors(opening=True):
         async with engine.connect() as connection:
-            await connection.run_sync(adopted_engine.require_fit_connection)
+            path = await connection.run_sync(adopted_engine.require_fit_connection)
             autocommits = await connection.run_sync(adopted_engine.autocommits)
-    return Database(engine, settings, owned=False, autocommits=autocommits)
+    file = OpenFiles(path, beside=False) if path else None
+    return Database(engine, settings, owned=False, autocommits=autocommits, sqlite_file=file)
 
 
 async def _end(session: AsyncSession, *, failed: bool) -> None:
@@ -480,7 +495,8 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         temporary = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
         path = Path(temporary.name) / "memory.db"
     else:
-        _refuse_what_is_no_database(path)
+        refuse_what_is_no_database(path)
+    file = SqliteFile(path)
     connections, threads = WeakSet[sqlite3.Connection](), WeakSet[Any]()
 
     def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
@@ -489,9 +505,9 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         return connection
 
     engine = create_async_engine(
-        URL.create("sqlite+aiosqlite", database=str(path)),
+        URL.create("sqlite+aiosqlite", database=str(file.path)),
         connect_args={
-            "async_creator_fn": partial(sqlite_connection.connect, threads),
+            "async_creator_fn": partial(sqlite_connection.connect, threads, file),
             "timeout": settings.lock_timeout.total_seconds(),
             "isolation_level": None,
             "factory": connect,
@@ -502,7 +518,7 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     )
     synchronous = "OFF" if temporary else settings.synchronous
     sync_engine = engine.sync_engine
-    event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous))
+    event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous, file))
     event.listen(sync_engine, "begin", _begin)
     event.listen(sync_engine, "handle_error", _fail_the_whole_unit)
     for inherited in _sqlite_databases:
@@ -515,24 +531,6 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     return database
 
 
-def _refuse_what_is_no_database(path: Path) -> None:
-    """SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes.
-
-    It refuses a longer one by itself. The file is not opened here: to close it would take away all locks that this
-    process, with another store, has on it.
-    """
-    try:
-        if path.is_dir():
-            raise ConfigurationError("the SQLite path is a directory; give a file in it")
-        if not path.parent.is_dir():
-            raise ConfigurationError("the directory of the SQLite file does not exist; create it")
-        size = path.stat().st_size if path.is_file() else 0
-    except OSError as error:
-        raise ConfigurationError(f"the SQLite file cannot be opened ({type(error).__name__})") from None
-    if 0 < size < _SMALLEST_SQLITE_FILE:
-        raise ConfigurationError("the file is not a SQLite database")
-
-
 class _SqliteConnection(sqlite3.Connection):
     """Closing rolls back first: with a cursor still alive, as after a cancellation, SQLite would otherwise keep the
     transaction and its write lock until the garbage collector finds that cursor."""
@@ -543,7 +541,7 @@ class _SqliteConnection(sqlite3.Connection):
         super().close()
 
 
-def _prepare_sqlite(dbapi_connection: Any, synchronous: str) -> None:
+def _prepare_sqlite(dbapi_connection: Any, synchronous: str, file: SqliteFile) -> None:
     cursor = dbapi_connection.cursor()
     # Reading first: a file that is not a database must be refused before anything could be written to it.
     cursor.execute("PRAGMA schema_version")
@@ -554,7 +552,9 @@ def _prepare_sqlite(dbapi_connection: Any, synchronous: str) -> None:
         "journal_size_limit": _JOURNAL_SIZE_LIMIT,
     }.items():
         cursor.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
+    cursor.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
     cursor.close()
+    dbapi_connection.driver_connection.files = file.opened()
 
 
 def _begin(connection: Connection) -> None:

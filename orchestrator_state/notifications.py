@@ -34,6 +34,7 @@ async def listening(database: Database, namespace: str, wake: Callable[[], objec
 
     It listens on a connection of its own beside the pool's. While that is broken, polling goes on.
     """
+    database.enter()
     if not database.can_listen:
         yield
         return

@@ -382,6 +382,7 @@ class Run(Generic[State]):
 
         `work` is begun in here: a task that is cancelled before it begins would leave a coroutine that nobody awaits.
         """
+        self._transactions.enter()
         self._switch.check()
         self._require_handler()
         with self._room.call():

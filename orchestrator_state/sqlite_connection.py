@@ -16,12 +16,20 @@ from weakref import WeakSet
 
 import aiosqlite
 
+from orchestrator_state.sqlite_file import OpenFiles, SqliteFile
+
 _Result = TypeVar("_Result")
 
 
-def connect(opened: WeakSet[Any], database: str, **arguments: Any) -> aiosqlite.Connection:
+def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments: Any) -> aiosqlite.Connection:
     """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
-    connection = _Connection(lambda: sqlite3.connect(database, **arguments), iter_chunk_size=64)
+
+    def open_file() -> sqlite3.Connection:
+        file.before_opening()
+        connection: sqlite3.Connection = sqlite3.connect(file.uri, uri=True, **arguments)
+        return connection
+
+    connection = _Connection(open_file, iter_chunk_size=64)
     # As SQLAlchemy does with its own: a store that was left open must not keep the interpreter from exiting.
     connection._thread.daemon = True  # noqa: SLF001
     opened.add(connection)
@@ -37,6 +45,8 @@ async def wait_until_closed(opened: WeakSet[Any]) -> None:
 
 
 class _Connection(aiosqlite.Connection):
+    files: OpenFiles | None = None
+    """Looked at whenever something was read or committed, before anybody is told of it."""
     _abandoned = False
     _closing: asyncio.Future[Any] | None = None
 
@@ -69,6 +79,17 @@ class _Connection(aiosqlite.Connection):
             await super().rollback()
             self._abandoned = False
 
+    async def commit(self) -> None:
+        def run() -> None:
+            self.raw.commit()
+            self.require_same_files(written=True)
+
+        await self.hop(run)
+
+    def require_same_files(self, *, written: bool = False) -> None:
+        if self.files is not None:
+            self.files.require_same(written=written)
+
     @property
     def raw(self) -> sqlite3.Connection:
         """For use in the connection's thread."""
@@ -88,6 +109,7 @@ class _Connection(aiosqlite.Connection):
                 rows.extend(cursor.execute(sql, arguments).fetchall())
             finally:
                 cursor.close()
+            self.require_same_files()
 
         await self.hop(run)
         return rows
@@ -107,6 +129,7 @@ class _Connection(aiosqlite.Connection):
             except BaseException:
                 self.raw.rollback()  # nothing, if SQLite has rolled back by itself
                 raise
+            self.require_same_files(written=True)
 
         await self.hop(run)
         return results[0]
@@ -172,6 +195,7 @@ class _Cursor:
                 self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
             finally:
                 cursor.close()
+            self._connection.require_same_files()
 
         await self._connection.hop(run)
 

@@ -119,6 +119,7 @@ class StateStore:
         hook: hooks.Hook | None,
     ) -> Self:
         database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
+        database.enter()
         try:
             if migrate is None:
                 migrate = database.is_sqlite and engine is None
@@ -145,6 +146,9 @@ class StateStore:
 
     async def close(self) -> None:
         """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""
+        if self._transactions.closed:
+            return
+        self._transactions.enter()
         if self._asking:
             await asyncio.wait(self._asking)
         await self._executor.keeper.close()
@@ -153,6 +157,7 @@ class StateStore:
         await self._transactions.close()
 
     async def __aenter__(self) -> Self:
+        self._transactions.enter()
         return self
 
     async def __aexit__(

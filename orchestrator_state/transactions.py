@@ -38,11 +38,11 @@ class Transactions:
         self.settings = settings
         self.payloads = payloads
         self.places: Final = Places(_places(database, settings))
-        self._closed = False
+        self.closed = False
 
     async def close(self) -> None:
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             await self.database.close()
 
     @asynccontextmanager
@@ -51,7 +51,7 @@ class Transactions:
 
         `urgent` is as in `Database.writing`.
         """
-        self._require_open()
+        self.enter()
         payloads = payloads or self.unit_payloads()
         if payloads.offload is not None:
             payloads.offload.discarded.clear()  # by a try before, which was rolled back
@@ -68,7 +68,7 @@ class Transactions:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
 
         async def attempt() -> _Result:
-            self._require_open()
+            self.enter()
             payloads = self.unit_payloads()
             try:
                 return await work(self._unit(self.database.reading(), payloads))
@@ -168,9 +168,11 @@ class Transactions:
             schemas=self.schemas,
         )
 
-    def _require_open(self) -> None:
-        if self._closed:
+    def enter(self) -> None:
+        """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""
+        if self.closed:
             raise ConfigurationError("the store is closed; open another")
+        self.database.enter()
 
 
 def _places(database: Database, settings: Settings) -> int:

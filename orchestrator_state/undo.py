@@ -7,12 +7,15 @@ retry then starts from what the database holds.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import event
+from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
+
+from orchestrator_state.event_loops import require_own_loop
 
 _KEY: Final = "orchestrator_state.undo"
 _Log = dict[SessionTransaction, list[Callable[[], None]]]
@@ -23,6 +26,15 @@ class StoreSession(Session):
 
     A listener on a session by itself takes longer than sending a statement.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._loop = asyncio.get_running_loop()
+
+    def get_bind(self, *arguments: Any, **options: Any) -> Engine | Connection:
+        """What is called for each statement raises `ConfigurationError` in another event loop."""
+        require_own_loop(self._loop)
+        return super().get_bind(*arguments, **options)
 
 
 def unless_committed(session: AsyncSession, undo: Callable[[], None]) -> None:

@@ -112,6 +112,7 @@ class Writer:
         """
         if self._pid != os.getpid():
             self._start_anew()  # in a forked child: what is under way is the parent's
+        self.transactions.database.enter()
         self.transactions.database.refuse_inside_a_unit()
         await self._room.acquire()
         if self._closed:

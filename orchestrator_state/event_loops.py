@@ -1,0 +1,19 @@
+"""A store belongs to one event loop: in another one its connections would wait for ever, or break under their owner."""
+
+from __future__ import annotations
+
+import asyncio
+
+from orchestrator_state.errors import ConfigurationError
+
+
+def require_own_loop(owner: asyncio.AbstractEventLoop) -> None:
+    """Raise `ConfigurationError` in another event loop than `owner`."""
+    if asyncio.get_running_loop() is owner:
+        return
+    if owner.is_closed():
+        raise ConfigurationError("the event loop of this store has ended; open a store in each asyncio.run()")
+    raise ConfigurationError(
+        "this store belongs to another event loop; open another one here, or send the call to its loop with "
+        "asyncio.run_coroutine_threadsafe()"
+    )

@@ -1,0 +1,211 @@
+"""The files of a SQLite database: who may read them, and what happens when they vanish under a running store."""
+
+import asyncio
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator_state import AccessLost, Run, StateStore, StoreUnavailable
+from tests.engines import own_engine
+from tests.states import a_state
+
+
+@pytest.fixture
+def path(sqlite_url: str) -> Path:
+    return Path(sqlite_url.removeprefix("sqlite:///"))
+
+
+@pytest.fixture
+def _wide_umask() -> Any:
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# --- who may read them --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("_wide_umask")
+async def test_a_new_file_and_those_beside_it_are_their_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new 100%?#.db"
+    async with StateStore.open(path) as store:
+        await store.save_workflow_state(a_state())
+        found = {file.name: mode(file) for file in tmp_path.iterdir()}
+    assert found == {path.name + end: 0o600 for end in ("", "-wal", "-shm")}
+
+
+@pytest.mark.usefixtures("_wide_umask")
+async def test_a_file_that_was_there_keeps_its_mode(path: Path) -> None:
+    path.chmod(0o640)
+    async with StateStore.open(path) as store:
+        await store.save_workflow_state(a_state())
+        assert {mode(file) for file in path.parent.iterdir()} == {0o640}
+
+
+# --- files that vanish --------------------------------------------------------------------------------------------
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def delete_wal(path: Path) -> None:
+    Path(f"{path}-wal").unlink()
+
+
+def delete_shm(path: Path) -> None:
+    Path(f"{path}-shm").unlink()
+
+
+def delete_all(path: Path) -> None:
+    for end in ("", "-wal", "-shm"):
+        Path(f"{path}{end}").unlink()
+
+
+def move(path: Path) -> None:
+    path.rename(path.with_suffix(".old"))
+
+
+def replace_by_a_copy(path: Path) -> None:
+    copy = shutil.copyfile(path, path.with_suffix(".copy"))
+    copy.rename(path)
+
+
+def replace_by_an_empty_file(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def move_directory(path: Path) -> None:
+    path.parent.rename(path.parent.with_name(f"{path.parent.name} moved away"))
+
+
+HARMS = [
+    delete,
+    delete_wal,
+    delete_shm,
+    delete_all,
+    move,
+    replace_by_a_copy,
+    replace_by_an_empty_file,
+    truncate,
+    move_directory,
+]
+
+
+@pytest.fixture(params=["own", "engine"])
+async def opened(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[StateStore]:
+    engine: AsyncEngine | None = own_engine(f"sqlite:///{path}") if request.param == "engine" else None
+    store = await (StateStore.open(path) if engine is None else StateStore.open(engine=engine))
+    yield store
+    await store.close()
+    if engine is not None:
+        await engine.dispose()
+
+
+def rows(path: Path) -> int:
+    """How many finished steps a newcomer would find."""
+    if not path.is_file():
+        return 0
+    connection = sqlite3.connect(path)
+    try:
+        count = connection.execute("SELECT count(*) FROM step_states WHERE status = 'completed'").fetchone()
+        return int(count[0])
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("harm", HARMS)
+async def test_no_step_is_acknowledged_into_files_that_are_gone(path: Path, harm: Callable[[Path], None]) -> None:
+    acknowledged = 0
+    store = await StateStore.open(path)
+
+    async def handler(run: Run) -> None:
+        nonlocal acknowledged
+        for number in range(6):
+            if number == 3:
+                harm(path)
+            await run.step("load", lambda n=number: n)
+            acknowledged += 1
+
+    with pytest.raises(StoreUnavailable, match="SQLite file") as stopped:
+        async with asyncio.timeout(20):
+            await store.run("n", handler, workflow_id="w")
+    assert not stopped.value.transient
+    assert acknowledged == 3
+    for call in (
+        store.save_workflow_state(a_state()),
+        store.list_active_workflows(),
+        store.health_check(),
+        store.start("n", workflow_id="late"),
+    ):
+        with pytest.raises(StoreUnavailable):
+            await call
+    assert not (path.exists() and harm in (delete, delete_all, move, move_directory)), "nobody made an empty one"
+    await store.close()
+
+
+@pytest.mark.parametrize("harm", [delete, move, replace_by_an_empty_file, move_directory])
+async def test_no_unit_is_acknowledged_into_a_file_that_is_gone(
+    opened: StateStore, path: Path, harm: Callable[[Path], None]
+) -> None:
+    async def save() -> None:
+        async with opened.begin() as uow:
+            await uow.workflows.save(a_state())
+            harm(path)
+
+    with pytest.raises(StoreUnavailable):
+        await save()
+
+
+async def test_a_store_goes_on_once_the_file_is_back(path: Path) -> None:
+    kept = path.with_suffix(".kept")
+
+    async def handler(run: Run) -> int:
+        return await run.step("load", lambda: 1)
+
+    async with StateStore.open(path) as store:
+        path.rename(kept)
+        with pytest.raises(AccessLost):
+            await store.run("n", handler, workflow_id="w")
+        kept.rename(path)
+        assert await store.run("n", handler, workflow_id="w") == 1
+    assert rows(path) == 1
+
+
+async def test_a_store_opened_anew_works_on_what_is_there(path: Path) -> None:
+    async with StateStore.open(path) as store:
+        await store.save_workflow_state(a_state())
+        for end in ("", "-wal", "-shm"):
+            Path(f"{path}{end}").unlink()
+        with pytest.raises(AccessLost, match="open another"):
+            await store.save_workflow_state(a_state("late"))
+    async with StateStore.open(path) as store:
+        assert await store.list_active_workflows() == []
+
+
+async def test_a_store_stays_with_its_file_when_the_process_changes_its_directory(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(path.parent)
+    async with StateStore.open(path.name) as store:
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        await asyncio.gather(*(store.save_workflow_state(a_state(str(number))) for number in range(4)))
+        assert len(await store.list_active_workflows()) == 4
+    assert list((tmp_path / "elsewhere").iterdir()) == []
