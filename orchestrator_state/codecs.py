@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
+from orchestrator_state.context_dict import ContextDict
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadTooLarge
 
 MAX_DEPTH: Final = 100
@@ -123,6 +124,8 @@ def _is_surely_json(root: Any, max_depth: int) -> bool:  # noqa: C901, PLR0912 -
                 elif kind is int or kind is float:
                     if not _EASY_LEAST < value < _EASY_MOST:  # nor is NaN
                         return False
+                elif kind is ContextDict:
+                    below.append(value.plain())
                 elif kind is not bool and value is not None:
                     return False
         if not below:
@@ -140,10 +143,14 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, ma
     """
     stack: list[tuple[Any, Any, int]] = [(root, root_path, 1)]
     walked: dict[int, tuple[int, int]] = {}
+    plain: dict[int, dict[str, Any]] = {}
     least_bytes = 0
     while stack:
         value, path, depth = stack.pop()
         kind = type(value)
+        if kind is ContextDict:
+            value = plain.setdefault(id(value), value.plain())
+            kind = dict
         if kind is _Leave:
             walked[value.container] = (least_bytes - value.bytes_before, depth)
             continue

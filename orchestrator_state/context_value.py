@@ -9,9 +9,14 @@ import msgspec
 from pydantic import BaseModel
 
 from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.context_dict import ContextDict, Touch
 from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.typed_values import Unreadable, adapter_of, dump, same, validated
 
+_MANY: Final = 1000
+"""In a dict of more keys, whoever goes through its values is taken to hold any of them."""
+_CHECKED_ALWAYS: Final = 4096
+"""Characters of JSON. Whether a longer value is still the same is seen from its JSON alone, which is fast."""
 Encoded = dict[str, str]
 """A context by top-level key, each value as JSON."""
 
@@ -36,14 +41,20 @@ def join(parts: Mapping[str, str]) -> str:
 class ContextValue(Protocol):
     """One object for the whole attempt, which the handler may keep in a variable, and changes."""
 
-    @property
-    def value(self) -> Any: ...
+    def taken_up(self) -> Any:
+        """The object, for the handler or the function of a step to read and change."""
 
-    def encoded(self) -> Encoded:
-        """What it is now. Raises `InvalidPayload` if that cannot be stored."""
+    def snapshot(self, key: str | None) -> Encoded:
+        """What it is now at `key`, or everywhere, unchecked."""
 
-    def take(self, recorded: Encoded, keys: Iterable[str]) -> None:
-        """Let `keys` be as in `recorded`, a whole context; the others stay as the handler left them."""
+    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+        """What is now other than in `seen`, and which keys are gone; without `everywhere`, where somebody took it up.
+
+        Raises `InvalidPayload` if it cannot be stored.
+        """
+
+    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
+        """Let it have `values`, and not what is `gone`; the rest stays as the handler left it."""
 
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list at `key`."""
@@ -52,85 +63,143 @@ class ContextValue(Protocol):
 class PlainContext:
     """A dict of JSON."""
 
-    def __init__(self, start: Encoded, encode: Encode = encode) -> None:
-        self.value: dict[str, Any] = {key: decode(text, "context") for key, text in start.items()}
+    def __init__(self, start: Encoded, touch: Touch, encode: Encode = encode) -> None:
+        self._value = ContextDict({key: decode(text, "context") for key, text in start.items()}, touch=self._taken_up)
+        self._touch = touch
         self._encode = encode
+        self._taken: set[str] = set()
+        self._is_all_taken = False
 
-    def encoded(self) -> Encoded:
-        if type(self.value) is not dict:
-            raise InvalidPayload("context must stay a dict", path="context")
-        encoded: Encoded = {}
-        for key, item in self.value.items():
-            # With its key, so that keys are checked, and levels counted, as in the whole context.
-            text = self._encode({key: item}, "context")
-            encoded[key] = text[len(msgspec.json.encode(key).decode()) + 2 : -1]
-        return encoded
+    def taken_up(self) -> ContextDict:
+        return self._value
 
-    def take(self, recorded: Encoded, keys: Iterable[str]) -> None:
+    def _taken_up(self, key: str | None) -> None:
+        if key is not None:
+            self._touch(key)
+            self._taken.add(key)
+        elif len(self._value) > _MANY:
+            self._touch(None)
+            self._is_all_taken = True
+        else:
+            for each in [each for each, item in self._value.plain().items() if isinstance(item, dict | list)]:
+                self._taken_up(each)
+
+    def snapshot(self, key: str | None) -> Encoded:
+        if key is None:
+            return {}
+        value = self._value.plain()
+        return {key: _unchecked(value[key]) or "null"} if key in value else {}
+
+    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+        value = self._value.plain()
+        keys: Iterable[Any] = value if everywhere or self._is_all_taken else self._taken
+        changed: Encoded = {}
         for key in keys:
-            if key in recorded:
-                self.value[key] = decode(recorded[key], f"context.{key}")
-            else:
-                self.value.pop(key, None)
+            before = seen.get(key, "")
+            if key in value and (len(before) <= _CHECKED_ALWAYS or _unchecked(value[key]) != before):
+                text = self._checked(key, value[key])
+                if text != before:
+                    changed[key] = text
+        return changed, tuple(key for key in (seen if keys is value else self._taken & seen.keys()) if key not in value)
+
+    def _checked(self, key: Any, item: Any) -> str:
+        # With its key, so that keys are checked, and levels counted, as in the whole context.
+        text = self._encode({key: item}, "context")
+        return text[len(msgspec.json.encode(key).decode()) + 2 : -1]
+
+    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
+        for key, text in values.items():
+            self._value.put(key, decode(text, f"context.{key}"))
+        self._value.drop(gone)
 
     def append(self, key: str, item: Any) -> None:
         self._encode(item, f"context.{key}")
-        _append(self.value.setdefault(key, []), key, item)
+        _append(self._value.setdefault(key, []), key, item)
+
+
+def _unchecked(value: Any) -> str:
+    """The JSON of `value`, and nothing if there is none. Fast: it may hold what would load back as something else."""
+    try:
+        return _to_json(value).decode()
+    except (TypeError, ValueError, OverflowError, RecursionError, msgspec.MsgspecError):
+        return ""
+
+
+_to_json: Final = msgspec.json.Encoder().encode
 
 
 class TypedContext:
     """A model. Its JSON has the models' aliases as keys, and no computed fields."""
 
-    def __init__(self, model: type[BaseModel], start: Encoded, encode: Encode = encode) -> None:
+    def __init__(self, model: type[BaseModel], start: Encoded, touch: Touch, encode: Encode = encode) -> None:
         """Raises `Unreadable` if the model does not accept `start`."""
         self._encode = encode
+        self._touch = touch
+        self._is_taken = False
         self._adapter = adapter_of(model)
-        self.value: BaseModel = self._read(start)
+        self._value: BaseModel = self._read(start)
         self._fields = {
             info.serialization_alias or info.alias or name: name for name, info in model.model_fields.items()
         }
         self._sound: str | None = None
         """The last JSON that was seen to load back equal."""
 
+    def taken_up(self) -> BaseModel:
+        self._is_taken = True
+        self._touch(None)
+        return self._value
+
+    def snapshot(self, key: str | None) -> Encoded:
+        try:
+            return split(dump(self._adapter, self._value, "state", self._encode), "state")
+        except InvalidPayload:
+            return {}
+
+    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+        if not (everywhere or self._is_taken):
+            return {}, ()
+        now = self.encoded()
+        changed = {key: text for key, text in now.items() if seen.get(key) != text}
+        return changed, tuple(key for key in seen if key not in now)
+
     def encoded(self) -> Encoded:
-        text = dump(self._adapter, self.value, "state", self._encode)
+        text = dump(self._adapter, self._value, "state", self._encode)
         if text != self._sound:
             try:
                 loaded = validated(lambda: self._adapter.validate_json(text), "state")
             except Unreadable as error:
                 raise InvalidPayload(f"the model does not accept {error}", path=error.paths[0]) from None
-            if not same(self.value, loaded):
+            if not same(self._value, loaded):
                 raise self._not_the_same(loaded)
             self._sound = text
         return split(text, "state")
 
     def _not_the_same(self, loaded: BaseModel) -> InvalidPayload:
-        values = vars(self.value)
+        values = vars(self._value)
         changed = (name for name, value in vars(loaded).items() if not same(values.get(name), value))
         path = ".".join(["state", *list(changed)[:1]])
         return InvalidPayload(f"{path} would not load back equal", path=path)
 
-    def take(self, recorded: Encoded, keys: Iterable[str]) -> None:
-        touched = list(keys)
-        if not touched:
-            return
-        loaded = self._read(recorded)
+    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
+        gone = frozenset(gone)
+        kept = {key: text for key, text in self.snapshot(None).items() if key not in gone}
+        loaded = self._read({**kept, **values})
         # Past the model's own assignment, which may be forbidden, or checked against fields that come next.
-        values = vars(self.value)
-        for key in touched:
+        fields = vars(self._value)
+        for key in (*values, *gone):
             if (name := self._fields.get(key)) is not None:
-                values[name] = vars(loaded)[name]
-                self.value.__pydantic_fields_set__.add(name)
-            elif self.value.__pydantic_extra__ is not None:
-                self.value.__pydantic_extra__.pop(key, None)
-                self.value.__pydantic_extra__ |= {
+                fields[name] = vars(loaded)[name]
+                self._value.__pydantic_fields_set__.add(name)
+            elif self._value.__pydantic_extra__ is not None:
+                self._value.__pydantic_extra__.pop(key, None)
+                self._value.__pydantic_extra__ |= {
                     extra: item for extra, item in (loaded.__pydantic_extra__ or {}).items() if extra == key
                 }
-        for name in [name for name in values if name not in type(self.value).model_fields]:
-            del values[name]  # properties that were cached
+        for name in [name for name in fields if name not in type(self._value).model_fields]:
+            del fields[name]  # properties that were cached
 
     def append(self, key: str, item: Any) -> None:
-        _append(getattr(self.value, self._fields.get(key, key), None), key, item)
+        _append(getattr(self.taken_up(), self._fields.get(key, key), None), key, item)
 
     def _read(self, context: Encoded) -> BaseModel:
         model: BaseModel = validated(lambda: self._adapter.validate_json(join(context)), "context")

@@ -176,7 +176,7 @@ class Source:
                 chain = chain.with_step(step)
                 parts[step.step_id] = step_json(step_fields(step), step.outputs)
                 if step.context_patch:
-                    context = Patch.from_json(step.context_patch).apply(context)
+                    context = Patch.from_json(step.context_patch).change.apply(context)
         if chain.hexdigest() != delta.chain:
             raise CorruptPayload("the steps that the stored snapshot refers to are not what they were", path="snapshot")
         for step_id, fields in delta.unfinished.items():

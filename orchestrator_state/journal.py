@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
+from typing import Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
@@ -17,7 +18,7 @@ from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.failures import describe
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Patch, join
+from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
 from orchestrator_state.run_records import (
     Ack,
     CheckpointRecord,
@@ -33,6 +34,9 @@ from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.uninterrupted import outlasted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.writer import Writer
+
+_FOLDED_ALWAYS: Final = 64 * 1024
+"""Characters of JSON: to write a context of that length with a step that changes it costs next to nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +97,8 @@ class Journal:
         self._steps = {step.step_id: step for step in steps}
         self._unfinished = {step.step_id: step for step in steps if step.status not in FINAL}
         self._outputs_length = sum(len(step.outputs) for step in steps)
+        self._patches_length = sum(len(step.context_patch or "") for step in steps)
+        self._unfolded = 0
         self._start = history.start
         self._chain: Chain | None = None
         self._next_chain: tuple[StepRecord, Chain] | None = None
@@ -139,12 +145,11 @@ class Journal:
     def check_size(self, step_id: str, outputs: str = "") -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
         steps = len(self._steps) + (step_id not in self._steps)
-        self._transactions.payloads.check_size(self._size() + len(outputs), steps)
+        self._transactions.payloads.check_size(self._size() + self._patches_length + len(outputs), steps)
 
     def _size(self, context: ContextChange | None = None) -> int:
         """Characters of JSON in the context, by default the committed one, and in all outputs."""
-        committed = self.history.committed if context is None else context.committed
-        return self._outputs_length + sum(map(len, committed.values()))
+        return self._outputs_length + (self.history.length if context is None else context.length)
 
     # --- adding to it --------------------------------------------------------------------------------------------
 
@@ -236,9 +241,11 @@ class Journal:
         step = step._replace(position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None:
-            payloads.check_length(_length_of(context.committed), "context")
-        if patch is not None and context is not None and not patch.only_appends:
-            sealed = payloads.seal(join(context.committed), workflow_identity(self._id, "context"))
+            payloads.check_length(context.length, "context")
+            self._unfolded += len(step.context_patch or "")
+        if patch is not None and context is not None and self._is_fold_due(patch, context):
+            committed = self.history.committed_with(context)
+            sealed = payloads.seal(join(committed), workflow_identity(self._id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
         due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
         made = self._checkpoint(step, context, payloads) if context is not None and (due or checkpoint) else None
@@ -250,6 +257,15 @@ class Journal:
             consumed_signal=consumed_signal,
         )
         return Entry(change=change, step=step, context=context, payloads=payloads)
+
+    def _is_fold_due(self, patch: Patch, context: ContextChange) -> bool:
+        """Whether the row gets the whole context: a short one, or once the patches since the last time outweigh it.
+
+        Until then whoever reads the state adds the patches to what the row has.
+        """
+        if patch.change.only_appends:
+            return False
+        return context.length <= _FOLDED_ALWAYS or self._unfolded >= context.length
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it."""
@@ -263,9 +279,11 @@ class Journal:
         self._remember(entry.step)
         if entry.change.consumed_signal is not None:
             self._consumed.add(entry.change.consumed_signal)
+        if entry.change.context is not None:
+            self._unfolded = 0
         if entry.context is not None:
             self._commits += 1
-            self.history.accept(entry.context)
+            self.history.accept(entry.context, entry.step.position)
         checkpoint = entry.change.checkpoint
         is_whole = checkpoint is not None and checkpoint.position is None
         self._cadence.committed(self._size(), _added_by(entry.step), whole=is_whole)
@@ -276,11 +294,11 @@ class Journal:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
         self._remember(step)
         if step.context_patch is not None:
-            self.history.adopt(Patch.from_json(step.context_patch))
+            self.history.adopt(Patch.from_json(step.context_patch), step.position)
 
     def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
-        return {"context": join(self.history.diff().value), "context_position": self._next_position - 1}
+        return {"context": join(self.history.final()), "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
@@ -343,7 +361,7 @@ class Journal:
         parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
         row = self.row
         subject = Subject(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
-        return subject.snapshot(now.isoformat(), context.committed, parts)
+        return subject.snapshot(now.isoformat(), self.history.committed_with(context), parts)
 
     def _delta(self, step: StepRecord, now: datetime) -> str:
         others = (known for step_id, known in self._unfinished.items() if step_id != step.step_id)
@@ -375,17 +393,13 @@ class Journal:
             self._chain = self._chain_with(step)
         replaced = self._steps.get(step.step_id)
         self._outputs_length += len(step.outputs) - (len(replaced.outputs) if replaced else 0)
+        self._patches_length += len(step.context_patch or "") - len((replaced and replaced.context_patch) or "")
         self._steps[step.step_id] = step
         self._next_position = max(self._next_position, step.position + 1)
         if step.status in FINAL:
             self._unfinished.pop(step.step_id, None)
         else:
             self._unfinished[step.step_id] = step
-
-
-def _length_of(context: Encoded) -> int:
-    """Of the context's JSON: braces, and for each key quotes, a colon and a comma."""
-    return 1 + sum(len(key) + len(text) + 4 for key, text in context.items())
 
 
 def _added_by(step: StepRecord) -> int:

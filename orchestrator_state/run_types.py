@@ -72,7 +72,7 @@ class RunTypes:
         else:
             raise InvalidPayload(f"the context of this run is a {self.state.__qualname__}, or a dict", path="context")
         try:
-            held = TypedContext(self.state, split(text, "context"), self.encode)
+            held = TypedContext(self.state, split(text, "context"), lambda _: None, self.encode)
         except Unreadable as error:
             raise InvalidPayload(f"{self.state.__qualname__} does not accept {error}", path=error.paths[0]) from None
         return join(held.encoded())
@@ -80,10 +80,10 @@ class RunTypes:
     def hold(self, history: ContextHistory, found: int) -> None:
         """Give the handler of `history` its typed state. Raises `StateMismatch`."""
         if self.state is None:
-            history.hold(PlainContext(history.start, self.encode))
+            history.hold(PlainContext(history.start, history.touch, self.encode))
             return
         try:
-            history.hold(TypedContext(self.state, history.start, self.encode))
+            history.hold(TypedContext(self.state, history.start, history.touch, self.encode))
             self._check_context(join(history.committed))
         except Unreadable as error:
             raise self._mismatch(error, found) from None

@@ -152,7 +152,7 @@ class Run(Generic[State]):
         """
         if self.types.state is not None:
             raise ConfigurationError(f"the context of this run is a {self.types.state.__qualname__}: use run.state")
-        return cast("dict[str, Any]", self._journal.history.held.value)
+        return cast("dict[str, Any]", self._journal.history.held.taken_up())
 
     @property
     def state(self) -> State:
@@ -163,7 +163,7 @@ class Run(Generic[State]):
         """
         if self.types.state is None:
             raise ConfigurationError("this run has no model of its state: pass `state=`, or use run.context")
-        return cast("State", self._journal.history.held.value)
+        return cast("State", self._journal.history.held.taken_up())
 
     @property
     def step_key(self) -> str:
@@ -385,7 +385,7 @@ class Run(Generic[State]):
         self._transactions.enter()
         self._switch.check()
         self._require_handler()
-        with self._room.call():
+        with self._room.call(), self._journal.history.call():
             return await work()
 
     def _require_handler(self) -> None:

@@ -1,0 +1,53 @@
+"""What the functions of steps that run side by side do to the context, each by itself.
+
+A line of the handler is executed again when its run is resumed; the function of a recorded step is not, so what it
+did has to be known, and told from what others did meanwhile. It is what changed between the moment it took a key up
+and the moment somebody else did, or its end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from orchestrator_state.context_value import Encoded
+from orchestrator_state.patches import Change, growth_between
+
+
+class Functions:
+    """`snapshot` tells what is at a key now; with None, everywhere."""
+
+    def __init__(self, snapshot: Callable[[str | None], Encoded]) -> None:
+        self._snapshot = snapshot
+        self._open: dict[str | None, tuple[int, Encoded]] = {}
+        """By key, the call that took it up last, and what it found."""
+        self._done: dict[int, list[Change]] = {}
+
+    def touch(self, key: str | None, call: int | None) -> None:
+        """The function of `call`, or a line of the handler, takes up `key`."""
+        found = self._open.get(key)
+        if found is None and call is None:
+            return
+        if found is not None and found[0] == call:
+            return
+        now = self._snapshot(key)
+        if found is not None:
+            self._close(key, now)
+        if call is not None:
+            self._open[key] = call, now
+
+    def done(self, call: int) -> tuple[Change, ...]:
+        """What the function of `call` has done so far, one change after the other."""
+        for key in [key for key, (by, _) in self._open.items() if by == call]:
+            self._close(key, self._snapshot(key))
+        return tuple(self._done.get(call, ()))
+
+    def forget(self, call: int) -> None:
+        self._done.pop(call, None)
+        for key in [key for key, (by, _) in self._open.items() if by == call]:
+            del self._open[key]
+
+    def _close(self, key: str | None, now: Encoded) -> None:
+        call, before = self._open.pop(key)
+        change = growth_between(before, now)
+        if change.keys:
+            self._done.setdefault(call, []).append(change)
