@@ -24,7 +24,6 @@ from typing import Any, Final, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakSet
 
-import asyncpg
 from sqlalchemy import URL, Connection, Executable, Table, event, exc, func, inspect, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
@@ -45,6 +44,7 @@ from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.event_loops import require_own_loop
+from orchestrator_state.postgres_connection import Connector
 from orchestrator_state.settings import Settings
 from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
 from orchestrator_state.turns import Turns
@@ -355,6 +355,8 @@ async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
 
     Raises `ConfigurationError` if a unit of work on it would not be one transaction.
     """
+    if settings.password is not None:
+        raise ConfigurationError("give the password to the application's engine, which makes the connections")
     adopted_engine.require_fit(engine)
     with database_errors(opening=True):
         async with engine.connect() as connection:
@@ -416,26 +418,12 @@ def _pool_arguments(settings: Settings) -> dict[str, Any]:
 
 
 def _asyncpg_arguments(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> dict[str, Any]:
-    has_connected = False
-
-    async def connect(**arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
-        nonlocal has_connected
-        try:
-            connection = await asyncpg.connect(location.dsn, **arguments)
-            has_connected = True
-            return connection
-        except (ValueError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError):
-            if has_connected:  # then the URL can be read
-                raise StoreUnavailable("the database cannot be reached", transient=True) from None
-            # asyncpg quotes the offending part of the URL, which may be the password.
-            raise ConfigurationError(
-                "the Postgres URL cannot be read; write postgresql://user:password@host:port/database?option=value "
-                "and percent-encode special characters"
-            ) from None
-
+    timeout = settings.connect_timeout.total_seconds()
+    if location.options.connect_timeout is not None and "connect_timeout" not in settings.model_fields_set:
+        timeout = location.options.connect_timeout
     arguments: dict[str, Any] = {
-        "async_creator_fn": connect,
-        "timeout": settings.connect_timeout.total_seconds(),
+        "async_creator_fn": Connector(location, settings),
+        "timeout": timeout,
         "command_timeout": None if for_migration else settings.command_timeout.total_seconds(),
     }
     if settings.pgbouncer:
@@ -443,13 +431,14 @@ def _asyncpg_arguments(location: PostgresLocation, settings: Settings, *, for_mi
         arguments["statement_cache_size"] = arguments["prepared_statement_cache_size"] = 0
         arguments["prepared_statement_name_func"] = lambda: f"__orchestrator_state_{uuid4()}__"
     else:
-        arguments["server_settings"] = _server_settings(settings, for_migration=for_migration)
+        given = location.options.settings
+        arguments["server_settings"] = _server_settings(settings, given, for_migration=for_migration)
     return arguments
 
 
-def _server_settings(settings: Settings, *, for_migration: bool) -> dict[str, str]:
-    """Start-up parameters; PgBouncer refuses all but a few, so it gets none."""
-    common = {"application_name": "orchestrator_state", "jit": "off"}
+def _server_settings(settings: Settings, given: Mapping[str, str], *, for_migration: bool) -> dict[str, str]:
+    """Start-up parameters, of which those `given` in the URL win; PgBouncer refuses all but a few, so it gets none."""
+    common = {"application_name": "orchestrator_state", "jit": "off", **given}
     if for_migration:
         return common | {"statement_timeout": "0", "lock_timeout": "0"}
     milliseconds = {
@@ -458,7 +447,7 @@ def _server_settings(settings: Settings, *, for_migration: bool) -> dict[str, st
         # Only user code in `store.begin()` can idle inside a transaction; give it room, but not for ever.
         "idle_in_transaction_session_timeout": settings.command_timeout * 2,
     }
-    return common | {name: str(int(value.total_seconds() * 1000)) for name, value in milliseconds.items()}
+    return {name: str(int(value.total_seconds() * 1000)) for name, value in milliseconds.items()} | common
 
 
 def _refuse_dead_connection(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
@@ -488,6 +477,8 @@ def _enter_schema(connection: Connection, schema: str) -> None:
 
 
 def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
+    if settings.password is not None:
+        raise ConfigurationError("password is for Postgres; a SQLite file has none")
     temporary = None
     path = location.path
     if path is None:

@@ -7,10 +7,11 @@ argument of `StateStore.open`.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BeforeValidator, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, MOST_BYTES, MOST_DEPTH
@@ -34,11 +35,15 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"
 SchemaName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$")]
 
 
+Password = SecretStr | Callable[[], str | Awaitable[str]]
+
+
 class Options(TypedDict, total=False):
     """The keyword arguments of `StateStore.open` that are settings. None means "not given"."""
 
     namespace: str | None
     db_schema: str | None
+    password: str | Password | None
     pool_min: int | None
     pool_max: int | None
     pool_timeout: timedelta | None
@@ -74,6 +79,9 @@ class Settings(BaseSettings):
     namespace: Name = DEFAULT_NAMESPACE
     db_schema: SchemaName | None = None
     """Postgres schema that holds the tables; None is the connection's search path."""
+
+    password: Password | None = Field(default=None, repr=False)
+    """Postgres only: instead of one in the URL. A function, asynchronous or not, is called for each new connection."""
 
     pool_min: int = Field(default=5, ge=0, le=1000)
     """Connections opened when the store opens (Postgres)."""

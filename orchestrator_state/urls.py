@@ -1,7 +1,7 @@
 """What a caller may give as a database -> where it is.
 
-Postgres URLs are not taken apart here: asyncpg reads them as libpq does (several hosts, `sslmode`, a socket
-directory as host, `PGPASSFILE`, …), and the password never enters an SQLAlchemy URL, a repr or a log line.
+Of a Postgres URL only the options are looked at (`postgres_options`): asyncpg reads the rest as libpq does (several
+hosts, a socket directory as host, `PGPASSFILE`, …), and the password never enters an SQLAlchemy URL, a repr or a log.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.postgres_options import PostgresOptions, read_options
 
 MEMORY = ":memory:"
 _SQLITE_SCHEMES = frozenset({"sqlite", "sqlite+aiosqlite"})
@@ -29,9 +30,10 @@ class SqliteLocation:
 
 @dataclass(frozen=True, slots=True)
 class PostgresLocation:
-    """A libpq connection URL. It may hold a password, so it has no repr."""
+    """A connection URL for asyncpg, and what else it asked for. It may hold a password, so it has no repr."""
 
     dsn: str = field(repr=False)
+    options: PostgresOptions = field(repr=False)
 
 
 def locate(database: str | os.PathLike[str]) -> SqliteLocation | PostgresLocation:
@@ -78,7 +80,9 @@ def _postgres_location(rest: str) -> PostgresLocation:
     # The sockets would take a greater number modulo 65536, and the password would go to whoever listens there.
     if any(port not in range(1, 65536) for port in ports):
         raise ConfigurationError("a port in the Postgres URL is not between 1 and 65535")
-    return PostgresLocation(f"postgresql://{rest}")
+    options = read_options(query)
+    passed_on = urlencode({**options.kept, **options.settings}, quote_via=quote)
+    return PostgresLocation(f"postgresql://{rest.partition('?')[0]}{'?' if passed_on else ''}{passed_on}", options)
 
 
 def _ports(hosts: str, option: str) -> list[int]:

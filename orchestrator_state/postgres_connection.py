@@ -1,0 +1,118 @@
+"""How one connection to Postgres is made, and what may go wrong with it at the first one.
+
+Nothing that asyncpg says about the URL is passed on: it quotes the offending part, which may be the password.
+"""
+
+from __future__ import annotations
+
+import inspect
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import asyncpg
+
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.postgres_options import PostgresOptions
+from orchestrator_state.settings import Password, Settings
+from orchestrator_state.urls import PostgresLocation
+
+_SOCKET_OPTIONS: Final = {
+    "keepalives": (socket.SOL_SOCKET, "SO_KEEPALIVE"),
+    "keepalives_idle": (socket.IPPROTO_TCP, "TCP_KEEPIDLE"),
+    "keepalives_interval": (socket.IPPROTO_TCP, "TCP_KEEPINTVL"),
+    "keepalives_count": (socket.IPPROTO_TCP, "TCP_KEEPCNT"),
+    "tcp_user_timeout": (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT"),
+}
+_SETTING_REFUSED: Final = ("42704", "22023", "42501", "55P02")  # unknown, of no such value, not for this user, not now
+
+
+class Connector:
+    """Makes connections to one place, with the password that holds at the time."""
+
+    def __init__(self, location: PostgresLocation, settings: Settings) -> None:
+        self._location = location
+        self._options = location.options
+        self._password = None if settings.password is None else _asking(settings.password)
+        self._has_connected = False
+
+    async def __call__(self, **arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
+        """Connect. Once that has worked, whatever goes wrong is a fault of the database's."""
+        if self._password is not None:
+            arguments["password"] = self._password
+        try:
+            if self._options.system_roots:
+                arguments["ssl"] = _trusting_the_systems(self._options)
+            connection = await asyncpg.connect(self._location.dsn, **arguments)
+        except (ValueError, ssl.SSLError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError) as error:
+            raise self._refusal(_reason(error)) from None
+        except asyncpg.PostgresError as error:
+            if error.sqlstate not in _SETTING_REFUSED or not self._options.settings or self._has_connected:
+                raise
+            names = ", ".join(sorted(self._options.settings))
+            raise ConfigurationError(
+                f"the server refused the Postgres URL's {names}: neither an option of libpq's, nor a setting of the "
+                f"server's that takes this value (SQLSTATE {error.sqlstate})"
+            ) from None
+        self._has_connected = True
+        self._keep_alive(connection)
+        return connection
+
+    def _refusal(self, reason: str) -> ConfigurationError | StoreUnavailable:
+        if self._has_connected:
+            return StoreUnavailable(f"the database cannot be reached: {reason}", transient=True)
+        return ConfigurationError(reason)
+
+    def _keep_alive(self, connection: Any) -> None:
+        """Set what the URL says of dead peers; asyncpg has no option for it. Of no use on a Unix socket."""
+        transport = getattr(connection, "_transport", None)
+        opened = transport.get_extra_info("socket") if transport and self._options.keepalives else None
+        if opened is None or opened.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        for name, value in self._options.keepalives.items():
+            level, option = _SOCKET_OPTIONS[name]
+            with suppress(AttributeError, OSError):  # not every system has every one
+                opened.setsockopt(level, getattr(socket, option), value)
+
+
+def _trusting_the_systems(options: PostgresOptions) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    if "sslcert" in options.kept:
+        kept = options.kept
+        context.load_cert_chain(kept["sslcert"], kept.get("sslkey"), kept.get("sslpassword"))
+    return context
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return (
+            f"the server's certificate is not to be trusted ({error.verify_message}); check sslrootcert and, with "
+            "sslmode=verify-full, that the host is named as in the certificate"
+        )
+    if isinstance(error, ssl.SSLError):
+        return f"TLS with the server failed ({error.reason}); check the certificates and keys of the Postgres URL"
+    return (
+        "the Postgres URL cannot be read; write postgresql://user:password@host:port/database?option=value "
+        "and percent-encode special characters"
+    )
+
+
+def _asking(password: Password) -> Callable[[], Awaitable[str]]:
+    """Ask for the password each time: it may have been changed since."""
+
+    async def ask() -> str:
+        if not callable(password):
+            return password.get_secret_value()
+        try:
+            answer = password()
+            found = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:  # noqa: BLE001 - the caller's; its message may hold the secret
+            message = f"the password could not be asked for: {type(error).__name__}"
+            raise StoreUnavailable(message, transient=True) from None
+        if not isinstance(found, str):
+            raise ConfigurationError(f"password() returned a {type(found).__name__}; it must return a str")
+        return found
+
+    return ask
