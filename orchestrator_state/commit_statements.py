@@ -13,7 +13,6 @@ SQLite
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime
 from functools import cache
 from operator import attrgetter
 from typing import Any, Final
@@ -45,10 +44,10 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-from orchestrator_state.domain import utc_now
+from orchestrator_state.database_time import database_now
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
-from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, digested_at, fenced_update, replacing_step
+from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, STILL_DIGESTED_AT, fenced_update, replacing_step
 
 _w = workflow_states.c
 _checkpoint = checkpoints.c
@@ -77,7 +76,7 @@ def _of(table: Table, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
 
 
 _PARAMETERS: Final[dict[str, TypeEngine[Any]]] = (
-    {"id": _w.id.type, "owner": _w.lease_owner.type, "token": Integer(), "updated_at": _w.updated_at.type}
+    {"id": _w.id.type, "owner": _w.lease_owner.type, "token": Integer()}
     | {"consumed_signal": signals.c.id.type}
     | _of(step_states, _STEP)
     | _of(workflow_states, _FOLD)
@@ -97,20 +96,18 @@ def postgres_commit(changes: Sequence[RunChange]) -> tuple[Executable, dict[str,
     none for a step that is recorded as completed. Passed over are runs whose lease is another's, whose row is locked,
     and that make a checkpoint beside unnumbered ones.
     """
-    now = utc_now()
     if len(changes) == 1:
-        return _of_one(), dict(zip(_ARRAYS, _flat(changes[0], now), strict=True))
-    by_column = zip(*(_flat(change, now) for change in changes), strict=True)
+        return _of_one(), dict(zip(_ARRAYS, _flat(changes[0]), strict=True))
+    by_column = zip(*map(_flat, changes), strict=True)
     return _of_many(), dict(zip(_ARRAYS, map(list, by_column), strict=True))
 
 
-def _flat(change: RunChange, now: Any) -> tuple[Any, ...]:
+def _flat(change: RunChange) -> tuple[Any, ...]:
     lease = change.lease
     return (
         lease.workflow_state_id,
         lease.owner,
         lease.token,
-        now,
         change.consumed_signal,
         *change.step,
         *(_NO_FOLD if change.context is None else _fold_values(change.context)),
@@ -170,8 +167,8 @@ def _updated(matched: CTE) -> CTE:
     folds = matched.c.workflow_states_context.is_not(None)
     values: dict[str, Any] = {
         "version": _w.version + 1,
-        "updated_at": matched.c.updated_at,
-        "digested_at": digested_at(matched.c.updated_at),
+        "updated_at": database_now(),
+        "digested_at": STILL_DIGESTED_AT,
         "checkpoint_seq": case((matched.c.checkpoints_id.is_(None), _w.checkpoint_seq), else_=_w.checkpoint_seq + 1),
     }
     for name in _FOLD:
@@ -238,7 +235,7 @@ def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
 
     A run that makes a checkpoint beside unnumbered ones is passed over.
     """
-    statement = fenced_update(frozenset({"updated_at", *_FOLD} if folds_context else {"updated_at"}))
+    statement = fenced_update(frozenset(_FOLD if folds_context else ()))
     if makes_checkpoint:
         statement = statement.values(checkpoint_seq=_w.checkpoint_seq + 1).where(~_HAS_UNNUMBERED)
     return statement.returning(_w.request)
@@ -263,14 +260,13 @@ PRUNE_CHECKPOINTS: Final = delete(checkpoints).where(
 )
 
 
-def update_parameters(change: RunChange, now: datetime) -> dict[str, Any]:
+def update_parameters(change: RunChange) -> dict[str, Any]:
     """The parameters of `commit_update`."""
     lease = change.lease
     values: dict[str, Any] = {
         "fence_id": lease.workflow_state_id,
         "fence_owner": lease.owner,
         "fence_token": lease.token,
-        "new_updated_at": now,
     }
     if change.context is not None:
         values.update(zip(_NEW_FOLD, _fold_values(change.context), strict=True))

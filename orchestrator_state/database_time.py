@@ -1,7 +1,8 @@
-"""The database's clock in SQL: leases and timers know no other, since a worker's clock may be an hour off.
+"""The database's clock in SQL: what machines compare is written by no other, since a worker's may be an hour off.
 
-Postgres: `clock_timestamp()`, not `now()`, which stands still inside a transaction. SQLite: text in the form in which
-timestamps are stored, to the millisecond.
+It stands still within a statement, so that two columns can be given the same time. Postgres: `statement_timestamp()`;
+`now()` stands still for a whole transaction, and `clock_timestamp()` never, so that no index serves it. SQLite: text in
+the form in which timestamps are stored, to the millisecond.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class time_after(FunctionElement[Any]):  # noqa: N801
 
 @compiles(database_now, "postgresql")
 def _postgres_now(_element: database_now, _compiler: SQLCompiler, **_: Any) -> str:
-    return "clock_timestamp()"
+    return "statement_timestamp()"
 
 
 @compiles(database_now, "sqlite")
@@ -57,7 +58,7 @@ def _sqlite_now(_element: database_now, _compiler: SQLCompiler, **_: Any) -> str
 
 @compiles(database_time_in, "postgresql")
 def _postgres_time_in(element: database_time_in, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"(clock_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
+    return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses, **kw)}))"
 
 
 @compiles(database_time_in, "sqlite")

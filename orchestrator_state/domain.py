@@ -224,6 +224,13 @@ class WorkflowState(_DomainModel):
     version: Count = 0
 
     _saved: SavedRows | None = PrivateAttr(default=None)
+    _touched_at: datetime | None = PrivateAttr(default=None)
+    """`updated_at`, if it comes from this machine's clock and not from the caller."""
+
+    def model_post_init(self, context: Any, /) -> None:
+        super().model_post_init(context)
+        if "updated_at" not in self.model_fields_set:
+            self._touched_at = self.updated_at
 
     def __eq__(self, other: object) -> bool:
         """Two states are equal if their fields are; what each was loaded from is not part of its value."""
@@ -284,7 +291,7 @@ class WorkflowState(_DomainModel):
         if error is not None:
             self.error = error
         self.status = target
-        self.updated_at = utc_now()
+        self.updated_at = self._touched_at = utc_now()
         if target in FINISHED:
             self.completed_at = self.updated_at
 

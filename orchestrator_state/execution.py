@@ -12,7 +12,7 @@ from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
 from orchestrator_state.cells import require_sound
-from orchestrator_state.domain import WorkflowStatus, utc_now
+from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     Conflict,
     CorruptPayload,
@@ -220,7 +220,7 @@ class Executor:
         return await self._fail(row, lease, message)
 
     async def _fail(self, row: Any, lease: Lease, message: str) -> str:
-        columns: Columns = {"status": WorkflowStatus.FAILED.value, "completed_at": utc_now(), "error": message}
+        columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": message}
         return await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
 
     async def start(self, request: RunRequest) -> UUID:
@@ -310,7 +310,6 @@ class Executor:
         """Returns the status that was written: a run that fails although it was to be cancelled is cancelled."""
         columns: Columns = {
             "status": status.value,
-            "completed_at": utc_now(),
             "error": error,
             "wake_at": None,
             "request": None,
@@ -404,15 +403,12 @@ class Executor:
         )
 
     def _new_columns(self, request: RunRequest) -> Columns:
-        now = utc_now()
         return {
             "id": self._names(request).id,
             "workflow_id": request.workflow_id,
             "workflow_name": request.name,
             "status": WorkflowStatus.RUNNING.value,
             "user_id": request.user_id,
-            "started_at": now,
-            "updated_at": now,
             # A resume needs no context, so a model that has no defaults refuses a start only here.
             "context": request.types.context_text({}) if request.context is None else request.context,
             "schema_version": request.types.version,

@@ -290,7 +290,7 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
         }
     except PayloadError as error:
         raise error.concerning(workflow_state_id=row.state_id) from None
-    return _trusted(WorkflowState, fields, {"_saved": saved})
+    return _trusted(WorkflowState, fields, {"_saved": saved, "_touched_at": None})
 
 
 def _place(row: StateRow) -> tuple[int, str]:

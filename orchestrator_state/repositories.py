@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.deltas import Delta, Source
-from orchestrator_state.domain import Checkpoint, SavedRows, StepState, WorkflowState, utc_now
+from orchestrator_state.domain import Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import ReadingSession
 from orchestrator_state.errors import (
@@ -67,6 +67,7 @@ from orchestrator_state.statements import (
     LATEST_CHECKPOINT_OF,
     NEXT_CHECKPOINT_SEQ,
     REFERENCES_OF,
+    STAMPED_UPDATE,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     STEP_BY_ID,
@@ -79,6 +80,7 @@ from orchestrator_state.statements import (
     digest_of_envelope,
     insert_checkpoint,
     insert_workflow,
+    insert_workflow_now,
     reference_columns,
     surplus_checkpoints,
     upsert_step,
@@ -214,8 +216,8 @@ class WorkflowRepository(Repository):
         """Insert a new state (`version` 0), or update the rows that changed since it was loaded or saved.
 
         Afterwards the database equals the state: steps that it no longer has are removed. `state.version` grows by
-        one if anything was written, and goes back if the transaction does. `updated_at` becomes now unless the caller
-        moved it.
+        one if anything was written, and goes back if the transaction does. `updated_at` becomes now, by the database's
+        clock, unless the caller moved it.
 
         Raises `InvalidPayload` before any SQL; `StaleVersion` if the stored version is not `state.version`;
         `LeaseHeld` if it is a run that a worker owns now;
@@ -385,8 +387,13 @@ class WorkflowRepository(Repository):
             "schema_version": version,
             "digested_at": columns["updated_at"],
         }
-        created = await self._execute(insert_workflow(self._dialect), row)
-        if rowcount(created) == 0:
+        if state.updated_at == state._touched_at:
+            del row["updated_at"], row["digested_at"]
+            columns["updated_at"] = (await self._execute(insert_workflow_now(self._dialect), row)).scalar()
+            is_created = columns["updated_at"] is not None
+        else:
+            is_created = rowcount(await self._execute(insert_workflow(self._dialect), row)) == 1
+        if not is_created:
             raise await self._why_not_written(state)
         positions = {step_id: position for position, step_id in enumerate(steps)}
         await self._write_steps(state.id, steps, positions, stamps)
@@ -415,12 +422,11 @@ class WorkflowRepository(Repository):
             changed, changed_steps = changed | columns, steps
         if "context" in changed:
             changed["context_position"] = saved.next_position - 1
-        if columns["updated_at"] == saved.workflow["updated_at"]:
-            columns["updated_at"] = utc_now()
+        is_now = columns["updated_at"] in (saved.workflow["updated_at"], state._touched_at)
         changed |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
         if saved.may_have_deltas and (changed_steps or removed or _SEEN_BY_DELTAS & changed.keys()):
             await self._make_whole(state.id)
-        await self._guarded_update(state, changed)
+        columns["updated_at"] = await self._guarded_update(state, changed, is_now=is_now)
         if saved.outdated:
             await self._forget_digests(state.id)
         await self._delete_steps(state.id, removed)
@@ -430,12 +436,19 @@ class WorkflowRepository(Repository):
             SavedRows(columns, steps, positions, stamps, shown, may_have_deltas=saved.may_have_deltas),
         )
 
-    async def _guarded_update(self, state: WorkflowState, changed: Columns) -> None:
+    async def _guarded_update(self, state: WorkflowState, changed: Columns, *, is_now: bool) -> datetime:
+        """Returns what became of `updated_at`: the present time if that `is_now`."""
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
-        values = seal_workflow(self._payloads, state.id, changed) | {"version": state.version + 1}
-        updated = await self._execute(GUARDED_UPDATE, values | guard)
-        if rowcount(updated) == 0:
+        values = seal_workflow(self._payloads, state.id, changed) | {"version": state.version + 1} | guard
+        updated_at: datetime | None = values["updated_at"]
+        if is_now:
+            del values["updated_at"], values["digested_at"]
+            updated_at = (await self._execute(STAMPED_UPDATE, values)).scalar()
+        elif rowcount(await self._execute(GUARDED_UPDATE, values)) == 0:
+            updated_at = None
+        if updated_at is None:
             raise await self._why_not_written(state)
+        return updated_at
 
     async def _forget_digests(self, workflow_state_id: UUID) -> None:
         """Of the payloads that a save does not write, as older software may have. It writes no envelopes."""

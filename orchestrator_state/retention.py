@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, Final
 from uuid import UUID
@@ -48,9 +48,21 @@ class _Batch:
     is_last: bool
 
 
-async def delete_old_states(transactions: Transactions, older_than: datetime, progress: OnProgress | None) -> int:
+async def _cutoff(transactions: Transactions, older_than: datetime | timedelta) -> datetime:
+    if not isinstance(older_than, timedelta):
+        return as_utc(older_than, "older_than")
+    now = await transactions.read(lambda uow: uow.runs.database_time())
+    try:
+        return now - older_than
+    except OverflowError:
+        return datetime.min.replace(tzinfo=UTC)  # nothing is that old
+
+
+async def delete_old_states(
+    transactions: Transactions, older_than: datetime | timedelta, progress: OnProgress | None
+) -> int:
     """See `StateStore.delete_old_states`."""
-    cutoff, deleted, total = as_utc(older_than, "older_than"), 0, 0
+    cutoff, deleted, total = await _cutoff(transactions, older_than), 0, 0
     if progress is not None:
         total = await transactions.read(lambda uow: uow.workflows.count_finished(older_than=cutoff))
     limit = _WORKFLOWS

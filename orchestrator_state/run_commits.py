@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
@@ -28,7 +27,6 @@ from orchestrator_state.commit_statements import (
     step_parameters,
     update_parameters,
 )
-from orchestrator_state.domain import utc_now
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine import Database
@@ -118,8 +116,7 @@ def _write_in_session(session: Session, changes: Iterable[RunChange]) -> list[Ac
         result = cast(CursorResult[Any], session.execute(statement, values))
         return (result.first() if result.returns_rows else None), result.rowcount
 
-    now = utc_now()
-    return [_write(execute, change, now) for change in changes]
+    return [_write(execute, change) for change in changes]
 
 
 def _write_in_thread(
@@ -133,16 +130,15 @@ def _write_in_thread(
         return cursor.fetchone(), cursor.rowcount
 
     try:
-        now = utc_now()
-        return [_write(execute, change, now) for change in changes]
+        return [_write(execute, change) for change in changes]
     finally:
         cursor.close()
 
 
-def _write(execute: _Execute, change: RunChange, now: datetime) -> Ack | None:
+def _write(execute: _Execute, change: RunChange) -> Ack | None:
     checkpoint = change.checkpoint
     update = commit_update(folds_context=change.context is not None, makes_checkpoint=checkpoint is not None)
-    row, _ = execute(update, update_parameters(change, now))
+    row, _ = execute(update, update_parameters(change))
     if row is None:
         return None
     _, steps = execute(UPSERT_STEP, step_parameters(change))

@@ -143,7 +143,7 @@ async def _locked(uow: UnitOfWork, workflow_state_id: UUID | str) -> Any:
 
 async def _cancel(uow: UnitOfWork, row: Any) -> None:
     if row.lease_is_free:
-        await uow.runs.set_status(row.id, {"status": WorkflowStatus.CANCELLED.value, "completed_at": utc_now()})
+        await uow.runs.set_status(row.id, {"status": WorkflowStatus.CANCELLED.value})
         if row.parent_id is not None:
             await uow.runs.wake(row.parent_id)
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
@@ -32,7 +33,7 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.cells import is_addressable
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in, time_after
-from orchestrator_state.domain import FINISHED, WorkflowStatus, utc_now
+from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost, PayloadError
@@ -48,7 +49,7 @@ from orchestrator_state.run_statements import (
     FENCE,
     FIND_RUN,
     FIRST_CONTEXT_KEPT,
-    digested_at,
+    STILL_DIGESTED_AT,
     fenced_update,
     step_upsert,
 )
@@ -75,6 +76,11 @@ _RELEASED: Final[Columns] = {"lease_expires_at": None}
 class RunRepository(Repository):
     """Leases, step commits, requests and signals."""
 
+    async def database_time(self) -> datetime:
+        """The present time by the database's clock."""
+        now: datetime = (await self._execute(select(database_now()))).scalar_one()
+        return now
+
     # --- finding and claiming ------------------------------------------------------------------------------------
 
     async def find(self, names: RunNames) -> Any:
@@ -98,7 +104,8 @@ class RunRepository(Repository):
                 "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
             }
         row = seal_workflow(self._payloads, columns["id"], columns) | lease
-        row |= {"namespace": self._namespace, "version": 1, "digested_at": columns["updated_at"]}
+        row |= {"namespace": self._namespace, "version": 1}
+        row |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now())
         created = await self._execute(
             conflict_aware_insert(self._dialect, workflow_states)
             .values(row)
@@ -307,7 +314,7 @@ class RunRepository(Repository):
 
         If a pause or a cancellation was asked of us, it becomes that instead.
         """
-        columns: Columns = {"version": _w.version + 1, **_RELEASED} | heeded(_now())
+        columns: Columns = {"version": _w.version + 1, **_RELEASED} | heeded()
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
@@ -320,9 +327,9 @@ class RunRepository(Repository):
             await self._tell_of(row, may_be_claimed=not pause)
 
     async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> str:
-        """Write how the run ended, release it, and wake the run that waits for it. Raises `LeaseLost`.
+        """Write how the run ended, and that it did now, release it, and wake the run that waits for it.
 
-        Returns the status: a run that fails although it was to be cancelled is cancelled.
+        Raises `LeaseLost`. Returns the status: a run that fails although it was to be cancelled is cancelled.
         """
         status = str((await self._end_fenced(finished_update, lease, columns)).status)
         if parent_id is not None:
@@ -344,7 +351,7 @@ class RunRepository(Repository):
         heard = await self._execute(
             update(workflow_states)
             .where(_w.namespace == self._namespace, *_UNHEEDED)
-            .values(columns | heeded(_now()))
+            .values(columns | heeded())
             .returning(_w.status, _w.parent_id)
         )
         rows = heard.all()
@@ -430,10 +437,9 @@ class RunRepository(Repository):
 
     async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
         """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
-        now = utc_now()
         renewed = [self._sealed(lease.workflow_state_id, step) for step in steps]  # their blobs move together
         # A run that goes on has no result; older software takes one back without its digest.
-        await self._write_fenced(lease, columns | {"result_digest": None, "updated_at": now, "digested_at": now})
+        await self._write_fenced(lease, columns | {"result_digest": None}, renews_digests=True)
         for sealed in renewed:
             await self._execute(
                 update(step_states)
@@ -503,7 +509,7 @@ class RunRepository(Repository):
                 name=name,
                 payload=sealed.text,
                 payload_digest=sealed.digest,
-                sent_at=utc_now(),
+                sent_at=database_now(),
                 seq=row.signal_seq,
             )
             .on_conflict_do_nothing(index_elements=["id"])
@@ -546,8 +552,12 @@ class RunRepository(Repository):
         return (await self._execute(query)).first()
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
-        """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more."""
-        now = utc_now()
+        """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more.
+
+        `completed_at` is now, if it is finished.
+        """
+        if columns["status"] in FINISHED:
+            columns = columns | {"completed_at": database_now()}
         await self._execute(
             update(workflow_states)
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
@@ -557,8 +567,8 @@ class RunRepository(Repository):
                 | {
                     "version": _w.version + 1,
                     "lease_token": _w.lease_token + 1,
-                    "updated_at": now,
-                    "digested_at": _digested_at(now),
+                    "updated_at": database_now(),
+                    "digested_at": STILL_DIGESTED_AT,
                     "request": None,
                 }
             )
@@ -641,9 +651,7 @@ class RunRepository(Repository):
                 children_of = (_w.namespace == self._namespace, _w.parent_id.in_(chunk))
                 children += (await self._execute(select(_w.id).where(*children_of))).scalars()
                 if children:
-                    await self._execute(
-                        update(workflow_states).where(*children_of, IS_ACTIVE).values(cancelled(_now()))
-                    )
+                    await self._execute(update(workflow_states).where(*children_of, IS_ACTIVE).values(cancelled()))
             parents = children
 
     async def _announce(self) -> None:
@@ -651,8 +659,9 @@ class RunRepository(Repository):
         with database_errors():
             await announce(self._session, self._namespace)
 
-    async def _write_fenced(self, lease: Lease, columns: Columns) -> None:
-        if rowcount(await self._execute_fenced(fenced_update, lease, columns)) == 0:
+    async def _write_fenced(self, lease: Lease, columns: Columns, *, renews_digests: bool = False) -> None:
+        stamped = frozenset({"digested_at"} if renews_digests else ())
+        if rowcount(await self._execute_fenced(partial(fenced_update, stamped=stamped), lease, columns)) == 0:
             raise lease_lost(lease)
 
     async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> Any:
@@ -665,7 +674,7 @@ class RunRepository(Repository):
     async def _execute_fenced(
         self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns
     ) -> Result[Any]:
-        columns = {"updated_at": utc_now()} | seal_workflow(self._payloads, lease.workflow_state_id, columns)
+        columns = seal_workflow(self._payloads, lease.workflow_state_id, columns)
         return await self._execute(build(frozenset(columns)), fence(lease) | _prefixed(columns))
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
@@ -679,7 +688,6 @@ class RunRepository(Repository):
         return sealed_step(self._payloads, workflow_state_id, step)
 
     def _taken_by(self, owner: Owner) -> Columns:
-        now = utc_now()
         return {
             "status": WorkflowStatus.RUNNING.value,
             "lease_owner": owner.id,
@@ -693,8 +701,8 @@ class RunRepository(Repository):
             "error_digest": None,
             "completed_at": None,
             "version": _w.version + 1,
-            "updated_at": now,
-            "digested_at": _digested_at(now),
+            "updated_at": database_now(),
+            "digested_at": STILL_DIGESTED_AT,
         }
 
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
@@ -719,14 +727,6 @@ def _transaction_idle_limit(limit: timedelta) -> ColumnElement[str]:
     """Sets it on Postgres, until the transaction ends."""
     milliseconds = max(1, round(limit.total_seconds() * 1000))
     return func.set_config("idle_in_transaction_session_timeout", str(milliseconds), literal(value=True))
-
-
-def _now() -> ColumnElement[datetime]:
-    return literal(utc_now(), _w.updated_at.type)
-
-
-def _digested_at(now: datetime) -> ColumnElement[datetime | None]:
-    return digested_at(literal(now, _w.updated_at.type))
 
 
 def fence(lease: Lease) -> Columns:

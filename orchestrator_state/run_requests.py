@@ -6,15 +6,15 @@ request is left to nobody. A cancel outranks everything: nothing replaces it and
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, and_, bindparam, case, null, or_
+from sqlalchemy import Executable, and_, bindparam, case, null, or_
 
+from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_statements import digested_at, fenced_update
+from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update
 from orchestrator_state.sealing import Columns
 from orchestrator_state.statements import LEASE_IS_FREE
 
@@ -29,34 +29,34 @@ _STATUS_ASKED_FOR: Final = case(
 )
 
 
-def _heeded(now: ColumnElement[datetime]) -> Columns:
+def _heeded() -> Columns:
     return {
         "status": _STATUS_ASKED_FOR,
-        "completed_at": case((_w.request == CANCEL, now), else_=_w.completed_at),
+        "completed_at": case((_w.request == CANCEL, database_now()), else_=_w.completed_at),
         "request": None,
     }
 
 
-def heeded(now: ColumnElement[datetime]) -> Columns:
+def heeded() -> Columns:
     """What becomes of an active run that nobody owns any more: what was asked of its owner, if anything."""
     asked = _w.request.is_not(None)
-    return _heeded(now) | {
-        "updated_at": case((asked, now), else_=_w.updated_at),
-        "digested_at": case((asked, digested_at(now)), else_=_w.digested_at),
+    return _heeded() | {
+        "updated_at": case((asked, database_now()), else_=_w.updated_at),
+        "digested_at": case((asked, STILL_DIGESTED_AT), else_=_w.digested_at),
     }
 
 
-def cancelled(now: ColumnElement[datetime]) -> Columns:
+def cancelled() -> Columns:
     """A run that nobody owns is cancelled at once, its token grows; of the others it is asked."""
     values: Columns = {
         "status": _CANCELLED,
-        "completed_at": now,
+        "completed_at": database_now(),
         "request": null(),
         "lease_token": _w.lease_token + 1,
         "lease_expires_at": null(),
         "version": _w.version + 1,
-        "updated_at": now,
-        "digested_at": digested_at(now),
+        "updated_at": database_now(),
+        "digested_at": STILL_DIGESTED_AT,
     }
     otherwise: Columns = {name: _w[name] for name in values} | {"request": CANCEL}
     return {name: case((LEASE_IS_FREE, value), else_=otherwise[name]) for name, value in values.items()}
@@ -65,13 +65,12 @@ def cancelled(now: ColumnElement[datetime]) -> Columns:
 @cache
 def let_go(columns: frozenset[str]) -> Executable:
     """`fenced_update` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
-    now: Any = bindparam("new_updated_at", type_=_w.updated_at.type)
-    return fenced_update(columns).values(_heeded(now)).returning(_w.status, _w.parent_id)
+    return fenced_update(columns).values(_heeded()).returning(_w.status, _w.parent_id)
 
 
 @cache
 def finish(columns: frozenset[str]) -> Executable:
-    """`fenced_update` of a run that is done. Returns (status,).
+    """`fenced_update` of a run that is done, as of now. Returns (status,).
 
     A run that completes before its owner has heard of a cancel is completed. One that fails is cancelled: a failed run
     could be resumed.
@@ -81,5 +80,7 @@ def finish(columns: frozenset[str]) -> Executable:
     # Cancelled already: by an attempt before, whose outcome was unknown.
     is_cancelled = or_(_w.request == CANCEL, _w.status == _CANCELLED)
     return (
-        fenced_update(columns).values(status=case((and_(fails, is_cancelled), _CANCELLED), else_=status))
+        fenced_update(columns, frozenset({"completed_at"})).values(
+            status=case((and_(fails, is_cancelled), _CANCELLED), else_=status)
+        )
     ).returning(_w.status)

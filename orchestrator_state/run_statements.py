@@ -32,22 +32,25 @@ FIRST_CONTEXT_KEPT: Final[dict[str, Any]] = {
 }
 
 
-def digested_at(updated_at: ColumnElement[datetime]) -> ColumnElement[datetime | None]:
-    """What `digested_at` becomes with `updated_at`, where not all payloads of the workflow are written anew."""
-    return case((_w.digested_at == _w.updated_at, updated_at), else_=_w.digested_at)
+# What `digested_at` becomes with `updated_at`, where not all payloads of the workflow are written anew.
+STILL_DIGESTED_AT: Final[ColumnElement[datetime | None]] = case(
+    (_w.digested_at == _w.updated_at, database_now()), else_=_w.digested_at
+)
 
 
 @cache
-def fenced_update(columns: frozenset[str]) -> Update:
+def fenced_update(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Update:
     """UPDATE the run's row under its lease; each of `columns` is a parameter of its name with `new_` before it.
 
-    The first context that is written over another is kept: a resumed handler starts with it.
+    `stamped` become the time of the statement, by the database's clock, as `updated_at` always does. The first context
+    that is written over another is kept: a resumed handler starts with it.
     """
     values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
+    values |= dict.fromkeys({"updated_at", *stamped}, database_now())
     if "context" in columns and "initial_context" not in columns:
         values |= FIRST_CONTEXT_KEPT
-    if "digested_at" not in columns:
-        values["digested_at"] = digested_at(bindparam("new_updated_at", type_=_w.updated_at.type))
+    if "digested_at" not in stamped:
+        values["digested_at"] = STILL_DIGESTED_AT
     return update(workflow_states).where(*FENCE).values(values | {"version": _w.version + 1})
 
 

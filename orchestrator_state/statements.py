@@ -238,6 +238,10 @@ GUARDED_UPDATE: Final = (
 )
 """Sets the columns that it is given values for."""
 
+_NOW: Final = dict.fromkeys(("updated_at", "digested_at"), database_now())
+STAMPED_UPDATE: Final = GUARDED_UPDATE.values(_NOW).returning(_workflow.updated_at)
+"""Like `GUARDED_UPDATE`, with the time of the statement; returns it."""
+
 # The row lock makes concurrent writers of one workflow take their numbers in turn.
 NEXT_CHECKPOINT_SEQ: Final = (
     update(workflow_states)
@@ -300,6 +304,12 @@ DELETE_SUPERSEDED: Final = delete(checkpoints).where(
 @cache
 def insert_workflow(dialect: str) -> Insert:
     return conflict_aware_insert(dialect, workflow_states).on_conflict_do_nothing()
+
+
+@cache
+def insert_workflow_now(dialect: str) -> Insert:
+    """Like `insert_workflow`, updated at the time of the statement; returns it, or nothing if the id is taken."""
+    return insert_workflow(dialect).values(_NOW).returning(_workflow.updated_at)
 
 
 @cache

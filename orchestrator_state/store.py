@@ -259,8 +259,11 @@ class StateStore:
                 show_in_place_of(restored, WorkflowState.from_snapshot(old.snapshot), version)
         return restored
 
-    async def delete_old_states(self, older_than: datetime, *, progress: OnProgress | None = None) -> int:
-        """Delete finished workflows last updated before `older_than` (aware), with their steps and checkpoints.
+    async def delete_old_states(self, older_than: datetime | timedelta, *, progress: OnProgress | None = None) -> int:
+        """Delete finished workflows last updated before `older_than`, with their steps and checkpoints.
+
+        That is an age, by the database's clock, or a moment (aware). A machine whose clock is wrong takes a wrong
+        moment for long ago: `timedelta(days=30)` does not depend on it.
 
         A child run whose parent has not completed goes with the parent, in one transaction, and not before: the parent
         would call it again. A parent stays while a run that descends from it is unfinished, or too young.

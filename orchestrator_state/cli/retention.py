@@ -40,13 +40,13 @@ def prune(
     """Delete what is too old or too much. What was deleted before an interruption stays deleted."""
     if older_than is None and keep_checkpoints is None:
         raise typer.BadParameter("say what to delete: --older-than, --keep-checkpoints, or both")
-    cutoff = None if older_than is None else _cutoff(older_than)
+    age = None if older_than is None else _age(older_than)
 
     async def work(store: StateStore) -> list[str]:
         done = []
         with _progress() as bars:
-            if cutoff is not None:
-                deleted = await store.delete_old_states(cutoff, progress=_shown(bars, "workflows"))
+            if age is not None:
+                deleted = await store.delete_old_states(age, progress=_shown(bars, "workflows"))
                 done.append(f"deleted {_counted(deleted, 'workflow')}")
             if keep_checkpoints is not None:
                 pruned = await store.prune_checkpoints(keep=keep_checkpoints, progress=_shown(bars, "checkpoints"))
@@ -57,14 +57,16 @@ def prune(
         typer.echo(line)
 
 
-def _cutoff(age: str) -> datetime:
+def _age(age: str) -> timedelta:
     match = re.fullmatch(r"([0-9]{1,9})([dhm])", age)
     if match is None:
         raise typer.BadParameter(f"{age!r} is no age; give days, hours or minutes, as in 30d, 12h or 90m")
     try:
-        return datetime.now(UTC) - timedelta(**{_UNITS[match[2]]: int(match[1])})
+        given = timedelta(**{_UNITS[match[2]]: int(match[1])})
+        _ = datetime.now(UTC) - given
     except OverflowError:
         raise typer.BadParameter(f"nothing can be older than {age}") from None
+    return given
 
 
 def _progress() -> Progress:
