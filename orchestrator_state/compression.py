@@ -61,15 +61,20 @@ class Zstd:
 
         The limit holds on the way: memory for more than that is never asked for, whatever `data` claims to hold.
         """
+        return self.decode_up_to(data, self._max_bytes)
+
+    def decode_up_to(self, data: bytes, max_bytes: int) -> bytes:
+        """Like `decode`, for a payload that may not be longer than `max_bytes` whatever the codec allows."""
+        most = min(max_bytes, self._max_bytes)
         decompressor = self._decompressor()
         try:
-            decompressed = decompressor.decompress(data, self._max_bytes + 1)
+            decompressed = decompressor.decompress(data, most + 1)
         except self._error:
             raise CorruptPayload("it is not valid Zstandard data") from None
-        if len(decompressed) > self._max_bytes:
+        if len(decompressed) > most:
             raise PayloadTooLarge(
-                f"it decompresses to more than {self._max_bytes} bytes",
-                expected=self._max_bytes,
+                f"it decompresses to more than {most} bytes",
+                expected=most,
                 found=len(decompressed),
             )
         if not decompressor.eof or decompressor.unused_data:

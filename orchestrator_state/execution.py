@@ -37,7 +37,7 @@ from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import UNREADABLE, Columns, Opener, or_null
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener
 from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
@@ -125,7 +125,7 @@ class Executor:
             payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         try:
-            return or_null(opener.workflow("result", row.result, row.result_digest))
+            return opener.result(row.result, row.result_digest)
         except CorruptPayload as error:
             raise error.concerning(workflow_state_id=row.id) from None
 

@@ -337,7 +337,7 @@ class Journal:
         self._snapshots.append((made.snapshot,) if parse_reference(made.snapshot) else ())
         while len(self._snapshots) > made.keep:
             offload.discard([self._snapshots.popleft()])
-        await self._transactions.remove_discarded(offload)
+        await self._transactions.remove_discarded(offload, own=True)
 
     def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
         """The state as of this commit: whole now and then, else as a delta."""

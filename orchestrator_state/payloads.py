@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, SNAPSHOT_LEVELS, encode
@@ -36,6 +36,8 @@ _TAG: Final = re.compile(r"[A-Za-z0-9._-]+(=[A-Za-z0-9._=-]+)?")
 _MAX_TAG: Final = 128
 # 128 bits. An accident does not hit the same digest again, and the whole 256 would be half a short payload's row.
 _DIGEST_DIGITS: Final = 32
+# A snapshot may be as large as its workflow, a patch holds values as text, and errors have no limit of their own.
+_WITHIN_PAYLOAD_BYTES: Final = frozenset({"context", "outputs", "result", "payload"})
 
 
 class Codec(Protocol):
@@ -66,6 +68,14 @@ class Codec(Protocol):
 
         Raises a `PayloadError` with a message free of the payload; anything else is reported as `CorruptPayload`.
         """
+        ...
+
+
+class ExpandingCodec(Codec, Protocol):
+    """A codec that makes a large payload of a small one, and can be told when to stop."""
+
+    def decode_up_to(self, data: bytes, max_bytes: int) -> bytes:
+        """Like `decode`. Raises `PayloadTooLarge` for more than `max_bytes`, without the memory for it."""
         ...
 
 
@@ -120,7 +130,8 @@ class Payloads:
         if self.blobs is None:
             return self
         unit = copy(self)
-        unit.offload = Offload(self.blobs, namespace, ahead=ahead)
+        # A character is up to four bytes, and what codecs make of it a third longer.
+        unit.offload = Offload(self.blobs, namespace, ahead=ahead, max_bytes=self.limits.workflow_bytes * 6)
         return unit
 
     @property
@@ -208,6 +219,11 @@ class Payloads:
             self._check_protected([], path)
         return text
 
+    def check_absent(self, path: str) -> None:
+        """Raise `UnprotectedPayload` if reading is strict: NULL in the place of a payload is one that nobody wrote."""
+        if self._strict:
+            raise UnprotectedPayload(f"the stored {path} is NULL, and reading is strict", path=path)
+
     def opens_as_it_is(self, text: object, digest: str, identity: str) -> bool:
         """Whether `open` returns `text` itself, its digest having been checked. False means no more than a doubt.
 
@@ -252,6 +268,11 @@ class Payloads:
             return text
         return f"{ENVELOPE_MARKER}{','.join(tags)}:{binascii.b2a_base64(data, newline=False).decode('ascii')}"
 
+    def _most(self, identity: str) -> int:
+        """As many bytes as what was encoded under these limits may have: a character is up to four."""
+        bounded = identity.rpartition("/")[2] in _WITHIN_PAYLOAD_BYTES
+        return 4 * (self.limits.payload_bytes if bounded else self.limits.workflow_bytes)
+
     def _decoded(self, text: str, identity: str, path: str) -> str:
         tags, data = _opened_envelope(text, path)
         steps = [(tag, self._reader(tag, path)) for tag in reversed(tags)]
@@ -259,17 +280,22 @@ class Payloads:
             self._check_protected(tags, path)
         name = identity.encode()
         for tag, codec in steps:
-            data = _decode(tag, codec, data, name, path)
+            data = _decode(tag, codec, data, name, path, self._most(identity))
         try:
-            return data.decode()
+            opened = data.decode()
         except UnicodeDecodeError:
             raise CorruptPayload(f"the stored {path} does not decode to text", path=path) from None
+        if len(opened) > len(text) and identity.rpartition("/")[2] in _WITHIN_PAYLOAD_BYTES:
+            self.check_length(len(opened), f"the stored {path}")
+        return opened
 
     def _from_blob(self, text: str, identity: str, path: str) -> str:
         """The text that would be in the row if it were shorter."""
         reference = parse_reference(text)
         if reference is None:
             raise CorruptPayload(f"the stored {path} begins like a reference to a blob, and is none", path=path)
+        if self.offload is not None and not self.offload.is_of(reference.name, identity.split("/")[1]):
+            raise CorruptPayload(f"the stored {path} refers to a blob that is not its workflow's", path=path)
         if self.offload is None or not self.offload.has(reference.name):
             message = f"the stored {path} is in a blob store, and there is none here to read it from"
             raise UnknownCodec(message, path=path, tag="blob")
@@ -389,9 +415,12 @@ def _encode(tag: str, codec: Codec, data: bytes, name: bytes, identity: str) -> 
     raise InvalidPayload(f"the codec {tag} encoded {identity} to something else than bytes", path=identity)
 
 
-def _decode(tag: str, codec: Codec, data: bytes, name: bytes, path: str) -> bytes:
+def _decode(tag: str, codec: Codec, data: bytes, name: bytes, path: str, max_bytes: int) -> bytes:
     try:
-        decoded: object = codec.decode(data, name, tag.partition("=")[2])
+        if hasattr(codec, "decode_up_to"):
+            decoded: object = cast(ExpandingCodec, codec).decode_up_to(data, max_bytes)
+        else:
+            decoded = codec.decode(data, name, tag.partition("=")[2])
     except PayloadError as error:
         # The codec does not know which payload it was.
         raise type(error)(f"the stored {path}: {error}", **error.about | {"path": path}) from None

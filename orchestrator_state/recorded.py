@@ -111,9 +111,6 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
         ("error", row.error, row.error_digest),
         ("context_patch", row.context_patch, row.context_patch_digest),
     ):
-        if text is None and digest is None:
-            texts[column] = None
-            continue
         try:
             texts[column] = opened = opener.step(row.step_id, column, text, digest)
             if opened is not None and (digest is None or opener.outdated):

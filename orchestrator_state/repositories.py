@@ -65,6 +65,7 @@ from orchestrator_state.statements import (
     DELTAS_OF,
     GUARDED_UPDATE,
     LATEST_CHECKPOINT_OF,
+    LEASES_OF,
     NEXT_CHECKPOINT_SEQ,
     REFERENCES_OF,
     STAMPED_UPDATE,
@@ -291,8 +292,11 @@ class WorkflowRepository(Repository):
         return state
 
     async def list_blobs(self, workflow_state_ids: Sequence[UUID]) -> set[str]:
-        """The names of all blobs that these workflows refer to, as of one moment."""
-        return {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": workflow_state_ids}))}
+        """The names of all blobs that these workflows refer to, as of one moment for each 500 of them."""
+        found: set[str] = set()
+        for chunk in chunks(workflow_state_ids):
+            found |= {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": chunk}))}
+        return found
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:
         """Delete up to `limit` finished workflows last updated before `older_than`, and all that hangs on them.
@@ -302,7 +306,7 @@ class WorkflowRepository(Repository):
         """
         families = await self.lock_finished(older_than=older_than, limit=limit)
         ids = [member for family in families if family.is_over for member in family.ids]
-        await self.delete(ids)
+        await self.delete_locked(ids)
         return len(ids)
 
     async def count_finished(self, *, older_than: datetime) -> int:
@@ -343,7 +347,15 @@ class WorkflowRepository(Repository):
         return [Children(**count) for count in counts.values()]
 
     async def delete(self, ids: Sequence[UUID]) -> None:
-        """Delete these workflows, children included."""
+        """Delete these workflows with their steps, checkpoints and signals. Those of other namespaces are left alone.
+
+        Raises `LeaseHeld` if a worker owns one of them.
+        """
+        for chunk in chunks(ids):
+            await self.delete_locked(await self._lock_free(chunk))
+
+    async def delete_locked(self, ids: Sequence[UUID]) -> None:
+        """Like `delete`, for workflows that `lock_finished` has returned in this transaction."""
         for chunk in chunks(ids):
             # Not left to the cascade: an application's own SQLite engine may have foreign keys off.
             for table, owner in (
@@ -353,6 +365,14 @@ class WorkflowRepository(Repository):
                 (workflow_states, workflow_states.c.id),
             ):
                 await self._delete(delete(table).where(owner.in_(chunk)))
+
+    async def _lock_free(self, ids: Sequence[UUID]) -> Sequence[UUID]:
+        """Those of `ids` that are in this namespace, locked until the transaction ends. Raises `LeaseHeld`."""
+        rows = (await self._execute(LEASES_OF, {"ids": ids, "namespace": self._namespace})).all()
+        for row in rows:
+            if not row.lease_is_free:
+                raise lease_held(row.id, row)
+        return [row.id for row in rows]
 
     async def list_surplus_checkpoints(
         self, keep: int, *, after: UUID | None, only: UUID | None, limit: int

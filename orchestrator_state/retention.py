@@ -94,7 +94,7 @@ async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int, spare:
         # The oldest checkpoints are the least loss to a family whose deletion goes no further.
         await _prune_some(uow, families[0])
     ids = [member for family in families[:fitting] for member in family]
-    await uow.workflows.delete(ids)
+    await uow.workflows.delete_locked(ids)
     return _Batch(
         ids=ids,
         spared=[family.ids[0] for family in found if not family.is_over],

@@ -477,7 +477,11 @@ class RunRepository(Repository):
         return (await self._execute(query.limit(1))).first() is not None
 
     async def has_finished(self, workflow_state_ids: Collection[UUID]) -> bool:
-        query = select(_w.id).where(_w.id.in_(list(workflow_state_ids)), _w.status.in_(sorted(FINISHED)))
+        query = select(_w.id).where(
+            _w.namespace == self._namespace,
+            _w.id.in_(list(workflow_state_ids)),
+            _w.status.in_(sorted(FINISHED)),
+        )
         return (await self._execute(query.limit(1))).first() is not None
 
     async def send_signal(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str) -> str | None:
@@ -519,7 +523,8 @@ class RunRepository(Repository):
 
     async def wake(self, workflow_state_id: UUID) -> None:
         """Let a sleeping run be claimed now. Locks its row in any case: it may be about to fall asleep."""
-        await self._execute(update(workflow_states).where(_w.id == workflow_state_id).values(wake_at=_NOW_IF_ASLEEP))
+        of_run = (_w.id == workflow_state_id, _w.namespace == self._namespace)
+        await self._execute(update(workflow_states).where(*of_run).values(wake_at=_NOW_IF_ASLEEP))
         await self._announce()
 
     async def request(self, workflow_state_id: UUID, request: str | None) -> None:

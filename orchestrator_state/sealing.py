@@ -93,8 +93,17 @@ class Opener:
     def workflow(self, column: str, text: str | None, digest: str | None) -> str | None:
         return self._open(text, digest, workflow_identity(self._id, column), column)
 
+    def result(self, text: str | None, digest: str | None) -> str:
+        """Of a completed run. Strict reading takes no NULL for it: None is written as JSON, and sealed."""
+        opened = self.workflow("result", text, digest)
+        if opened is None:
+            self._check_absent("result")
+        return or_null(opened)
+
     def step(self, step_id: str, column: str, text: str | None, digest: str | None) -> str | None:
         if text is None and digest is None:
+            if column == "outputs":
+                self._check_absent(f"steps[{step_id!r}].outputs", step_id=step_id)
             return None
         identity = step_identity(self._id, step_id, column)
         if text is not None and digest is not None and self._payloads.opens_as_it_is(text, digest, identity):
@@ -110,6 +119,12 @@ class Opener:
             column: self.step(row.step_id, column, getattr(row, column), getattr(row, f"{column}_digest"))
             for column in _STEP_PAYLOADS
         }
+
+    def _check_absent(self, path: str, **about: Any) -> None:
+        try:
+            self._payloads.check_absent(path)
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=self._workflow_state_id, **about) from None
 
     def _open(self, text: str | None, digest: str | None, identity: str, path: str) -> str | None:
         try:

@@ -117,6 +117,20 @@ CURRENT_VERSION: Final = select(
     _workflow.version, _workflow.lease_owner, _workflow.lease_process, _workflow.lease_expires_at
 ).where(_IN_NAMESPACE, _workflow.id == bindparam("id"))
 
+LEASES_OF: Final = (
+    select(
+        _workflow.id,
+        _workflow.lease_owner,
+        _workflow.lease_process,
+        _workflow.lease_expires_at,
+        LEASE_IS_FREE.label("lease_is_free"),
+    )
+    .where(_workflow.id.in_(bindparam("ids", expanding=True)), _IN_NAMESPACE)
+    .order_by(_workflow.id)
+    .with_for_update()
+)
+"""Locks the rows of `ids` that are in the namespace."""
+
 _CHECKPOINTS: Final = (
     select(checkpoints).join(workflow_states, _workflow.id == _checkpoint.workflow_state_id).where(_IN_NAMESPACE)
 )

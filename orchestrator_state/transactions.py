@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.engine import Database
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
-from orchestrator_state.offload import MoveFirst, Offload
+from orchestrator_state.offload import MoveFirst, Offload, parse_name
 from orchestrator_state.open_transactions import Places
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.retry import while_transient
@@ -131,12 +132,22 @@ class Transactions:
             await payloads.offload.fetch(rows)
         return payloads
 
-    async def remove_discarded(self, offload: Offload) -> None:
-        """Remove the blobs of rows whose deletion has committed, as far as that works: the rest is garbage."""
+    async def remove_discarded(self, offload: Offload, *, own: bool = False) -> None:
+        """Remove the blobs of rows whose deletion has committed, as far as that works: the rest is garbage.
+
+        One that another row refers to is kept: a row that was forged must not take another's blob along. That costs a
+        statement, but for the caller's `own`, whose names nobody else has had.
+        """
         try:
-            await offload.remove_discarded()
+            await offload.remove_discarded(but=() if own else await self._referenced(offload.discarded))
         except StoreUnavailable as error:
             _logger.warning("blobs were left to be collected as garbage: %s", error)
+
+    async def _referenced(self, names: Iterable[str]) -> set[str]:
+        owners = sorted({UUID(parsed.workflow_state_id) for name in names if (parsed := parse_name(name))})
+        if not owners:
+            return set()
+        return await self.read(lambda uow: uow.workflows.list_blobs(owners))
 
     async def _moving_blobs_first(self, work: Callable[[Payloads], Awaitable[_Result]]) -> _Result:
         """Await `work`, a transaction; if it finds that blobs have to be moved, move them after it, and do it again.

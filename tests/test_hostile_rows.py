@@ -1,0 +1,203 @@
+"""Whoever can write to the tables, or knows an id, changes nothing but rows of their own."""
+
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+from sqlalchemy import select
+
+from orchestrator_state import Run, StateStore, UnprotectedPayload, WorkflowState
+from orchestrator_state.blobs import BlobStore
+from orchestrator_state.compression import Zstd
+from orchestrator_state.errors import CorruptPayload, LeaseHeld, PayloadTooLarge
+from orchestrator_state.models import step_states, workflow_states
+from orchestrator_state.payloads import Payloads
+from tests.payload_samples import encrypted
+from tests.running import change_row, change_step, fetch, row_of
+
+LARGE = "x" * 5_000
+
+
+async def screened(run: Run) -> object:
+    return await run.step("screen", lambda: {"blocked": True})
+
+
+async def waiting(run: Run) -> object:
+    await run.step("screen", lambda: {"blocked": True})
+    return await run.wait_for("go")
+
+
+# --- deleting by id --------------------------------------------------------------------------------------------------
+
+
+async def test_a_deletion_by_id_leaves_other_namespaces_alone(store: StateStore, database_url: str) -> None:
+    mine, theirs = (WorkflowState(workflow_id="w", workflow_name="n") for _ in range(2))
+    await store.save_workflow_state(mine)
+    async with StateStore.open(database_url, namespace="theirs") as neighbour:
+        await neighbour.save_workflow_state(theirs)
+        async with store.begin() as uow:
+            await uow.workflows.delete([mine.id, theirs.id])
+        assert (await neighbour.load_workflow_state(theirs.id)).id == theirs.id
+    assert await fetch(store, select(workflow_states.c.id)) == [(theirs.id,)]
+
+
+async def test_a_run_that_a_worker_owns_is_not_deleted(store: StateStore) -> None:
+    async def deletes_itself(run: Run) -> None:
+        with pytest.raises(LeaseHeld):
+            async with store.begin() as uow:
+                await uow.workflows.delete([run.id])
+        await run.step("goes on", lambda: None)
+
+    await store.run("n", deletes_itself, workflow_id="w", context={})
+    assert (await store.load_workflow_state_by_workflow_id("w")).status == "completed"
+
+
+# --- NULL in the place of what was sealed ----------------------------------------------------------------------------
+
+
+async def test_a_result_that_was_replaced_by_null_is_unprotected(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=True)) as store:
+        await store.run("n", screened, workflow_id="w", context={})
+        await change_row(store, (await row_of(store, "w")).id, result=None, result_digest=None)
+        with pytest.raises(UnprotectedPayload) as refused:
+            await store.run("n", screened, workflow_id="w")
+        assert refused.value.about["path"] == "result"
+
+
+async def test_outputs_that_were_replaced_by_null_are_unprotected(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=True)) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        await store.recover({"n": waiting})
+        await change_step(store, run_id, "screen", outputs=None, outputs_digest=None)
+        with pytest.raises(UnprotectedPayload) as refused:
+            await store.load_workflow_state(run_id)
+        assert refused.value.about["step_id"] == "screen"
+        assert not (await store.verify(load=True)).is_sound
+
+
+@pytest.mark.parametrize("status", ["completed", "skipped"])
+async def test_a_forged_step_skips_nothing(database_url: str, status: str) -> None:
+    called: list[str] = []
+
+    async def handler(run: Run) -> object:
+        return await run.step("screen", lambda: called.append("screen"))  # type: ignore[func-returns-value]
+
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=True)) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        async with store.begin() as uow:
+            forged = {"workflow_state_id": run_id, "step_id": "screen", "status": status, "position": 0}
+            await uow.session.execute(step_states.insert().values(forged))
+        with pytest.raises(UnprotectedPayload):
+            await store.run("n", handler, workflow_id="w")
+        assert called == []
+
+
+async def test_without_strict_reading_null_is_none_as_it_was(store: StateStore) -> None:
+    await store.run("n", screened, workflow_id="w", context={})
+    await change_row(store, (await row_of(store, "w")).id, result=None, result_digest=None)
+    assert await store.run("n", screened, workflow_id="w") is None
+
+
+# --- references to blobs ---------------------------------------------------------------------------------------------
+
+
+def blobs_in(place: Path) -> set[Path]:
+    return {path for path in place.rglob("*") if path.is_file() and path.parent != place}
+
+
+async def large_state(store: StateStore, name: str) -> UUID:
+    state = WorkflowState(workflow_id=name, workflow_name="n", context=[name, LARGE])
+    await store.save_workflow_state(state)
+    return state.id
+
+
+@pytest.mark.parametrize("namespace", ["default", "theirs"])
+async def test_a_forged_reference_opens_no_other_blob_and_removes_none(
+    database_url: str, tmp_path: Path, namespace: str
+) -> None:
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
+    async with (
+        StateStore.open(database_url, payloads=payloads) as store,
+        StateStore.open(database_url, payloads=payloads, namespace=namespace) as owner,
+    ):
+        victim, forger = await large_state(owner, "victim"), await large_state(store, "forger")
+        (stolen,) = await fetch(
+            owner,
+            select(workflow_states.c.context, workflow_states.c.context_digest).where(workflow_states.c.id == victim),
+        )
+        await change_row(store, forger, context=stolen[0], context_digest=stolen[1])
+        with pytest.raises(CorruptPayload):
+            await store.load_workflow_state(forger)
+        async with store.begin() as uow:
+            await uow.workflows.delete([forger])
+        assert (await owner.load_workflow_state(victim)).context == ["victim", LARGE]
+
+
+async def test_a_forged_reference_within_a_workflow_does_not_remove_what_another_row_refers_to(
+    database_url: str, tmp_path: Path
+) -> None:
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
+    async with StateStore.open(database_url, payloads=payloads) as store:
+        state = WorkflowState(workflow_id="w", workflow_name="n", context=LARGE)
+        await store.save_workflow_state(state)
+        ((reference,),) = await fetch(store, select(workflow_states.c.context))
+        async with store.begin() as uow:
+            forged = {"workflow_state_id": state.id, "step_id": "a", "status": "completed", "outputs": reference}
+            await uow.session.execute(step_states.insert().values(forged))
+            await uow.steps._delete(step_states.delete())
+        assert (await store.load_workflow_state(state.id)).context == LARGE
+
+
+async def test_no_more_of_a_blob_is_read_than_was_written(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
+    read: list[int] = []
+    get = BlobStore.get
+
+    async def noted(self: BlobStore, name: str, max_bytes: int) -> bytes | None:
+        content = await get(self, name, max_bytes)
+        read.append(len(content or b""))
+        return content
+
+    monkeypatch.setattr(BlobStore, "get", noted)
+    async with StateStore.open(database_url, payloads=payloads) as store:
+        state_id = await large_state(store, "w")
+        (blob,) = blobs_in(tmp_path / "blobs")
+        written = blob.stat().st_size
+        blob.write_bytes(blob.read_bytes() + b" " * 1_000_000)
+        with pytest.raises(CorruptPayload):
+            await store.load_workflow_state(state_id)
+        assert max(read) == written + 1
+
+
+async def test_a_blob_whose_name_has_no_length_is_read_up_to_the_limit(database_url: str, tmp_path: Path) -> None:
+    """Older software made such names."""
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
+    async with StateStore.open(database_url, payloads=payloads) as store:
+        state_id = await large_state(store, "w")
+        (blob,) = blobs_in(tmp_path / "blobs")
+        older = blob.with_name("0" + blob.name[1:])
+        blob.rename(older)
+        ((reference,),) = await fetch(store, select(workflow_states.c.context))
+        renamed = reference.replace(blob.name, older.name)
+        from orchestrator_state.payloads import digest_of
+        from orchestrator_state.sealing import workflow_identity
+
+        digest = digest_of(renamed, workflow_identity(state_id, "context"))
+        await change_row(store, state_id, context=renamed, context_digest=digest)
+        assert (await store.load_workflow_state(state_id)).context == ["w", LARGE]
+
+
+# --- what opens to more than it is -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("length", [1_100_000, 60_000_000])
+async def test_a_compressed_payload_opens_to_no_more_than_a_payload_may_have(database_url: str, length: int) -> None:
+    async with StateStore.open(database_url, payloads=Payloads([Zstd()]), max_payload_bytes=70_000_000) as generous:
+        state = WorkflowState(workflow_id="w", workflow_name="n", context="x" * length)
+        await generous.save_workflow_state(state)
+    async with StateStore.open(database_url, payloads=Payloads([Zstd()]), max_payload_bytes=1_000_000) as store:
+        with pytest.raises(PayloadTooLarge) as refused:
+            await store.load_workflow_state(state.id)
+        assert refused.value.about["workflow_state_id"] == state.id
