@@ -21,6 +21,7 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
+    ColumnElement,
     Executable,
     FromClause,
     Integer,
@@ -34,6 +35,7 @@ from sqlalchemy import (
     exists,
     false,
     func,
+    literal_column,
     null,
     or_,
     select,
@@ -45,6 +47,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
 from orchestrator_state.database_time import database_now
+from orchestrator_state.deltas import FINAL
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, STILL_DIGESTED_AT, fenced_update, replacing_step
@@ -171,6 +174,10 @@ def _updated(matched: CTE) -> CTE:
         "digested_at": STILL_DIGESTED_AT,
         "checkpoint_seq": case((matched.c.checkpoints_id.is_(None), _w.checkpoint_seq), else_=_w.checkpoint_seq + 1),
     }
+    # It is getting on: whoever vanished over it before did so over something else.
+    values["attempts"] = case(
+        (_is_over(matched.c[f"{step_states.name}_status"]), literal_column("0")), else_=_w.attempts
+    )
     for name in _FOLD:
         values[name] = case((folds, matched.c[f"{workflow_states.name}_{name}"]), else_=_w[name])
     for name, kept in FIRST_CONTEXT_KEPT.items():
@@ -182,6 +189,10 @@ def _updated(matched: CTE) -> CTE:
         .returning(*matched.c, _w.request, _w.checkpoint_seq)
         .cte("updated")
     )
+
+
+def _is_over(status: ColumnElement[str]) -> ColumnElement[bool]:
+    return or_(*(status == literal_column(f"'{final}'") for final in sorted(FINAL)))
 
 
 def _recorded(updated: CTE) -> CTE:
@@ -230,12 +241,14 @@ _OWN_SEQ: Final = select(_w.checkpoint_seq).where(_w.id == bindparam("workflow_s
 
 
 @cache
-def commit_update(*, folds_context: bool, makes_checkpoint: bool) -> Executable:
+def commit_update(*, folds_context: bool, makes_checkpoint: bool, finishes_step: bool) -> Executable:
     """UPDATE the run's row under its lease; returns its request.
 
     A run that makes a checkpoint beside unnumbered ones is passed over.
     """
     statement = fenced_update(frozenset(_FOLD if folds_context else ()))
+    if finishes_step:
+        statement = statement.values(attempts=literal_column("0"))
     if makes_checkpoint:
         statement = statement.values(checkpoint_seq=_w.checkpoint_seq + 1).where(~_HAS_UNNUMBERED)
     return statement.returning(_w.request)

@@ -16,6 +16,7 @@
     │   ├── LeaseHeld         another worker owns the run: leave it, or wait
     │   ├── RunPaused         somebody paused the run; `store.resume` lets it go on
     │   ├── RunCancelled      somebody cancelled the run
+    │   ├── RunFailed         the run that was waited for failed: a child, or one that another worker has
     │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
     │   ├── OutcomeUnknown    a step was under way at a crash, and may or may not have taken effect
     │   └── UnusedSteps       a resumed handler did not ask for all recorded steps, and was told to be strict
@@ -166,6 +167,17 @@ class RunCancelled(Conflict):
     """The run was cancelled, for good."""
 
     workflow_state_id: UUID
+
+
+class RunFailed(Conflict):
+    """The run that was waited for has failed: a child of this run, say, that another worker drove.
+
+    `error` is what is recorded of its exception, as text. Where the child was driven here, `run.child` raises the
+    exception itself.
+    """
+
+    workflow_state_id: UUID
+    error: str | None
 
 
 class RunSuspended(Conflict):

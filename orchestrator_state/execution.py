@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -20,6 +20,7 @@ from orchestrator_state.errors import (
     LeaseLost,
     OrchestratorStateError,
     RunCancelled,
+    RunFailed,
     RunPaused,
     RunSuspended,
     SchemaMismatch,
@@ -39,6 +40,7 @@ from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener
 from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
+from orchestrator_state.suspects import Suspects
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
@@ -49,6 +51,8 @@ from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
+_HAS_RESULT: Final = frozenset({WorkflowStatus.COMPLETED.value})
+_ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
 # How long a run is left alone after a fault that was not its handler's: it would be met again at once, for ever.
 _AFTER_A_FAULT: Final = timedelta(seconds=1)
 # And after one that only other code can mend.
@@ -83,6 +87,7 @@ class Executor:
         settings = transactions.settings
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
         self.writer: Final = Writer(transactions)
+        self.suspects: Final = Suspects()
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
         self._transactions = transactions
         self._hook = hook
@@ -99,21 +104,27 @@ class Executor:
     ) -> _T:
         """Start the run, resume it, or return its recorded result. See `StateStore.run`."""
         deadline = asyncio.get_running_loop().time() + wait.total_seconds()
+        # A child that has failed is its parent's to hear of. So is a run that failed while we waited for its owner.
+        is_over = _ENDED if request.parent is not None else _HAS_RESULT
         while True:
             with self.keeper.claiming() as claim:
-                row = await self._transactions.write(partial(self._start_or_claim, request=request, claim=claim))
+                look = partial(self._start_or_claim, request=request, claim=claim, is_over=is_over)
+                row = await self._transactions.write(look)
                 if isinstance(row, RunSuspended):
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
                         result: _T = request.types.decode_result(row, await self._result(row))
                         return result
+                    if row.status == WorkflowStatus.FAILED:
+                        raise await self._failure(row)
                     try:
                         return await self.drive(row, handler, request.types, strict=strict, linger=linger)
                     except PauseTakenBack:
                         continue
             if asyncio.get_running_loop().time() >= deadline:
                 raise row
+            is_over = _ENDED
             await asyncio.sleep(_LOOK_AGAIN)
 
     async def _result(self, row: Any) -> str:
@@ -128,6 +139,18 @@ class Executor:
             return opener.result(row.result, row.result_digest)
         except CorruptPayload as error:
             raise error.concerning(workflow_state_id=row.id) from None
+
+    async def _failure(self, row: Any) -> RunFailed:
+        """What a run that failed elsewhere, or before, is known to have failed of."""
+        try:
+            payloads = await self._transactions.payloads_of([(row.error,)])
+            opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+            error = opener.workflow("error", row.error, row.error_digest)
+        except UNREADABLE:
+            error = None
+        return RunFailed(
+            f"run {row.id} failed: {error or 'of what cannot be read'}", workflow_state_id=row.id, error=error
+        )
 
     async def drive(
         self,
@@ -159,6 +182,8 @@ class Executor:
             if loaded is not None:
                 loaded(recorded)
             journal = self._journal(row, lease, recorded, switch, types)
+            if row.id in self.suspects:
+                journal.on_progress = partial(self.suspects.clear, row.id)
             room = WaitingRoom(row.id, switch, linger, row.now)
             run: Run[Any] = Run(
                 journal,
@@ -216,7 +241,12 @@ class Executor:
     async def give_up(self, row: Any) -> str:
         """Mark a claimed run failed because too many workers vanished over it. Returns its status."""
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
-        message = f"{row.attempts} workers vanished over this run; `store.resume` gives it a new budget"
+        begun = await self._transactions.read(lambda uow: uow.runs.list_intents(row.id))
+        where = f", with {', '.join(map(repr, begun))} under way" if begun else ""
+        message = (
+            f"{row.attempts} workers vanished over this run since it last finished a step{where}; "
+            "`store.resume` gives it a new budget"
+        )
         return await self._fail(row, lease, message)
 
     async def _fail(self, row: Any, lease: Lease, message: str) -> str:
@@ -358,8 +388,10 @@ class Executor:
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
-    async def _start_or_claim(self, uow: UnitOfWork, request: RunRequest, claim: set[UUID]) -> Any:
-        """The claimed row; or a completed one; or why it cannot be claimed, for the caller to raise or to wait for."""
+    async def _start_or_claim(
+        self, uow: UnitOfWork, request: RunRequest, claim: set[UUID], is_over: Collection[str]
+    ) -> Any:
+        """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
         names = self._names(request)
         row = await uow.runs.find(names)
         if row is None:
@@ -371,7 +403,7 @@ class Executor:
             row = await uow.runs.find(names)
         row = _require_same(row, request)
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
-        if row.status == WorkflowStatus.COMPLETED:
+        if row.status in is_over:
             return row
         if row.status == WorkflowStatus.CANCELLED:
             raise RunCancelled(f"run {row.id} was cancelled", workflow_state_id=row.id)
@@ -383,8 +415,10 @@ class Executor:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id)
         claimed = await uow.runs.claim(row, self.keeper.owner)
         if claimed is None:
-            return await self._start_or_claim(uow, request, claim)
+            return await self._start_or_claim(uow, request, claim, is_over)
         claim.add(claimed.id)
+        if row.status == WorkflowStatus.FAILED:
+            await uow.runs.revive_failed_descendants(row.id)
         return claimed
 
     async def _require_goes_on(self, uow: UnitOfWork, parent: Lease | None) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -113,6 +113,8 @@ class Journal:
         self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
         self.in_order = asyncio.Lock()
+        self.on_progress: Callable[[], object] | None = None
+        """Called once a step is finished that was not on record."""
 
     # --- what there is -------------------------------------------------------------------------------------------
 
@@ -277,6 +279,8 @@ class Journal:
     def accept(self, entry: Entry, ack: Ack) -> None:
         """`entry` is durable."""
         self._remember(entry.step)
+        if self.on_progress is not None and entry.step.status in FINAL:
+            self.on_progress()
         if entry.change.consumed_signal is not None:
             self._consumed.add(entry.change.consumed_signal)
         if entry.change.context is not None:

@@ -53,6 +53,10 @@ def _at_most_255(*columns: str) -> list[CheckConstraint]:
     return [CheckConstraint(text(f"length({column}) <= 255"), name=f"{column}_length") for column in columns]
 
 
+def _partial_index(name: str, condition: str) -> Index:
+    return Index(name, "namespace", postgresql_where=text(condition), sqlite_where=text(condition))
+
+
 class WorkflowRow(Base):
     """One workflow. `version` is in the WHERE clause of every update."""
 
@@ -67,6 +71,9 @@ class WorkflowRow(Base):
         Index("idx_workflow_states_namespace_workflow_id", "namespace", "workflow_id", "updated_at"),
         Index("idx_workflow_states_namespace_idempotency_key", "namespace", "idempotency_key", unique=True),
         Index("idx_workflow_states_parent_id", "parent_id"),
+        # Of few rows, for what is looked for at each claim.
+        _partial_index("idx_workflow_states_request", "request IS NOT NULL"),
+        _partial_index("idx_workflow_states_suspects", "attempts > 1"),
     )
 
     id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
@@ -91,7 +98,7 @@ class WorkflowRow(Base):
     """Grows with each change of owner. Every write of a run carries it in its WHERE clause."""
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     attempts: Mapped[int] = mapped_column(server_default="0")
-    """How often a run was taken over from an owner that vanished."""
+    """How often a run was taken over from an owner that vanished, since it last finished a step."""
     wake_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     """A run that waits, for a signal or a timer, is nobody's before this time."""
     request: Mapped[str | None] = mapped_column(String(50))

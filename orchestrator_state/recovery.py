@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Final
@@ -102,6 +103,7 @@ class Recovery:
         What was asked of owners that are gone is done.
         """
         keeper = self._executor.keeper
+        self._executor.suspects.are_looked_for = True
         mine = ProcessIdentity.mine()
         processes = await self._transactions.read(lambda uow: uow.runs.list_lease_processes(mine.machine))
         identities = [identity for identity in map(ProcessIdentity.parse, processes) if identity is not None]
@@ -139,16 +141,33 @@ class Recovery:
         with keeper.claiming() as claim:
 
             async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
-                rows = await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit)
+                rows = await self._claim_suspects(uow, limit, patient=linger > timedelta())
+                rows = [*rows, *await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit - len(rows))]
                 claim.update(row.id for row in rows)
                 return rows
 
             rows = await self._transactions.write(claim_abandoned)
             page = Page(self._transactions, [row.id for row in rows])
             for row in rows:
+                self._executor.suspects.add(row.id, row.attempts)
                 watch(asyncio.create_task(self._resume(row, page, linger)))
             await asyncio.sleep(0)  # until the tasks hold their leases
         return len(rows)
+
+    async def _claim_suspects(self, uow: UnitOfWork, limit: int, *, patient: bool) -> Sequence[Any]:
+        """Runs that may kill their workers, once in a while. Who works on and on lets them rest before."""
+        suspects = self._executor.suspects
+        if patient and not suspects.are_looked_for:
+            return []
+        rows = await uow.runs.claim_suspects(
+            self._handlers, self._executor.keeper.owner, limit, suspects, patient=patient
+        )
+        suspects.are_looked_for = False
+        return rows
+
+    def telling(self, listener: Callable[[], object]) -> AbstractContextManager[None]:
+        """Call `listener` whenever there may be more to claim although no run has ended."""
+        return self._executor.suspects.telling(listener)
 
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
@@ -163,6 +182,12 @@ class Recovery:
 
     async def _resume(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
+        try:
+            return await self._drive(row, page, linger)
+        finally:
+            self._executor.suspects.clear(row.id)
+
+    async def _drive(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
         error: Exception | None = None
         recorded: list[LoadedRun] = []
         try:
@@ -179,14 +204,22 @@ class Recovery:
         report = RecoveryReport()
         await self.end_dead_leases()
         under_way: set[asyncio.Task[RecoveredRun]] = set()
+        news = asyncio.Event()
+        hearing = asyncio.ensure_future(news.wait())
         try:
-            while True:
-                await self.start(concurrency - len(under_way), under_way.add)
-                if not under_way:
-                    break
-                done, under_way = await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
-                report.runs += [task.result() for task in done]
+            with self.telling(news.set):
+                while True:
+                    news.clear()
+                    await self.start(concurrency - len(under_way), under_way.add)
+                    if not under_way:
+                        break
+                    if hearing.done():
+                        hearing = asyncio.ensure_future(news.wait())
+                    done, _ = await asyncio.wait({*under_way, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                    report.runs += [task.result() for task in under_way & done]
+                    under_way -= done
         finally:
+            hearing.cancel()
             for task in under_way:
                 task.cancel()
             if under_way:

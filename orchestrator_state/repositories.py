@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.deltas import Delta, Source
-from orchestrator_state.domain import Checkpoint, SavedRows, StepState, WorkflowState
+from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import ReadingSession
 from orchestrator_state.errors import (
@@ -48,6 +48,7 @@ from orchestrator_state.mapping import (
     workflow_columns,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.notifications import announce
 from orchestrator_state.offload import references
 from orchestrator_state.payloads import PLAIN, Payloads, Sealed
 from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
@@ -75,6 +76,7 @@ from orchestrator_state.statements import (
     STEP_ROWS_OF,
     STEPS_OF,
     UNNUMBERED_CHECKPOINTS_OF,
+    WAKE,
     WHOLE_CHECKPOINT_IDS_OF,
     WORKFLOW_ROW,
     Children,
@@ -202,6 +204,11 @@ class Repository:
                 .where(checkpoints.c.id == checkpoint_id)
                 .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
             )
+
+    async def _wake(self, workflow_state_id: UUID) -> None:
+        await self._execute(WAKE, {"of_id": workflow_state_id, "of_namespace": self._namespace})
+        with database_errors():
+            await announce(self._session, self._namespace)
 
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -460,15 +467,15 @@ class WorkflowRepository(Repository):
         """Returns what became of `updated_at`: the present time if that `is_now`."""
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
         values = seal_workflow(self._payloads, state.id, changed) | {"version": state.version + 1} | guard
-        updated_at: datetime | None = values["updated_at"]
+        updated_at: datetime = values["updated_at"]
         if is_now:
             del values["updated_at"], values["digested_at"]
-            updated_at = (await self._execute(STAMPED_UPDATE, values)).scalar()
-        elif rowcount(await self._execute(GUARDED_UPDATE, values)) == 0:
-            updated_at = None
-        if updated_at is None:
+        row = (await self._execute(STAMPED_UPDATE if is_now else GUARDED_UPDATE, values)).first()
+        if row is None:
             raise await self._why_not_written(state)
-        return updated_at
+        if row.parent_id is not None and changed.get("status") in FINISHED:
+            await self._wake(row.parent_id)
+        return row.updated_at if is_now else updated_at
 
     async def _forget_digests(self, workflow_state_id: UUID) -> None:
         """Of the payloads that a save does not write, as older software may have. It writes no envelopes."""

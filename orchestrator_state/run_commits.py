@@ -27,6 +27,7 @@ from orchestrator_state.commit_statements import (
     step_parameters,
     update_parameters,
 )
+from orchestrator_state.deltas import FINAL
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine import Database
@@ -137,7 +138,11 @@ def _write_in_thread(
 
 def _write(execute: _Execute, change: RunChange) -> Ack | None:
     checkpoint = change.checkpoint
-    update = commit_update(folds_context=change.context is not None, makes_checkpoint=checkpoint is not None)
+    update = commit_update(
+        folds_context=change.context is not None,
+        makes_checkpoint=checkpoint is not None,
+        finishes_step=change.step.status in FINAL,
+    )
     row, _ = execute(update, update_parameters(change))
     if row is None:
         return None

@@ -23,7 +23,6 @@ from sqlalchemy import (
     func,
     literal,
     not_,
-    null,
     or_,
     select,
     update,
@@ -33,7 +32,7 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.cells import is_addressable
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in, time_after
-from orchestrator_state.domain import FINISHED, WorkflowStatus
+from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost, PayloadError
@@ -62,15 +61,25 @@ from orchestrator_state.sealing import (
     signal_identity,
 )
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.statements import LEASE_IS_FREE, OUTDATED, STORED_STEPS_OF, StoredStep
+from orchestrator_state.statements import LEASE_IS_FREE, NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
+from orchestrator_state.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspects, next_suspects
 
 _w = workflow_states.c
-_NOW_IF_ASLEEP: Final = case((_w.wake_at.is_not(None), database_now()), else_=null())
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
 _RELEASED: Final[Columns] = {"lease_expires_at": None}
+
+_REVIVED: Final[Columns] = _RELEASED | {
+    "status": WorkflowStatus.PENDING.value,
+    "attempts": 0,
+    "version": _w.version + 1,
+    "lease_token": _w.lease_token + 1,
+    "updated_at": database_now(),
+    "digested_at": STILL_DIGESTED_AT,
+    **dict.fromkeys(("error", "error_digest", "completed_at", "wake_at", "request")),
+}
 
 
 class RunRepository(Repository):
@@ -129,22 +138,40 @@ class RunRepository(Repository):
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
-        Those that newer code has written are left to it, and those whose id is damaged cannot be written to.
+        Those that newer code has written are left to it, those whose id is damaged cannot be written to, and those that
+        may kill their workers are for `claim_suspects`.
+        """
+        return await self._claim(owner, limit, *self._claimable(names), not_(IS_SUSPECT))
 
-        The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
+    async def claim_suspects(
+        self, names: Collection[str], owner: Owner, limit: int, under_way: Suspects, *, patient: bool
+    ) -> Sequence[Any]:
+        """Like `claim_abandoned`, for the runs that may kill their workers: as many as may be tried together.
+
+        Who is `patient` lets each of them rest before, for longer each time.
+        """
+        claimable = self._claimable(names)
+        chosen = _w.id.in_(next_suspects(under_way, *claimable, patient=patient))
+        return await self._claim(owner, limit, *claimable, chosen)
+
+    def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+        return (
+            _w.namespace == self._namespace,
+            _w.status.in_(_CLAIMABLE_STATUSES),
+            _w.workflow_name.in_(sorted(names)),
+            self._has_readable_version(names),
+            LEASE_IS_FREE,
+            _IS_AWAKE,
+            is_addressable(_w.id),
+        )
+
+    async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
+        """The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
         """
         free = (
             select(_w.id)
-            .where(
-                _w.namespace == self._namespace,
-                _w.status.in_(_CLAIMABLE_STATUSES),
-                _w.workflow_name.in_(sorted(names)),
-                self._has_readable_version(names),
-                LEASE_IS_FREE,
-                _IS_AWAKE,
-                is_addressable(_w.id),
-            )
+            .where(*conditions)
             .order_by(_w.updated_at)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -304,6 +331,32 @@ class RunRepository(Repository):
         # Whatever was out of date when the run was loaded has been written anew.
         opener = Opener(self._payloads, workflow_state_id, outdated=False)
         return step_record(row, opener.step_row(row))
+
+    async def list_intents(self, workflow_state_id: UUID) -> list[str]:
+        """The steps that were begun, by their own word, and are not over."""
+        query = select(step_states.c.step_id).where(
+            step_states.c.workflow_state_id == workflow_state_id, step_states.c.status == StepStatus.RUNNING.value
+        )
+        return list((await self._execute(query.order_by(step_states.c.position))).scalars())
+
+    async def revive_failed_descendants(self, workflow_state_id: UUID) -> None:
+        """Let the failed children of a run that is to try again be tried again with it, and theirs."""
+        parents: list[UUID] = [workflow_state_id]
+        while parents:
+            revived: list[UUID] = []
+            for chunk in chunks(parents):
+                rows = await self._execute(
+                    update(workflow_states)
+                    .where(
+                        _w.namespace == self._namespace,
+                        _w.parent_id.in_(chunk),
+                        _w.status == WorkflowStatus.FAILED.value,
+                    )
+                    .values(_REVIVED)
+                    .returning(_w.id)
+                )
+                revived += rows.scalars()
+            parents = revived
 
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
@@ -495,7 +548,7 @@ class RunRepository(Repository):
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace, active)
             .values(
                 signal_seq=_w.signal_seq + 1,
-                wake_at=_NOW_IF_ASLEEP,
+                wake_at=NOW_IF_ASLEEP,
             )
             .returning(_w.signal_seq, _w.status)
         )
@@ -523,9 +576,7 @@ class RunRepository(Repository):
 
     async def wake(self, workflow_state_id: UUID) -> None:
         """Let a sleeping run be claimed now. Locks its row in any case: it may be about to fall asleep."""
-        of_run = (_w.id == workflow_state_id, _w.namespace == self._namespace)
-        await self._execute(update(workflow_states).where(*of_run).values(wake_at=_NOW_IF_ASLEEP))
-        await self._announce()
+        await self._wake(workflow_state_id)
 
     async def request(self, workflow_state_id: UUID, request: str | None) -> None:
         """Leave a request for the live owner, or take it back. A cancel stays."""
@@ -699,8 +750,7 @@ class RunRepository(Repository):
             "lease_process": owner.process,
             "lease_token": _w.lease_token + 1,
             "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
-            # A lease that ended without having been released is that of an owner that vanished.
-            "attempts": _w.attempts + case((_w.lease_expires_at.is_not(None), 1), else_=0),
+            "attempts": ATTEMPTS_ONCE_CLAIMED,
             "wake_at": None,
             "error": None,
             "error_digest": None,

@@ -249,12 +249,17 @@ GUARDED_UPDATE: Final = (
     .where(*_OF_WORKFLOW, _workflow.version == bindparam("of_version"), LEASE_IS_FREE)
     # A worker whose lease ended, but which does not know yet, must not write over this save.
     .values(lease_token=_workflow.lease_token + 1)
+    .returning(_workflow.parent_id)
 )
 """Sets the columns that it is given values for."""
 
 _NOW: Final = dict.fromkeys(("updated_at", "digested_at"), database_now())
 STAMPED_UPDATE: Final = GUARDED_UPDATE.values(_NOW).returning(_workflow.updated_at)
 """Like `GUARDED_UPDATE`, with the time of the statement; returns it."""
+
+NOW_IF_ASLEEP: Final = case((_workflow.wake_at.is_not(None), database_now()), else_=null())
+WAKE: Final = update(workflow_states).where(*_OF_WORKFLOW).values(wake_at=NOW_IF_ASLEEP)
+"""Let a sleeping run be claimed now. Locks its row in any case: it may be about to fall asleep."""
 
 # The row lock makes concurrent writers of one workflow take their numbers in turn.
 NEXT_CHECKPOINT_SEQ: Final = (

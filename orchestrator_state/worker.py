@@ -76,6 +76,7 @@ class Worker:
             if self._handle_signals:
                 stack.enter_context(_on_signals(self.stop))
             await stack.enter_async_context(self._store.listening(self._news.set))
+            stack.enter_context(self._recovery.telling(self._news.set))
             try:
                 while not self._stopping.is_set():
                     await self._claim()

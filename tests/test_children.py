@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import LeaseHeld, Run, RunCancelled, StateStore
+from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_records import Lease
 from orchestrator_state.waiting import FAR_FUTURE
@@ -137,6 +137,109 @@ async def test_a_parent_may_go_on_without_its_child(store: StateStore) -> None:
         return "with it"
 
     assert await store.run("n", parent, workflow_id="w") == "without it"
+
+
+async def test_a_child_that_fails_by_itself_is_not_called_again_and_its_parent_hears_of_it(store: StateStore) -> None:
+    charge, seen = Failing(*(LookupError("card declined") for _ in range(9))), []
+
+    async def grandchild(run: Run) -> Any:
+        await run.wait_for("go")
+        return await run.step("charge", charge, retry=2)
+
+    async def child(run: Run) -> Any:
+        return await run.child("grandchild", grandchild)
+
+    async def parent(run: Run) -> Any:
+        try:
+            await run.child("child", child)
+        except RunFailed as failed:
+            seen.append(failed.error)
+        return await run.wait_for("answer")
+
+    handlers = {"n": parent, "child": child, "grandchild": grandchild}
+    state = await store.start("n", workflow_id="w")
+    await store.recover(handlers)
+    [below] = await children_of(store, (await the_child(store)).id)
+    await store.signal(below.id, "go", 1)
+    for _ in range(3):
+        await store.recover(handlers)
+    await store.signal(state.id, "answer", "without it")
+    await store.recover(handlers)
+    assert charge.calls == 2
+    assert await store.run("n", parent, workflow_id="w") == "without it"
+    assert {*seen} == {f"RunFailed: run {below.id} failed: LookupError: card declined"}
+    assert (await the_child(store)).status == "failed"
+
+
+@pytest.mark.parametrize("how", ["resume", "run", "rewind"])
+async def test_a_failed_parent_that_is_tried_again_tries_its_failed_child_again(store: StateStore, how: str) -> None:
+    work = Failing(LookupError("no such page"))
+
+    async def child(run: Run) -> Any:
+        await run.wait_for("go")
+        return await run.step("work", work)
+
+    async def parent(run: Run) -> Any:
+        await run.step("before", Effect())
+        return await run.child("part", child)
+
+    handlers = {"n": parent, "part": child}
+    state = await store.start("n", workflow_id="w")
+    await store.recover(handlers)
+    await store.signal((await the_child(store)).id, "go", 1)
+    await store.recover(handlers)
+    assert (await row_of(store, "w")).status == (await the_child(store)).status == "failed"
+    if how == "resume":
+        await store.resume(state.id)
+    if how == "rewind":
+        checkpoint = await store.get_latest_checkpoint(state.id)
+        assert checkpoint is not None
+        await store.rewind(checkpoint.id)
+    assert await store.run("n", parent, workflow_id="w") == "done"
+    assert work.calls == 2
+
+
+async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
+    database_url: str, store: StateStore
+) -> None:
+    gate, calls = Gate(), []
+
+    async def handler(run: Run) -> None:
+        calls.append(run.id)
+        await run.step("under way", gate)
+        raise LookupError("no such page")
+
+    async with StateStore.open(database_url) as other:
+        theirs = asyncio.create_task(other.run("n", handler, workflow_id="w"))
+        await gate.reached.wait()
+        ours = asyncio.create_task(store.run("n", handler, workflow_id="w", wait=seconds(30)))
+        await asyncio.sleep(0.1)
+        gate.opened.set()
+        with pytest.raises(LookupError):
+            await theirs
+        with pytest.raises(RunFailed, match="no such page"):
+            await ours
+        assert len(calls) == 1
+        with pytest.raises(LookupError):
+            await store.run("n", handler, workflow_id="w")
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+async def test_a_child_that_is_ended_by_hand_wakes_its_parent(store: StateStore, status: str) -> None:
+    await store.start("n", workflow_id="w")
+    await store.recover(BOTH)
+    child = await store.load_workflow_state((await the_child(store)).id)
+    child.mark_running()
+    match status:
+        case "completed":
+            child.mark_completed()
+        case "failed":
+            child.mark_failed("by hand")
+        case "cancelled":
+            child.mark_cancelled()
+    await store.save_workflow_state(child)
+    assert [run.name for run in (await store.recover(BOTH)).runs] == ["n"]
+    assert (await row_of(store, "w")).status == ("completed" if status == "completed" else "failed")
 
 
 # --- waiting, without a worker ---
