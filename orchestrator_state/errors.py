@@ -181,9 +181,13 @@ class RunFailed(Conflict):
 
 
 class RunSuspended(Conflict):
-    """The run waits for a signal or a timer. `store.recover` or a `Worker` continues it when that arrives."""
+    """The run waits for a signal or a timer. `store.recover` or a `Worker` continues it when that arrives.
+
+    `wake_at` is when it is due in any case, where that is known.
+    """
 
     workflow_state_id: UUID
+    wake_at: datetime | None = None
 
 
 class OutcomeUnknown(Conflict):

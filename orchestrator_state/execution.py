@@ -28,6 +28,7 @@ from orchestrator_state.errors import (
     UnusedSteps,
 )
 from orchestrator_state.failures import describe
+from orchestrator_state.faults import NOT_THE_RUNS, fault_behind, pause_after
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
@@ -38,7 +39,7 @@ from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import UNREADABLE, Columns, Opener
+from orchestrator_state.sealing import Columns, Opener
 from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.threads import Threads
@@ -53,10 +54,7 @@ _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
 _HAS_RESULT: Final = frozenset({WorkflowStatus.COMPLETED.value})
 _ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
-# How long a run is left alone after a fault that was not its handler's: it would be met again at once, for ever.
-_AFTER_A_FAULT: Final = timedelta(seconds=1)
-# And after one that only other code can mend.
-_AFTER_A_MISMATCH: Final = timedelta(seconds=30)
+_RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error of a caller, waits for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,6 +171,7 @@ class Executor:
         switch = StopSwitch(row.id)
         held = _Held(lease, switch)
         self.keeper.hold(held)
+        journal: Journal | None = None
         try:
             if row.request is not None:  # left for an owner that is gone
                 switch.trip(stopped_as(await self._transactions.write(lambda uow: uow.runs.let_go(lease)), row.id))
@@ -195,13 +194,11 @@ class Executor:
                 self._start_child(lease, linger),
                 types,
             )
-            return await self._call_handler(run, journal, switch, room, handler, strict=strict)
+            return await self._call_handler(row, run, journal, switch, room, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
             if switch.reason is None:
-                await uninterrupted(self._release(lease, _pause_after(error)))
-            if isinstance(error, SchemaMismatch):
-                hooks.logger.warning("run %s is left to code that can read it: %s", row.id, error)
+                await uninterrupted(self._leave(row, lease, error, progress=bool(journal and journal.has_progressed)))
             raise
         finally:
             self.keeper.drop(held)
@@ -271,6 +268,7 @@ class Executor:
 
     async def _call_handler(
         self,
+        row: Any,
         run: Run,
         journal: Journal,
         switch: StopSwitch,
@@ -279,8 +277,8 @@ class Executor:
         *,
         strict: bool,
     ) -> _T:
-        row = journal.row
-        hooks.tell(self._hook, hooks.RunStarted(workflow_state_id=row.id, name=row.name, attempts=row.attempts))
+        started = hooks.RunStarted(workflow_state_id=row.id, name=row.workflow_name, attempts=row.attempts)
+        hooks.tell(self._hook, started)
         outcome = "released"
         try:
             result = await self._supervise(run, switch, handler)
@@ -292,11 +290,12 @@ class Executor:
         except asyncio.CancelledError:
             if switch.reason is None:
                 raise
-            outcome, reason = await uninterrupted(self._stopped(journal, switch.reason, room))
+            outcome, reason = await uninterrupted(self._stopped(row, journal, switch.reason, room))
             raise reason from None
-        except (StoreUnavailable, LeaseLost, SchemaMismatch, *UNREADABLE):
-            raise
         except Exception as error:
+            if (fault := fault_behind(error)) is not None:
+                outcome = "interrupted"
+                raise fault from None
             outcome = await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
             if outcome == WorkflowStatus.CANCELLED:
                 raise stopped_as(outcome, row.id) from error
@@ -353,18 +352,26 @@ class Executor:
         return await self._transactions.write(finish)
 
     async def _stopped(
-        self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
+        self, row: Any, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
     ) -> tuple[str, OrchestratorStateError]:
         """Write why the run stops before its handler is done. Returns the outcome for the hook, and for the caller.
 
         What was asked of the run by then counts, whatever it stops for.
         """
-        lease = journal.lease
         if isinstance(reason, LeaseLost):
             return "lost", reason
-        if isinstance(reason, StoreUnavailable):
-            await self._release(lease, _AFTER_A_FAULT)
-            return "interrupted", reason
+        try:
+            if not isinstance(reason, NOT_THE_RUNS):
+                return await self._write_stop(journal, reason, room)
+        except StoreUnavailable as unavailable:
+            reason = unavailable
+        await self._leave(row, journal.lease, reason, progress=journal.has_progressed)
+        return "interrupted", reason
+
+    async def _write_stop(
+        self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
+    ) -> tuple[str, OrchestratorStateError]:
+        lease = journal.lease
         if isinstance(reason, RunSuspended):
             status = await self._transactions.write(
                 lambda uow: uow.runs.suspend(
@@ -377,14 +384,23 @@ class Executor:
             status = await self._transactions.write(lambda uow: uow.runs.let_go(lease))
         return ("released" if status == WorkflowStatus.RUNNING else status), stopped_as(status, journal.row.id)
 
-    async def _release(self, lease: Lease, pause: timedelta) -> None:
-        """Best effort: what is not released ends by itself."""
+    async def _leave(self, row: Any, lease: Lease, error: BaseException, *, progress: bool) -> None:
+        """Let go of the run; after a fault with a pause, which grows while faults follow each other without progress.
+
+        Best effort: a lease that is not released ends by itself.
+        """
+        faults, pause = (0 if progress else row.faults), timedelta()
+        if isinstance(error, OrchestratorStateError):
+            faults += 1
+            pause = pause_after(error, faults, self._transactions.settings.lease_term)
+            whom = "code that can read it" if isinstance(error, SchemaMismatch) else "whoever comes next"
+            hooks.logger.warning("run %s is left to %s in %.1f s: %s", row.id, whom, pause.total_seconds(), error)
         try:
-            await self._transactions.write(lambda uow: uow.runs.release(lease, pause))
-        except OrchestratorStateError:
-            hooks.logger.warning(
-                "the lease of run %s could not be released; it ends by itself", lease.workflow_state_id
+            await self._transactions.write(
+                lambda uow: uow.runs.release(lease, pause, faults=faults), patience=_RELEASE_WITHIN
             )
+        except OrchestratorStateError:
+            hooks.logger.warning("the lease of run %s could not be released; it ends by itself", row.id)
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
@@ -412,7 +428,7 @@ class Executor:
         if not row.lease_is_free and row.id not in claim and not self._is_abandoned(row):
             return lease_held(row.id, row)
         if request.parent_id is not None and row.wake_at is not None and row.wake_at > row.now:
-            return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id)
+            return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
         claimed = await uow.runs.claim(row, self.keeper.owner)
         if claimed is None:
             return await self._start_or_claim(uow, request, claim, is_over)
@@ -495,13 +511,6 @@ class _Held:
 
 
 _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
-
-
-def _pause_after(error: BaseException) -> timedelta:
-    """How long an unfinished run is left alone."""
-    if isinstance(error, asyncio.CancelledError):
-        return timedelta()
-    return _AFTER_A_MISMATCH if isinstance(error, SchemaMismatch) else _AFTER_A_FAULT
 
 
 def _require_same(row: Any, request: RunRequest) -> Any:

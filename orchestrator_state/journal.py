@@ -14,8 +14,9 @@ from uuid import UUID, uuid4
 from orchestrator_state import hooks
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
-from orchestrator_state.errors import LeaseLost, StoreUnavailable
+from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
+from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
@@ -140,6 +141,11 @@ class Journal:
         return tuple(
             step_id for step_id, step in self._steps.items() if step.status in FINAL and step_id not in self._ids.asked
         )
+
+    @property
+    def has_progressed(self) -> bool:
+        """Whether a step was finished under this lease."""
+        return self._commits > 0
 
     def key(self, step_id: str) -> str:
         return f"{self.row.id}:{step_id}"
@@ -310,7 +316,7 @@ class Journal:
         try:
             await self._upload(entry)
             writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
-        except StoreUnavailable as error:
+        except NOT_THE_RUNS as error:
             self._switch.stop(error)
         cancelled = await outlasted(writing)
         try:
@@ -323,7 +329,7 @@ class Journal:
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:
             ack = writing.result()
-        except (LeaseLost, StoreUnavailable) as error:
+        except (LeaseLost, *NOT_THE_RUNS) as error:
             # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
             self._switch.stop(error)
         self.accept(entry, ack)

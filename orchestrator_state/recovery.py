@@ -16,22 +16,17 @@ from orchestrator_state.column_types import DAMAGED_ID
 from orchestrator_state.errors import (
     CorruptPayload,
     LeaseLost,
-    NewerSchemaVersion,
     RunCancelled,
     RunPaused,
     RunSuspended,
-    StateMismatch,
-    StoreUnavailable,
-    UpcasterFailed,
-    UpcasterMissing,
 )
 from orchestrator_state.execution import Executor
+from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
-from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.stopping import PauseTakenBack
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import uninterrupted
@@ -234,18 +229,14 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
     RunCancelled: "cancelled",
     LeaseLost: "lost",
     PauseTakenBack: "interrupted",
-    StoreUnavailable: "interrupted",
-    UpcasterMissing: "interrupted",
-    UpcasterFailed: "interrupted",
-    NewerSchemaVersion: "interrupted",
-    StateMismatch: "interrupted",
-    **dict.fromkeys(UNREADABLE, "interrupted"),
 }
 
 
 def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
     if error is None:
         return "completed"
+    if isinstance(error, NOT_THE_RUNS):
+        return "interrupted"
     if getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
         return "failed"  # a child run was cancelled, say, and the handler let that pass
     return _OUTCOMES.get(type(error), "failed")

@@ -56,6 +56,8 @@ class RunControl:
             if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
                 if row.request == PAUSE:
                     await uow.runs.request(row.id, None)
+                if row.faults and row.lease_is_free:
+                    await uow.runs.wake(row.id)  # somebody has mended what it was left alone for
                 return
             if row.status not in (WorkflowStatus.PAUSED, WorkflowStatus.FAILED):
                 raise _illegal(row.id, row.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})

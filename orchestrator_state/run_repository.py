@@ -69,7 +69,7 @@ _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
-_RELEASED: Final[Columns] = {"lease_expires_at": None}
+_RELEASED: Final[Columns] = {"lease_expires_at": None, "faults": 0}
 
 _REVIVED: Final[Columns] = _RELEASED | {
     "status": WorkflowStatus.PENDING.value,
@@ -362,12 +362,14 @@ class RunRepository(Repository):
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
         await self._write_fenced(lease, {})
 
-    async def release(self, lease: Lease, pause: timedelta = timedelta()) -> None:
+    async def release(self, lease: Lease, pause: timedelta = timedelta(), *, faults: int | None = None) -> None:
         """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over.
 
-        If a pause or a cancellation was asked of us, it becomes that instead.
+        If a pause or a cancellation was asked of us, it becomes that instead. `faults` is how many it has met in a row;
+        None leaves that as it is.
         """
-        columns: Columns = {"version": _w.version + 1, **_RELEASED} | heeded()
+        columns: Columns = {"version": _w.version + 1, **_RELEASED, "faults": _w.faults if faults is None else faults}
+        columns |= heeded()
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value

@@ -32,9 +32,9 @@ from orchestrator_state.errors import (
     OutcomeUnknown,
     RunCancelled,
     RunSuspended,
-    SchemaMismatch,
     StoreUnavailable,
 )
+from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.open_transactions import idle_limit, kept_open
@@ -406,10 +406,8 @@ class Run(Generic[State]):
     async def _before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
         self._switch.obey()
-        try:
+        with self._switch.on_fault():
             await self._keeper.confirm(self._journal.lease)
-        except LeaseLost as error:
-            self._switch.stop(error)
 
     async def _step(
         self,
@@ -510,10 +508,8 @@ class Run(Generic[State]):
         except _AlreadyRecorded as already:
             journal.adopt(already.step)
             return self._recorded(already.step, returns)
-        except (LeaseLost, StoreUnavailable) as error:
+        except (LeaseLost, StoreUnavailable, *UNREADABLE) as error:
             self._switch.stop(error)
-        except UNREADABLE:
-            raise
         except Exception as error:
             await journal.fail_step(begun, error, calls=1)
             raise
@@ -604,7 +600,8 @@ class Run(Generic[State]):
         until = None if limit is None else await self._deadline(step_id, limit)
         while True:
             await self._before_work()
-            signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
+            with self._switch.on_fault():
+                signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
             if signal is not None and (taken := await self._take(step_id, signal, returns)):
                 self._switch.obey()  # a signal that came after a cancel must not complete the run
                 return taken.payload
@@ -637,8 +634,8 @@ class Run(Generic[State]):
             return self._recorded(recorded, returns)
         try:
             result = await self._result_of_child(step_id, handler, types, context)
-        except (StoreUnavailable, SchemaMismatch, *UNREADABLE):
-            raise
+        except NOT_THE_RUNS as fault:
+            self._switch.stop(fault)  # which the child met: it is left too, and this run goes on with it
         except Exception as error:
             await journal.fail_step(journal.new_step(step_id), error, calls=1)
             self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
@@ -662,7 +659,7 @@ class Run(Generic[State]):
                     self._switch.stop(lost)
                 # The child's: another worker has it.
             except RunSuspended as waiting:
-                await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id)
+                await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id, until=waiting.wake_at)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NoReturn
 from uuid import UUID
 
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.errors import ConfigurationError, Conflict, OrchestratorStateError, RunCancelled, RunPaused
+from orchestrator_state.errors import (
+    ConfigurationError,
+    Conflict,
+    LeaseLost,
+    OrchestratorStateError,
+    RunCancelled,
+    RunPaused,
+)
+from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.run_requests import CANCEL, PAUSE
 
 
@@ -42,6 +52,17 @@ class StopSwitch:
         """End the run from inside one of its calls."""
         self.trip(reason)
         raise asyncio.CancelledError(str(reason))
+
+    @contextmanager
+    def on_fault(self) -> Iterator[None]:
+        """End the run by what is none of the handler's business, which must not see it as an exception.
+
+        Around calls of the run's own, and never around what the handler gave it to call.
+        """
+        try:
+            yield
+        except (LeaseLost, *NOT_THE_RUNS) as error:
+            self.stop(error)
 
     def trip(self, reason: OrchestratorStateError) -> None:
         """End the run from anywhere. The first reason stands."""

@@ -65,7 +65,7 @@ class Transactions:
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
 
-    async def read(self, work: Work[_Result]) -> _Result:
+    async def read(self, work: Work[_Result], *, patience: timedelta | None = None) -> _Result:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
 
         async def attempt() -> _Result:
@@ -79,12 +79,13 @@ class Transactions:
             # Perhaps the row was deleted between its reading and that of the blob.
             return await work(self._unit(self.database.reading(), self.unit_payloads()))
 
-        return await while_transient(attempt, self.settings.retry_timeout)
+        return await while_transient(attempt, self._patience(patience))
 
-    async def write(self, work: Work[_Result], *, urgent: bool = False) -> _Result:
+    async def write(self, work: Work[_Result], *, urgent: bool = False, patience: timedelta | None = None) -> _Result:
         """Run `work` in one transaction, again if the database gave up on it: `work` must bear being done twice.
 
-        Twice, because nobody knows the outcome when the connection drops during COMMIT.
+        Twice, because nobody knows the outcome when the connection drops during COMMIT. `patience` is for who has
+        less of it than `retry_timeout`.
         """
 
         async def write(payloads: Payloads) -> _Result:
@@ -92,7 +93,7 @@ class Transactions:
                 async with self.begin(payloads, urgent=urgent) as uow:
                     return await work(uow)
 
-            return await while_transient(attempt, self.settings.retry_timeout)
+            return await while_transient(attempt, self._patience(patience))
 
         return await self._moving_blobs_first(write)
 
@@ -178,6 +179,10 @@ class Transactions:
             payloads=payloads,
             schemas=self.schemas,
         )
+
+    def _patience(self, given: timedelta | None) -> timedelta:
+        longest = self.settings.retry_timeout
+        return longest if given is None else min(given, longest)
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""

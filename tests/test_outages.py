@@ -8,11 +8,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from orchestrator_state import Run, StateStore, StoreUnavailable, WorkflowStatus
+from orchestrator_state import AesGcm, KeyRing, Payloads, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus
 from tests.cutting_proxy import CuttingProxy
 from tests.held import checked_out
 from tests.postgres_server import Postgres, PrivatePostgres
-from tests.running import Effect, row_of, seconds
+from tests.running import Effect, becomes, row_of, seconds, steps_of
 
 AWAY = 1.2  # seconds
 
@@ -112,6 +112,25 @@ async def test_connections_that_the_server_terminated_are_replaced_however_late_
     await distant.signal((await distant.start("w", workflow_id="another")).id, "s")
 
 
+async def test_a_step_that_was_paid_for_outlasts_a_restart(own_server: PrivatePostgres) -> None:
+    calls = Effect()
+
+    async def back_again() -> None:
+        await asyncio.sleep(AWAY)
+        await asyncio.to_thread(own_server.start)
+
+    async def paid() -> Any:
+        await asyncio.to_thread(own_server.stop, "fast")
+        restarts.append(asyncio.create_task(back_again()))
+        return await calls("answer")
+
+    restarts: list[asyncio.Task[None]] = []
+    async with StateStore.open(own_server.url(), migrate=True) as store:
+        assert await ran(store, paid) == "answer"
+        await restarts[0]
+    assert calls.calls == ["answer"]
+
+
 # --- a server that refuses ------------------------------------------------------------------------------------------
 
 REFUSALS = {
@@ -168,3 +187,146 @@ async def test_what_a_server_refuses_for_a_moment_fails_no_run_and_calls_nothing
         assert calls.calls == ["answer"]
         row = await row_of(store, "w")
         assert (row.status, row.attempts) == (WorkflowStatus.COMPLETED, 0)
+
+
+# --- what the handler does not see ----------------------------------------------------------------------------------
+
+
+class Compensating:
+    """A handler that undoes what it has done, whatever it meets; `waits` is its call of the run."""
+
+    def __init__(self, waits: Callable[[Run], Awaitable[Any]]) -> None:
+        self._waits = waits
+        self.saw: list[BaseException] = []
+
+    async def __call__(self, run: Run) -> str:
+        try:
+            await self._waits(run)
+        except Exception as error:  # noqa: BLE001 - as a handler that compensates does
+            self.saw.append(error)
+            await run.step("undo", Effect())
+            return "compensated"
+        return "done"
+
+
+async def in_a_group(run: Run) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(run.wait_for("go"))
+        group.create_task(run.wait_for("go as well", timeout=60))
+
+
+async def in_a_gather(run: Run) -> None:
+    await asyncio.gather(run.wait_for("go"), run.wait_for("go as well"), return_exceptions=True)
+    await run.step("after", Effect())
+
+
+WAITS: dict[str, Callable[[Run], Awaitable[Any]]] = {
+    "a signal": lambda run: run.wait_for("go"),
+    "a signal with a timeout": lambda run: run.wait_for("go", timeout=60),
+    "a child": lambda run: run.child("kid", lambda kid: kid.wait_for("go")),
+    "a group": in_a_group,
+    "a gather": in_a_gather,
+}
+
+
+@pytest.mark.parametrize("waits", WAITS)
+async def test_an_outage_while_it_waits_is_none_of_the_handlers_business(
+    proxy: CuttingProxy, postgres_url: str, waits: str
+) -> None:
+    handler = Compensating(WAITS[waits])
+    async with (
+        StateStore.open(postgres_url) as near,
+        StateStore.open(proxy.url, pool_min=2, retry_timeout=seconds(0.3), lease_term=seconds(3)) as far,
+    ):
+        running = asyncio.create_task(far.run("w", handler, workflow_id="w"))
+        await asyncio.sleep(0.5)
+        go_away(proxy)
+        with pytest.raises(StoreUnavailable):
+            await running
+        assert handler.saw == []
+        row = await row_of(near, "w")
+        assert (row.status, row.error) == (WorkflowStatus.RUNNING, None)
+        assert "undo" not in await steps_of(near, "w")
+
+
+async def test_a_fault_that_the_handler_met_by_a_call_of_its_own_fails_no_run_in_whatever_group(
+    store: StateStore,
+) -> None:
+    away = StoreUnavailable("away")
+    left = [ExceptionGroup("", [ExceptionGroup("", [away]), ValueError("cut off")]), away]
+
+    async def handler(_: Run) -> str:
+        if left:
+            raise left.pop()
+        return "done"
+
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await store.run("w", handler, workflow_id="w")
+        assert (await row_of(store, "w")).status == WorkflowStatus.RUNNING
+    assert await store.run("w", handler, workflow_id="w") == "done"
+
+
+# --- a pause that grows ---------------------------------------------------------------------------------------------
+
+
+async def test_the_pause_after_faults_in_a_row_grows_until_the_run_makes_progress(store: StateStore) -> None:
+    healthy = Effect()
+
+    async def handler(run: Run) -> None:
+        if healthy.calls:
+            await run.step("s", healthy)
+        raise StoreUnavailable("away")
+
+    pauses, faults = [], []
+    for turn in range(5):
+        if turn == 4:
+            await healthy()
+        with pytest.raises(StoreUnavailable):
+            await store.run("w", handler, workflow_id="w")
+        row = await row_of(store, "w")
+        pauses.append((row.wake_at - row.updated_at).total_seconds())
+        faults.append(row.faults)
+    assert faults == [1, 2, 3, 4, 1]
+    assert pauses[0] < pauses[1] < pauses[2] < pauses[3] > pauses[4]
+
+
+@pytest.mark.parametrize("call", ["resume", "signal"])
+async def test_a_run_that_is_left_alone_is_due_at_once_when_somebody_resumes_or_signals_it(
+    store: StateStore, call: str
+) -> None:
+    turns = [StoreUnavailable("away")]
+
+    async def handler(_: Run) -> str:
+        if turns:
+            raise turns.pop()
+        return "done"
+
+    run_id = (await store.start("w")).id
+    assert [run.outcome for run in (await store.recover({"w": handler})).runs] == ["interrupted"]
+    assert (await store.recover({"w": handler})).runs == []
+    await (store.resume(run_id) if call == "resume" else store.signal(run_id, "mended"))
+    assert [run.outcome for run in (await store.recover({"w": handler})).runs] == ["completed"]
+
+
+async def test_runs_that_this_process_cannot_read_are_looked_at_ever_more_seldom(database_url: str) -> None:
+    """And delay those that it can read no longer than it takes to find out."""
+    theirs, ours = KeyRing({"theirs": b"t" * 32}, "theirs"), KeyRing({"ours": b"o" * 32}, "ours")
+
+    async def handler(run: Run) -> Any:
+        return await run.step("s", Effect(), "done")
+
+    async with StateStore.open(database_url, payloads=Payloads([AesGcm(theirs)])) as store:
+        for n in range(30):
+            await store.start("w", workflow_id=f"unreadable {n}")
+    async with StateStore.open(database_url, payloads=Payloads([AesGcm(ours)])) as store:
+        async with Worker(store, {"w": handler}, poll=0.1, handle_signals=False):
+            await asyncio.sleep(4)
+            await store.start("w", workflow_id="readable")
+            await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, store, "readable")
+        for n in range(30):
+            row = await row_of(store, f"unreadable {n}")
+            assert (row.status, row.error) == (WorkflowStatus.RUNNING, None)
+            assert row.lease_token <= 3, "two claims in four seconds, or three"
+    async with StateStore.open(database_url, payloads=Payloads([AesGcm(theirs)])) as store:
+        assert await store.run("w", handler, workflow_id="unreadable 0") == "done"

@@ -8,13 +8,14 @@ import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
-from sqlalchemy import update
+from sqlalchemy import text, update
 
 from orchestrator_state import (
     Checkpoint,
@@ -160,6 +161,20 @@ async def drive_configuration(driven: Driven, empty_url: str) -> None:
         f"postgresql://127.0.0.1:{port}/db?user=u&password={PASSWORD}",
     ):
         await driven.error(errors.StoreUnavailable, StateStore.open(dead).__aenter__())
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(PAYLOAD.encode() * 1000)
+
+
+async def drive_what_an_open_store_meets(driven: Driven, path: Path) -> None:
+    async with StateStore.open(path, retry_timeout=timedelta(milliseconds=50)) as store:
+        async with store.begin() as uow:
+            await uow.session.execute(text("ALTER TABLE workflow_states RENAME TO elsewhere"))
+        await driven.error(errors.SchemaChanged, store.list_active_workflows())
+        await store._transactions.database._pool.dispose()
+        damage(path)
+        await driven.error(errors.AccessLost, store.list_active_workflows())
 
 
 def drive_missing_extra(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +382,7 @@ async def test_no_error_no_log_record_and_no_event_shows_a_payload_or_a_password
     backend: str,
     database_url: str,
     request: pytest.FixtureRequest,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     echo: pytest.LogCaptureFixture,
 ) -> None:
@@ -387,6 +403,7 @@ async def test_no_error_no_log_record_and_no_event_shows_a_payload_or_a_password
         await drive_schemas(driven, open_store)
         assert not secrets_in(repr(store), repr(vars(store)), repr(vars(store._transactions.database)))
     await drive_configuration(driven, empty)
+    await drive_what_an_open_store_meets(driven, tmp_path / "open.db")
     drive_missing_extra(driven, monkeypatch)
     async with StateStore.open(empty, migrate=True):
         pass
