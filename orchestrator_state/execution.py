@@ -39,7 +39,7 @@ from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run
-from orchestrator_state.sealing import Columns, Opener
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener
 from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.threads import Threads
