@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.context_dict import ContextDict, Touch
 from orchestrator_state.errors import InvalidPayload
-from orchestrator_state.typed_values import Unreadable, adapter_of, dump, same, validated
+from orchestrator_state.round_trip import difference, same_to
+from orchestrator_state.typed_values import Unreadable, adapter_of, dump, validated
 
 _MANY: Final = 1000
 """In a dict of more keys, whoever goes through its values is taken to hold any of them."""
@@ -169,16 +170,15 @@ class TypedContext:
                 loaded = validated(lambda: self._adapter.validate_json(text), "state")
             except Unreadable as error:
                 raise InvalidPayload(f"the model does not accept {error}", path=error.paths[0]) from None
-            if not same(self._value, loaded):
+            if not same_to(self._adapter, self._value, loaded):
                 raise self._not_the_same(loaded)
             self._sound = text
         return split(text, "state")
 
     def _not_the_same(self, loaded: BaseModel) -> InvalidPayload:
-        values = vars(self._value)
-        changed = (name for name, value in vars(loaded).items() if not same(values.get(name), value))
-        path = ".".join(["state", *list(changed)[:1]])
-        return InvalidPayload(f"{path} would not load back equal", path=path)
+        found = difference(self._value, loaded)
+        path = f"state{found.path}"
+        return InvalidPayload(f"{path} would not load back equal: {found.remedy}", path=path)
 
     def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
         gone = frozenset(gone)

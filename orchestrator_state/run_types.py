@@ -16,6 +16,7 @@ from orchestrator_state.errors import ConfigurationError, InvalidPayload, Schema
 from orchestrator_state.run_context import ContextHistory, converted
 from orchestrator_state.run_records import Lease, StepRecord
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
+from orchestrator_state.storable_types import require_storable
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value, dump, encode_value, validated
 
@@ -46,6 +47,8 @@ class RunTypes:
         kind = schema.result if result is None and schema is not None else result
         if kind is not None:
             adapter_of(kind)
+        if result is not None:
+            require_storable(kind)
         return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, encode=encode)
 
     @property

@@ -44,6 +44,7 @@ from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import StepFunction, call
 from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.storable_types import require_storable
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, decode_value, encode_value
@@ -422,6 +423,7 @@ class Run(Generic[State]):
         journal = self._journal
         if (recorded := journal.replay(step_id)) is not None:
             return self._recorded(recorded, returns)
+        require_storable(returns)
         await self._before_work()
         if on_unknown != "retry":
             happened = await self._settle(step_id, on_unknown)
@@ -491,6 +493,7 @@ class Run(Generic[State]):
         journal = self._journal
         if (recorded := journal.replay(step_id)) is not None:
             return self._recorded(recorded, returns)
+        require_storable(returns)
         await self._before_work()
         begun = journal.new_step(step_id)
         try:

@@ -6,20 +6,16 @@ What was stored is what is returned, the first time too: a value that does not l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import fields, is_dataclass
-from datetime import date
-from decimal import Decimal
-from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
 
-from pydantic import BaseModel, PydanticUserError, TypeAdapter, ValidationError
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
+from orchestrator_state.round_trip import difference, same_to
 
 _MOST_PATHS: Final = 5
-_SCALARS: Final = frozenset({str, int, float, bool, type(None), Decimal, date})
 
 
 class Unreadable(Exception):
@@ -64,8 +60,10 @@ def encode_value(kind: Any, value: Any, path: str, encode: Encode = encode) -> t
         loaded = validated(lambda: adapter.validate_json(text), path)
     except Unreadable as error:
         raise InvalidPayload(f"the type does not accept {error}", path=error.paths[0]) from None
-    if not same(accepted, loaded):
-        raise InvalidPayload(f"{path} would not load back equal as {_name(kind)}", path=path)
+    if not same_to(adapter, accepted, loaded):
+        found = difference(accepted, loaded)
+        path += found.path
+        raise InvalidPayload(f"{path} would not load back equal as {_name(kind)}: {found.remedy}", path=path)
     return text, loaded
 
 
@@ -95,34 +93,6 @@ def validated(validate: Callable[[], Any], path: str) -> Any:
         raise Unreadable((_spell(path, each["loc"]) for each in found), (each["type"] for each in found)) from None
     except Exception as error:  # noqa: BLE001 - a validator of the application's may raise anything, values in it
         raise Unreadable((path,), (type(error).__qualname__,)) from None
-
-
-def same(one: Any, other: Any) -> bool:
-    """Whether a value and what it was loaded as are equal all the way down, in type too where JSON could change it."""
-    if type(one) in _SCALARS:
-        return type(one) is type(other) and bool(one == other)
-    if isinstance(one, BaseModel | dict | list | tuple) or _is_dataclass(one):
-        return type(one) is type(other) and _same_parts(one, other)
-    related = isinstance(one, type(other)) or isinstance(other, type(one))
-    alike = all(isinstance(one, kind) is isinstance(other, kind) for kind in (bool, Enum))
-    return related and alike and bool(one == other)
-
-
-def _same_parts(one: Any, other: Any) -> bool:
-    if isinstance(one, BaseModel):
-        # `other` was just loaded: it has no properties that were cached, and private attributes are no part of a value.
-        values = vars(one)
-        has_fields = all(name in values and same(values[name], value) for name, value in vars(other).items())
-        return has_fields and same(one.model_extra, other.model_extra)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return all(same(getattr(one, field.name), getattr(other, field.name)) for field in fields(one))
-
-
-def _is_dataclass(value: Any) -> bool:
-    return is_dataclass(value) and not isinstance(value, type)
 
 
 def _encode_plain(value: Any, path: str, encode: Encode) -> str:
