@@ -262,7 +262,7 @@ class Executor:
             run_id: UUID = _require_same(row, request).id
             return run_id
 
-        return await self._transactions.write(start)
+        return await self._transactions.write_once("start", start)
 
     # --- the handler ---------------------------------------------------------------------------------------------
 

@@ -201,8 +201,6 @@ class RequestRow(Base):
     namespace: Mapped[str] = mapped_column(String(255))
     kind: Mapped[str] = mapped_column(String(50))
     made_at: Mapped[datetime] = mapped_column(UtcTimestamp)
-    result: Mapped[str | None] = mapped_column(Text)
-    """What the call returned, as JSON: ids and counts, never a payload."""
 
 
 class SchemaVersionRow(Base):

@@ -119,6 +119,10 @@ class Recovery:
         if dead or orphans or are_unheeded:
             await self._transactions.write(end)
 
+    async def forget_old_requests(self) -> None:
+        """See `Transactions.forget_old_requests`."""
+        await self._transactions.forget_old_requests()
+
     async def start(
         self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], *, linger: timedelta = timedelta()
     ) -> None:

@@ -68,7 +68,8 @@ async def delete_old_states(
     limit = _WORKFLOWS
     spare: set[UUID] = set()
     while True:
-        batch = await transactions.write(partial(_delete_batch, cutoff=cutoff, limit=limit, spare=frozenset(spare)))
+        delete = partial(_delete_batch, cutoff=cutoff, limit=limit, spare=frozenset(spare))
+        batch = await transactions.write_once("delete", delete)
         deleted += len(batch.ids)
         spare.update(batch.spared)
         if progress is not None:
@@ -127,7 +128,7 @@ async def prune_checkpoints(
     async for cuts in _cuts(transactions, keep, only):
         if deleted:
             await _let_others_in(transactions)
-        deleted += await transactions.write(partial(_prune_each, cuts=cuts))
+        deleted += await transactions.write_once("prune", partial(_prune_each, cuts=cuts))
         if progress is not None:
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
     return deleted

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Final, TypeVar
 
 from orchestrator_state import hooks
-from orchestrator_state.errors import StoreUnavailable
+from orchestrator_state.errors import LeaseLost, StoreUnavailable
 
 _Result = TypeVar("_Result")
 
@@ -21,20 +21,30 @@ _LONGEST_PAUSE: Final = 0.5
 async def while_transient(work: Callable[[], Awaitable[_Result]], patience: timedelta) -> _Result:
     """Return `await work()`, calling it again with growing, jittered pauses while it fails transiently.
 
-    Once `patience` is over the last error is raised. `work` must be one whole transaction.
+    Once `patience` is over the last error is raised. `work` must be one whole transaction. Once the outcome of one
+    attempt is unknown, that of the call is: it may have taken effect, although the last one did not.
 
     By hand, since a retry library logs each of many attempts, and what they cost together is no more than one line.
     """
     deadline = time.monotonic() + patience.total_seconds()
     longest = _FIRST_PAUSE
+    outcome_unknown = False
     while True:
         try:
             return await work()
         except StoreUnavailable as error:
+            outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
             pause = longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
             if not error.transient or time.monotonic() + pause >= deadline:
                 raise
             if longest == _FIRST_PAUSE:
                 hooks.logger.info("a transaction is repeated until it succeeds, or for %s: %s", patience, error)
+        except LeaseLost as error:
+            if not outcome_unknown:
+                raise
+            raise StoreUnavailable(
+                "another worker has the run by now; an earlier attempt to write it may have taken effect",
+                **error.about | {"outcome_unknown": True},
+            ) from None
         longest = min(2 * longest, _LONGEST_PAUSE)
         await asyncio.sleep(pause)

@@ -18,7 +18,10 @@ from orchestrator_state.unit_of_work import UnitOfWork
 
 
 class RunControl:
-    """Each call is one transaction. A live owner is asked and acts at its next step; a run without one changes now."""
+    """Each call is one transaction, done once however often it is repeated.
+
+    A live owner is asked and acts at its next step; a run without one changes now.
+    """
 
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
@@ -28,7 +31,9 @@ class RunControl:
         as_signal_name(name)
         encoded = self._transactions.payloads.encode(payload, "payload")
         signal_id = uuid4()
-        status = await self._transactions.write(lambda uow: uow.runs.send_signal(target, signal_id, name, encoded))
+        status = await self._transactions.write_once(
+            "signal", lambda uow: uow.runs.send_signal(target, signal_id, name, encoded)
+        )
         if status is None:
             raise _not_found(target)
         if status not in ACTIVE:
@@ -46,7 +51,7 @@ class RunControl:
             else:
                 await uow.runs.request(row.id, PAUSE)
 
-        await self._transactions.write(pause)
+        await self._transactions.write_once("pause", pause)
 
     async def resume(self, workflow_state_id: UUID | str) -> None:
         async def resume(uow: UnitOfWork) -> None:
@@ -65,7 +70,7 @@ class RunControl:
             if row.status == WorkflowStatus.FAILED:
                 await uow.runs.revive_failed_descendants(row.id)
 
-        await self._transactions.write(resume)
+        await self._transactions.write_once("resume", resume)
 
     async def cancel(self, workflow_state_id: UUID | str) -> None:
         async def cancel(uow: UnitOfWork) -> None:
@@ -76,7 +81,7 @@ class RunControl:
                 raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
             await uow.runs.cancel_descendants(row.id)
 
-        await self._transactions.write(cancel)
+        await self._transactions.write_once("cancel", cancel)
 
     async def fork(self, checkpoint_id: UUID | str, workflow_id: str | None) -> WorkflowState:
         fork_id = uuid4()
@@ -98,7 +103,7 @@ class RunControl:
             await uow.runs.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
-        return await self._transactions.write(fork)
+        return await self._transactions.write_once("fork", fork)
 
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
         async def rewind(uow: UnitOfWork) -> WorkflowState:
@@ -121,7 +126,7 @@ class RunControl:
             await uow.runs.revive_failed_descendants(row.id)
             return await uow.workflows.get(row.id)
 
-        return await self._transactions.write(rewind)
+        return await self._transactions.write_once("rewind", rewind)
 
 
 _ANEW = {

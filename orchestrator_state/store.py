@@ -22,7 +22,6 @@ from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import adopt_engine, open_database
 from orchestrator_state.errors import (
-    AlreadyExists,
     ConfigurationError,
     InvalidPayload,
     NewerSchemaVersion,
@@ -197,7 +196,7 @@ class StateStore:
             state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
             return True
 
-        await self._transactions.write_once(save, StaleVersion, landed)
+        await self._transactions.write_or_compare(save, StaleVersion, landed)
 
     async def load_workflow_state(self, workflow_state_id: UUID | str) -> WorkflowState:
         """Return the workflow with all its steps, as of one moment. Raises `WorkflowNotFound`."""
@@ -222,18 +221,12 @@ class StateStore:
         One transaction. Raises `WorkflowNotFound`, or `AlreadyExists` if the checkpoint was created before.
         """
 
-        async def create(uow: UnitOfWork) -> None:
+        async def create(uow: UnitOfWork) -> int | None:
             await uow.checkpoints.add(checkpoint)
             await uow.checkpoints.prune(checkpoint.workflow_state_id, keep=self._settings.keep_checkpoints)
+            return checkpoint.seq
 
-        async def landed() -> bool:
-            there = await self._transactions.read(lambda uow: uow.checkpoints.find(checkpoint.id))
-            if there is None or there.workflow_state_id != checkpoint.workflow_state_id:
-                return False
-            checkpoint.seq = there.seq
-            return True
-
-        await self._transactions.write_once(create, AlreadyExists, landed)
+        checkpoint.seq = await self._transactions.write_once("checkpoint", create)
 
     async def get_latest_checkpoint(self, workflow_state_id: UUID | str) -> Checkpoint | None:
         """Return the checkpoint with the highest `seq`, or None."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -17,6 +17,7 @@ from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPaylo
 from orchestrator_state.offload import MoveFirst, Offload, parse_name
 from orchestrator_state.open_transactions import Places
 from orchestrator_state.payloads import Payloads
+from orchestrator_state.request_log import MOST_AT_ONCE
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
@@ -26,6 +27,7 @@ _Result = TypeVar("_Result")
 Work = Callable[[UnitOfWork], Awaitable[_Result]]
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
+_TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
 _SHORT: Final = timedelta(seconds=0.1)  # a unit that no lease comes to its end by
 _logger: Final = logging.getLogger("orchestrator_state")
 
@@ -40,6 +42,7 @@ class Transactions:
         self.payloads = payloads
         self.places: Final = Places(_places(database, settings))
         self.closed = False
+        self._noted = 0
 
     async def close(self) -> None:
         if not self.closed:
@@ -97,10 +100,29 @@ class Transactions:
 
         return await self._moving_blobs_first(write)
 
-    async def write_once(
+    async def write_once(self, kind: str, work: Work[_Result]) -> _Result:
+        """Like `write`, for work that must not be done twice: its id commits with it, and its repetition finds that.
+
+        The repetition then returns what the attempt that took effect returned. `kind` says in the row what it was.
+        """
+        request_id = uuid4()
+        done: list[_Result] = []  # by the last attempt that came to its COMMIT: no other can have taken effect
+
+        async def once(uow: UnitOfWork) -> _Result:
+            if await uow.requests.note(request_id, kind):
+                done[:] = [await work(uow)]
+            return done[0]
+
+        result = await self.write(once)
+        self._noted += 1
+        if self._noted % _TIDIED_EVERY == 0:
+            await self.forget_old_requests()
+        return result
+
+    async def write_or_compare(
         self, work: Work[None], conflict: type[Conflict], landed: Callable[[], Awaitable[bool]]
     ) -> None:
-        """Like `write`, for work that must not be doubled.
+        """Like `write_once`, without a statement more: for work that cannot be done twice because its rows stop it.
 
         After an unknown outcome the repetition meets its own first attempt as `conflict`, and `landed` reads back and
         compares.
@@ -111,20 +133,31 @@ class Transactions:
             async def attempt() -> None:
                 nonlocal outcome_unknown
                 try:
-                    try:
-                        async with self.begin(payloads) as uow:
-                            await work(uow)
-                    except conflict:
-                        if not (outcome_unknown and await landed()):
-                            raise
+                    async with self.begin(payloads) as uow:
+                        await work(uow)
                 except StoreUnavailable as error:
-                    # Of the whole call: an earlier attempt may have landed, although this one did not.
-                    outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
+                    outcome_unknown = outcome_unknown or error.outcome_unknown
                     raise
+                except conflict:
+                    if not (outcome_unknown and await landed()):
+                        raise
 
             await while_transient(attempt, self.settings.retry_timeout)
 
         await self._moving_blobs_first(write)
+
+    async def forget_old_requests(self) -> None:
+        """Delete ids of calls that are older than a day: they are of use for minutes.
+
+        What calls this has taken effect, whatever becomes of them.
+        """
+        try:
+            forgotten = MOST_AT_ONCE
+            while forgotten == MOST_AT_ONCE:
+                async with self.begin() as uow:
+                    forgotten = await uow.requests.forget_old()
+        except StoreUnavailable as error:
+            _logger.warning("the ids of old calls were left for the next time: %s", error)
 
     async def payloads_of(self, rows: Iterable[Iterable[Any]]) -> Payloads:
         """Return what opens the payloads in `rows`, with those fetched that are in the blob store."""

@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state.adopted_engine import refuse_autocommit
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
+from orchestrator_state.request_log import RequestRepository
 from orchestrator_state.run_commits import CommitRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
@@ -52,3 +53,4 @@ class UnitOfWork:
         self.checkpoints = CheckpointRepository(session, **options)
         self.runs = RunRepository(session, **options)
         self.commits = CommitRepository(session, **options)
+        self.requests = RequestRepository(session, **options)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
 
 _LOOK_FOR_THE_DEAD: Final = 3.0  # seconds between looks for leases of dead processes
+_TIDY: Final = 3600.0  # seconds between looks for the ids of old calls
 _LINGER: Final = timedelta(seconds=1)
 
 
@@ -63,6 +64,7 @@ class Worker:
         self._news = asyncio.Event()
         self._under_way: set[asyncio.Task[RecoveredRun]] = set()
         self._looked_for_the_dead_at = float("-inf")
+        self._tidied_at = time.monotonic()
         self._background: asyncio.Task[None] | None = None
 
     def stop(self) -> None:
@@ -108,8 +110,12 @@ class Worker:
             if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
                 await self._recovery.end_dead_leases()
                 self._looked_for_the_dead_at = time.monotonic()
+            if time.monotonic() - self._tidied_at >= _TIDY:
+                self._tidied_at = time.monotonic()
+                await self._recovery.forget_old_requests()
             await self._recovery.start(free, self._watch, linger=_LINGER)
         except StoreUnavailable as error:
+            self._looked_for_the_dead_at = float("-inf")  # what was claimed, and not heard of, is to be let go at once
             hooks.logger.warning("no work can be claimed: %s", error)
 
     def _watch(self, task: asyncio.Task[RecoveredRun]) -> None:

@@ -87,7 +87,7 @@ async def test_an_unchanged_copy_without_its_base_writes_nothing(store: StateSto
     state = two_hundred_steps()
     await store.save_workflow_state(state)
     cost = await cost_of_saving(store, WorkflowState.model_validate(state.model_dump()))
-    assert cost.rows_written == {}
+    assert not any(cost.rows_written.values())
 
 
 async def test_a_copy_without_its_base_writes_only_what_changed(store: StateStore) -> None:
@@ -164,10 +164,9 @@ async def test_old_states_are_deleted_in_batches_of_two_hundred(store: StateStor
             await uow.workflows.save(a_workflow("load", status="completed", updated_at=LONG_AGO))
     with traffic_of(store) as traffic:
         assert await store.delete_old_states(older_than=LONG_AGO.replace(year=2021)) == 450
-    assert traffic.rows_written == {
+    assert {what: rows for what, rows in traffic.rows_written.items() if rows} == {
         "delete step_states": 450,
-        "delete checkpoints": 0,
-        "delete signals": 0,
         "delete workflow_states": 450,
+        "insert requests": 3,
     }
     assert traffic.commits == 3

@@ -31,7 +31,6 @@ def upgrade() -> None:
         sa.Column("namespace", sa.String(255), nullable=False),
         sa.Column("kind", sa.String(50), nullable=False),
         sa.Column("made_at", UtcTimestamp, nullable=False),
-        sa.Column("result", sa.Text),
         sa.CheckConstraint("length(namespace) <= 255", name=op.f("requests_namespace_length_check")),
     )
     op.create_index("idx_requests_made_at", "requests", ["made_at"])

@@ -1,0 +1,49 @@
+"""The calls that changed something: each leaves its id in the transaction of its effect, so that it is done once.
+
+When the answer to a COMMIT is lost, nobody knows whether the call took effect. Its repetition brings the same id: if
+that is there, the attempt before took effect, and there is nothing to do. An attempt that is still on its way holds the
+id: the repetition waits until it has ended, one way or the other.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import Float, delete, literal, select
+
+from orchestrator_state.database_time import database_now, database_time_in
+from orchestrator_state.engine import conflict_aware_insert
+from orchestrator_state.models import requests
+from orchestrator_state.repositories import Repository, rowcount
+
+KEPT: Final = timedelta(days=1)
+"""Far longer than any call repeats itself, or a network holds back what was sent."""
+MOST_AT_ONCE: Final = 500
+# In a subquery of its own: Postgres looks nothing up in an index for a function that changes while it looks.
+_AGO: Final = literal(-KEPT.total_seconds(), Float)
+
+
+class RequestRepository(Repository):
+    """The ids of calls, in the transaction of a session."""
+
+    async def note(self, request_id: UUID, kind: str) -> bool:
+        """Note that the call of that id takes effect with this transaction; False if an earlier attempt of it has."""
+        noted = await self._execute(
+            conflict_aware_insert(self._dialect, requests)
+            .values(id=request_id, namespace=self._namespace, kind=kind, made_at=database_now())
+            .on_conflict_do_nothing()
+        )
+        return rowcount(noted) == 1
+
+    async def forget_old(self) -> int:
+        """Delete up to 500 ids that are older than a day, whosever they are; returns how many."""
+        old = (
+            select(requests.c.id)
+            .where(requests.c.made_at < select(database_time_in(_AGO)).scalar_subquery())
+            .order_by(requests.c.made_at)
+            .limit(MOST_AT_ONCE)
+            .with_for_update(skip_locked=True)
+        )
+        return rowcount(await self._execute(delete(requests).where(requests.c.id.in_(old))))
