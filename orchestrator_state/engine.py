@@ -36,14 +36,13 @@ from orchestrator_state import adopted_engine, direct, sqlite_connection
 from orchestrator_state.driver_errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
-    fault_in,
-    spends_connection,
     sqlite_code,
 )
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.event_loops import require_own_loop
+from orchestrator_state.failed_statements import refuse_commits_after_failure, remember_failures
 from orchestrator_state.postgres_connection import Connector
 from orchestrator_state.settings import Settings
 from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
@@ -55,7 +54,6 @@ _Result = TypeVar("_Result")
 
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
-_FAILED: Final = "orchestrator_state_failed"  # connection info: a transaction in which a statement failed, and by what
 _LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
 _NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
@@ -119,8 +117,8 @@ class Database:
         self._beside = engine_beside(engine)
         self._urgent_writer = self._beside.execution_options(**({_BEGIN: _BEGIN_IMMEDIATE} if self.is_sqlite else {}))
 
-        event.listen(engine.sync_engine, "handle_error", _note_failure)
-        event.listen(self.writer.sync_engine, "commit", _refuse_to_commit_after_failure)
+        remember_failures(engine.sync_engine)
+        refuse_commits_after_failure(self.writer.sync_engine)
 
     @asynccontextmanager
     async def writing(self, *, urgent: bool = False) -> AsyncIterator[AsyncSession]:
@@ -375,27 +373,6 @@ async def _end(session: AsyncSession, *, failed: bool) -> None:
         await session.close()
     except Exception:  # noqa: BLE001 - after a commit that was acknowledged this is nobody's failure
         await session.invalidate()
-
-
-def _note_failure(context: ExceptionContext) -> None:
-    connection = context.connection
-    if spends_connection(context.original_exception):
-        context.is_disconnect = True  # so that neither it nor others made with it are used again
-    if connection is None or connection.invalidated:
-        return
-    fault = fault_in(context.original_exception)
-    if fault is not None or not connection.in_nested_transaction():
-        connection.info[_FAILED] = connection.get_transaction(), fault
-
-
-def _refuse_to_commit_after_failure(connection: Connection) -> None:
-    """Postgres answers the COMMIT of a transaction in which a statement failed with ROLLBACK, and no error."""
-    failed, _ = connection.info.pop(_FAILED, (None, None))
-    if failed is not None and failed is connection.get_transaction():
-        raise ConfigurationError(
-            "a statement of this unit failed, so nothing of it is kept; let its error leave the block, "
-            "or put the statement into a savepoint: `async with uow.session.begin_nested()`"
-        )
 
 
 def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -14,8 +14,7 @@ from typing import Any, Final, Generic, Literal, Protocol, cast, overload
 from uuid import UUID
 
 from pydantic import BaseModel
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
@@ -24,7 +23,7 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_signal_name
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.driver_errors import translate
+from orchestrator_state.driver_errors import fault_in
 from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
@@ -34,6 +33,7 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
+from orchestrator_state.failed_statements import fault_under, refuse_after_failure
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
@@ -533,16 +533,19 @@ class Run(Generic[State]):
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, begun.step_id, limit)
         hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
+        connection = cast("Connection", (await uow.session.connection()).sync_connection)
         with _inside(self, begun.step_id), _only_the_run_commits(uow.session):
             try:
                 async with kept_open(uow.session, limit):
                     outputs = (await call_apart(lambda: fn(uow.session, *args))).unless_cancelled()
                 await uow.session.flush()
-            except DBAPIError as error:
-                ours = translate(error)
-                if isinstance(ours, StoreUnavailable) and ours.transient:
-                    raise ours from None
+            except Exception as error:
+                # In whatever it has wrapped that; and what else it raised may have come of it.
+                fault = fault_in(error) or fault_under(connection)
+                if fault is not None:
+                    raise fault from None
                 raise
+        refuse_after_failure(connection)  # for the function may have swallowed it
         encoded, outputs = self._encode(begun.step_id, returns, outputs)
         step = self._journal.completed(begun, encoded)
         entry = self._journal.entry(step, with_context=True)

@@ -1,7 +1,8 @@
 """`run.transact` on both databases: business rows and the step that wrote them commit together, exactly once."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -215,6 +216,101 @@ async def make_the_database_give_up(session: AsyncSession, url: str, backend: st
             await connection.execute(insert(orders).values(item="in the way"))
     finally:
         await engine.dispose()
+
+
+class Wrapped(Exception):
+    """The application's own, in which it hides what happened."""
+
+
+async def raised(session: AsyncSession, url: str, backend: str) -> None:
+    await make_the_database_give_up(session, url, backend)
+
+
+async def wrapped(session: AsyncSession, url: str, backend: str) -> None:
+    try:
+        await make_the_database_give_up(session, url, backend)
+    except Exception as error:  # noqa: BLE001 - as code that wraps everything does
+        raise ExceptionGroup("", [error, ValueError("and more")]) from None
+
+
+async def hidden(session: AsyncSession, *_: str) -> None:
+    """On the session's own connection, which remembers."""
+    with suppress(DBAPIError):
+        await session.execute(text(LOCK_TIMEOUT))
+    raise Wrapped
+
+
+async def swallowed(session: AsyncSession, *_: str) -> None:
+    with suppress(DBAPIError):
+        await session.execute(text(LOCK_TIMEOUT))
+
+
+async def cut_off(session: AsyncSession, *_: str) -> None:
+    """The server ends the connection; what the function raises then is a consequence."""
+    pid = await session.scalar(text("SELECT pg_backend_pid()"))
+    raw = (await (await session.connection()).get_raw_connection()).driver_connection
+    assert raw is not None
+    with suppress(Exception):
+        await raw.execute("SELECT pg_terminate_backend($1)", pid)
+    raise OSError("the connection is gone")
+
+
+LOCK_TIMEOUT = "DO $$ BEGIN RAISE EXCEPTION 'locked' USING ERRCODE = '55P03'; END $$"
+
+
+@pytest.mark.parametrize("fault", [raised, wrapped, hidden, swallowed, cut_off])
+async def test_a_fault_of_the_database_is_no_failure_of_the_step_however_it_comes_out(
+    shop: StateStore, shop_url: str, backend: str, fault: Callable[..., Awaitable[None]]
+) -> None:
+    if backend == "sqlite" and fault in (hidden, swallowed, cut_off):
+        pytest.skip("what Postgres alone can do to an open transaction")
+    calls = []
+
+    async def place(session: AsyncSession) -> str:
+        calls.append(1)
+        await place_order(session)
+        if len(calls) == 1:
+            await fault(session, shop_url, backend)
+        return "placed"
+
+    async def handler(run: Run) -> str:
+        return await run.transact("order", place)
+
+    assert await shop.run("order", handler, workflow_id="w") == "placed"
+    assert (len(calls), await count_rows(shop, "orders")) == (2, 1)
+    assert (await steps_of(shop, "w"))["order"].retry_count == 0
+
+
+async def of_their_own(session: AsyncSession) -> None:
+    await session.execute(text("SELECT * FROM no_table_of_theirs"))
+
+
+async def of_a_file(_: AsyncSession) -> None:
+    raise FileNotFoundError("the menu")
+
+
+async def swallowed_by_itself(session: AsyncSession) -> None:
+    with suppress(DBAPIError):
+        await of_their_own(session)
+    await place_order(session)
+
+
+@pytest.mark.parametrize("function", [of_their_own, of_a_file, swallowed_by_itself])
+async def test_what_the_functions_own_statements_deserve_fails_the_step_at_once(
+    shop: StateStore, function: Callable[..., Awaitable[None]]
+) -> None:
+    calls = []
+
+    async def counted(session: AsyncSession) -> None:
+        calls.append(1)
+        await function(session)
+
+    async def handler(run: Run) -> None:
+        await run.transact("order", counted)
+
+    with pytest.raises((DBAPIError, FileNotFoundError, ConfigurationError)):
+        await shop.run("order", handler, workflow_id="w")
+    assert (len(calls), (await row_of(shop, "w")).status) == (1, "failed")
 
 
 # --- the session belongs to the run ---
