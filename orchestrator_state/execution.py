@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection
+from contextvars import copy_context
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
 from orchestrator_state.cells import require_sound
+from orchestrator_state.database_clock import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     Conflict,
@@ -32,13 +34,15 @@ from orchestrator_state.faults import NOT_THE_RUNS, fault_behind, pause_after
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
+from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_requests import CANCEL
+from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
-from orchestrator_state.runs import Handler, Run
+from orchestrator_state.runs import Handler, Run, child_run_id
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener
 from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
@@ -47,7 +51,7 @@ from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.user_code import outcome_of
-from orchestrator_state.waiting import WaitingRoom
+from orchestrator_state.waiting import Exits, WaitingRoom
 from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
@@ -87,6 +91,8 @@ class Executor:
         self.writer: Final = Writer(transactions)
         self.suspects: Final = Suspects()
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
+        self.lookout: Final = Lookout(transactions)
+        self._exits = Exits()
         self._transactions = transactions
         self._hook = hook
         self._policy = CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints)
@@ -169,7 +175,7 @@ class Executor:
         types = types or self.types_of(row.workflow_name)
         lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
         switch = StopSwitch(row.id)
-        held = _Held(lease, switch)
+        held = _Held(lease, switch, DatabaseClock(row.now))
         self.keeper.hold(held)
         journal: Journal | None = None
         try:
@@ -183,7 +189,7 @@ class Executor:
             journal = self._journal(row, lease, recorded, switch, types)
             if row.id in self.suspects:
                 journal.on_progress = partial(self.suspects.clear, row.id)
-            room = WaitingRoom(row.id, switch, linger, row.now)
+            room = WaitingRoom(row.id, switch, linger, held.clock, self.lookout, self._exits)
             run: Run[Any] = Run(
                 journal,
                 switch,
@@ -309,7 +315,11 @@ class Executor:
 
         The run was cancelled if the switch or our caller was. Any other `CancelledError` is the handler's own failure.
         """
-        task = asyncio.create_task(outcome_of(partial(handler, run)), name=f"orchestrator_state run {run.id}")
+        context = copy_context()
+        context.run(mark, run.room)
+        task = asyncio.get_running_loop().create_task(
+            outcome_of(partial(handler, run)), name=f"{HANDLER} {run.id}", context=context
+        )
         switch.watch(task)
         try:
             await asyncio.wait({task})
@@ -349,7 +359,9 @@ class Executor:
         async def finish(uow: UnitOfWork) -> str:
             return await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
 
-        return await self._transactions.write(finish)
+        written = await self._transactions.write(finish)
+        self.lookout.look_now()
+        return written
 
     async def _stopped(
         self, row: Any, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
@@ -478,7 +490,7 @@ class Executor:
             parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
         ) -> Any:
             request = RunRequest(
-                id=uuid5(parent.id, child_id),
+                id=child_run_id(parent.id, child_id),
                 name=types.workflow_name,
                 types=types,
                 workflow_id=f"{parent.id}/{child_id}"[:255],
@@ -487,7 +499,11 @@ class Executor:
                 parent=lease,
             )
             try:
-                return await self.run(request, handler, wait=timedelta.max, linger=linger)
+                return await self.run(request, handler, wait=timedelta(), linger=linger)
+            except LeaseHeld as held:
+                if held.workflow_state_id != request.id:
+                    raise
+                raise RunSuspended(f"another worker has child run {request.id}", workflow_state_id=request.id) from None
             except RunPaused as paused:
                 if paused.workflow_state_id != request.id:
                     raise
@@ -502,9 +518,11 @@ class _Held:
 
     lease: Lease
     _switch: StopSwitch
+    clock: DatabaseClock
 
-    def notice(self, request: str | None) -> None:
+    def renewed(self, request: str | None, now: datetime) -> None:
         self._switch.notice(request)
+        self.clock.set(now)
 
     def lose(self, error: LeaseLost) -> None:
         self._switch.trip(error)

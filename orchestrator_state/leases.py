@@ -7,7 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Awaitable, Collection, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
@@ -29,8 +29,8 @@ class Leaseholder(Protocol):
     @property
     def lease(self) -> Lease: ...
 
-    def notice(self, request: str | None) -> None:
-        """Somebody left a request."""
+    def renewed(self, request: str | None, now: datetime) -> None:
+        """The lease goes on. `now` is the database's time, and somebody may have left a request."""
 
     def lose(self, error: LeaseLost) -> None:
         """The lease is gone: stop, and write no more."""
@@ -157,11 +157,11 @@ class LeaseKeeper:
         for workflow_state_id, run in asked.items():
             if self._held.get(workflow_state_id) is not run:
                 continue
-            token, request = renewed.get(workflow_state_id, (None, None))
-            if token == run.lease.token:
+            renewal = renewed.get(workflow_state_id)
+            if renewal is not None and renewal.token == run.lease.token:
                 self._renewed_at[workflow_state_id] = at
-                run.notice(request)
-            elif wait or token is not None:
+                run.renewed(renewal.request, renewal.now)
+            elif wait or renewal is not None:
                 self._lose(run)
         return [workflow_state_id for workflow_state_id in asked if workflow_state_id not in renewed]
 

@@ -30,6 +30,16 @@ class Lease:
     token: int
 
 
+class Renewal(NamedTuple):
+    """What the owner of a run learns when its lease is renewed."""
+
+    token: int
+    """Another than the owner's: the lease is."""
+    request: str | None
+    now: datetime
+    """The database's time."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunNames:
     """How a run may be found: by key first, then by id, else the newest with that `workflow_id`. None finds nothing."""

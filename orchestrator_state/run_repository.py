@@ -39,7 +39,7 @@ from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.repositories import Repository, chunks, rowcount
-from orchestrator_state.run_records import Lease, Owner, RunNames, Signal, StepRecord, sealed_step, step_record
+from orchestrator_state.run_records import Lease, Owner, Renewal, RunNames, Signal, StepRecord, sealed_step, step_record
 from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
 from orchestrator_state.run_requests import finish as finished_update
 from orchestrator_state.run_requests import let_go as letting_go
@@ -249,14 +249,12 @@ class RunRepository(Repository):
         rows = await self._execute(query)
         return [Lease(workflow_state_id=row.id, owner=owner, token=row.lease_token) for row in rows]
 
-    async def renew(
-        self, owner: Owner, ids: Collection[UUID], *, wait: bool = True
-    ) -> dict[UUID, tuple[int, str | None]]:
-        """Extend the leases `owner` still has among `ids`. Returns (token, request) of those.
+    async def renew(self, owner: Owner, ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, Renewal]:
+        """Extend the leases `owner` still has among `ids`.
 
         Without `wait`, rows that somebody has locked are passed over: nothing is known of their leases.
         """
-        renewed: dict[UUID, tuple[int, str | None]] = {}
+        renewed: dict[UUID, Renewal] = {}
         for chunk in chunks(list(ids)):
             owned = (
                 _w.namespace == self._namespace,
@@ -270,9 +268,9 @@ class RunRepository(Repository):
                 update(workflow_states)
                 .where(*(owned if wait else (_w.id == cte.c.id,)))
                 .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
-                .returning(_w.id, _w.lease_token, _w.request)
+                .returning(_w.id, _w.lease_token, _w.request, database_now().label("now"))
             )
-            renewed |= {row.id: (row.lease_token, row.request) for row in rows}
+            renewed |= {row.id: Renewal(row.lease_token, row.request, row.now) for row in rows}
         return renewed
 
     async def prolong_leases(self, held: timedelta) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Generic, Literal, Protocol, cast, overload
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from pydantic import BaseModel
 from sqlalchemy import Connection, event
@@ -39,6 +38,7 @@ from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.open_transactions import idle_limit, kept_open
 from orchestrator_state.run_records import Ack, StepRecord
+from orchestrator_state.run_tasks import step_of
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import StepFunction, call
@@ -62,7 +62,6 @@ Duration = timedelta | float
 OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
-_POLL: Final = 0.25  # seconds between looks for a signal or a child, jittered
 _current_step: Final[ContextVar[tuple[Run[Any], str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
 
@@ -104,7 +103,7 @@ class Run(Generic[State]):
     ) -> None:
         self._journal = journal
         self._switch = switch
-        self._room = room
+        self.room = room
         self._keeper = keeper
         self._transactions = transactions
         self._threads = threads
@@ -386,7 +385,7 @@ class Run(Generic[State]):
         self._transactions.enter()
         self._switch.check()
         self._require_handler()
-        with self._room.call(), self._journal.history.call():
+        with self.room.call(), self._journal.history.call():
             return await work()
 
     def _require_handler(self) -> None:
@@ -582,7 +581,7 @@ class Run(Generic[State]):
         if recorded is not None and recorded.status == StepStatus.RUNNING:
             return datetime.fromisoformat(decode_value(None, recorded.outputs, "deadline"))
         await self._before_work()
-        until = self._room.deadline(duration)
+        until = self.room.clock.deadline(duration)
         await self._journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
         return until
 
@@ -590,8 +589,8 @@ class Run(Generic[State]):
         if self._journal.replay(step_id) is not None:
             return
         until = await self._deadline(step_id, duration)
-        while (left := (until - self._room.now()).total_seconds()) > 0:
-            await self._room.wait(left, until=until)
+        while self.room.seconds_until(until) > 0:
+            await self.room.wait(until=until)
         await self._before_work()
         await self._journal.finish_step(self._journal.new_step(step_id), "null")
         self._switch.obey()
@@ -611,12 +610,11 @@ class Run(Generic[State]):
             if signal is not None and (taken := await self._take(step_id, signal, returns)):
                 self._switch.obey()  # a signal that came after a cancel must not complete the run
                 return taken.payload
-            left = _POLL if until is None else (until - self._room.now()).total_seconds()
-            if left <= 0:
+            if until is not None and self.room.seconds_until(until) <= 0:
                 await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
                 self._switch.obey()
                 raise late
-            await self._room.wait(min(left, _jittered(_POLL)), signals=frozenset({name}), until=until)
+            await self.room.wait(signals=frozenset({name}), until=until)
 
     async def _take(self, step_id: str, signal: Any, returns: Any) -> _Taken | None:
         """Consume a signal, unless another branch did. One of another type is consumed with the failure of the step."""
@@ -652,8 +650,16 @@ class Run(Generic[State]):
         return result
 
     async def _result_of_child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
+        child: UUID | None = None
+        until: datetime | None = None
+        if self._journal.lease.token > 1:  # a run that is resumed may have started it before
+            wanted = child_run_id(self.id, step_id)
+            child = wanted if await self.room.is_to_wait_for(wanted) else None
         while True:
+            if child is not None:
+                await self.room.wait(child=child, until=until)
             await self._before_work()
+            child = None
             try:
                 return await self._start_child(self, step_id, handler, types, context)
             except RunCancelled as cancelled:
@@ -665,7 +671,7 @@ class Run(Generic[State]):
                     self._switch.stop(lost)
                 # The child's: another worker has it.
             except RunSuspended as waiting:
-                await self._room.wait(_jittered(_POLL), child=waiting.workflow_state_id, until=waiting.wake_at)
+                child, until = waiting.workflow_state_id, waiting.wake_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -687,7 +693,8 @@ class _AlreadyRecorded(Exception):
 def _inside(run: Run[Any], step_id: str) -> Iterator[None]:
     token = _current_step.set((run, step_id))
     try:
-        yield
+        with step_of(run.room):
+            yield
     finally:
         _current_step.reset(token)
 
@@ -708,9 +715,10 @@ def _only_the_run_commits(session: AsyncSession) -> Iterator[None]:
         event.remove(session.sync_session, "before_commit", refuse)
 
 
+def child_run_id(parent: UUID, step_id: str) -> UUID:
+    """The id of the child run that this call of the parent starts."""
+    return uuid5(parent, step_id)
+
+
 def _outputs(step_id: str) -> str:
     return f"steps[{step_id!r}].outputs"
-
-
-def _jittered(seconds: float) -> float:
-    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - spreads load, guards nothing

@@ -150,6 +150,7 @@ class StateStore:
         self._transactions.enter()
         if self._asking:
             await asyncio.wait(self._asking)
+        await self._executor.lookout.close()
         await self._executor.keeper.close()
         await self._executor.writer.close()
         self._executor.threads.close()
@@ -452,7 +453,12 @@ class StateStore:
 
     def listening(self, wake: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Call `wake` when Postgres announces that there is a run to claim, for the time of the block."""
-        return listening(self._transactions.database, self.namespace, wake)
+
+        def told() -> None:
+            self._executor.lookout.look_now()
+            wake()
+
+        return listening(self._transactions.database, self.namespace, told)
 
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any = None) -> None:
         """Send a signal to an unfinished run, which consumes it with `run.wait_for`: first in, first out.
@@ -460,18 +466,22 @@ class StateStore:
         Raises `WorkflowNotFound`, or `InvalidTransition` if the run is finished.
         """
         await self._control.signal(workflow_state_id, name, payload)
+        self._executor.lookout.look_now()
 
     async def pause(self, workflow_state_id: UUID | str) -> None:
         """Pause a run: at once if nobody owns it, else at its owner's next step. Raises `InvalidTransition`."""
         await self._control.pause(workflow_state_id)
+        self._executor.lookout.look_now()
 
     async def resume(self, workflow_state_id: UUID | str) -> None:
         """Let a paused or failed run go on, with a new budget of attempts; `recover` or a `Worker` picks it up."""
         await self._control.resume(workflow_state_id)
+        self._executor.lookout.look_now()
 
     async def cancel(self, workflow_state_id: UUID | str) -> None:
         """Cancel a run and its child runs: at once if nobody owns them, else at their owner's next step."""
         await self._control.cancel(workflow_state_id)
+        self._executor.lookout.look_now()
 
     async def fork(self, checkpoint_id: UUID | str, *, workflow_id: str | None = None) -> WorkflowState:
         """Create a new, pending workflow that starts from that checkpoint, and remembers where it came from."""

@@ -16,6 +16,7 @@ from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 from orchestrator_state.undo import StoreSession
+from orchestrator_state.wait_repository import WaitRepository
 
 
 class UnitOfWork:
@@ -54,3 +55,4 @@ class UnitOfWork:
         self.runs = RunRepository(session, **options)
         self.commits = CommitRepository(session, **options)
         self.requests = RequestRepository(session, **options)
+        self.waits = WaitRepository(session, **options)

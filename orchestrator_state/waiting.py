@@ -1,124 +1,189 @@
-"""The branches of a run that wait, and when its worker may let go of it."""
+"""The branches of a run that wait, and when its worker may let go of it.
+
+A run is let go of once all its calls wait and no task of its handler is at work, and both have been so for `linger`. It
+then needs neither memory nor a lease. That does not depend on the moment: a branch that waits goes on doing so until
+what it waits for is there.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Final
+from datetime import datetime, timedelta
+from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.domain import utc_now
+from orchestrator_state.database_clock import FAR_FUTURE, DatabaseClock
 from orchestrator_state.errors import RunSuspended
+from orchestrator_state.lookout import Lookout, Watch
+from orchestrator_state.run_tasks import busy_runs
 from orchestrator_state.stopping import StopSwitch
 
-FAR_FUTURE: Final = datetime(9999, 12, 31, tzinfo=UTC)
-_LOOK_AROUND: Final = 0.5  # seconds
+_LONGEST_NAP: Final = 60.0  # seconds between looks at the clock, which the heartbeat sets right
+_LOOK_AGAIN: Final = 0.25  # seconds until a run that was found at work is looked at again, at least
+_REST: Final = 4  # times as long as the last look at all tasks took, at least
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """A branch that waits for one of `signals`, for a time, or for a child run."""
+@dataclass(eq=False, slots=True)
+class _Parked:
+    """A branch that waits."""
 
-    signals: frozenset[str]
-    child: UUID | None
+    task: asyncio.Task[Any] | None
+    watch: Watch
     until: datetime | None
+
+
+class Exits:
+    """Looks at the tasks of all runs that may be let go of: at many in one go, since that is a look at every task."""
+
+    def __init__(self) -> None:
+        self._due: set[WaitingRoom] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._took = 0.0
+
+    def ask(self, room: WaitingRoom) -> None:
+        """`room.leave(...)` is called soon, unless it is not `ready_to_leave` by then."""
+        self._due.add(room)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_REST * self._took, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer, due, self._due = None, self._due, set()
+        began = loop.time()
+        ready = {room for room in due if room.ready_to_leave}
+        waiting = {task for room in ready for task in room.waiting_tasks}
+        busy = busy_runs(ready, waiting) if ready else set()
+        for room in ready:
+            room.leave(is_busy=room in busy)
+        self._took = loop.time() - began
 
 
 class WaitingRoom:
     """Counts the calls of a run that work and those that wait.
 
-    Once all of them wait, and have for `linger`, the run is suspended: it then needs neither memory nor a lease. None
-    means that the worker waits as long as it takes.
+    `linger` is how long all of them have to wait before the run is suspended. None means that the worker waits as long
+    as it takes.
     """
 
     def __init__(
-        self, workflow_state_id: UUID, switch: StopSwitch, linger: timedelta | None, database_now: datetime
+        self,
+        workflow_state_id: UUID,
+        switch: StopSwitch,
+        linger: timedelta | None,
+        clock: DatabaseClock,
+        lookout: Lookout,
+        exits: Exits,
     ) -> None:
         self._workflow_state_id = workflow_state_id
         self._switch = switch
         self._linger = linger
-        self._clock_offset = database_now - utc_now()
+        self._lookout = lookout
+        self._exits = exits
         self._calls = 0
-        self._parked: dict[int, Parked] = {}
-        self._numbers = itertools.count()
-        self._idle_since: float | None = None
+        self._parked: list[_Parked] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self.clock: Final = clock
 
     @contextlib.contextmanager
     def call(self) -> Iterator[None]:
         """One of the run's calls is under way."""
         self._calls += 1
-        self._idle_since = None
+        self._stay()
         try:
             yield
         finally:
             self._calls -= 1
-
-    def now(self) -> datetime:
-        """The database's time, near enough."""
-        return utc_now() + self._clock_offset
-
-    def deadline(self, duration: timedelta) -> datetime:
-        try:
-            return min(self.now() + duration, FAR_FUTURE)
-        except OverflowError:
-            return FAR_FUTURE
+            self._linger_if_all_wait()
 
     async def wait(
         self,
-        seconds: float,
         *,
         signals: frozenset[str] = frozenset(),
         child: UUID | None = None,
         until: datetime | None = None,
     ) -> None:
-        """Wait up to `seconds` before looking again for what this branch waits for."""
+        """Wait until it is worth while to look again for what this branch waits for: a signal, a child run, a time."""
         self._switch.obey()
-        number = next(self._numbers)
-        self._parked[number] = Parked(signals, child, until)
-        loop = asyncio.get_running_loop()
+        watch = Watch(workflow_state_id=self._workflow_state_id, switch=self._switch, signals=signals, child=child)
+        parked = _Parked(asyncio.current_task(), watch, until)
+        self._parked.append(parked)
+        self._linger_if_all_wait()
         try:
-            if self._all_wait():
-                self._idle_since = self._idle_since or loop.time()
-            await asyncio.sleep(self._at_most(seconds, loop.time()))
+            with self._lookout.watching(watch):
+                await self._woken(watch, until)
             self._switch.obey()
-            if self._linger is not None and self._all_wait() and self._idle_for(loop.time()) >= self._linger:
-                self._switch.stop(
-                    RunSuspended(
-                        f"run {self._workflow_state_id} waits; `store.recover` or a Worker continues it",
-                        workflow_state_id=self._workflow_state_id,
-                    )
-                )
         finally:
             if not isinstance(self._switch.reason, RunSuspended):
-                del self._parked[number]
+                self._parked.remove(parked)
+                self._stay()
+
+    async def is_to_wait_for(self, child: UUID) -> bool:
+        """Whether a child run has been started before, and somebody else has it, or it waits."""
+        question = Watch(workflow_state_id=self._workflow_state_id, switch=self._switch, child=child, is_question=True)
+        with self._lookout.watching(question):
+            await question.woken.wait()
+        return not question.is_met
+
+    async def _woken(self, watch: Watch, until: datetime | None) -> None:
+        limit = None if until is None else min(_LONGEST_NAP, max(0.0, self.seconds_until(until)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit):
+                await watch.woken.wait()
+
+    def seconds_until(self, moment: datetime) -> float:
+        """By the database's clock; less than nothing once it is over."""
+        return (moment - self.clock.now()).total_seconds()
+
+    # --- letting go ----------------------------------------------------------------------------------------------
 
     @property
     def wake_at(self) -> datetime:
         """When a suspended run has to go on, a signal aside."""
-        return min((parked.until for parked in self._parked.values() if parked.until), default=FAR_FUTURE)
+        return min((parked.until for parked in self._parked if parked.until), default=FAR_FUTURE)
 
     @property
     def awaited_signals(self) -> frozenset[str]:
-        return frozenset().union(*(parked.signals for parked in self._parked.values()))
+        return frozenset[str]().union(*(parked.watch.signals for parked in self._parked))
 
     @property
     def awaited_children(self) -> frozenset[UUID]:
-        return frozenset(parked.child for parked in self._parked.values() if parked.child is not None)
+        return frozenset(parked.watch.child for parked in self._parked if parked.watch.child is not None)
 
-    def _all_wait(self) -> bool:
-        return len(self._parked) == self._calls
+    @property
+    def waiting_tasks(self) -> list[asyncio.Task[Any]]:
+        return [parked.task for parked in self._parked if parked.task is not None]
 
-    def _idle_for(self, now: float) -> timedelta:
-        return timedelta(seconds=now - (now if self._idle_since is None else self._idle_since))
+    @property
+    def ready_to_leave(self) -> bool:
+        """All calls wait, and go on doing so."""
+        return (
+            self._switch.reason is None
+            and len(self._parked) == self._calls > 0
+            and not any(parked.watch.woken.is_set() for parked in self._parked)
+        )
 
-    def _at_most(self, seconds: float, now: float) -> float:
-        """How long to wait before looking around: nobody tells a waiting branch that it is the last, or is to stop."""
-        seconds = min(seconds, _LOOK_AROUND)
-        if self._linger is None or not self._all_wait():
-            return seconds
-        left = self._linger - self._idle_for(now)
-        return max(0.0, min(seconds, left.total_seconds()))
+    def leave(self, *, is_busy: bool) -> None:
+        """Suspend the run, or look again later if a task of its handler is at work."""
+        if is_busy:
+            again = max(_LOOK_AGAIN, self._linger.total_seconds() if self._linger is not None else 0.0)
+            self._timer = asyncio.get_running_loop().call_later(again, self._exits.ask, self)
+            return
+        self._switch.trip(
+            RunSuspended(
+                f"run {self._workflow_state_id} waits; `store.recover` or a Worker continues it",
+                workflow_state_id=self._workflow_state_id,
+            )
+        )
+
+    def _linger_if_all_wait(self) -> None:
+        if self._linger is not None and self._timer is None and len(self._parked) == self._calls > 0:
+            self._timer = asyncio.get_running_loop().call_later(self._linger.total_seconds(), self._exits.ask, self)
+
+    def _stay(self) -> None:
+        """Somebody works: linger anew once nobody does."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

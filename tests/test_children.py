@@ -9,9 +9,9 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore
+from orchestrator_state.database_clock import FAR_FUTURE
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_records import Lease
-from orchestrator_state.waiting import FAR_FUTURE
 from tests.running import (
     Effect,
     Failing,

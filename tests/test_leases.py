@@ -88,7 +88,8 @@ async def test_a_lease_that_was_let_go_is_not_renewed(store: StateStore) -> None
     await gate.reached.wait()
     row = await row_of(store, "w")
     keeper = store._executor.keeper
-    assert await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id])) == {row.id: (1, None)}
+    renewed = await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id]))
+    assert {run_id: (renewal.token, renewal.request) for run_id, renewal in renewed.items()} == {row.id: (1, None)}
     lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
     await store._transactions.write(lambda uow: uow.runs.release(lease))
     assert await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id])) == {}

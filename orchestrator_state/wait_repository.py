@@ -1,0 +1,110 @@
+"""What has come for runs that wait: one query for many of them, which locks and writes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, or_, select, union_all
+
+from orchestrator_state.database_time import database_now
+from orchestrator_state.domain import FINISHED, WorkflowStatus
+from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.repositories import Repository, chunks
+from orchestrator_state.statements import LEASE_IS_FREE
+
+_w = workflow_states.c
+_PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters
+_IS_CLAIMABLE: Final = and_(
+    _w.status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)),
+    LEASE_IS_FREE,
+    or_(_w.wake_at.is_(None), _w.wake_at <= database_now()),
+)
+
+
+@dataclass(slots=True)
+class News:
+    """What a look found."""
+
+    signals: set[tuple[UUID, str]] = field(default_factory=set)
+    """Run and name."""
+    requests: dict[UUID, str] = field(default_factory=dict)
+    ready: set[UUID] = field(default_factory=set)
+    """Child runs that are finished, or wait for somebody to go on with them."""
+    known: set[UUID] = field(default_factory=set)
+    """Those child runs that there are, of the ones that may not have been started yet."""
+    owners: set[str] = field(default_factory=set)
+    """The processes that have child runs under way."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Awaited:
+    """What a process waits for."""
+
+    runs: Collection[UUID]
+    """All that wait: somebody may leave a request for them."""
+    signalled: Collection[UUID]
+    """Those that wait for a signal of one of `names`."""
+    names: Collection[str]
+    children: Collection[UUID]
+    unsure: Collection[UUID]
+    """Child runs that may not have been started yet."""
+
+
+class WaitRepository(Repository):
+    """Looks on behalf of runs that wait."""
+
+    async def look(self, awaited: Awaited) -> News:
+        """What has come by now. One statement for up to 500 runs, each of which sees one snapshot."""
+        news = News()
+        parts = [
+            *(self._signals(ids, awaited.names) for ids in chunks(list(awaited.signalled))),
+            *(self._requests(ids) for ids in chunks(list(awaited.runs))),
+            *(part for ids in chunks(list(awaited.children)) for part in (self._ready(ids), self._owners(ids))),
+            *(self._known(ids) for ids in chunks(list(awaited.unsure))),
+        ]
+        for some in (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS)):
+            for row in await self._execute(union_all(*some)):
+                _note(news, row)
+        return news
+
+    def _signals(self, ids: Sequence[UUID], names: Collection[str]) -> Select[Any]:
+        query = _row("signal", signals.c.workflow_state_id, signals.c.name)
+        return query.where(signals.c.workflow_state_id.in_(ids), signals.c.name.in_(sorted(names))).distinct()
+
+    def _requests(self, ids: Sequence[UUID]) -> Select[Any]:
+        return _row("request", _w.id, _w.request).where(_w.id.in_(ids), _w.request.is_not(None))
+
+    def _ready(self, ids: Sequence[UUID]) -> Select[Any]:
+        is_ready = or_(_w.status.in_(sorted(FINISHED)), _IS_CLAIMABLE)
+        return _row("ready", _w.id, _nothing(_w.request)).where(_w.id.in_(ids), is_ready)
+
+    def _owners(self, ids: Sequence[UUID]) -> Select[Any]:
+        query = _row("owner", _nothing(_w.id), _w.lease_process)
+        return query.where(_w.id.in_(ids), _w.lease_expires_at > database_now()).distinct()
+
+    def _known(self, ids: Sequence[UUID]) -> Select[Any]:
+        return _row("known", _w.id, _nothing(_w.request)).where(_w.id.in_(ids))
+
+
+def _row(kind: str, run: ColumnElement[Any], text: ColumnElement[Any]) -> Select[Any]:
+    return select(literal_column(f"'{kind}'").label("kind"), run.label("run"), text.label("text"))
+
+
+def _nothing(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    return cast(null(), column.type)
+
+
+def _note(news: News, row: Any) -> None:
+    if row.kind == "signal":
+        news.signals.add((row.run, row.text))
+    elif row.kind == "request":
+        news.requests[row.run] = row.text
+    elif row.kind == "ready":
+        news.ready.add(row.run)
+    elif row.kind == "known":
+        news.known.add(row.run)
+    elif row.text is not None:
+        news.owners.add(row.text)
