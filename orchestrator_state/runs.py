@@ -442,7 +442,9 @@ class Run(Generic[State]):
 
         try:
             with _inside(self, step_id):
-                outputs, cancelled = await call_with_retries(attempt, retry, failures.append)
+                outputs, cancelled = await call_with_retries(
+                    attempt, retry, failures.append, f"step {step_id!r} of run {self.id}"
+                )
             encoded, outputs = self._encode(step_id, returns, outputs)
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import math
+import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from typing import Final, TypeGuard, TypeVar, cast
-
-import stamina
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
@@ -57,6 +58,14 @@ class Retry:
             raise ConfigurationError("retry must be a number of calls, or a Retry")
         return cls(attempts=given)
 
+    def pause_after(self, calls: int) -> float:
+        """Seconds until the next call, after so many that failed."""
+        initial, longest, jitter = (
+            cast("timedelta", each).total_seconds() for each in (self.wait_initial, self.wait_max, self.wait_jitter)
+        )
+        doubled = math.ldexp(initial, min(calls - 1, 100)) if initial < longest else longest
+        return min(longest, doubled + random.uniform(0, jitter))  # noqa: S311 - spreads load, guards nothing
+
     def is_worth_it(self, error: Exception) -> bool:
         """Whether to call again. A predicate that fails says no, and a note on `error` says so."""
         if issubclass(type(error), PayloadError):
@@ -98,47 +107,25 @@ def _is_predicate(on: object) -> bool:
 _ONCE: Final = Retry(attempts=1)
 
 
-class _Failed(Exception):
-    """A call failed. The retry library, which logs the repr of what it sees, must not see the step's own exception."""
-
-    def __init__(self, error: Exception) -> None:
-        super().__init__(type(error).__qualname__)
-        self.error = error
-
-
 async def call_with_retries(
-    attempt: Callable[[], Awaitable[_T]], retry: Retry, note_failure: Callable[[Exception], None]
+    attempt: Callable[[], Awaitable[_T]], retry: Retry, note_failure: Callable[[Exception], None], step: str
 ) -> _T:
-    """Return `await attempt()`. `note_failure` sees each exception, the last one included; that one is raised."""
+    """Return `await attempt()`. `note_failure` sees each exception, the last one included; that one is raised.
 
-    async def noted() -> _T:
-        try:
-            return await attempt()
-        except Exception as error:  # noqa: BLE001 - raised again, below
-            note_failure(error)
-            raise _Failed(error) from None
-
-    def is_worth_it(failed: Exception) -> bool:
-        return isinstance(failed, _Failed) and retry.is_worth_it(failed.error)
-
-    if retry.attempts == 1:
+    `step` is what the log calls it. By hand: a retry library has one logger for the whole process, and no words for
+    what is repeated.
+    """
+    for number in range(1, retry.attempts + 1):
         try:
             return await attempt()
         except Exception as error:
             note_failure(error)
-            raise
-    last: Exception = AssertionError("stamina yields until it returns or raises")
-    try:
-        async for again in stamina.retry_context(
-            on=is_worth_it,
-            attempts=retry.attempts,
-            timeout=None,
-            wait_initial=retry.wait_initial,
-            wait_max=retry.wait_max,
-            wait_jitter=retry.wait_jitter,
-        ):
-            with again:
-                return await noted()
-    except _Failed as failed:
-        last = failed.error
-    raise last  # out here, where it keeps the cause and the context that it came with
+            if number == retry.attempts or not retry.is_worth_it(error):
+                raise
+            pause = retry.pause_after(number)
+            hooks.logger.warning(
+                "%s failed (%s), call %d of %d; it is called again in %.1f s",
+                *(step, type(error).__qualname__, number, retry.attempts, pause),
+            )
+        await asyncio.sleep(pause)
+    raise AssertionError("the last call returns or raises")

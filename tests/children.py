@@ -15,7 +15,7 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["pytest", "aiosqlite", "alembic.command", "alembic.config", "asyncpg", "orchestrator_state", "psutil", "stamina"]
+    ["pytest", "aiosqlite", "alembic.command", "alembic.config", "asyncpg", "orchestrator_state", "psutil"]
 )
 _PATIENCE = 60.0  # seconds until a child that says nothing counts as hanging
 

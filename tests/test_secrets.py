@@ -52,7 +52,6 @@ LOGGERS = (
     "asyncpg",
     "asyncio",
     "alembic",
-    "stamina",
 )
 
 

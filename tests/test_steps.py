@@ -369,16 +369,29 @@ async def test_the_cause_of_a_steps_exception_is_kept(store: StateStore) -> None
     assert raised.value.__cause__ is cause
 
 
-async def test_the_library_that_retries_does_not_log_the_steps_exception(
+async def test_the_log_says_in_words_which_step_is_called_again_and_not_what_it_raised(
     store: StateStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def handler(run: Run) -> str:
-        return await run.step("work", Failing(ValueError("s3cret")), retry=Retry(attempts=2, wait_initial=AT_ONCE))
+        failing = Failing(ValueError("s3cret"), KeyError("s3cret"))
+        return await run.step("work\n", failing, retry=Retry(attempts=3, wait_initial=AT_ONCE))
 
-    with caplog.at_level("DEBUG", "stamina"):
-        await store.run("n", handler)
-    assert caplog.records, "it does log that it retries"
+    with caplog.at_level("DEBUG"):
+        await store.run("n", handler, workflow_id="w")
+    run_id = (await row_of(store, "w")).id
+    said = [record.getMessage() for record in caplog.records if "called again" in record.getMessage()]
+    assert [line.partition(";")[0] for line in said] == [
+        f"step 'work\\n' of run {run_id} failed (ValueError), call 1 of 3",
+        f"step 'work\\n' of run {run_id} failed (KeyError), call 2 of 3",
+    ]
     assert not any("s3cret" in str(vars(record)) for record in caplog.records)
+    assert not any("retry_scheduled" in record.getMessage() for record in caplog.records)
+
+
+def test_pauses_double_up_to_the_longest() -> None:
+    retry = Retry(attempts=9, wait_initial=1, wait_max=10, wait_jitter=0)
+    assert [retry.pause_after(calls) for calls in (1, 2, 3, 4, 5, 2000)] == [1, 2, 4, 8, 10, 10]
+    assert Retry(wait_initial=timedelta.max, wait_max=timedelta.max).pause_after(2000) > 0
 
 
 async def test_a_step_that_takes_too_long_is_cancelled_and_fails(store: StateStore) -> None:
