@@ -96,17 +96,19 @@ class PlainContext:
         keys: Iterable[Any] = value if everywhere or self._is_all_taken else self._taken
         changed: Encoded = {}
         for key in keys:
-            before = seen.get(key, "")
-            if key in value and (len(before) <= _CHECKED_ALWAYS or _unchecked(value[key]) != before):
+            before = seen.get(key)
+            if key in value and (before is None or len(before) <= _CHECKED_ALWAYS or _unchecked(value[key]) != before):
                 text = self._checked(key, value[key])
                 if text != before:
                     changed[key] = text
+        if keys is value and len(value) == len(seen) and not changed:
+            return changed, ()
         return changed, tuple(key for key in (seen if keys is value else self._taken & seen.keys()) if key not in value)
 
     def _checked(self, key: Any, item: Any) -> str:
         # With its key, so that keys are checked, and levels counted, as in the whole context.
         text = self._encode({key: item}, "context")
-        return text[len(msgspec.json.encode(key).decode()) + 2 : -1]
+        return text[len(_to_json(key).decode()) + 2 : -1]
 
     def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
         for key, text in values.items():

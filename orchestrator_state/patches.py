@@ -21,6 +21,7 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload
 
 _PATH: Final = "context_patch"
 _FORM: Final = 2
+_EMPTY: Final = {"set": "{}", "append": "{}", "drop": "[]"}
 _NUMBER: Final = frozenset("-0123456789")
 _WHOLE: Final = 256
 """A value that short is stored whole: a change inside of it is not much shorter."""
@@ -92,7 +93,7 @@ class Change:
         """The same for the JSON text of an object, or of a list."""
         if text.startswith("{"):
             return join(self.apply(split(text, _PATH)))
-        items = dict(enumerate_list(text))
+        items = {str(index): item for index, item in enumerate(_items(text))}
         tail = self.appended.get("", "")
         rest = Change(
             self.changed,
@@ -169,8 +170,7 @@ class Patch:
 
     def to_json(self) -> str:
         if self.after is None and self.change.is_simple:
-            empty = {"set": "{}", "append": "{}", "drop": "[]"}
-            parts = empty | self.change.to_parts()
+            parts = _EMPTY | self.change.to_parts()
             return join(parts | {"unseen": encode(list(self.unseen), "context")} if self.unseen else parts)
         parts = {"change": join(self.change.to_parts())}
         if self.after is not None:
@@ -196,7 +196,7 @@ class Patch:
 
     @classmethod
     def _from_array(cls, text: str) -> Patch:
-        items = [item for _, item in enumerate_list(text)]
+        items = _items(text)
         if len(items) != 2 or items[0] != str(_FORM):
             raise _none()
         parts = split(items[1], _PATH)
@@ -205,7 +205,7 @@ class Patch:
         after = decode(parts.get("after", "null"), _PATH)
         if after is not None and type(after) is not int:
             raise _none()
-        made = tuple(_read(text) for _, text in enumerate_list(parts.get("made", "[]")))
+        made = tuple(map(_read, _items(parts.get("made", "[]"))))
         return cls(_read(parts["change"]), (), after, _read(parts["kept"]) if "kept" in parts else None, made)
 
 
@@ -213,12 +213,15 @@ def _read(text: str) -> Change:
     return Change.from_parts(split(text, _PATH))
 
 
-def enumerate_list(text: str) -> list[tuple[str, str]]:
-    """The items of a JSON list, by their index as text."""
+def _raw_items(text: str) -> list[msgspec.Raw]:
     try:
-        return [(str(index), bytes(item).decode()) for index, item in enumerate(_split_list(text))]
+        return _split_list(text)
     except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
         raise InvalidPayload(f"{_PATH} is for a list, which is none", path=_PATH) from None
+
+
+def _items(text: str) -> list[str]:
+    return [bytes(item).decode() for item in _raw_items(text)]
 
 
 def apply_all(context: Encoded, patches: Iterable[Patch]) -> Encoded:
@@ -315,25 +318,26 @@ def _change_inside(before: str, after: str) -> Change | None:
     """The difference between two objects or two lists, if it is much shorter than `after`, and leads there."""
     if before[0] != after[0] or after[0] not in "{[":
         return None
-    if after[0] == "{":
-        inner: Change | None = change_between(split(before, _PATH), split(after, _PATH))
-    else:
-        inner = _of_lists(before, after, _Parts())
-    if inner is None or len(join(inner.to_parts())) * 2 > len(after):
-        return None
+    inner = _of_objects(before, after) if after[0] == "{" else _of_lists(before, after, _Parts())
+    return None if inner is None or len(join(inner.to_parts())) * 2 > len(after) else inner
+
+
+def _of_objects(before: str, after: str) -> Change | None:
+    old, new = split(before, _PATH), split(after, _PATH)
+    kept = [key for key in old if key in new]
     # Keys may have changed places, which no change tells.
-    return inner if inner.apply_inside(before) == after else None
+    return change_between(old, new) if kept == [*new][: len(kept)] else None
 
 
 def _of_lists(before: str, after: str, parts: _Parts) -> Change | None:
-    old, new = enumerate_list(before), enumerate_list(after)
+    old, new = _raw_items(before), _raw_items(after)
     if len(new) < len(old):
         return None
-    for (index, was), (_, item) in zip(old, new, strict=False):
+    for index, (was, item) in enumerate(zip(old, new, strict=False)):
         if was != item:
-            parts.note(index, was, item)
+            parts.note(str(index), bytes(was).decode(), bytes(item).decode())
     if len(new) > len(old):
-        parts.appended[""] = ",".join(item for _, item in new[len(old) :])
+        parts.appended[""] = b",".join(map(bytes, new[len(old) :])).decode()
     return parts.change()
 
 

@@ -20,7 +20,15 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
 from orchestrator_state.blobs import BlobStore
-from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, SNAPSHOT_LEVELS, encode
+from orchestrator_state.codecs import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_SNAPSHOT_BYTES,
+    MAX_VALUES,
+    MOST_VALUES,
+    SNAPSHOT_LEVELS,
+    encode,
+)
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,
@@ -89,11 +97,12 @@ class Sealed(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
     """The largest that is stored: bytes of JSON in a payload, bytes in a workflow's payloads together, levels of
-    containers in a payload, and steps in a workflow."""
+    containers and number of values in a payload, and steps in a workflow."""
 
     payload_bytes: int = MAX_BYTES
     workflow_bytes: int = MAX_SNAPSHOT_BYTES
     depth: int = MAX_DEPTH
+    values: int = MAX_VALUES
     steps: int = 100_000
 
 
@@ -147,12 +156,13 @@ class Payloads:
 
     def encode(self, value: Any, path: str) -> str:
         """Return the canonical JSON text of a value within the limits. Raises `InvalidPayload`, `PayloadTooLarge`."""
-        return encode(value, path, max_bytes=self.limits.payload_bytes, max_depth=self.limits.depth)
+        limits = self.limits
+        return encode(value, path, max_bytes=limits.payload_bytes, max_depth=limits.depth, max_values=limits.values)
 
     def encode_snapshot(self, value: Any) -> str:
         """Like `encode`, for a value that may hold a whole workflow: its payloads, some levels down."""
         depth = self.limits.depth + SNAPSHOT_LEVELS
-        return encode(value, "snapshot", max_bytes=self.limits.workflow_bytes, max_depth=depth)
+        return encode(value, "snapshot", max_bytes=self.limits.workflow_bytes, max_depth=depth, max_values=MOST_VALUES)
 
     def check_length(self, length: int, path: str) -> None:
         """Raise `PayloadTooLarge` for a payload of so many characters of JSON, put together from encoded parts."""

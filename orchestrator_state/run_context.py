@@ -196,6 +196,9 @@ class ContextHistory:
         """What was changed since the last commit, for a step of the calling branch. Raises `InvalidPayload`."""
         place = self._branches.here()
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS)
+        done = self._functions.done(place.tick)
+        if not (seen or gone or done):
+            return ContextChange(None, seen, gone, length=self.length)
         before = {key: self._committed[key] for key in (*seen, *gone) if key in self._committed}
         after = dict(before)
         merged: dict[str, str] = {}
@@ -217,40 +220,26 @@ class ContextHistory:
             change = Change(
                 change.changed, {**change.appended, **merged}, change.dropped, change.extended, {}, change.within
             )
-        return self._change(place, change, seen, gone, before, after)
-
-    def _change(
-        self, place: Place, change: Change, seen: Encoded, gone: tuple[str, ...], before: Encoded, after: Encoded
-    ) -> ContextChange:
-        are_others_alive = self._branches.others_alive(place)
-        growths = (
-            done.only(key for key in done.keys if are_others_alive or not self._is_of(place, key))
-            for done in self._functions.done(place.tick)
-        )
-        made = tuple(growth for growth in growths if growth.keys)
-        kept = frozenset(key for key in change.keys if self._is_of(place, key))
         committed = {key: text for key, text in after.items() if before.get(key) != text}
         length = self.length + _length_of(after) - _length_of(before)
-        result = ContextChange(None, seen, gone, committed, change.dropped, length)
-        if change.keys or made:
-            is_plain = (
-                self._is_one_line
-                and place.last == self._last
-                and not self._patches
-                and kept == change.keys
-                and not made
-            )
-            result.patch = (
-                Patch(change)
-                if is_plain
-                else Patch(
-                    change,
-                    after=place.last,
-                    kept=None if kept == change.keys else change.only(kept),
-                    made=made,
-                )
-            )
-        return result
+        patch = self._patch(place, change, done)
+        return ContextChange(patch, seen, gone, committed, change.dropped, length)
+
+    def _patch(self, place: Place, change: Change, done: tuple[Change, ...]) -> Patch | None:
+        """`change` is everybody's, `done` what the step's function did."""
+        is_alone = not done or not self._branches.others_alive(place)
+        growths = (
+            growth if not is_alone else growth.only(key for key in growth.keys if not self._is_of(place, key))
+            for growth in done
+        )
+        made = tuple(growth for growth in growths if growth.keys)
+        if not (change.keys or made):
+            return None
+        kept = frozenset(key for key in change.keys if self._is_of(place, key))
+        is_whole = kept == change.keys
+        if self._is_one_line and place.last == self._last and is_whole and not made and not self._patches:
+            return Patch(change)
+        return Patch(change, after=place.last, kept=None if is_whole else change.only(kept), made=made)
 
     def accept(self, change: ContextChange, position: int) -> None:
         """`change` is committed, with the calling branch's step at `position`."""

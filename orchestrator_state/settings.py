@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, Self, TypedDict
 from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, MAX_SNAPSHOT_BYTES, MOST_BYTES, MOST_DEPTH
+from orchestrator_state.codecs import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_SNAPSHOT_BYTES,
+    MAX_VALUES,
+    MOST_BYTES,
+    MOST_DEPTH,
+    MOST_VALUES,
+)
 from orchestrator_state.errors import ConfigurationError
 
 DEFAULT_DATABASE = "./workflows.db"
@@ -61,6 +69,7 @@ class Options(TypedDict, total=False):
     max_payload_bytes: int | None
     max_workflow_bytes: int | None
     max_depth: int | None
+    max_values: int | None
     max_steps: int | None
 
 
@@ -118,6 +127,8 @@ class Settings(BaseSettings):
     """Longest of all payloads of a workflow together, and of a snapshot."""
     max_depth: int = Field(default=MAX_DEPTH, ge=1, le=MOST_DEPTH)
     """Most levels of lists and dicts in a payload."""
+    max_values: int = Field(default=MAX_VALUES, ge=1, le=MOST_VALUES)
+    """Most values in a payload, each item of a list or dict counted: what is checked is checked in one go."""
     max_steps: int = Field(default=100_000, ge=1)
     """Most steps of a workflow."""
 

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, RootModel
 
-from orchestrator_state.codecs import MOST_BYTES, MOST_DEPTH, copied, encode
+from orchestrator_state.codecs import MOST_BYTES, MOST_DEPTH, MOST_VALUES, copied, encode
 from orchestrator_state.errors import (
     ConfigurationError,
     NewerSchemaVersion,
@@ -247,7 +247,7 @@ NO_SCHEMAS: Final = Schemas()
 
 def encode_loaded(value: Any, path: str) -> str:
     """The JSON of a value that was loaded: it was within the store's limits when it was stored."""
-    return encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH)
+    return encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH, max_values=MOST_VALUES)
 
 
 def as_model(model: Any) -> type[BaseModel]:

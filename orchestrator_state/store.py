@@ -521,6 +521,7 @@ def _limits(settings: Settings) -> Limits:
         payload_bytes=settings.max_payload_bytes,
         workflow_bytes=settings.max_workflow_bytes,
         depth=settings.max_depth,
+        values=settings.max_values,
         steps=settings.max_steps,
     )
 
