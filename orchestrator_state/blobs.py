@@ -56,8 +56,8 @@ class BlobStore:
         """Write a blob; it is on disk, or acknowledged by the object store, when this returns."""
         await self._in_thread(partial(self._put, name, content))
 
-    async def get(self, name: str, max_bytes: int) -> bytes | None:
-        """Return a blob, or None if it is gone for sure; of a longer one its first `max_bytes` and one more."""
+    async def get(self, name: str, max_bytes: int | None = None) -> bytes | None:
+        """Return a blob, or None if it is gone for sure; of one over `max_bytes` as many bytes and one more."""
         return await self._in_thread(partial(self._get, name, max_bytes))
 
     async def remove(self, names: Iterable[str]) -> None:
@@ -142,10 +142,10 @@ class BlobStore:
         if isinstance(files, LocalFileSystem):
             _sync_to_disk(Path(path), up_to=Path(self._root))
 
-    def _get(self, name: str, max_bytes: int) -> bytes | None:
+    def _get(self, name: str, max_bytes: int | None) -> bytes | None:
         files = self._connected()
         try:
-            content: bytes = files.cat_file(self._path(name), start=0, end=max_bytes + 1)
+            content: bytes = files.cat_file(self._path(name), start=0, end=None if max_bytes is None else max_bytes + 1)
         except FileNotFoundError:
             self._require_marker(files)
             return None

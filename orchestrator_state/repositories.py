@@ -62,6 +62,7 @@ from orchestrator_state.statements import (
     CHECKPOINTS_OF,
     CHILDREN_OF,
     CURRENT_VERSION,
+    DELETE_OLDEST_SIGNALS,
     DELETE_SUPERSEDED,
     DELTAS_OF,
     GUARDED_UPDATE,
@@ -347,7 +348,7 @@ class WorkflowRepository(Repository):
 
     async def count_children(self, ids: Sequence[UUID]) -> list[Children]:
         """How many rows hang on each of these workflows."""
-        counts = {workflow_state_id: {"steps": 0, "checkpoints": 0} for workflow_state_id in ids}
+        counts = {workflow_state_id: dict.fromkeys(Children._fields, 0) for workflow_state_id in ids}
         for chunk in chunks(ids):
             for row in await self._execute(CHILDREN_OF, {"ids": chunk}):
                 counts[row.workflow_state_id][row.kind] += row.number
@@ -380,6 +381,11 @@ class WorkflowRepository(Repository):
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
         return [row.id for row in rows]
+
+    async def delete_signals(self, workflow_state_id: UUID, *, limit: int) -> int:
+        """Delete the oldest signals of a workflow, at most `limit`. Returns how many were deleted."""
+        parameters = {"workflow_state_id": workflow_state_id, "namespace": self._namespace, "number": limit}
+        return await self._delete(DELETE_OLDEST_SIGNALS, parameters)
 
     async def list_surplus_checkpoints(
         self, keep: int, *, after: UUID | None, only: UUID | None, limit: int

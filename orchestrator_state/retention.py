@@ -87,12 +87,13 @@ async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int, spare:
     sizes = await _sizes(uow, families)
     fitting, rows = 0, 0
     for family, size in zip(families, sizes, strict=True):
-        rows += len(family) + size.steps + size.checkpoints
-        if rows > _ROWS and (fitting or size.checkpoints):
+        rows += len(family) + sum(size)
+        if rows > _ROWS and (fitting or size.checkpoints or size.signals):
             break
         fitting += 1
     if fitting == 0 and families:
-        # The oldest checkpoints are the least loss to a family whose deletion goes no further.
+        # Signals that nobody asked for, and the oldest checkpoints, are the least loss to a family whose deletion goes
+        # no further.
         await _prune_some(uow, families[0])
     ids = [member for family in families[:fitting] for member in family]
     await uow.workflows.delete_locked(ids)
@@ -113,6 +114,8 @@ async def _sizes(uow: UnitOfWork, families: Sequence[Sequence[UUID]]) -> list[Ch
 async def _prune_some(uow: UnitOfWork, family: Sequence[UUID]) -> None:
     left = _ROWS
     for member, size in zip(family, await uow.workflows.count_children(family), strict=True):
+        if left and size.signals:
+            left -= await uow.workflows.delete_signals(member, limit=left)
         if left and size.checkpoints:
             left -= await uow.checkpoints.prune(member, keep=max(0, size.checkpoints - left))
 

@@ -212,10 +212,11 @@ STORED_STEPS_OF: Final = select(*(_step[name] for name in StoredStep._fields)).w
 
 
 class Children(NamedTuple):
-    """How many rows hang on a workflow; its signals count as steps."""
+    """How many rows hang on a workflow."""
 
     steps: int
     checkpoints: int
+    signals: int
 
 
 def _count_of(table: Table, kind: str) -> Select[Any]:
@@ -225,7 +226,7 @@ def _count_of(table: Table, kind: str) -> Select[Any]:
 
 
 CHILDREN_OF: Final = union_all(
-    _count_of(step_states, "steps"), _count_of(signals, "steps"), _count_of(checkpoints, "checkpoints")
+    _count_of(step_states, "steps"), _count_of(signals, "signals"), _count_of(checkpoints, "checkpoints")
 )
 
 
@@ -309,6 +310,16 @@ REFERENCES_OF: Final = union_all(
     )
 )
 """All references to blobs of the workflows, as of one moment."""
+
+DELETE_OLDEST_SIGNALS: Final = delete(signals).where(
+    signals.c.id.in_(
+        select(signals.c.id)
+        .join(workflow_states, _workflow.id == signals.c.workflow_state_id)
+        .where(_IN_NAMESPACE, signals.c.workflow_state_id == bindparam("workflow_state_id"))
+        .order_by(signals.c.seq)
+        .limit(bindparam("number", type_=BigInteger))
+    )
+)
 
 DELETE_SUPERSEDED: Final = delete(checkpoints).where(
     _checkpoint.id.in_(

@@ -596,7 +596,7 @@ async def test_a_row_that_is_deleted_while_its_blob_is_read_is_not_found_rather_
     newer = await checkpointed(store, state, snapshot=[LARGE])
     get = BlobStore.get
 
-    async def prune_and_get(self: BlobStore, name: str, max_bytes: int) -> bytes | None:
+    async def prune_and_get(self: BlobStore, name: str, max_bytes: int | None = None) -> bytes | None:
         await store.cleanup_old_checkpoints(state.id, keep=1)
         return await get(self, name, max_bytes)
 
@@ -782,7 +782,7 @@ async def test_verify_takes_no_row_for_damaged_that_changed_while_its_blob_was_r
     state = await saved_large(store)
     get, asked = BlobStore.get, list[str]()
 
-    async def change_and_get(self: BlobStore, name: str, max_bytes: int) -> bytes | None:
+    async def change_and_get(self: BlobStore, name: str, max_bytes: int | None = None) -> bytes | None:
         asked.append(name)
         if len(asked) == 2:  # the first is the context
             state.steps.clear()

@@ -2,10 +2,13 @@
 
 import asyncio
 from datetime import timedelta
+from uuid import uuid4
 
 import pytest
 
 from orchestrator_state import DeletionProgress, StateStore, WorkflowNotFound, WorkflowState, retention
+from orchestrator_state.domain import utc_now
+from orchestrator_state.models import signals
 from tests.engines import own_engine
 from tests.raw_sql import execute, fetch
 from tests.statements import Traffic, traffic_of
@@ -88,6 +91,21 @@ async def test_the_steps_of_one_workflow_go_together_however_many_they_are(
         "delete workflow_states": 2,
         "insert requests": 5,
     }
+    assert rows(database_url) == 0
+
+
+async def test_the_signals_of_one_workflow_go_in_many_transactions_and_the_workflow_with_the_last(
+    store: StateStore, database_url: str
+) -> None:
+    (big,) = await finished(store, 1, "load", checkpoints=2)
+    sent = {"workflow_state_id": big.id, "name": "go", "payload": "null", "sent_at": utc_now()}
+    async with store.begin() as uow:
+        await uow.session.execute(signals.insert(), [sent | {"id": uuid4(), "seq": seq} for seq in range(95)])
+    with traffic_of(store) as traffic:
+        seen = Seen(traffic)
+        assert await store.delete_old_states(CUTOFF, progress=seen) == 1
+    assert seen.largest_transaction <= 10
+    assert [progress.deleted for progress in seen.progress[:9]] == [0] * 9
     assert rows(database_url) == 0
 
 
