@@ -38,7 +38,7 @@ from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
-from orchestrator_state.run_records import Lease, RunNames
+from orchestrator_state.run_records import Lease, Owner, RunNames
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
@@ -55,6 +55,7 @@ from orchestrator_state.waiting import Exits, WaitingRoom
 from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
+_IDS: Final = 4  # that a run is given one of
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
 _HAS_RESULT: Final = frozenset({WorkflowStatus.COMPLETED.value})
 _ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
@@ -135,7 +136,7 @@ class Executor:
         """What a completed run returned, as JSON."""
         payloads = await self._transactions.payloads_of([(row.result,)])
         if payloads.misses_blobs:  # it was written anew under other keys since the row was read
-            names = RunNames(id=row.id, idempotency_key=None, workflow_id=None)
+            names = RunNames(ids=[row.id])
             row = await self._transactions.read(lambda uow: uow.runs.find(names)) or row
             payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
@@ -260,11 +261,10 @@ class Executor:
         """Create the run for a worker to claim, unless it is there already. Returns its id."""
 
         async def start(uow: UnitOfWork) -> UUID:
-            names = self._names(request)
-            row = await uow.runs.find(names)
+            row = await uow.runs.find(self._names(request))
             if row is None:
                 columns = self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}
-                row = await uow.runs.create(columns, None) or await uow.runs.find(names)
+                row, _ = await self._create(uow, request, columns, None)
             run_id: UUID = _require_same(row, request).id
             return run_id
 
@@ -420,15 +420,13 @@ class Executor:
         self, uow: UnitOfWork, request: RunRequest, claim: set[UUID], is_over: Collection[str]
     ) -> Any:
         """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
-        names = self._names(request)
-        row = await uow.runs.find(names)
+        row = await uow.runs.find(self._names(request))
         if row is None:
             await self._require_goes_on(uow, request.parent)
-            created = await uow.runs.create(self._new_columns(request), self.keeper.owner)
-            if created is not None:
-                claim.add(created.id)
-                return created
-            row = await uow.runs.find(names)
+            row, is_new = await self._create(uow, request, self._new_columns(request), self.keeper.owner)
+            if is_new:
+                claim.add(row.id)
+                return row
         row = _require_same(row, request)
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         if row.status in is_over:
@@ -454,11 +452,25 @@ class Executor:
         if parent is not None and await uow.runs.hold_owned(parent) == CANCEL:
             raise stopped_as(WorkflowStatus.CANCELLED, parent.workflow_state_id)
 
+    async def _create(
+        self, uow: UnitOfWork, request: RunRequest, columns: Columns, owner: Owner | None
+    ) -> tuple[Any, bool]:
+        """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`."""
+        names = self._names(request)
+        for run_id in names.ids:
+            if created := await uow.runs.create(columns | {"id": run_id}, owner):
+                return created, True
+            if found := await uow.runs.find(names):
+                return found, False
+        raise Conflict("the run's ids are taken in other namespaces", workflow_id=request.workflow_id)
+
     def _names(self, request: RunRequest) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
         derived = uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{request.workflow_id}")
+        first = request.id or derived
         return RunNames(
-            id=request.id or derived,
+            # Anybody can guess an id, and take it in a namespace of theirs: that is no reason to fail.
+            ids=[first, *(uuid5(first, f"taken {number}") for number in range(1, _IDS))],
             idempotency_key=request.idempotency_key,
             # A child is its parent's call, whatever it is called.
             workflow_id=request.workflow_id if request.id is None else None,
@@ -466,7 +478,6 @@ class Executor:
 
     def _new_columns(self, request: RunRequest) -> Columns:
         return {
-            "id": self._names(request).id,
             "workflow_id": request.workflow_id,
             "workflow_name": request.name,
             "status": WorkflowStatus.RUNNING.value,
@@ -533,8 +544,6 @@ _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
 
 def _require_same(row: Any, request: RunRequest) -> Any:
     """Return `row` if it is a run of what was asked for."""
-    if row is None:
-        raise Conflict("the run's id is taken in another namespace", workflow_id=request.workflow_id)
     if row.workflow_name != request.name:
         raise Conflict(
             f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",

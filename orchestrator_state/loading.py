@@ -90,7 +90,7 @@ async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hoo
 
 
 async def _read_again(uow: UnitOfWork, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
-    row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
+    row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
     if row is None:
         raise WorkflowNotFound(f"run {workflow_state_id} was deleted", workflow_state_id=workflow_state_id)
     return row, (await uow.runs.list_steps_of([workflow_state_id]))[workflow_state_id]

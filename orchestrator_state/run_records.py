@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -44,9 +44,10 @@ class Renewal(NamedTuple):
 class RunNames:
     """How a run may be found: by key first, then by id, else the newest with that `workflow_id`. None finds nothing."""
 
-    id: UUID
-    idempotency_key: str | None
-    workflow_id: str | None
+    ids: Sequence[UUID]
+    """The id that it is given, and those that it is given if another namespace has taken the ones before."""
+    idempotency_key: str | None = None
+    workflow_id: str | None = None
 
 
 class StepRecord(NamedTuple):

@@ -96,7 +96,7 @@ class RunRepository(Repository):
         """The row of a run by any of its names, with `now` and `lease_is_free`; None if there is none."""
         parameters = {
             "namespace": self._namespace,
-            "id": names.id,
+            "ids": names.ids,
             "idempotency_key": names.idempotency_key,
             "workflow_id": names.workflow_id,
         }

@@ -77,18 +77,23 @@ CONVERT_STEP: Final = update(step_states).where(
 )
 """Sets the columns that it is given values for."""
 
+_HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
 FIND_RUN: Final = (
     select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))
     .where(
         _w.namespace == bindparam("namespace"),
         or_(
-            _w.id == bindparam("id"),
+            _HAS_ID,
             _w.idempotency_key == bindparam("idempotency_key"),
             _w.workflow_id == bindparam("workflow_id"),
         ),
     )
     .order_by(
-        case((_w.idempotency_key == bindparam("idempotency_key"), 0), (_w.id == bindparam("id"), 1), else_=2),
+        case(
+            (_w.idempotency_key == bindparam("idempotency_key"), 0),
+            (_HAS_ID, 1),
+            else_=2,
+        ),
         _w.updated_at.desc(),
         _w.id,
     )

@@ -234,7 +234,7 @@ async def _load(transactions: Transactions, workflow: Any, report: VerifyReport)
 async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
     """Also as a resumed run does: its first context, and each one that a step left behind."""
     await uow.workflows.find(workflow_state_id)
-    row = await uow.runs.find(RunNames(id=workflow_state_id, idempotency_key=None, workflow_id=None))
+    row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
     if row is None:  # deleted in between
         return
     require_sound(row, workflow_states)

@@ -52,6 +52,65 @@ async def test_a_run_that_a_worker_owns_is_not_deleted(store: StateStore) -> Non
     assert (await store.load_workflow_state_by_workflow_id("w")).status == "completed"
 
 
+# --- ids that somebody else has guessed ------------------------------------------------------------------------------
+
+
+async def parent(run: Run) -> object:
+    return await run.child("child", screened)
+
+
+async def ids_of(url: str, namespace: str) -> dict[str, UUID]:
+    """What a parent and its child are given for ids, by name."""
+    async with StateStore.open(url, namespace=namespace) as store:
+        await store.run("parent", parent, workflow_id="w", context={})
+        query = select(workflow_states.c.workflow_name, workflow_states.c.id)
+        ids = {row.workflow_name: row.id for row in await fetch(store, query)}
+        async with store.begin() as uow:
+            await uow.workflows.delete([*ids.values()])
+    return ids
+
+
+@pytest.mark.parametrize("taken", ["parent", "child"])
+async def test_an_id_that_a_neighbour_has_taken_fails_nobody(database_url: str, store: StateStore, taken: str) -> None:
+    ids = await ids_of(database_url, "default")
+    squatter = WorkflowState(id=ids[taken], workflow_id="squatter", workflow_name="n")
+    async with StateStore.open(database_url, namespace="neighbour") as neighbour:
+        await neighbour.save_workflow_state(squatter)
+        assert await store.run("parent", parent, workflow_id="w", context={}) == {"blocked": True}
+        assert await store.run("parent", parent, workflow_id="w") == {"blocked": True}
+        assert (await neighbour.load_workflow_state(squatter.id)).version == 1
+    assert len(await fetch(store, select(workflow_states.c.id))) == 3
+
+
+async def test_a_child_is_found_again_when_the_neighbour_that_had_its_id_is_gone(
+    database_url: str, store: StateStore
+) -> None:
+    called: list[str] = []
+
+    async def child(run: Run) -> object:
+        await run.step("effect", lambda: called.append("child"))
+        return await run.wait_for("go")
+
+    async def handler(run: Run) -> object:
+        return await run.child("child", child)
+
+    ids = await ids_of(database_url, "default")
+    async with StateStore.open(database_url, namespace="neighbour") as neighbour:
+        squatter = WorkflowState(id=ids["child"], workflow_id="squatter", workflow_name="n")
+        await neighbour.save_workflow_state(squatter)
+        await store.start("parent", workflow_id="w", context={})
+        handlers = {"parent": handler, "child": child}
+        await store.recover(handlers)
+        async with neighbour.begin() as uow:
+            await uow.workflows.delete([squatter.id])
+        query = select(workflow_states.c.id).where(workflow_states.c.workflow_name == "child")
+        ((child_id,),) = await fetch(store, query)
+        await store.signal(child_id, "go", "on")
+        await store.recover(handlers)
+        assert await store.run("parent", handler, workflow_id="w") == "on"
+    assert called == ["child"]
+
+
 # --- NULL in the place of what was sealed ----------------------------------------------------------------------------
 
 
