@@ -16,8 +16,8 @@ from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.sealing import (
     PAYLOAD_COLUMNS,
     Columns,
+    SignalPlace,
     checkpoint_identity,
-    signal_identity,
     step_identity,
     workflow_identity,
 )
@@ -41,6 +41,8 @@ class PayloadTable:
     table: Table
     key: tuple[str, ...]
     further_ids: tuple[str, ...] = ()
+    further_names: tuple[str, ...] = ()
+    """Texts that a payload is bound to, and that are no ids."""
     identity: Callable[[Ids, str], str]
     outdates: bool = False
     """Whether older software changes the payloads of its rows, and not their digests."""
@@ -77,7 +79,8 @@ PAYLOAD_TABLES: Final = (
         table=signals,
         key=("id",),
         further_ids=("workflow_state_id",),
-        identity=lambda ids, _: signal_identity(ids["workflow_state_id"], ids["id"]),
+        further_names=("name",),
+        identity=lambda ids, _: SignalPlace(ids["workflow_state_id"], ids["id"], "", "").identity,
     ),
 )
 
@@ -94,6 +97,7 @@ class PayloadRow(NamedTuple):
 
     source: PayloadTable
     ids: Ids
+    names: Mapping[str, str]
     key: Key
     outdated: bool
     payloads: Sequence[StoredPayload]
@@ -185,15 +189,16 @@ async def pages(
 
 def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
     outdated, *values = row
-    names = source.key + source.further_ids
-    ids = dict(zip(names, values, strict=False))
-    stored = values[len(names) :]
+    ids_of, names_of = source.key + source.further_ids, source.further_names
+    ids = dict(zip(ids_of, values, strict=False))
+    names = dict(zip(names_of, values[len(ids_of) :], strict=False))
+    stored = values[len(ids_of) + len(names_of) :]
     payloads = [
         StoredPayload(column, text, digest, source.identity(ids, column))
         for column, text, digest in zip(source.columns, stored[::2], stored[1::2], strict=True)
         if text is not None or digest is not None
     ]
-    return PayloadRow(source, ids, tuple(values[: len(source.key)]), bool(outdated), payloads)
+    return PayloadRow(source, ids, names, tuple(values[: len(source.key)]), bool(outdated), payloads)
 
 
 def _column(source: PayloadTable, name: str) -> ColumnElement[Any]:
@@ -216,6 +221,7 @@ def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
         _of_workflow(source, OUTDATED) if source.outdates else false(),
         *key,
         *(_column(source, name) for name in source.further_ids),
+        *(type_coerce(source.table.c[name], StoredText) for name in source.further_names),
         *(
             type_coerce(source.table.c[name], StoredText)
             for column in source.columns

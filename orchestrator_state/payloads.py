@@ -189,15 +189,16 @@ class Payloads:
                 found=payload_bytes,
             )
 
-    def seal(self, text: str, identity: str) -> Sealed:
+    def seal(self, text: str, identity: str, bound_to: str = "") -> Sealed:
         """Return how `text` is stored as the payload `identity` names.
 
+        `bound_to` is what an encryption authenticates beside the identity, and the digest does not know.
         Raises `InvalidPayload` when a codec does not encode it.
         """
         offload = self.offload
         if offload is not None and (known := offload.sealed.get((identity, text))):
             return Sealed(*known)
-        stored = self._encoded(text, identity) if self._chain or text.startswith(ENVELOPE_MARKER) else text
+        stored = self._encoded(text, identity, bound_to) if self._chain or text.startswith(ENVELOPE_MARKER) else text
         digest = digest_of(stored, identity)
         if offload is not None and offload.takes(stored):
             stored = offload.put(stored, digest, workflow_state_id=identity.split("/")[1])
@@ -205,7 +206,16 @@ class Payloads:
             offload.sealed[identity, text] = stored, digest
         return Sealed(stored, digest)
 
-    def open(self, text: object, digest: str | None, identity: str, path: str, *, outdated: bool = False) -> str:
+    def open(
+        self,
+        text: object,
+        digest: str | None,
+        identity: str,
+        path: str,
+        *,
+        outdated: bool = False,
+        bound_to: str = "",
+    ) -> str:
         """Return the text that was sealed as `text` and `digest`; `path` names the payload in errors.
 
         Software that does not know digests left `digest` None, or changed the row since (`outdated`): what it wrote is
@@ -224,10 +234,19 @@ class Payloads:
         if text.startswith(REFERENCE_MARKER):
             text = self._from_blob(text, identity, path)
         if text.startswith(ENVELOPE_MARKER):
-            return self._decoded(text, identity, path)
+            return self._decoded(text, identity, path, bound_to)
         if self._strict:
             self._check_protected([], path)
         return text
+
+    @property
+    def is_strict(self) -> bool:
+        return self._strict
+
+    @property
+    def protects(self) -> bool:
+        """Whether there is a codec that encodes every payload: an encryption."""
+        return bool(self._protecting)
 
     def check_absent(self, path: str) -> None:
         """Raise `UnprotectedPayload` if reading is strict: NULL in the place of a payload is one that nobody wrote."""
@@ -264,8 +283,8 @@ class Payloads:
                 return False
         return not remaining
 
-    def _encoded(self, text: str, identity: str) -> str:
-        data, name = _bytes_of(text, identity), _bytes_of(identity, identity)
+    def _encoded(self, text: str, identity: str, bound_to: str) -> str:
+        data, name = _bytes_of(text, identity), _bytes_of(identity + bound_to, identity)
         tags = []
         for tag, codec in self._chain:
             encoded = _encode(tag, codec, data, name, identity)
@@ -283,12 +302,12 @@ class Payloads:
         bounded = identity.rpartition("/")[2] in _WITHIN_PAYLOAD_BYTES
         return 4 * (self.limits.payload_bytes if bounded else self.limits.workflow_bytes)
 
-    def _decoded(self, text: str, identity: str, path: str) -> str:
+    def _decoded(self, text: str, identity: str, path: str, bound_to: str) -> str:
         tags, data = _opened_envelope(text, path)
         steps = [(tag, self._reader(tag, path)) for tag in reversed(tags)]
         if self._strict:
             self._check_protected(tags, path)
-        name = identity.encode()
+        name = (identity + bound_to).encode()
         for tag, codec in steps:
             data = _decode(tag, codec, data, name, path, self._most(identity))
         try:

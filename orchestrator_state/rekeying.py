@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
 
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError
+from orchestrator_state.models import signals
 from orchestrator_state.payload_repository import (
     PAYLOAD_TABLES,
     Key,
@@ -17,7 +18,7 @@ from orchestrator_state.payload_repository import (
     payload_repository,
 )
 from orchestrator_state.payloads import Payloads, check_digest
-from orchestrator_state.sealing import Columns
+from orchestrator_state.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -90,7 +91,8 @@ async def _rekey_rows(
 ) -> None:
     # Sealed before the transaction: it keeps others waiting for its writes only.
     payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
-    changes = [change for row in rows if (change := _change(payloads, row, report)).texts]
+    namespace = transactions.settings.namespace
+    changes = [change for row in rows if (change := _change(payloads, row, report, namespace)).texts]
     if dry_run:
         report.resealed += sum(len(change.texts) for change in changes)
     elif changes:
@@ -107,19 +109,23 @@ async def _rekey_rows(
                 report.left += len(change.texts)
 
 
-def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport) -> _Change:
+def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport, namespace: str) -> _Change:
     """What is to be written anew of a row; what is not is counted."""
     change = _Change(row, {}, {})
     for payload in row.payloads:
         column, text, digest, identity = payload
         if text is None:
             continue
-        if _is_current(payloads, payload, outdated=row.outdated):
-            report.current += 1
-            continue
+        signal = _signal_place(row, namespace)
         try:
-            opened = payloads.open(text, digest, identity, column, outdated=row.outdated)
-            sealed = payloads.seal(opened, identity)
+            if _is_current(payloads, payload, outdated=row.outdated) and _is_bound(payloads, payload, signal):
+                report.current += 1
+                continue
+            if signal is None:
+                opened = payloads.open(text, digest, identity, column, outdated=row.outdated)
+                sealed = payloads.seal(opened, identity)
+            else:
+                sealed = seal_signal(payloads, signal, _any_signal(payloads, signal, payload))
         except PayloadError as error:
             report.failed += 1
             if len(report.unreadable) < _LISTED:
@@ -128,6 +134,31 @@ def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport) -> _Change
         change.texts[column] = text
         change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})
     return change
+
+
+def _signal_place(row: PayloadRow, namespace: str) -> SignalPlace | None:
+    if row.source.table is not signals:
+        return None
+    return SignalPlace(row.ids["workflow_state_id"], row.ids["id"], namespace, row.names["name"])
+
+
+def _is_bound(payloads: Payloads, payload: StoredPayload, signal: SignalPlace | None) -> bool:
+    """Whether it is bound to all that it should be. Of a signal only opening it tells. Raises `PayloadError`."""
+    if signal is None or payload.text is None or not payloads.protects:
+        return True
+    try:
+        payloads.open(payload.text, payload.digest, signal.identity, payload.column, bound_to=signal.bound_to)
+    except DecryptionFailed:
+        return False
+    return True
+
+
+def _any_signal(payloads: Payloads, signal: SignalPlace, payload: StoredPayload) -> str:
+    """What a signal holds, also if older software has encrypted it. Raises `PayloadError`."""
+    try:
+        return open_signal(payloads, signal, payload.text, payload.digest, payload.column)
+    except DecryptionFailed:
+        return open_older_signal(payloads, signal, payload.text, payload.digest, payload.column)
 
 
 def _unused(change: _Change) -> list[str]:

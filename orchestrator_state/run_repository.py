@@ -56,9 +56,11 @@ from orchestrator_state.sealing import (
     SEALED_STEP_COLUMNS,
     Columns,
     Opener,
+    SignalPlace,
+    open_signal,
+    seal_signal,
     seal_step,
     seal_workflow,
-    signal_identity,
 )
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.statements import LEASE_IS_FREE, NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
@@ -516,9 +518,9 @@ class RunRepository(Repository):
         if not rows:
             return None
         (row,) = rows
-        identity, path = signal_identity(workflow_state_id, row.id), f"signal {name!r}"
+        place = SignalPlace(workflow_state_id, row.id, self._namespace, name)
         try:
-            payload = self._payloads.open(row.payload, row.payload_digest, identity, path)
+            payload = open_signal(self._payloads, place, row.payload, row.payload_digest, f"signal {name!r}")
         except PayloadError as error:
             raise error.concerning(workflow_state_id=workflow_state_id) from None
         return Signal(id=row.id, payload=payload)
@@ -557,7 +559,8 @@ class RunRepository(Repository):
             query = select(_w.status).where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             status: str | None = (await self._execute(query)).scalar()
             return status
-        sealed = self._payloads.seal(payload, signal_identity(workflow_state_id, signal_id))
+        place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
+        sealed = seal_signal(self._payloads, place, payload)
         await self._execute(
             conflict_aware_insert(self._dialect, signals)
             .values(

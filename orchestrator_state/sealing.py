@@ -7,11 +7,11 @@ a value that was moved to another place does not open there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads import Payloads, Sealed
 
 Columns = dict[str, Any]
 
@@ -45,8 +45,44 @@ def checkpoint_identity(workflow_state_id: UUID | str, checkpoint_id: UUID | str
     return f"checkpoints/{workflow_state_id}/{checkpoint_id}/snapshot"
 
 
-def signal_identity(workflow_state_id: UUID | str, signal_id: UUID) -> str:
-    return f"signals/{workflow_state_id}/{signal_id}/payload"
+class SignalPlace(NamedTuple):
+    """Where a signal is. An encryption binds it to all of it, the digest to the ids alone.
+
+    So software that binds to the ids only, and runs beside this in a deploy, takes such a signal for one under a key
+    that it lacks, and leaves the run alone; a digest that it cannot explain would be damage.
+    """
+
+    workflow_state_id: UUID | str
+    id: UUID | str
+    namespace: str
+    name: str
+
+    @property
+    def identity(self) -> str:
+        return f"signals/{self.workflow_state_id}/{self.id}/payload"
+
+    @property
+    def bound_to(self) -> str:
+        return f"\0{self.namespace}\0{self.name}"  # neither holds a NUL
+
+
+def seal_signal(payloads: Payloads, place: SignalPlace, text: str) -> Sealed:
+    return payloads.seal(text, place.identity, place.bound_to)
+
+
+def open_signal(payloads: Payloads, place: SignalPlace, text: object, digest: str | None, path: str) -> str:
+    """Like `Payloads.open`. One that older software has encrypted opens as well, but not when reading is strict."""
+    try:
+        return payloads.open(text, digest, place.identity, path, bound_to=place.bound_to)
+    except DecryptionFailed:
+        if payloads.is_strict:
+            raise
+        return open_older_signal(payloads, place, text, digest, path)
+
+
+def open_older_signal(payloads: Payloads, place: SignalPlace, text: object, digest: str | None, path: str) -> str:
+    """One that is bound to its ids alone."""
+    return payloads.open(text, digest, place.identity, path)
 
 
 def seal_workflow(payloads: Payloads, workflow_state_id: UUID | str, columns: Mapping[str, Any]) -> Columns:

@@ -26,7 +26,7 @@ from orchestrator_state.compression import Zstd
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.models import metadata, workflow_states
 from orchestrator_state.payloads import Payloads, digest_of
-from orchestrator_state.sealing import checkpoint_identity, signal_identity, step_identity, workflow_identity
+from orchestrator_state.sealing import SignalPlace, checkpoint_identity, step_identity, workflow_identity
 from tests.damage import CONTEXT, ERROR, OUTPUTS, PLACES, RESULT, SIGNAL, SNAPSHOT, Place
 from tests.postgres_server import Postgres
 from tests.raw_sql import SQLITE
@@ -322,7 +322,7 @@ IDENTITIES: dict[Place, Callable[[UUID, UUID], str]] = {
     RESULT: lambda id_, _: workflow_identity(id_, "result"),
     OUTPUTS: lambda id_, _: step_identity(id_, "a", "outputs"),
     SNAPSHOT: checkpoint_identity,
-    SIGNAL: signal_identity,
+    SIGNAL: lambda id_, own_id: SignalPlace(id_, own_id, "default", "go").identity,
 }
 
 

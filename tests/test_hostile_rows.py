@@ -9,9 +9,10 @@ from sqlalchemy import select
 from orchestrator_state import Run, StateStore, UnprotectedPayload, WorkflowState
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.compression import Zstd
-from orchestrator_state.errors import CorruptPayload, LeaseHeld, PayloadTooLarge
-from orchestrator_state.models import step_states, workflow_states
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.errors import CorruptPayload, DecryptionFailed, LeaseHeld, PayloadTooLarge
+from orchestrator_state.models import signals, step_states, workflow_states
+from orchestrator_state.payloads import Payloads, digest_of
+from orchestrator_state.sealing import SignalPlace, workflow_identity
 from tests.payload_samples import encrypted
 from tests.running import change_row, change_step, fetch, row_of
 
@@ -157,6 +158,56 @@ async def test_without_strict_reading_null_is_none_as_it_was(store: StateStore) 
     assert await store.run("n", screened, workflow_id="w") is None
 
 
+# --- signals ---------------------------------------------------------------------------------------------------------
+
+
+async def approved(run: Run) -> object:
+    return await run.wait_for("approved")
+
+
+@pytest.mark.parametrize("strict", [False, True])
+async def test_a_signal_that_was_renamed_does_not_open(database_url: str, strict: bool) -> None:
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=strict)) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        await store.signal(run_id, "asked", {"ok": True})
+        async with store.begin() as uow:
+            await uow.session.execute(signals.update().values(name="approved"))
+        with pytest.raises(DecryptionFailed) as refused:
+            await store.run("n", approved, workflow_id="w")
+        assert refused.value.about["workflow_state_id"] == run_id
+
+
+async def of_older_software(store: StateStore, run_id: UUID) -> None:
+    """Store the one signal as it was stored before it was bound to its name."""
+    ((signal_id,),) = await fetch(store, select(signals.c.id))
+    sealed = store.payloads.seal('"yes"', SignalPlace(run_id, signal_id, "", "").identity)
+    async with store.begin() as uow:
+        columns = {"payload": sealed.text, "payload_digest": sealed.digest}
+        await uow.session.execute(signals.update().values(columns))
+
+
+async def test_a_signal_that_older_software_has_encrypted_is_delivered(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=encrypted("k")) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        await store.signal(run_id, "approved")
+        await of_older_software(store, run_id)
+        assert await store.run("n", approved, workflow_id="w") == "yes"
+
+
+async def test_strict_reading_takes_such_a_signal_once_it_is_rekeyed(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=True)) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        await store.signal(run_id, "approved")
+        await of_older_software(store, run_id)
+        with pytest.raises(DecryptionFailed):
+            await store.run("n", approved, workflow_id="w")
+        report = await store.rekey()
+        assert (report.resealed, report.failed) == (1, 0)
+        assert (await store.rekey()).resealed == 0
+        await change_row(store, run_id, wake_at=None)
+        assert await store.run("n", approved, workflow_id="w") == "yes"
+
+
 # --- references to blobs ---------------------------------------------------------------------------------------------
 
 
@@ -240,9 +291,6 @@ async def test_a_blob_whose_name_has_no_length_is_read_up_to_the_limit(database_
         blob.rename(older)
         ((reference,),) = await fetch(store, select(workflow_states.c.context))
         renamed = reference.replace(blob.name, older.name)
-        from orchestrator_state.payloads import digest_of
-        from orchestrator_state.sealing import workflow_identity
-
         digest = digest_of(renamed, workflow_identity(state_id, "context"))
         await change_row(store, state_id, context=renamed, context_digest=digest)
         assert (await store.load_workflow_state(state_id)).context == ["w", LARGE]
