@@ -7,11 +7,28 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Select, Table, bindparam, false, func, select, tuple_, type_coerce, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    Table,
+    bindparam,
+    false,
+    func,
+    literal,
+    select,
+    tuple_,
+    type_coerce,
+    update,
+)
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Update
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import StoredIdentifier, StoredText
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.offload import parse_name, references
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.sealing import (
     PAYLOAD_COLUMNS,
@@ -29,9 +46,10 @@ Key = tuple[Any, ...]
 Ids = Mapping[str, Any]
 Progress = Callable[[int, int], object]
 
-# A page is fetched whole, so its size follows that of the payloads on the one before.
+# A page is fetched whole: the sizes of its rows are asked for before.
 _PAGE_BYTES: Final = 2 * 1024 * 1024
-_FIRST_PAGE: Final = 10
+# Of a blob whose name does not tell, as those that older software made.
+_UNKNOWN_BLOB: Final = _PAGE_BYTES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -110,9 +128,14 @@ class PayloadRepository(Repository):
         statement = _within_namespace(source, select(func.count()))
         return int((await self._execute(statement, {"namespace": self._namespace})).scalar_one())
 
-    async def page(self, source: PayloadTable, after: Key | None, size: int) -> Sequence[PayloadRow]:
-        """The next `size` rows in the order of their keys: one statement, so that text, digest and age fit together."""
-        parameters = {"namespace": self._namespace, "size": size} | _numbered(after or ())
+    async def page(self, source: PayloadTable, after: Key | None, max_rows: int) -> Sequence[PayloadRow]:
+        """The next rows in the order of their keys, some 2 MiB of them.
+
+        They come from one statement, so that text, digest and age of a row fit together.
+        """
+        parameters = {"namespace": self._namespace, "size": max_rows} | _numbered(after or ())
+        sizes = (await self._execute(_sizes(source, is_first=after is None), parameters)).scalars().all()
+        parameters["size"] = _fitting(sizes)
         rows = await self._execute(_page(source, is_first=after is None), parameters)
         return [_payload_row(source, row) for row in rows]
 
@@ -169,22 +192,39 @@ async def row_counter(transactions: Transactions, progress: Progress | None) -> 
 async def pages(
     transactions: Transactions, source: PayloadTable, *, max_rows: int
 ) -> AsyncIterator[Sequence[PayloadRow]]:
-    """All rows, in pages of at most `max_rows` and of about 2 MiB, each read in a transaction of its own."""
+    """All rows, in pages of at most `max_rows` and of about 2 MiB, blobs included, or of one row.
+
+    Each is read in a transaction of its own.
+    """
     after: Key | None = None
-    size = min(_FIRST_PAGE, max_rows)
     while True:
 
-        async def read(uow: UnitOfWork, after: Key | None = after, size: int = size) -> Sequence[PayloadRow]:
-            return await payload_repository(transactions, uow).page(source, after, size)
+        async def read(uow: UnitOfWork, after: Key | None = after) -> Sequence[PayloadRow]:
+            return await payload_repository(transactions, uow).page(source, after, max_rows)
 
         rows = await transactions.read(read)
-        if rows:
-            yield rows
-        if len(rows) < size:
+        if not rows:
             return
         after = rows[-1].key
-        found = sum(len(payload.text or "") for row in rows for payload in row.payloads) // len(rows)
-        size = max(1, min(max_rows, size * 10, _PAGE_BYTES // (found + 1)))
+        while rows:
+            fitting = _fitting([_bytes_in_blobs(row) for row in rows])
+            yield rows[:fitting]
+            rows = rows[fitting:]
+
+
+def _fitting(sizes: Sequence[int | None]) -> int:
+    """How many of the first are no more than a page together; one at least, if there is one."""
+    within = 0
+    for number, size in enumerate(sizes):
+        within += size or 0
+        if within > _PAGE_BYTES:
+            return max(1, number)
+    return len(sizes)
+
+
+def _bytes_in_blobs(row: PayloadRow) -> int:
+    names = (parse_name(found.name) for found in references([[payload.text for payload in row.payloads]]))
+    return sum(_UNKNOWN_BLOB if name is None or name.length is None else name.length for name in names)
 
 
 def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
@@ -212,6 +252,35 @@ def _key(source: PayloadTable) -> list[ColumnElement[Any]]:
 
 def _key_parameters(source: PayloadTable) -> list[ColumnElement[Any]]:
     return [bindparam(f"key_{at}", type_=column.type) for at, column in enumerate(_key(source))]
+
+
+class stored_bytes(FunctionElement[int]):  # noqa: N801 - reads as a phrase in a statement
+    """How long a text is as it is stored, as far as the database can tell without reading it."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(stored_bytes)
+def _octet_length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(stored_bytes, "sqlite")
+def _length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
+
+
+@cache
+def _sizes(source: PayloadTable, *, is_first: bool) -> Select[Any]:
+    key, after = _key(source), _key_parameters(source)
+    length: ColumnElement[Any] = sum(
+        (func.coalesce(stored_bytes(source.table.c[name]), 0) for name in source.columns), literal(0)
+    )
+    statement = select(length)
+    if not is_first:
+        statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
+    return _within_namespace(source, statement).order_by(*key).limit(bindparam("size"))
 
 
 @cache

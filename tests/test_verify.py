@@ -2,12 +2,16 @@
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from pydantic import BaseModel
 
 from orchestrator_state import Run, StateSchema, StateStore, StepState, WorkflowState, verification
+from orchestrator_state.blobs import BlobStore
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.verification import Damage, VerifyReport
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch
@@ -177,7 +181,32 @@ async def test_large_payloads_come_in_small_pages(store: StateStore, monkeypatch
     done: list[int] = []
     report = await store.verify(progress=lambda rows, _: done.append(rows))
     assert report.intact == 14
-    assert done == [0, 10, 12, 14]
+    assert done == [0, 2, 4, 6, 8, 10, 12, 14]
+
+
+async def test_large_payloads_behind_many_small_ones_come_in_small_pages_too(store: StateStore) -> None:
+    for number in range(30):
+        text = "x" if number < 20 else "x" * 1_500_000
+        await store.save_workflow_state(
+            WorkflowState(id=UUID(int=number), workflow_id="w", workflow_name="n", context=text)
+        )
+    done: list[int] = []
+    await store.verify(progress=lambda rows, _: done.append(rows))
+    assert done == [0, *range(21, 31)]
+
+
+async def test_blobs_come_in_small_pages_too(database_url: str, tmp_path: Path) -> None:
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
+    async with StateStore.open(database_url, payloads=payloads) as store:
+        for number in range(6):
+            context = "x" * 1_500_000
+            await store.save_workflow_state(
+                WorkflowState(workflow_id=f"w-{number}", workflow_name="n", context=context)
+            )
+        done: list[int] = []
+        report = await store.verify(progress=lambda rows, _: done.append(rows))
+    assert report.intact == 6
+    assert done == [0, 1, 2, 3, 4, 5, 6]
 
 
 async def test_the_list_of_damage_is_bounded_and_the_count_is_not(
