@@ -72,8 +72,8 @@ def _nearest(error: BaseException) -> Iterator[tuple[str, BaseException]]:
             yield f"[{number}]", member
     cause = _attribute(BaseException, "__cause__", error)
     context = _attribute(BaseException, "__context__", error)
-    if issubclass(type(error), TimeoutError) and type(cause) is CancelledError:
-        return  # how asyncio ends what takes too long
+    if issubclass(type(error), TimeoutError) and CancelledError in (type(cause), type(context)):
+        return  # how what takes too long is ended
     if cause is not None:
         yield "caused by", cause
     elif context is not None and not _attribute(BaseException, "__suppress_context__", error):

@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
 
+from orchestrator_state.user_code import RAISED_BY_ITSELF
+
 logger: Final = logging.getLogger("orchestrator_state")
 
 
@@ -105,9 +107,7 @@ def tell(hook: Hook, event: Event) -> None:
     """Call the hook. What it raises is its own problem, never the run's."""
     try:
         hook.on_event(event)
-    except KeyboardInterrupt:
-        raise  # somebody wants the program to end
-    except BaseException as error:  # noqa: BLE001 - its own problem
+    except RAISED_BY_ITSELF as error:
         # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
         trace = "".join(traceback.format_exception(error, chain=False))
         logger.error("a hook failed on %s\n%s", type(event).__name__, trace)  # noqa: TRY400

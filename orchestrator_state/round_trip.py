@@ -19,6 +19,8 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, TypeAdapter
 
+from orchestrator_state.user_code import RAISED_BY_ITSELF
+
 _SCALARS: Final = frozenset({str, int, float, bool, type(None), Decimal, date})
 _MISSING: Final = object()
 _Pairs = Iterable[tuple[Any, Any]]
@@ -39,7 +41,7 @@ def same_to(adapter: TypeAdapter[Any], one: Any, other: Any) -> bool:
     try:
         plain = adapter.dump_python(one, mode="python", by_alias=True, round_trip=True, warnings=False)
         return _same(adapter.validate_python(plain), other)
-    except Exception:  # noqa: BLE001 - a serializer or a validator of the application's may raise anything
+    except RAISED_BY_ITSELF:  # a serializer or a validator of the application's may raise anything
         return False
 
 
@@ -99,7 +101,7 @@ def _is_fixed(moment: datetime | time) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except Exception:  # noqa: BLE001 - an __eq__ of the application's
+    except RAISED_BY_ITSELF:  # an __eq__ of the application's
         return False
 
 

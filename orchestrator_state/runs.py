@@ -255,8 +255,10 @@ class Run(Generic[State]):
         With `returns=SomeType` the outputs are of that type, for which pydantic has a schema: a model, a dataclass,
         `datetime`, `list[Page]`. What comes back is loaded from what was stored, the first time too.
 
-        `retry` is the number of calls in all, or a `Retry`; `timeout` bounds each of them. When the last one fails, the
-        failure is committed and its exception raised. Raises `InvalidPayload` for outputs that cannot be stored, and
+        `retry` is the number of calls in all, or a `Retry`; `timeout` bounds each of them, from the moment that `fn` is
+        called. Whatever it raises is a failure. When the last call fails, the failure is committed and its exception
+        raised; for what is no `Exception`, such as `SystemExit`, an `AbnormalExit`. A cancellation from outside is no
+        failure. Raises `InvalidPayload` for outputs that cannot be stored, and
         `StateMismatch` if `returns` does not accept recorded ones.
         """
         numbered = self._journal.number(step_id)

@@ -28,6 +28,7 @@ from orchestrator_state.errors import (
     UpcasterMissing,
 )
 from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value
+from orchestrator_state.user_code import RAISED_BY_ITSELF
 
 Upcaster = Callable[[Any], Any]
 _Upcaster = TypeVar("_Upcaster", bound=Upcaster)
@@ -158,7 +159,7 @@ class StateSchema:
     def _apply(self, upcaster: Upcaster, value: Any, path: str, found: int, version: int) -> Any:
         try:
             upcast = upcaster(value)
-        except Exception as error:  # noqa: BLE001 - the application's; its message may quote the payload
+        except RAISED_BY_ITSELF as error:  # its message may quote the payload
             raise self._failed(path, found, version, f"raised {type(error).__qualname__}") from None
         try:
             return copied(upcast, path)  # so that what it returns is JSON, and nobody else's

@@ -14,6 +14,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from orchestrator_state.codecs import Encode, decode, encode
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
 from orchestrator_state.round_trip import difference, same_to
+from orchestrator_state.user_code import RAISED_BY_ITSELF
 
 _MOST_PATHS: Final = 5
 
@@ -79,7 +80,7 @@ def dump(adapter: TypeAdapter[Any], value: Any, path: str, encode: Encode = enco
     try:
         # Without pydantic's warnings, which quote values: what they warn of does not load back equal.
         plain = adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
-    except Exception as error:  # noqa: BLE001 - a serializer of the application's may raise anything, values in it
+    except RAISED_BY_ITSELF as error:  # a serializer of the application's may raise anything, values in it
         raise InvalidPayload(f"{path} cannot be dumped to JSON ({type(error).__qualname__})", path=path) from None
     return encode(plain, path)
 
@@ -91,7 +92,7 @@ def validated(validate: Callable[[], Any], path: str) -> Any:
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False, include_context=False)
         raise Unreadable((_spell(path, each["loc"]) for each in found), (each["type"] for each in found)) from None
-    except Exception as error:  # noqa: BLE001 - a validator of the application's may raise anything, values in it
+    except RAISED_BY_ITSELF as error:  # a validator of the application's may raise anything, values in it
         raise Unreadable((path,), (type(error).__qualname__,)) from None
 
 

@@ -8,12 +8,17 @@ they are what the code answered, like any exception.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from orchestrator_state.errors import AbnormalExit
 
 _T = TypeVar("_T")
+
+RAISED_BY_ITSELF: Final = (Exception, asyncio.CancelledError, SystemExit, GeneratorExit)
+"""What a function that awaits nothing may raise by itself. A `KeyboardInterrupt` is somebody's who ends the program."""
 
 
 class Outcome(NamedTuple, Generic[_T]):
@@ -45,9 +50,17 @@ class Returned(NamedTuple, Generic[_T]):
 async def outcome_of(work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
     """Await `work()`. Whatever it raises is in the outcome, so await this in a task of its own."""
     try:
-        return Outcome(await work())
-    except BaseException as error:  # noqa: BLE001 - any class is the code's own answer
+        outcome = Outcome[_T](await work())
+    except GeneratorExit as error:  # perhaps of this coroutine, which must not await any more then
         return Outcome(None, error)
+    except BaseException as error:  # noqa: BLE001 - any class is the code's own answer
+        outcome = Outcome(None, error)
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # Code that cancels its own task, and does not wait any more, would have its answer thrown away.
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+    return outcome
 
 
 async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
@@ -56,21 +69,35 @@ async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
     If our caller is cancelled, so is `work`, and once that is over the cancellation is raised, whatever `work` made of
     it. Only a value that it returned all the same is not thrown away.
     """
-    caller = asyncio.current_task()
-    requests = caller.cancelling() if caller is not None else 0
     task = asyncio.create_task(outcome_of(work))
-    cancelled: asyncio.CancelledError | None = None
-    try:
-        outcome = await task  # a cancellation of ours goes on to the task, which does not raise it
-    except asyncio.CancelledError as error:
-        if task.cancelled():
-            raise  # before it began
-        cancelled, outcome = error, task.result()  # it was done already
-    if cancelled is None and caller is not None and caller.cancelling() > requests:
-        cancelled = asyncio.CancelledError()
+    cancelled = await _end_of(task)
+    if task.cancelled():
+        raise cancelled or asyncio.CancelledError  # before it began
+    outcome = task.result()
     if cancelled is not None and outcome.error is not None:
-        raise cancelled from None
+        raise cancelled
     return Returned(outcome.result(), cancelled)
+
+
+async def _end_of(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
+    """Wait until `task` is done. A cancellation of ours goes on to it, and is returned: its message is its sender's."""
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        end: asyncio.Future[None] = task.get_loop().create_future()
+        wake = partial(_wake, end)
+        task.add_done_callback(wake)
+        try:
+            await end
+        except asyncio.CancelledError as error:
+            cancelled = error
+            task.remove_done_callback(wake)
+            task.cancel(*error.args[:1])
+    return cancelled
+
+
+def _wake(end: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+    if not end.done():
+        end.set_result(None)
 
 
 def as_exception(error: BaseException) -> Exception:

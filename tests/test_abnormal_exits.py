@@ -3,11 +3,22 @@
 import asyncio
 import concurrent.futures
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
+import anyio
 import pytest
+from pydantic import AfterValidator
 
-from orchestrator_state import AbnormalExit, Happened, Run, StateStore, Worker, WorkflowStatus
+from orchestrator_state import (
+    AbnormalExit,
+    Happened,
+    InvalidPayload,
+    Run,
+    StateSchema,
+    StateStore,
+    Worker,
+    WorkflowStatus,
+)
 from tests.running import Effect, Gate, becomes, row_of, steps_of
 
 
@@ -321,6 +332,43 @@ async def test_a_time_limit_of_the_handlers_own_is_a_timeout_to_it_and_nothing_t
     assert list(await steps_of(store, "w")) == ["other"]
 
 
+async def test_a_cancel_scope_of_another_library_around_a_step_knows_its_own_cancellation(store: StateStore) -> None:
+    gate = Gate()
+
+    async def handler(run: Run) -> Any:
+        with anyio.move_on_after(0.05) as scope:
+            await run.step("paid", gate, retry=5)
+        assert scope.cancelled_caught
+        return await run.step("other", Effect(), "in time")
+
+    assert await store.run("n", handler, workflow_id="w") == "in time"
+    assert list(await steps_of(store, "w")) == ["other"]
+
+
+async def test_a_cancellation_reaches_the_function_with_its_message(store: StateStore) -> None:
+    gate = Gate()
+    seen: list[Any] = []
+
+    async def note() -> None:
+        try:
+            await gate()
+        except asyncio.CancelledError as error:
+            seen.append(error.args)
+            raise
+
+    async def handler(run: Run) -> None:
+        branch = asyncio.create_task(run.step("paid", note))
+        await gate.reached.wait()
+        branch.cancel("enough")
+        try:
+            await branch
+        except asyncio.CancelledError as error:
+            seen.append(error.args)
+
+    await store.run("n", handler)
+    assert seen == [("enough",), ("enough",)]
+
+
 async def test_a_branch_that_fails_cancels_its_sibling_which_records_nothing(store: StateStore) -> None:
     gate = Gate()
 
@@ -403,3 +451,57 @@ async def test_what_a_hook_raises_harms_no_run(database_url: str, error: BaseExc
 
     async with StateStore.open(database_url, hook=Bad()) as store:
         assert await store.run("n", handler, workflow_id="w") == "done"
+
+
+async def test_what_code_returns_after_it_has_cancelled_its_own_task_is_its_answer(store: StateStore) -> None:
+    async def cancel_in_vain() -> str:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return "done"
+
+    async def handler(run: Run) -> Any:
+        await run.step("paid", cancel_in_vain)
+        return await cancel_in_vain()
+
+    assert await store.run("n", handler, workflow_id="w") == "done"
+    assert (await steps_of(store, "w"))["paid"].outputs == '"done"'
+
+
+# --- code that is called without a step ---
+
+
+def exits(value: Any) -> Any:
+    if value == "deadly":
+        raise SystemExit(1)
+    return value
+
+
+async def test_a_validator_that_exits_fails_the_step_whose_output_it_was_given(store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        return await run.step("paid", Effect(), "deadly", returns=Annotated[str, AfterValidator(exits)])
+
+    with pytest.raises(InvalidPayload, match="SystemExit"):
+        await store.run("n", handler, workflow_id="w")
+    assert (await steps_of(store, "w"))["paid"].status == "failed"
+
+
+async def test_an_upcaster_that_exits_leaves_its_run_and_harms_no_neighbour(database_url: str) -> None:
+    schema = StateSchema("deadly", version=2)
+
+    @schema.upcast(1)
+    def upcast(_context: dict[str, Any]) -> dict[str, Any]:
+        raise SystemExit(1)
+
+    async def handler(run: Run) -> Any:
+        return await run.step("paid", Effect(), "well")
+
+    async with StateStore.open(database_url) as before:
+        await before.start("deadly", workflow_id="deadly")
+    async with StateStore.open(database_url, schemas=[schema]) as store:
+        await store.start("healthy", workflow_id="healthy")
+        report = await store.recover({"deadly": handler, "healthy": handler})
+        assert {run.workflow_id: run.outcome for run in report.runs} == {
+            "deadly": "interrupted",
+            "healthy": "completed",
+        }

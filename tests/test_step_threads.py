@@ -26,7 +26,7 @@ class Held:
         self.let_go = threading.Event()
         self._lock = threading.Lock()
 
-    def __call__(self, value: Any = None) -> Any:
+    def __call__(self, value: Any = None, *_: Any) -> Any:
         with self._lock:
             self.calls += 1
         self.let_go.wait(60)
@@ -46,10 +46,10 @@ async def test_a_time_limit_does_not_count_the_wait_for_a_thread(sqlite_url: str
         return number
 
     async def handler(run: Run) -> list[int]:
-        return await asyncio.gather(*(run.step(f"step {n}", call, n, timeout=1) for n in range(8)))
+        return await asyncio.gather(*(run.step(f"step {n}", call, n, timeout=2) for n in range(10)))
 
     async with StateStore.open(sqlite_url, step_threads=1) as store:
-        assert await store.run("n", handler) == list(range(8))
+        assert await store.run("n", handler) == list(range(10))
 
 
 async def test_many_sync_steps_are_called_at_the_same_time(store: StateStore) -> None:
@@ -113,7 +113,7 @@ async def test_a_blob_store_that_hangs_holds_up_no_step(
     async def handler(run: Run) -> Any:
         return await run.step("quick", lambda: "done", timeout=30)
 
-    hanging = [asyncio.create_task(blobs.get(f"name {n}")) for n in range(64)]
+    hanging = [asyncio.create_task(blobs.get(f"name {n}", 1000)) for n in range(64)]
     try:
         await held.are_called(32)
         async with StateStore.open(sqlite_url) as store:
