@@ -46,6 +46,16 @@ def damaged_columns(row: Any, table: Table) -> list[str]:
     return [name for name, is_sound in _checks(table) if not is_sound(getattr(row, name))]
 
 
+def plain_columns(table: Table) -> list[Column[Any]]:
+    """All columns but payloads and digests."""
+    return [column for column in table.c if not _is_payload(column)]
+
+
+def damaged_among(values: Iterable[Any], table: Table) -> list[str]:
+    """Like `damaged_columns`, for the values of the `plain_columns`."""
+    return [name for (name, is_sound), value in zip(_checks(table), values, strict=True) if not is_sound(value)]
+
+
 def require_sound(row: Any, table: Table) -> None:
     """Raise `CorruptPayload` with the `path` of the first damaged column of a row of workflows."""
     damaged = damaged_columns(row, table)
@@ -81,8 +91,7 @@ def _is_canonical(element: is_addressable, compiler: SQLCompiler, **options: Any
 
 @cache
 def _checks(table: Table) -> list[tuple[str, Callable[[object], bool]]]:
-    plain = [column for column in table.c if not _is_payload(column)]
-    return [(column.name, _check(column)) for column in plain]
+    return [(column.name, _check(column)) for column in plain_columns(table)]
 
 
 def _is_payload(column: Column[Any]) -> bool:

@@ -26,6 +26,7 @@ from sqlalchemy.sql import Update
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+from orchestrator_state.cells import damaged_among, plain_columns
 from orchestrator_state.column_types import StoredIdentifier, StoredText
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.offload import parse_name, references
@@ -119,6 +120,8 @@ class PayloadRow(NamedTuple):
     key: Key
     outdated: bool
     payloads: Sequence[StoredPayload]
+    damaged_cells: Sequence[str]
+    """Other columns of it that hold no value of their type."""
 
 
 class PayloadRepository(Repository):
@@ -232,13 +235,15 @@ def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
     ids_of, names_of = source.key + source.further_ids, source.further_names
     ids = dict(zip(ids_of, values, strict=False))
     names = dict(zip(names_of, values[len(ids_of) :], strict=False))
-    stored = values[len(ids_of) + len(names_of) :]
+    stored_to = len(ids_of) + len(names_of) + 2 * len(source.columns)
+    stored = values[len(ids_of) + len(names_of) : stored_to]
+    damaged = damaged_among(values[stored_to:], source.table)
     payloads = [
         StoredPayload(column, text, digest, source.identity(ids, column))
         for column, text, digest in zip(source.columns, stored[::2], stored[1::2], strict=True)
         if text is not None or digest is not None
     ]
-    return PayloadRow(source, ids, names, tuple(values[: len(source.key)]), bool(outdated), payloads)
+    return PayloadRow(source, ids, names, tuple(values[: len(source.key)]), bool(outdated), payloads, damaged)
 
 
 def _column(source: PayloadTable, name: str) -> ColumnElement[Any]:
@@ -296,6 +301,7 @@ def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
             for column in source.columns
             for name in (column, f"{column}_digest")
         ),
+        *plain_columns(source.table),
     )
     if not is_first:
         statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))

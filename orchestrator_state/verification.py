@@ -71,6 +71,8 @@ class VerifyReport:
     unverified: int = 0
     """Older software changed them, and left the digest. They are JSON where they have to be."""
     damaged: int = 0
+    damaged_cells: int = 0
+    """Ids, times, numbers and names, beside the payloads, that are none. They are in `damage` as well."""
     damage: list[Damage] = field(default_factory=list)
     loaded: int = 0
     """Live workflows that load, with their newest checkpoint; only counted when asked to load."""
@@ -80,7 +82,7 @@ class VerifyReport:
 
     @property
     def is_sound(self) -> bool:
-        return not self.damaged and not self.failed
+        return not self.damaged and not self.damaged_cells and not self.failed
 
 
 async def verify(
@@ -94,6 +96,7 @@ async def verify(
             for row in rows:
                 for payload in row.payloads:
                     _check(row, payload, blobs, report)
+                _check_cells(row, report)
             on_rows(len(rows))
     if load:
         async for live in _live_workflows(transactions):
@@ -131,8 +134,7 @@ def _check(row: PayloadRow, payload: StoredPayload, blobs: _Blobs, report: Verif
         _check_blob(payload, blobs)
     except CorruptPayload as error:
         report.damaged += 1
-        if len(report.damage) < _LISTED:
-            report.damage.append(_damage(row, payload, str(error)))
+        _list(_damage(row, payload.column, str(error)), report)
         return
     if intact:
         report.intact += 1
@@ -140,6 +142,17 @@ def _check(row: PayloadRow, payload: StoredPayload, blobs: _Blobs, report: Verif
         report.undigested += 1
     else:
         report.unverified += 1
+
+
+def _check_cells(row: PayloadRow, report: VerifyReport) -> None:
+    for column in row.damaged_cells:
+        report.damaged_cells += 1
+        _list(_damage(row, column, f"the stored {column} is no value of the column's type"), report)
+
+
+def _list(damage: Damage, report: VerifyReport) -> None:
+    if len(report.damage) < _LISTED:
+        report.damage.append(damage)
 
 
 def _is_intact(payload: StoredPayload, *, outdated: bool) -> bool:
@@ -180,12 +193,12 @@ def _check_text(payload: StoredPayload) -> None:
         decode(text, column)
 
 
-def _damage(row: PayloadRow, payload: StoredPayload, reason: str) -> Damage:
+def _damage(row: PayloadRow, column: str, reason: str) -> Damage:
     ids = {name: str(value) for name, value in row.ids.items()}
     own_id = ids.pop("id", None)
     if own_id is not None:
         ids[_OWN_ID[row.source.name]] = own_id
-    return Damage(table=row.source.name, column=payload.column, reason=reason, **ids)
+    return Damage(table=row.source.name, column=column, reason=reason, **ids)
 
 
 async def _live_workflows(transactions: Transactions) -> AsyncIterator[Sequence[Any]]:

@@ -174,6 +174,17 @@ async def test_a_step_that_is_damaged_starves_no_run_of_its_page(sqlite_url: str
         assert {"before", "after"} <= {run.workflow_id for run in report.completed}
 
 
+@pytest.mark.parametrize("column", TIMES)
+async def test_verify_names_a_moment_that_is_none(
+    store: StateStore, database_url: str, backend: str, column: str
+) -> None:
+    (_, damaged, _) = await three_runs(store)
+    damage(database_url, column, NO_TIMES[backend][0], where=f"id = '{damaged}'")
+    report = await store.verify()
+    assert not report.is_sound
+    assert [(found.workflow_state_id, found.column) for found in report.damage] == [(str(damaged), column)]
+
+
 async def test_a_list_tells_of_each_workflow_that_it_leaves_out(store: StateStore, database_url: str) -> None:
     (_, damaged, _) = await three_runs(store)
     damage(database_url, "context", "'{'", where=f"id = '{damaged}'")

@@ -73,7 +73,7 @@ def _show_damage(report: VerifyReport) -> None:
     for one in report.damage:
         place = one.step_id or one.checkpoint_id or one.signal_id or ""
         add_row(table, one.table, one.workflow_state_id, place, one.column, one.reason)
-    _show_list(table, len(report.damage), report.damaged)
+    _show_list(table, len(report.damage), report.damaged + report.damaged_cells)
 
 
 def _show_unloadable(report: VerifyReport) -> None:
