@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,6 +63,7 @@ Duration = timedelta | float
 OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
+_LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
 _current_step: Final[ContextVar[tuple[Run[Any], str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
 
@@ -108,6 +110,7 @@ class Run(Generic[State]):
         self._transactions = transactions
         self._threads = threads
         self._start_child = start_child
+        self._went_on_at = time.monotonic()
         self.types: Final = types
 
     # --- what it is ----------------------------------------------------------------------------------------------
@@ -385,10 +388,18 @@ class Run(Generic[State]):
         `work` is begun in here: a task that is cancelled before it begins would leave a coroutine that nobody awaits.
         """
         self._transactions.enter()
+        await self._let_others_go_on()
         self._switch.check()
         self._require_handler()
         with self.room.call(), self._journal.history.call():
             return await work()
+
+    async def _let_others_go_on(self) -> None:
+        """Recorded steps are passed through without a wait: thousands of them would stop the heartbeat."""
+        now = time.monotonic()
+        if now - self._went_on_at >= _LONGEST_STRETCH:
+            self._went_on_at = now
+            await asyncio.sleep(0)
 
     def _require_handler(self) -> None:
         """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""

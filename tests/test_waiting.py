@@ -10,7 +10,7 @@ import pytest
 from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUnavailable, Worker
 from orchestrator_state.runs import child_run_id
 from orchestrator_state.wait_repository import WaitRepository
-from tests.running import Effect, becomes, row_of, seconds
+from tests.running import Effect, becomes, row_of, seconds, vanish
 from tests.statements import traffic_of
 
 FAN = 60
@@ -246,3 +246,34 @@ async def test_a_detached_branch_that_waits_ends_with_its_run(store: StateStore)
             await task
         await asyncio.wait(detached)
     assert detached[0].cancelled()
+
+
+# --- passing through what is recorded ---
+
+
+async def test_a_run_that_passes_through_many_recorded_steps_leaves_the_loop_to_others(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_state.runs._LONGEST_STRETCH", 0.0)
+    turns: list[int] = []
+
+    async def handler(run: Run) -> None:
+        others = asyncio.create_task(take_turns())
+        for n in range(40):
+            await run.step("s", Effect(), n)
+        turns.append(len(taken))
+        others.cancel()
+        if len(turns) == 1:
+            vanish()
+
+    async def take_turns() -> None:
+        taken.clear()
+        while True:
+            taken.append(1)
+            await asyncio.sleep(0)
+
+    taken: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    await store.run("n", handler, workflow_id="w")
+    assert turns[1] >= 40
