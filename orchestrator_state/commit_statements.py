@@ -50,7 +50,13 @@ from orchestrator_state.database_time import database_now
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
-from orchestrator_state.run_statements import FIRST_CONTEXT_KEPT, STILL_DIGESTED_AT, fenced_update, replacing_step
+from orchestrator_state.run_statements import (
+    FIRST_CONTEXT_KEPT,
+    IN_ITS_PLACE,
+    STILL_DIGESTED_AT,
+    fenced_update,
+    replacing_step,
+)
 
 _w = workflow_states.c
 _checkpoint = checkpoints.c
@@ -79,7 +85,7 @@ def _of(table: Table, names: Iterable[str]) -> dict[str, TypeEngine[Any]]:
 
 
 _PARAMETERS: Final[dict[str, TypeEngine[Any]]] = (
-    {"id": _w.id.type, "owner": _w.lease_owner.type, "token": Integer()}
+    {"id": _w.id.type, "owner": _w.lease_owner.type, "token": Integer(), "version": Integer()}
     | {"consumed_signal": signals.c.id.type}
     | _of(step_states, _STEP)
     | _of(workflow_states, _FOLD)
@@ -96,8 +102,8 @@ def postgres_commit(changes: Sequence[RunChange]) -> tuple[Executable, dict[str,
     """A statement, and its parameters, that writes `changes`, each under its own lease; at most one of a run.
 
     It returns a row (id, False, request) for each run that matched and one (id, True, None) for each step written:
-    none for a step that is recorded as completed. Passed over are runs whose lease is another's, whose row is locked,
-    and that make a checkpoint beside unnumbered ones.
+    none for a step that is recorded as completed. Passed over are runs whose lease is another's, that have moved on,
+    whose row is locked, and that make a checkpoint beside unnumbered ones.
     """
     if len(changes) == 1:
         return _of_one(), dict(zip(_ARRAYS, _flat(changes[0]), strict=True))
@@ -111,6 +117,7 @@ def _flat(change: RunChange) -> tuple[Any, ...]:
         lease.workflow_state_id,
         lease.owner,
         lease.token,
+        lease.version,
         change.consumed_signal,
         *change.step,
         *(_NO_FOLD if change.context is None else _fold_values(change.context)),
@@ -159,6 +166,7 @@ def _matched(given: FromClause) -> CTE:
         .where(
             _w.lease_owner == given.c.owner,
             _w.lease_token == given.c.token,
+            _w.version == given.c.version,
             or_(given.c.checkpoints_id.is_(None), unnumbered.is_(None)),
         )
         .with_for_update(of=workflow_states, skip_locked=True, key_share=True)
@@ -242,11 +250,11 @@ _OWN_SEQ: Final = select(_w.checkpoint_seq).where(_w.id == bindparam("workflow_s
 
 @cache
 def commit_update(*, folds_context: bool, makes_checkpoint: bool, finishes_step: bool) -> Executable:
-    """UPDATE the run's row under its lease; returns its request.
+    """UPDATE the run's row under its lease, in its place; returns its request.
 
     A run that makes a checkpoint beside unnumbered ones is passed over.
     """
-    statement = fenced_update(frozenset(_FOLD if folds_context else ()))
+    statement = fenced_update(frozenset(_FOLD if folds_context else ())).where(IN_ITS_PLACE)
     if finishes_step:
         statement = statement.values(attempts=literal_column("0"))
     if makes_checkpoint:
@@ -280,6 +288,7 @@ def update_parameters(change: RunChange) -> dict[str, Any]:
         "fence_id": lease.workflow_state_id,
         "fence_owner": lease.owner,
         "fence_token": lease.token,
+        "fence_version": lease.version,
     }
     if change.context is not None:
         values.update(zip(_NEW_FOLD, _fold_values(change.context), strict=True))

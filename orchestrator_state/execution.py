@@ -174,7 +174,7 @@ class Executor:
         `page`: the runs that were claimed with it.
         """
         types = types or self.types_of(row.workflow_name)
-        lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+        lease = Lease.of(row)
         switch = StopSwitch(row.id)
         held = _Held(lease, switch, DatabaseClock(row.now))
         self.keeper.hold(held)
@@ -244,7 +244,7 @@ class Executor:
 
     async def give_up(self, row: Any) -> str:
         """Mark a claimed run failed because too many workers vanished over it. Returns its status."""
-        lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+        lease = Lease.of(row)
         begun = await self._transactions.read(lambda uow: uow.runs.list_intents(row.id))
         where = f", with {', '.join(map(repr, begun))} under way" if begun else ""
         message = (
@@ -435,16 +435,22 @@ class Executor:
             raise RunCancelled(f"run {row.id} was cancelled", workflow_state_id=row.id)
         if row.status == WorkflowStatus.PAUSED:
             raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
-        if not row.lease_is_free and row.id not in claim and not self._is_abandoned(row):
+        if row.id in claim and not row.lease_is_free and row.lease_owner == self.keeper.owner.id:
+            return row  # claimed by an earlier attempt, whose answer was lost
+        claimed = await self._claim(uow, row, request, claim)
+        return claimed or await self._start_or_claim(uow, request, claim, is_over)
+
+    async def _claim(self, uow: UnitOfWork, row: Any, request: RunRequest, claim: set[UUID]) -> Any:
+        """The unfinished `row`, claimed; or why it cannot be; None if it has changed since it was read."""
+        if not row.lease_is_free and not self._is_abandoned(row):
             return lease_held(row.id, row)
         if request.parent_id is not None and row.wake_at is not None and row.wake_at > row.now:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
         claimed = await uow.runs.claim(row, self.keeper.owner)
-        if claimed is None:
-            return await self._start_or_claim(uow, request, claim, is_over)
-        claim.add(claimed.id)
-        if row.status == WorkflowStatus.FAILED:
-            await uow.runs.revive_failed_descendants(row.id)
+        if claimed is not None:
+            claim.add(claimed.id)
+            if row.status == WorkflowStatus.FAILED:
+                await uow.runs.revive_failed_descendants(row.id)
         return claimed
 
     async def _require_goes_on(self, uow: UnitOfWork, parent: Lease | None) -> None:

@@ -302,6 +302,7 @@ class Journal:
 
     def adopt(self, step: StepRecord) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
+        self.lease.advance()
         self._remember(step)
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch), step.position)

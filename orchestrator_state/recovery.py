@@ -140,8 +140,11 @@ class Recovery:
         with keeper.claiming() as claim:
 
             async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
-                rows = await self._claim_suspects(uow, limit, patient=linger > timedelta())
-                rows = [*rows, *await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit - len(rows))]
+                # Perhaps there was an attempt before this one, which took effect.
+                rows = await uow.runs.list_claimed(claim, keeper.owner) if claim else []
+                if not rows:
+                    rows = await self._claim_suspects(uow, limit, patient=linger > timedelta())
+                    rows = [*rows, *await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit - len(rows))]
                 claim.update(row.id for row in rows)
                 return rows
 

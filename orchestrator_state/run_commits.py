@@ -1,8 +1,8 @@
 """Write the commits of runs: in a caller's transaction, or many at once in one of their own.
 
 Whichever way, they are the same statements. A change that was passed over (None instead of an `Ack`) changed nothing,
-and nothing is known yet but that: its lease may be another's, its row locked, its checkpoints unnumbered. It is for
-`CommitRepository.commit`, on its own, to wait and to find out.
+and nothing is known yet but that: its lease may be another's, its row locked, its checkpoints unnumbered; or it is the
+repetition of an attempt that took effect. It is for `CommitRepository.commit`, on its own, to wait and to find out.
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ _Outcome = tuple[Any, int]
 _Execute = Callable[[Executable, Mapping[str, Any]], _Outcome]
 
 
-_LOCK: Final = select(workflow_states.c.checkpoint_seq).where(*FENCE).with_for_update()
+_LOCK: Final = (
+    select(workflow_states.c.checkpoint_seq, workflow_states.c.version, workflow_states.c.request)
+    .where(*FENCE)
+    .with_for_update()
+)
 
 
 class CommitRepository(Repository):
@@ -51,22 +55,33 @@ class CommitRepository(Repository):
     async def commit(self, change: RunChange) -> Ack:
         """Write `change` under its lease. Raises `LeaseLost`, having written nothing, if the lease is another's.
 
-        A step that is recorded as completed is never written again; the answer says so. Waits for the row's lock.
+        A step that is recorded as completed is never written again, nor a change of which an earlier attempt took
+        effect; the answer says so. Waits for the row's lock.
         """
         [ack] = await self.commit_free([change])
         if ack is None:
-            await self._clear_the_way(change.lease)
+            ack = await self._find_out(change.lease)
+        if ack is None:
             [ack] = await self.commit_free([change])
         if ack is None:
             raise lease_lost(change.lease)
         return ack
 
-    async def _clear_the_way(self, lease: Lease) -> None:
-        """Wait for the row, and number checkpoints that older software has inserted."""
-        run_id = lease.workflow_state_id
-        seq = (await self._execute(_LOCK, fence(lease))).scalar()
-        if seq is None:
+    async def _find_out(self, lease: Lease) -> Ack | None:
+        """Wait for the row, and see what has become of an earlier attempt. None: it may be written now.
+
+        The commits of a run follow each other, so that nothing but that attempt can have moved the row on by one.
+        """
+        row = (await self._execute(_LOCK, fence(lease))).first()
+        if row is None or row.version not in (lease.version, lease.version + 1):
             raise lease_lost(lease)
+        if row.version > lease.version:
+            return Ack(request=row.request, already_recorded=True)
+        await self._clear_the_way(lease.workflow_state_id, row.checkpoint_seq)
+        return None
+
+    async def _clear_the_way(self, run_id: UUID, seq: int) -> None:
+        """Number checkpoints that older software has inserted."""
         free = await self._number_checkpoints(run_id, seq + 1)
         # The commit that follows counts on by itself.
         await self._execute(

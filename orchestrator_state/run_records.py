@@ -21,13 +21,28 @@ class Owner:
     term: timedelta
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Lease:
-    """The right to write one run, good while the row's token is this one."""
+    """The right to write one run, good while the row's token is this one; and how far its writing has come.
+
+    `version` is the row's as of the last write that is known to have landed. Nobody else moves it while the lease is
+    held, so the next commit is for this version and no other: a commit that arrives late, after its own repetition and
+    what followed, finds that the row has moved on.
+    """
 
     workflow_state_id: UUID
     owner: UUID
     token: int
+    version: int
+
+    @classmethod
+    def of(cls, row: Any) -> Lease:
+        """Of a row that was just claimed."""
+        return cls(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token, version=row.version)
+
+    def advance(self) -> None:
+        """A commit for this version has landed."""
+        self.version += 1
 
 
 class Renewal(NamedTuple):

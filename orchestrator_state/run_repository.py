@@ -1,7 +1,7 @@
 """What durable runs read and write. Like the other repositories it never commits.
 
-Every write of a run is fenced: it matches the row only while the run's lease token is the row's. A worker that lost
-its lease changes nothing and gets `LeaseLost`.
+Every write of a run is fenced: it matches the row only while the run's lease token is the row's, and the run was not
+let go of since. A worker that lost its lease changes nothing and gets `LeaseLost`.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ from orchestrator_state.run_statements import (
     FENCE,
     FIND_RUN,
     FIRST_CONTEXT_KEPT,
+    LET_GO,
+    NOT_LET_GO,
     STILL_DIGESTED_AT,
-    fenced_update,
+    going_on,
     step_upsert,
 )
 from orchestrator_state.sealing import (
@@ -188,6 +190,20 @@ class RunRepository(Repository):
         )
         return claimed.all()
 
+    async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> Sequence[Any]:
+        """Those of these runs that `owner` has by now, once no claim of them is under way any more."""
+        claimed: list[Any] = []
+        for chunk in chunks(sorted(ids)):
+            of_owner = select(workflow_states, database_now().label("now")).where(
+                _w.id.in_(chunk),
+                _w.lease_owner == owner.id,
+                _w.lease_expires_at > database_now(),
+                _w.status == WorkflowStatus.RUNNING.value,
+            )
+            await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
+            claimed += (await self._execute(of_owner)).all()
+        return claimed
+
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
         """Free runs whose handler is none of `names`, or is older, or whose id is damaged.
 
@@ -242,14 +258,14 @@ class RunRepository(Repository):
 
     async def list_leases_of(self, owner: UUID) -> list[Lease]:
         """The leases of `owner` which have not ended."""
-        query = select(_w.id, _w.lease_token).where(
+        query = select(_w.id, _w.lease_owner, _w.lease_token, _w.version).where(
             _w.namespace == self._namespace,
             _w.status == WorkflowStatus.RUNNING.value,
             _w.lease_owner == owner,
             _w.lease_expires_at > database_now(),
         )
         rows = await self._execute(query)
-        return [Lease(workflow_state_id=row.id, owner=owner, token=row.lease_token) for row in rows]
+        return [Lease.of(row) for row in rows]
 
     async def renew(self, owner: Owner, ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, Renewal]:
         """Extend the leases `owner` still has among `ids`.
@@ -360,7 +376,9 @@ class RunRepository(Repository):
 
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
-        await self._write_fenced(lease, {})
+        locked = select(_w.id).where(*FENCE, NOT_LET_GO).with_for_update()
+        if (await self._execute(locked, fence(lease))).first() is None:
+            raise lease_lost(lease)
 
     async def release(self, lease: Lease, pause: timedelta = timedelta(), *, faults: int | None = None) -> None:
         """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over.
@@ -374,7 +392,10 @@ class RunRepository(Repository):
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
         released = await self._execute(
-            update(workflow_states).where(*FENCE, unfinished).values(columns).returning(_w.status, _w.parent_id),
+            update(workflow_states)
+            .where(*FENCE, NOT_LET_GO, unfinished)
+            .values(columns)
+            .returning(_w.status, _w.parent_id),
             fence(lease),
         )
         row = released.first()
@@ -387,6 +408,8 @@ class RunRepository(Repository):
         Raises `LeaseLost`. Returns the status: a run that fails although it was to be cancelled is cancelled.
         """
         status = str((await self._end_fenced(finished_update, lease, columns)).status)
+        if status == WorkflowStatus.RUNNING:
+            raise lease_lost(lease)  # let go of, and not by this
         if parent_id is not None:
             await self.wake(parent_id)
         return status
@@ -719,13 +742,20 @@ class RunRepository(Repository):
             await announce(self._session, self._namespace)
 
     async def _write_fenced(self, lease: Lease, columns: Columns, *, renews_digests: bool = False) -> None:
-        stamped = frozenset({"digested_at"} if renews_digests else ())
-        if rowcount(await self._execute_fenced(partial(fenced_update, stamped=stamped), lease, columns)) == 0:
+        update_row = partial(going_on, stamped=frozenset({"digested_at"} if renews_digests else ()))
+        version: int | None = (await self._execute_fenced(update_row, lease, columns)).scalar()
+        if version is None:
             raise lease_lost(lease)
+        lease.version = version
 
     async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> Any:
-        """Returns the row that the statement returns. Raises `LeaseLost`."""
+        """Let go of the run. Returns its row's status and more; raises `LeaseLost`.
+
+        If it was let go of under this lease, that was an earlier attempt, whose answer was lost: its row is returned.
+        """
         row = (await self._execute_fenced(build, lease, columns | _RELEASED)).first()
+        if row is None:
+            row = (await self._execute(LET_GO, fence(lease))).first()
         if row is None:
             raise lease_lost(lease)
         return row

@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Executable, and_, bindparam, case, null, or_
+from sqlalchemy import Executable, and_, bindparam, case, null
 
 from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update
+from orchestrator_state.run_statements import STILL_DIGESTED_AT, update_under_lease
 from orchestrator_state.sealing import Columns
 from orchestrator_state.statements import LEASE_IS_FREE
 
@@ -64,23 +64,21 @@ def cancelled() -> Columns:
 
 @cache
 def let_go(columns: frozenset[str]) -> Executable:
-    """`fenced_update` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
-    return fenced_update(columns).values(_heeded()).returning(_w.status, _w.parent_id)
+    """`update_under_lease` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
+    return update_under_lease(columns).values(_heeded()).returning(_w.status, _w.parent_id)
 
 
 @cache
 def finish(columns: frozenset[str]) -> Executable:
-    """`fenced_update` of a run that is done, as of now. Returns (status,).
+    """`update_under_lease` of a run that is done, as of now. Returns (status,).
 
     A run that completes before its owner has heard of a cancel is completed. One that fails is cancelled: a failed run
     could be resumed.
     """
     status: Any = bindparam("new_status", type_=_w.status.type)
     fails = status == WorkflowStatus.FAILED.value
-    # Cancelled already: by an attempt before, whose outcome was unknown.
-    is_cancelled = or_(_w.request == CANCEL, _w.status == _CANCELLED)
     return (
-        fenced_update(columns, frozenset({"completed_at"})).values(
-            status=case((and_(fails, is_cancelled), _CANCELLED), else_=status)
+        update_under_lease(columns, frozenset({"completed_at"})).values(
+            status=case((and_(fails, _w.request == CANCEL), _CANCELLED), else_=status)
         )
     ).returning(_w.status)

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, bindparam, case, func, or_, select, update
+from sqlalchemy import ColumnElement, Executable, bindparam, case, func, not_, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
@@ -24,6 +24,11 @@ FENCE: Final = (
     _w.lease_owner == bindparam("fence_owner"),
     _w.lease_token == bindparam("fence_token"),
 )
+# Owner and token stay in the row when a run is let go of, and are good for nothing from then on.
+NOT_LET_GO: Final = _w.lease_expires_at.is_not(None)
+LET_GO: Final = select(_w.status, _w.parent_id).where(*FENCE, not_(NOT_LET_GO))
+# A commit of a step is for one place in the order of the run's commits.
+IN_ITS_PLACE: Final = _w.version == bindparam("fence_version")
 
 
 FIRST_CONTEXT_KEPT: Final[dict[str, Any]] = {
@@ -40,7 +45,7 @@ STILL_DIGESTED_AT: Final[ColumnElement[datetime | None]] = case(
 
 @cache
 def fenced_update(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Update:
-    """UPDATE the run's row under its lease; each of `columns` is a parameter of its name with `new_` before it.
+    """UPDATE the run's row under its token; each of `columns` is a parameter of its name with `new_` before it.
 
     `stamped` become the time of the statement, by the database's clock, as `updated_at` always does. The first context
     that is written over another is kept: a resumed handler starts with it.
@@ -52,6 +57,18 @@ def fenced_update(columns: frozenset[str], stamped: frozenset[str] = frozenset()
     if "digested_at" not in stamped:
         values["digested_at"] = STILL_DIGESTED_AT
     return update(workflow_states).where(*FENCE).values(values | {"version": _w.version + 1})
+
+
+@cache
+def update_under_lease(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Update:
+    """`fenced_update`, while the run is not let go of."""
+    return fenced_update(columns, stamped).where(NOT_LET_GO)
+
+
+@cache
+def going_on(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Executable:
+    """`update_under_lease` of a run that goes on. Returns (version,)."""
+    return update_under_lease(columns, stamped).returning(_w.version)
 
 
 @cache

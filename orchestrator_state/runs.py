@@ -509,22 +509,32 @@ class Run(Generic[State]):
             return self._recorded(recorded, returns)
         require_storable(returns)
         await self._before_work()
-        begun = journal.new_step(step_id)
+        begun, tries = journal.new_step(step_id), 0
+
+        async def attempt(uow: UnitOfWork) -> tuple[Any, Entry, Ack]:
+            nonlocal tries
+            tries += 1
+            return await self._transact_once(uow, begun, fn, args, returns)
+
         try:
             async with self._transactions.places.taken(), journal.in_order:
                 try:
-                    outputs, entry, ack = await self._transactions.write(
-                        lambda uow: self._transact_once(uow, begun, fn, args, returns)
-                    )
-                except asyncio.CancelledError:
-                    # Perhaps in the middle of COMMIT: whoever goes on must know what the database holds.
-                    await uninterrupted(self._find_out(step_id))
+                    outputs, entry, ack = await self._transactions.write(attempt)
+                except _AlreadyRecorded as already:
+                    journal.adopt(already.step)
+                    return self._recorded(already.step, returns)
+                except (LeaseLost, StoreUnavailable):
                     raise
+                except (Exception, asyncio.CancelledError) as error:
+                    # Cancelled, perhaps in the middle of COMMIT; or refused, perhaps for what the try before it wrote.
+                    is_cancelled = isinstance(error, asyncio.CancelledError)
+                    found = await uninterrupted(self._find_out(step_id)) if is_cancelled or tries > 1 else None
+                    if is_cancelled or found is None:
+                        raise
+                    return self._recorded(found, returns)
                 journal.accept(entry, ack)
+                journal.lease.advance()
                 return outputs
-        except _AlreadyRecorded as already:
-            journal.adopt(already.step)
-            return self._recorded(already.step, returns)
         except (LeaseLost, StoreUnavailable, *UNREADABLE) as error:
             self._switch.stop(error)
         except Exception as error:
@@ -573,8 +583,8 @@ class Run(Generic[State]):
         if step is not None:
             raise _AlreadyRecorded(step)
 
-    async def _find_out(self, step_id: str) -> None:
-        """After a cancelled transaction: did it commit?"""
+    async def _find_out(self, step_id: str) -> StepRecord | None:
+        """After a transaction that did not come to its end here: did it commit all the same? Then, its step."""
 
         async def look(uow: UnitOfWork) -> StepRecord | None:
             await uow.runs.wait_for_commits(self._journal.lease)
@@ -584,9 +594,10 @@ class Run(Generic[State]):
             step = await self._transactions.write(look)
         except (LeaseLost, StoreUnavailable) as error:
             self._switch.trip(error)
-        else:
-            if step is not None:
-                self._journal.adopt(step)
+            return None
+        if step is not None:
+            self._journal.adopt(step)
+        return step
 
     # --- waiting -------------------------------------------------------------------------------------------------
 

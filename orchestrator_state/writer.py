@@ -55,6 +55,7 @@ class _Waiting:
             self.fail(error)
 
     def succeed(self, ack: Ack) -> None:
+        self.change.lease.advance()
         if not self.outcome.done():  # its caller may have given up
             self.outcome.set_result(ack)
 
@@ -199,8 +200,7 @@ class Writer:
             except StoreUnavailable as error:
                 if error.locked and len(batch) > 1 and not outcome_unknown:
                     return {waiting for waiting in batch if not waiting.outcome.done()}
-                # Of the whole call: an earlier attempt may have landed, although this one did not.
-                outcome_unknown = error.outcome_unknown = outcome_unknown or error.outcome_unknown
+                outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
 
         try:

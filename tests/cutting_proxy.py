@@ -20,6 +20,8 @@ class Fault(Enum):
     """The server commits, and the connection is gone before the client hears of it."""
     SILENCE_AFTER = auto()
     """The server commits, and its answer never arrives."""
+    HELD = auto()
+    """The server hears of it when `deliver` is called, whatever the client does meanwhile."""
 
 
 class CuttingProxy:
@@ -33,6 +35,7 @@ class CuttingProxy:
         self._then: Callable[[], Awaitable[None]] | None = None
         self._open: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
+        self._due, self._delivered = asyncio.Event(), asyncio.Event()
         self.faults = 0
         self.refusing = False
         self.farewell = 0.0
@@ -64,6 +67,11 @@ class CuttingProxy:
         """
         self._fault, self._then, self._marker = fault, then, marker
 
+    async def deliver(self) -> None:
+        """Let the server have what was held back; returns once it has answered."""
+        self._due.set()
+        await self._delivered.wait()
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator["CuttingProxy"]:
         server = await asyncio.start_unix_server(self._serve, str(self._directory / SOCKET))
@@ -71,6 +79,7 @@ class CuttingProxy:
             yield self
         finally:
             server.close()
+            self._due.set()
             self.cut_off()
             await asyncio.gather(*self._serving, return_exceptions=True)
 
@@ -119,7 +128,9 @@ class CuttingProxy:
             self.faults += 1
             answers.cancel()
             await asyncio.gather(answers, return_exceptions=True)
-            if fault is not Fault.CUT_BEFORE:
+            if fault is Fault.HELD:
+                await self._deliver_late(data, server_reader, server_writer)
+            elif fault is not Fault.CUT_BEFORE:
                 server_writer.write(data)
                 assert await server_reader.read(65536), "the server is to answer the COMMIT"
             else:
@@ -129,3 +140,11 @@ class CuttingProxy:
             if fault is not Fault.SILENCE_AFTER:
                 return
             await reader.read()
+
+    async def _deliver_late(
+        self, data: bytes, server_reader: asyncio.StreamReader, server_writer: asyncio.StreamWriter
+    ) -> None:
+        await self._due.wait()
+        server_writer.write(data)
+        assert await server_reader.read(65536), "the server is to answer what was held back"
+        self._delivered.set()

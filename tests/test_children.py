@@ -320,7 +320,7 @@ async def test_a_child_that_ends_while_its_parent_falls_asleep_wakes_it(store: S
 
 
 def lease_of(row: Any) -> Lease:
-    return Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+    return Lease.of(row)
 
 
 # --- cancel and pause ---

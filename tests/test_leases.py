@@ -90,7 +90,7 @@ async def test_a_lease_that_was_let_go_is_not_renewed(store: StateStore) -> None
     keeper = store._executor.keeper
     renewed = await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id]))
     assert {run_id: (renewal.token, renewal.request) for run_id, renewal in renewed.items()} == {row.id: (1, None)}
-    lease = Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+    lease = Lease.of(row)
     await store._transactions.write(lambda uow: uow.runs.release(lease))
     assert await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id])) == {}
     assert (await row_of(store, "w")).lease_expires_at is None

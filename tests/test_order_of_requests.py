@@ -245,7 +245,7 @@ async def owned(runs: Runs, request: str) -> tuple[Any, Lease]:
     await runs.in_a_step("w")
     row = await row_of(runs.store, "w")
     await runs.ask(request, "w")
-    return row, Lease(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token)
+    return row, Lease.of(row)
 
 
 AS_ASKED = pytest.mark.parametrize(("request_", "status"), [("cancel", "cancelled"), ("pause", "paused")])

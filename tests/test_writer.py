@@ -47,7 +47,7 @@ async def leased(store: StateStore, count: int = 1, *, token: int = 1) -> list[L
     ]
     async with store.begin() as uow:
         await uow.session.execute(insert(workflow_states), rows)
-    return [Lease(workflow_state_id=run_id, owner=OWNER, token=token) for run_id in ids]
+    return [Lease(workflow_state_id=run_id, owner=OWNER, token=token, version=1) for run_id in ids]
 
 
 def a_change(
@@ -189,7 +189,7 @@ async def test_a_stale_token_fails_alone(store: StateStore) -> None:
     leases = await leased(store, 9)
     stale = replace(leases[4], token=0)
     foreign = replace(leases[5], owner=uuid4())
-    gone = Lease(workflow_state_id=uuid4(), owner=OWNER, token=1)
+    gone = Lease(workflow_state_id=uuid4(), owner=OWNER, token=1, version=1)
     changes = [a_change(lease) for lease in [*leases[:4], stale, foreign, gone, *leases[6:]]]
     results = await outcomes(store, changes)
     assert [type(result) for result in results] == [Ack] * 4 + [LeaseLost] * 3 + [Ack] * 3
