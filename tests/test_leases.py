@@ -23,7 +23,7 @@ from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.run_records import Lease
 from orchestrator_state.run_repository import RunRepository
 from tests.engines import own_engine
-from tests.running import Effect, Gate, change_row, expire_lease, row_of, seconds
+from tests.running import Effect, Gate, change_row, count_rows, expire_lease, row_of, seconds
 from tests.statements import traffic_of
 
 # --- claims ---
@@ -82,7 +82,7 @@ async def test_a_lease_of_ours_that_no_run_here_holds_is_given_up_and_one_that_i
 # --- renewal ---
 
 
-async def test_a_lease_that_was_let_go_is_not_renewed(store: StateStore) -> None:
+async def test_a_lease_that_was_let_go_is_not_renewed_and_is_good_for_no_commit(store: StateStore) -> None:
     gate = Gate()
     task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate), workflow_id="w"))
     await gate.reached.wait()
@@ -95,7 +95,9 @@ async def test_a_lease_that_was_let_go_is_not_renewed(store: StateStore) -> None
     assert await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id])) == {}
     assert (await row_of(store, "w")).lease_expires_at is None
     gate.opened.set()
-    await task
+    with pytest.raises(LeaseLost):
+        await task
+    assert await count_rows(store, "step_states") == 0
 
 
 async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_ends_later(database_url: str) -> None:
