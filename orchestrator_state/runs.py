@@ -151,7 +151,8 @@ class Run(Generic[State]):
 
         A resumed handler finds it as it was at the start, and after each recorded step as that step's commit saved it.
         Branches that run side by side share it, and each commit saves what all of them did to it; on a resume each line
-        of theirs counts once. Take it from here where you change it: so it is known who did. Raises `ConfigurationError` if the run has a `state`.
+        of theirs counts once. Take it from here where you change it: so it is known who did. Raises
+        `ConfigurationError` if the run has a `state`.
         """
         if self.types.state is not None:
             raise ConfigurationError(f"the context of this run is a {self.types.state.__qualname__}: use run.state")
