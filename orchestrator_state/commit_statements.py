@@ -182,10 +182,8 @@ def _updated(matched: CTE) -> CTE:
         "digested_at": STILL_DIGESTED_AT,
         "checkpoint_seq": case((matched.c.checkpoints_id.is_(None), _w.checkpoint_seq), else_=_w.checkpoint_seq + 1),
     }
-    # It is getting on: whoever vanished over it before did so over something else.
-    values["attempts"] = case(
-        (_is_over(matched.c[f"{step_states.name}_status"]), literal_column("0")), else_=_w.attempts
-    )
+    step_is_over = _is_over(matched.c[f"{step_states.name}_status"])
+    values["has_progressed"] = case((step_is_over, literal_column("1")), else_=_w.has_progressed)
     for name in _FOLD:
         values[name] = case((folds, matched.c[f"{workflow_states.name}_{name}"]), else_=_w[name])
     for name, kept in FIRST_CONTEXT_KEPT.items():
@@ -256,7 +254,7 @@ def commit_update(*, folds_context: bool, makes_checkpoint: bool, finishes_step:
     """
     statement = fenced_update(frozenset(_FOLD if folds_context else ())).where(IN_ITS_PLACE)
     if finishes_step:
-        statement = statement.values(attempts=literal_column("0"))
+        statement = statement.values(has_progressed=literal_column("1"))
     if makes_checkpoint:
         statement = statement.values(checkpoint_seq=_w.checkpoint_seq + 1).where(~_HAS_UNNUMBERED)
     return statement.returning(_w.request)

@@ -73,7 +73,7 @@ class WorkflowRow(Base):
         Index("idx_workflow_states_parent_id", "parent_id"),
         # Of few rows, for what is looked for at each claim.
         _partial_index("idx_workflow_states_request", "request IS NOT NULL"),
-        _partial_index("idx_workflow_states_suspects", "attempts > 1"),
+        _partial_index("idx_workflow_states_suspects", "attempts > 1 AND status IN ('pending', 'running')"),
     )
 
     id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
@@ -98,7 +98,7 @@ class WorkflowRow(Base):
     """Grows with each change of owner. Every write of a run carries it in its WHERE clause."""
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     attempts: Mapped[int] = mapped_column(server_default="0")
-    """How often a run was taken over from an owner that vanished, since it last finished a step."""
+    """How often in a row a run was taken over from an owner that vanished, before it had finished a step."""
     wake_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     """A run that waits, for a signal or a timer, is nobody's before this time."""
     request: Mapped[str | None] = mapped_column(String(50))
@@ -123,6 +123,8 @@ class WorkflowRow(Base):
     """Equals `updated_at` unless software that knows no digests has written the row, or a step of it, since."""
     faults: Mapped[int] = mapped_column(server_default="0")
     """How often in a row the run was let go because of a fault that was not its own: the pause after it grows."""
+    has_progressed: Mapped[int] = mapped_column(server_default="0")
+    """1 if the last owner has finished a step: then those that vanished before it do not count any more."""
 
 
 class StepRow(Base):

@@ -784,6 +784,7 @@ class RunRepository(Repository):
             "lease_token": _w.lease_token + 1,
             "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
             "attempts": ATTEMPTS_ONCE_CLAIMED,
+            "has_progressed": 0,
             "wake_at": None,
             "error": None,
             "error_digest": None,

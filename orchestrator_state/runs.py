@@ -142,7 +142,7 @@ class Run(Generic[State]):
 
     @property
     def attempts(self) -> int:
-        """How often the run was taken over from a worker that vanished."""
+        """How often the run was taken over from a worker that vanished, since it last finished a step."""
         return self._journal.row.attempts
 
     @property

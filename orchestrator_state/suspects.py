@@ -28,8 +28,11 @@ _LONGEST_PAUSE: Final = 5.0
 _w = workflow_states.c
 _child = workflow_states.alias("child")
 # A lease that ended without having been released is that of an owner that vanished.
-ATTEMPTS_ONCE_CLAIMED: Final = _w.attempts + case((_w.lease_expires_at.is_not(None), 1), else_=0)
-_IN_INDEX: Final = text("workflow_states.attempts > 1")  # as its index has it
+ATTEMPTS_ONCE_CLAIMED: Final = case((_w.has_progressed == 1, 0), else_=_w.attempts) + case(
+    (_w.lease_expires_at.is_not(None), 1), else_=0
+)
+# As their index has it.
+_IN_INDEX: Final = text("workflow_states.attempts > 1 AND workflow_states.status IN ('pending', 'running')")
 IS_SUSPECT: Final = and_(_w.attempts > 1, ATTEMPTS_ONCE_CLAIMED >= FROM_ATTEMPT)
 
 
@@ -86,7 +89,10 @@ def next_suspects(under_way: Suspects, *conditions: ColumnElement[bool], patient
     since = database_time_in(case(ago, value=ATTEMPTS_ONCE_CLAIMED, else_=literal(-_LONGEST_PAUSE, Float)))
     rested = or_(_w.lease_expires_at.is_(None), _w.lease_expires_at <= since)
     has_suspect_child = exists().where(
-        _child.c.parent_id == _w.id, _child.c.attempts > 1, _child.c.status.in_(sorted(ACTIVE))
+        _child.c.parent_id == _w.id,
+        _child.c.attempts > 1,
+        _child.c.has_progressed == 0,
+        _child.c.status.in_(sorted(ACTIVE)),
     )
     least_suspect_first = (ATTEMPTS_ONCE_CLAIMED, _w.lease_expires_at, _w.id)
     candidates = (

@@ -20,7 +20,7 @@ depends_on = None
 
 _PARTIAL_INDEXES = {
     "idx_workflow_states_request": "request IS NOT NULL",
-    "idx_workflow_states_suspects": "attempts > 1",
+    "idx_workflow_states_suspects": "attempts > 1 AND status IN ('pending', 'running')",
 }
 
 
@@ -35,6 +35,7 @@ def upgrade() -> None:
     )
     op.create_index("idx_requests_made_at", "requests", ["made_at"])
     op.add_column("workflow_states", sa.Column("faults", sa.Integer, nullable=False, server_default="0"))
+    op.add_column("workflow_states", sa.Column("has_progressed", sa.Integer, nullable=False, server_default="0"))
     for name, condition in _PARTIAL_INDEXES.items():
         where = sa.text(condition)
         op.create_index(name, "workflow_states", ["namespace"], postgresql_where=where, sqlite_where=where)
@@ -43,6 +44,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     for name in _PARTIAL_INDEXES:
         op.drop_index(name, "workflow_states")
+    op.drop_column("workflow_states", "has_progressed")
     op.drop_column("workflow_states", "faults")
     op.drop_index("idx_requests_made_at", "requests")
     op.drop_table("requests")
