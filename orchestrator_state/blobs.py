@@ -127,9 +127,10 @@ class BlobStore:
         from fsspec.asyn import AsyncFileSystem
         from fsspec.implementations.local import LocalFileSystem
 
+        is_local = isinstance(files, LocalFileSystem)
         for left in reversed(range(_TRIES)):
             try:
-                files.pipe_file(path, content)
+                _write_for_owner(path, content) if is_local else files.pipe_file(path, content)
                 break
             except FileNotFoundError:
                 # An object store has no directories: there it is the bucket, which is not ours to make. Elsewhere
@@ -138,8 +139,9 @@ class BlobStore:
                     raise
                 if self._marked:
                     self._require_marker(files)
-                files.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if isinstance(files, LocalFileSystem):
+                directory = path.rpartition("/")[0]
+                _make_for_owner(Path(directory)) if is_local else files.makedirs(directory, exist_ok=True)
+        if is_local:
             _sync_to_disk(Path(path), up_to=Path(self._root))
 
     def _get(self, name: str, max_bytes: int | None) -> bytes | None:
@@ -191,6 +193,19 @@ async def in_parallel(jobs: list[Any]) -> list[Any]:
         if isinstance(result, BaseException):
             raise result
     return results
+
+
+def _write_for_owner(path: str, content: bytes) -> None:
+    """Write a file that nobody else can read, whatever the process's umask."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+
+
+def _make_for_owner(directory: Path) -> None:
+    for place in (*reversed(directory.parents), directory):
+        if not place.exists():
+            place.mkdir(mode=0o700, exist_ok=True)
 
 
 def _sync_to_disk(path: Path, *, up_to: Path) -> None:

@@ -57,7 +57,7 @@ class Chain:
         return self._sha256.hexdigest()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Delta:
     """What a checkpoint stores instead of the whole state."""
 

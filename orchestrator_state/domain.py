@@ -137,8 +137,8 @@ class StepState(_DomainModel):
     status: StepStatus = StepStatus.PENDING
     started_at: Timestamp | None = None
     completed_at: Timestamp | None = None
-    outputs: Any = None
-    error: Text | None = None
+    outputs: Any = Field(default=None, repr=False)
+    error: Text | None = Field(default=None, repr=False)
     retry_count: Count = 0
 
     def mark_running(self) -> None:
@@ -172,7 +172,7 @@ class StepState(_DomainModel):
         self.status = target
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Shown:
     """A payload that was upcast, as JSON, and the one of version `stamp` that it was made from."""
 
@@ -181,7 +181,7 @@ class Shown:
     stamp: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SavedRows:
     """What the database held when a state was last loaded or saved: the base that a save compares with.
 
@@ -218,8 +218,8 @@ class WorkflowState(_DomainModel):
     started_at: Timestamp = Field(default_factory=utc_now)
     updated_at: Timestamp = Field(default_factory=utc_now)
     completed_at: Timestamp | None = None
-    context: Any = Field(default_factory=dict)
-    error: Text | None = None
+    context: Any = Field(default_factory=dict, repr=False)
+    error: Text | None = Field(default=None, repr=False)
     steps: dict[str, StepState] = Field(default_factory=dict)
     version: Count = 0
 
@@ -306,7 +306,7 @@ class Checkpoint(_DomainModel):
     workflow_state_id: UUID
     step_id: Name
     timestamp: Timestamp = Field(default_factory=utc_now)
-    snapshot: Any
+    snapshot: Any = Field(repr=False)
     seq: Count | None = None
 
 

@@ -62,7 +62,7 @@ _ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
 _RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error of a caller, waits for them
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunRequest:
     """What `store.run` was asked for."""
 

@@ -20,7 +20,20 @@ from uuid import UUID
 
 from orchestrator_state.user_code import RAISED_BY_ITSELF
 
+def _keep_to_one_line(record: logging.LogRecord) -> bool:
+    """Ids and messages are others' words: with line breaks or escapes they would forge lines, or drive a terminal."""
+    message = record.getMessage()
+    if not message.isprintable():
+        record.msg, record.args = "".join(map(_visible, message)), None
+    return True
+
+
+def _visible(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
+
+
 logger: Final = logging.getLogger("orchestrator_state")
+logger.addFilter(_keep_to_one_line)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,5 +122,5 @@ def tell(hook: Hook, event: Event) -> None:
         hook.on_event(event)
     except RAISED_BY_ITSELF as error:
         # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
-        trace = "".join(traceback.format_exception(error, chain=False))
-        logger.error("a hook failed on %s\n%s", type(event).__name__, trace)  # noqa: TRY400
+        places = ", ".join(f"{at.filename}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__))
+        logger.error("a hook failed on %s: %r at %s", type(event).__name__, error, places)  # noqa: TRY400

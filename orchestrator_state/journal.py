@@ -40,7 +40,7 @@ _FOLDED_ALWAYS: Final = 64 * 1024
 """Characters of JSON: to write a context of that length with a step that changes it costs next to nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class RunRow:
     """The workflow's row as it was claimed."""
 
@@ -65,7 +65,7 @@ class CheckpointPolicy:
     keep: int
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, repr=False)
 class Entry:
     """A commit about to be made, and what memory becomes once it is."""
 

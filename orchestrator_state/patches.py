@@ -28,7 +28,7 @@ _WHOLE: Final = 256
 _split_list: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Change:
     """What differs between two objects; or two lists, whose keys are indices, and `""` stands for the list's end."""
 
@@ -143,7 +143,7 @@ class Change:
 NOTHING: Final = Change()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Patch:
     """One commit's change of the context: of everybody's, and of the handler's when it comes back to the step."""
 

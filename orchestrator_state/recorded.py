@@ -31,7 +31,7 @@ _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Recorded:
     """A run's rows, opened as far as they open. None: it cannot be read."""
 

@@ -46,7 +46,7 @@ class RecoveredRun:
     workflow_id: str
     name: str
     outcome: str
-    error: BaseException | None = None
+    error: BaseException | None = field(default=None, repr=False)
     fell_back: FellBack | None = None
 
 

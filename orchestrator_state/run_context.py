@@ -33,7 +33,7 @@ _LOOKED_AT_ALWAYS = 64 * 1024
 _MOST_HEADS = 16
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class ContextChange:
     """What a commit does to the context."""
 

@@ -85,8 +85,11 @@ class StepRecord(NamedTuple):
     context_patch_digest: str | None = None
     schema_version: int | None = None
 
+    def __repr__(self) -> str:
+        return f"StepRecord(step_id={self.step_id!r}, status={self.status!r})"  # without the payloads
 
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
+
+@dataclass(slots=True, kw_only=True, repr=False)  # one or more for each step: `frozen` would take four times as long
 class CheckpointRecord:
     id: UUID
     step_id: str
@@ -99,7 +102,7 @@ class CheckpointRecord:
     """Of a delta: the position of its step."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class FoldedContext:
     """The whole context, with the patches of the steps up to `position` in it."""
 
@@ -108,7 +111,7 @@ class FoldedContext:
     context_digest: str | None = None
 
 
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
+@dataclass(slots=True, kw_only=True, repr=False)  # one or more for each step: `frozen` would take four times as long
 class RunChange:
     """What one commit of a run writes, payloads sealed; `context` only if the step did more to it than append."""
 
@@ -119,7 +122,7 @@ class RunChange:
     consumed_signal: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Signal:
     """A message that waits for its run; `payload` is JSON."""
 
@@ -127,7 +130,7 @@ class Signal:
     payload: str
 
 
-@dataclass(slots=True, kw_only=True)  # one or more for each step: `frozen` would take four times as long
+@dataclass(slots=True, kw_only=True, repr=False)  # one or more for each step: `frozen` would take four times as long
 class Ack:
     """What a commit found out: the request that somebody left for the owner, if any."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -836,3 +837,23 @@ async def test_many_blobs_are_moved_together_and_before_the_transaction(
         with suppress(asyncio.CancelledError):
             await store.run("n", handler, workflow_id="w")
         assert moved == [False, True]  # the steps are read, in no transaction, and written
+
+
+def modes_below(directory: Path) -> dict[str, int]:
+    return {str(place.relative_to(directory)): stat.S_IMODE(place.stat().st_mode) for place in directory.rglob("*")}
+
+
+async def test_a_directory_of_blobs_is_its_owners_alone(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "place"
+    before = os.umask(0o022)
+    try:
+        blobs = BlobStore(f"file://{root}", above=1)
+        await blobs.put("name/space/blob", b"secret")
+        assert await blobs.get("name/space/blob", max_bytes=100) == b"secret"
+    finally:
+        os.umask(before)
+    found = modes_below(tmp_path)
+    files = {name for name in found if name.endswith(("blob", ".txt"))}
+    assert len(files) == 2
+    assert {found[name] for name in files} == {0o600}
+    assert {mode for name, mode in found.items() if name not in files} == {0o700}
