@@ -6,6 +6,7 @@ The migrations belong to the package and travel in its wheel. Their bookkeeping 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Inspector, inspect, select
+from sqlalchemy.exc import DBAPIError
 
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import Database, open_database
@@ -29,6 +31,15 @@ from orchestrator_state.settings import Settings
 
 if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
+
+
+# Without these a table of that name is not the original software's.
+_ORIGINAL_COLUMNS: Final = {
+    "workflow_states": {"id", "workflow_id", "workflow_name", "status", "context"},
+    "step_states": {"workflow_state_id", "step_id", "status", "outputs"},
+    "checkpoints": {"id", "workflow_state_id", "step_id", "snapshot"},
+}
+_NAME_IS_TAKEN: Final = ("42P06", "42P07", "42710")  # of a schema; of a table, view, index; of a type
 
 
 def _is_ours(_item: object, name: str | None, kind: str, *_: object) -> bool:
@@ -151,6 +162,8 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
         return
     if state.foreign or _is_newer(state):
         raise _out_of_date(state)
+    if state.current is None and direction == "upgrade":
+        _refuse_strangers(inspect(connection))
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
     config.attributes["connection"] = connection
@@ -160,6 +173,37 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
         raise ConfigurationError(
             f"there is no way to {direction} to revision {revision!r} from here; see `orchestrator-state db current`"
         ) from None
+    except DBAPIError as error:
+        if (name := _name_in_the_way(connection, error)) is not None:
+            raise _in_the_way(name) from None
+        raise
+
+
+def _refuse_strangers(inspector: Inspector) -> None:
+    """The original software's tables are taken over. Others of the same name, as LangGraph's `checkpoints`, are not."""
+    for name, wanted in _ORIGINAL_COLUMNS.items():
+        found = _column_names(inspector, name, None)
+        if found and not wanted <= found:
+            raise _in_the_way(name)
+
+
+def _name_in_the_way(connection: Connection, error: DBAPIError) -> str | None:
+    """What a CREATE of ours could not make because something else has its name."""
+    created = re.match(r'\s*CREATE\s+(?:UNIQUE\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?"?(\w+)', error.statement or "")
+    if created is None:
+        return None
+    name = created[1]
+    if connection.dialect.name == "sqlite":
+        named = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).first()
+        return name if named else None
+    return name if getattr(error.orig, "sqlstate", None) in _NAME_IS_TAKEN else None
+
+
+def _in_the_way(name: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"something that is not ours is called {name!r} where our tables would be; rename it, or give them a place of "
+        "their own: db_schema= on Postgres, another file on SQLite. Nothing was changed"
+    )
 
 
 def _inspect(connection: Connection, schema: str | None = None) -> SchemaState:
