@@ -35,7 +35,7 @@ def vanish() -> NoReturn:
     drivers = _drivers.get()
     assert drivers, "vanish() is for a handler, or what it calls"
     for driver in drivers:
-        driver.cancel()
+        driver.get_loop().call_soon_threadsafe(driver.cancel)  # a step's function may run in a thread
     raise asyncio.CancelledError
 
 

@@ -56,7 +56,9 @@ LOGGERS = (
 
 
 def every_error(base: type[OrchestratorStateError] = OrchestratorStateError) -> set[type[OrchestratorStateError]]:
-    return {base}.union(*(every_error(kind) for kind in base.__subclasses__()))
+    """The public ones."""
+    kinds = {base}.union(*(every_error(kind) for kind in base.__subclasses__()))
+    return {kind for kind in kinds if kind.__module__ == errors.__name__}
 
 
 def secrets_in(*texts: str, secrets: tuple[str, ...] = SECRETS) -> list[str]:
@@ -260,6 +262,14 @@ async def drive_runs(driven: Driven, store: StateStore) -> None:
         await run.transact("write", lambda _: asyncio.sleep(0, HIDDEN))
         raise LookupError(USERS_OWN)
 
+    async def exits(run: Run) -> None:
+        def leave() -> NoReturn:
+            raise SystemExit(USERS_OWN)
+
+        await run.step("load", leave)
+
+    await driven.error(errors.AbnormalExit, store.run("n", exits, workflow_id="exits", context=HIDDEN))
+    await drive_family(driven, store)
     first = True
     with suppress(asyncio.CancelledError):
         await store.run("n", pays, workflow_id="pays", context=HIDDEN)
@@ -267,6 +277,18 @@ async def drive_runs(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.OutcomeUnknown, store.run("n", pays, workflow_id="pays"))
     with pytest.raises(LookupError):
         await store.run("n", fails, workflow_id="fails", context=HIDDEN)
+
+
+async def drive_family(driven: Driven, store: StateStore) -> None:
+    async def parent(run: Run) -> Any:
+        return await run.child("child", wait, context=HIDDEN)
+
+    request = store._request(store._executor.types_of("n"), "family", HIDDEN, None, None)
+    waiting = store._executor.run(request, parent, wait=timedelta(), linger=timedelta())
+    await driven.error(errors.RunSuspended, waiting)
+    child = next(state for state in await store.list_active_workflows() if state.workflow_name == "child")
+    await change_row(store, child.id, status="failed")
+    await driven.error(errors.RunFailed, store.run("n", parent, workflow_id="family"))
 
 
 async def drive_leases(driven: Driven, store: StateStore) -> None:
@@ -324,7 +346,6 @@ async def drive_damage(driven: Driven, store: StateStore) -> None:
     await change_step(store, row.id, "load", outputs=torn, error=PAYLOAD, context_patch=torn)
     for call in (
         store.load_workflow_state(row.id),
-        store.list_active_workflows(),
         store.restore_from_checkpoint(latest.id),
         store.fork(latest.id),
         store.rewind(latest.id),
