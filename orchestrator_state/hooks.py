@@ -20,6 +20,7 @@ from uuid import UUID
 
 from orchestrator_state.user_code import RAISED_BY_ITSELF
 
+
 def _keep_to_one_line(record: logging.LogRecord) -> bool:
     """Ids and messages are others' words: with line breaks or escapes they would forge lines, or drive a terminal."""
     message = record.getMessage()
