@@ -55,6 +55,7 @@ from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
+from orchestrator_state.worker_health import WorkerHealth
 
 __all__ = [
     "AbnormalExit",
@@ -114,6 +115,7 @@ __all__ = [
     "UpcasterMissing",
     "VerifyReport",
     "Worker",
+    "WorkerHealth",
     "WorkflowNotFound",
     "WorkflowState",
     "WorkflowStatus",

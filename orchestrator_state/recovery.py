@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state import hooks
@@ -28,10 +28,11 @@ from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.stopping import PauseTakenBack
-from orchestrator_state.transactions import Transactions
+from orchestrator_state.transactions import Transactions, Work
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
+_Result = TypeVar("_Result")
 _PAGE: Final = 500  # runs that are claimed, and loaded, together
 
 
@@ -86,8 +87,17 @@ class RecoveryReport:
 class Recovery:
     """Finds runs without an owner. Used by `store.recover`, and over and over by `Worker`."""
 
-    def __init__(self, transactions: Transactions, executor: Executor, handlers: Mapping[str, Handler[Any]]) -> None:
+    def __init__(
+        self,
+        transactions: Transactions,
+        executor: Executor,
+        handlers: Mapping[str, Handler[Any]],
+        *,
+        patience: timedelta | None = None,
+    ) -> None:
+        """`patience` is for how long a look for work is tried while the database is away; None is `retry_timeout`."""
         self._transactions = transactions
+        self._patience = patience
         self._executor = executor
         self._handlers = dict(handlers)
         self._max_attempts = transactions.settings.max_attempts
@@ -100,12 +110,12 @@ class Recovery:
         keeper = self._executor.keeper
         self._executor.suspects.are_looked_for = True
         mine = ProcessIdentity.mine()
-        processes = await self._transactions.read(lambda uow: uow.runs.list_lease_processes(mine.machine))
+        processes = await self._read(lambda uow: uow.runs.list_lease_processes(mine.machine))
         identities = [identity for identity in map(ProcessIdentity.parse, processes) if identity is not None]
         dead = [str(identity) for identity in identities if identity.is_dead()]
         ours: Sequence[Lease] = ()
         if str(mine) in processes:
-            ours = await self._transactions.read(lambda uow: uow.runs.list_leases_of(keeper.owner.id))
+            ours = await self._read(lambda uow: uow.runs.list_leases_of(keeper.owner.id))
         # The keeper is asked after the read: what was claimed before it is known to the keeper by now.
         orphans = [lease for lease in ours if not keeper.has(lease.workflow_state_id)]
 
@@ -115,9 +125,12 @@ class Recovery:
                 await uow.runs.release(lease)
             await uow.runs.heed_requests()
 
-        are_unheeded: bool = await self._transactions.read(lambda uow: uow.runs.has_unheeded_requests())
+        are_unheeded: bool = await self._read(lambda uow: uow.runs.has_unheeded_requests())
         if dead or orphans or are_unheeded:
-            await self._transactions.write(end)
+            await self._transactions.write(end, patience=self._patience)
+
+    async def _read(self, work: Work[_Result]) -> _Result:
+        return await self._transactions.read(work, patience=self._patience)
 
     async def forget_old_requests(self) -> None:
         """See `Transactions.forget_old_requests`."""
@@ -148,7 +161,7 @@ class Recovery:
                 claim.update(row.id for row in rows)
                 return rows
 
-            rows = await self._transactions.write(claim_abandoned)
+            rows = await self._transactions.write(claim_abandoned, patience=self._patience)
             page = Page(self._transactions, [row.id for row in rows])
             for row in rows:
                 self._executor.suspects.add(row.id, row.attempts)

@@ -447,9 +447,9 @@ class StateStore:
         """
         return await self.recovery(handlers).run_once(concurrency)
 
-    def recovery(self, handlers: Mapping[str, Handler[Any]]) -> Recovery:
+    def recovery(self, handlers: Mapping[str, Handler[Any]], *, patience: timedelta | None = None) -> Recovery:
         """The parts of `recover`, for `Worker`."""
-        return Recovery(self._transactions, self._executor, handlers)
+        return Recovery(self._transactions, self._executor, handlers, patience=patience)
 
     def listening(self, wake: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Call `wake` when Postgres announces that there is a run to claim, for the time of the block."""

@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
-from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.recovery import RecoveredRun, Recovery
 from orchestrator_state.runs import Duration, Handler
 from orchestrator_state.uninterrupted import uninterrupted
+from orchestrator_state.worker_health import Pulse, WorkerHealth
 
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
 
 _LOOK_FOR_THE_DEAD: Final = 3.0  # seconds between looks for leases of dead processes
 _TIDY: Final = 3600.0  # seconds between looks for the ids of old calls
+_TRY_FOR: Final = timedelta(seconds=1)  # while the database is away; a stop must not wait for `retry_timeout`
 _LINGER: Final = timedelta(seconds=1)
 
 
@@ -36,6 +38,10 @@ class Worker:
     Looks for work every `poll` (jittered), and at once when Postgres notifies it. SIGTERM and SIGINT, or `stop`, make
     it claim no more, let the runs under way go on for `grace`, then stop them where they are and release their leases,
     so that others take over at once.
+
+    Nothing else ends it. What goes wrong with a look for work is logged, and it looks again after a growing pause of at
+    most five seconds; `health` tells how it is doing. Only a store that was closed, or is of another event loop, is a
+    `ConfigurationError`.
     """
 
     def __init__(
@@ -53,7 +59,8 @@ class Worker:
         if concurrency < 1:
             raise ConfigurationError("concurrency must be 1 or more")
         self._store = store
-        self._recovery: Recovery = store.recovery(handlers)
+        self._recovery: Recovery = store.recovery(handlers, patience=_TRY_FOR)
+        self._pulse = Pulse()
         self._concurrency = concurrency
         self._poll = as_duration(poll, "poll").total_seconds()
         if self._poll == 0:
@@ -71,9 +78,22 @@ class Worker:
         """Claim no more, and end `run` once the runs under way are done or their grace is over."""
         self._stopping.set()
         self._news.set()
+        if self._pulse.state == "working":
+            self._pulse.state = "stopping"
+
+    def health(self) -> WorkerHealth:
+        """How it is doing, without asking the database: for a probe, or a gauge."""
+        return self._pulse.health(len(self._under_way))
 
     async def run(self) -> None:
         """Work until `stop`, SIGTERM or SIGINT."""
+        self._pulse.state = "working"
+        try:
+            await self._work()
+        finally:
+            self._pulse.state = "stopped"
+
+    async def _work(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
             if self._handle_signals:
                 stack.enter_context(_on_signals(self.stop))
@@ -81,8 +101,7 @@ class Worker:
             stack.enter_context(self._recovery.telling(self._news.set))
             try:
                 while not self._stopping.is_set():
-                    await self._claim()
-                    await self._wait_for_news()
+                    await self._look_for_work()
                 if self._under_way:
                     await asyncio.wait(self._under_way, timeout=self._grace)
             finally:
@@ -91,6 +110,7 @@ class Worker:
     async def __aenter__(self) -> Self:
         """Work in the background until the block ends."""
         self._background = asyncio.create_task(self.run(), name="orchestrator_state worker")
+        self._background.add_done_callback(_tell_of_its_end)
         return self
 
     async def __aexit__(
@@ -100,23 +120,33 @@ class Worker:
         if self._background is not None:
             await self._background
 
-    async def _claim(self) -> None:
-        """Fill the free places. A database that is away for a while is no reason to end."""
+    async def _look_for_work(self) -> None:
+        """Claim what there is a place for, and wait for more. Whatever goes wrong is no reason to end."""
         self._news.clear()
+        try:
+            await self._claim()
+        except Exception as error:
+            if _is_misuse(error):
+                raise
+            self._looked_for_the_dead_at = float("-inf")  # what was claimed, and not heard of, is to be let go at once
+            pause = self._pulse.failed(error)
+            hooks.logger.warning("no work can be claimed (%s); next look in %.1f s", _in_words(error), pause)
+            await _wait(self._stopping, pause)
+        else:
+            self._pulse.could_look()
+            await self._wait_for_news()
+
+    async def _claim(self) -> None:
         free = self._concurrency - len(self._under_way)
         if free <= 0 or self._stopping.is_set():
             return
-        try:
-            if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
-                await self._recovery.end_dead_leases()
-                self._looked_for_the_dead_at = time.monotonic()
-            if time.monotonic() - self._tidied_at >= _TIDY:
-                self._tidied_at = time.monotonic()
-                await self._recovery.forget_old_requests()
-            await self._recovery.start(free, self._watch, linger=_LINGER)
-        except StoreUnavailable as error:
-            self._looked_for_the_dead_at = float("-inf")  # what was claimed, and not heard of, is to be let go at once
-            hooks.logger.warning("no work can be claimed: %s", error)
+        if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
+            await self._recovery.end_dead_leases()
+            self._looked_for_the_dead_at = time.monotonic()
+        if time.monotonic() - self._tidied_at >= _TIDY:
+            self._tidied_at = time.monotonic()
+            await self._recovery.forget_old_requests()
+        await self._recovery.start(free, self._watch, linger=_LINGER)
 
     def _watch(self, task: asyncio.Task[RecoveredRun]) -> None:
         self._under_way.add(task)
@@ -127,10 +157,7 @@ class Worker:
         self._news.set()
 
     async def _wait_for_news(self) -> None:
-        pause = self._poll * random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, guards nothing
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(pause):
-                await self._news.wait()
+        await _wait(self._news, self._poll * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load, guards nothing
 
     async def _cancel_the_rest(self) -> None:
         left = set(self._under_way)
@@ -138,6 +165,28 @@ class Worker:
             task.cancel()
         if left:
             await uninterrupted(asyncio.wait(left))
+
+
+def _is_misuse(error: Exception) -> bool:
+    """Of what the database refuses there is another class."""
+    return isinstance(error, ConfigurationError) and not isinstance(error, StoreUnavailable)
+
+
+def _in_words(error: Exception) -> str:
+    """Without the message of somebody else's error, which may hold anything."""
+    return str(error) if isinstance(error, OrchestratorStateError) else type(error).__qualname__
+
+
+def _tell_of_its_end(background: asyncio.Task[None]) -> None:
+    """If it was not told to end: whoever is inside the block would hear of it only at the end of that."""
+    if not background.cancelled() and (error := background.exception()) is not None:
+        hooks.logger.error("the worker ended (%s)", type(error).__qualname__)
+
+
+async def _wait(event: asyncio.Event, seconds: float) -> None:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 @contextlib.contextmanager
