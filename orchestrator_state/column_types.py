@@ -142,8 +142,9 @@ StoredIdentifier = Uuid(as_uuid=True).with_variant(Text(), "sqlite")
 
 def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:
     """Alembic's `render_item`, for the `env.py` of an application: its revisions name these types and import them."""
-    for name, known in (("Identifier", Identifier), ("UtcTimestamp", UtcTimestamp)):
-        if kind == "type" and item is known:
-            autogen_context.imports.add("from orchestrator_state import column_types")
-            return f"column_types.{name}"
-    return False
+    # A copy of a column, as autogenerate makes one, copies a type decorator.
+    name = "UtcTimestamp" if isinstance(item, PostgresTimestamp) else "Identifier" if item is Identifier else None
+    if kind != "type" or name is None:
+        return False
+    autogen_context.imports.add("from orchestrator_state import column_types")
+    return f"column_types.{name}"
