@@ -15,6 +15,7 @@
     │   ├── LeaseLost         another worker owns the run now: stop writing
     │   ├── LeaseHeld         another worker owns the run: leave it, or wait
     │   ├── RunPaused         somebody paused the run; `store.resume` lets it go on
+    │   ├── PauseTakenBack    somebody paused the run and resumed it: whoever comes next continues it
     │   ├── RunCancelled      somebody cancelled the run
     │   ├── RunFailed         the run that was waited for failed: a child, or one that another worker has
     │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
@@ -159,6 +160,15 @@ class LeaseHeld(Conflict):
 
 class RunPaused(Conflict):
     """The run is paused. `store.resume` lets it go on."""
+
+    workflow_state_id: UUID
+
+
+class PauseTakenBack(Conflict):
+    """A run stopped to be paused, but `store.resume` came first: whoever claims it continues it.
+
+    `store.run` claims it again by itself; a `RecoveryReport` shows it as interrupted.
+    """
 
     workflow_state_id: UUID
 

@@ -21,6 +21,7 @@ from orchestrator_state.errors import (
     LeaseHeld,
     LeaseLost,
     OrchestratorStateError,
+    PauseTakenBack,
     RunCancelled,
     RunFailed,
     RunPaused,
@@ -44,7 +45,7 @@ from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run, child_run_id
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener
-from orchestrator_state.stopping import PauseTakenBack, StopSwitch, stopped_as
+from orchestrator_state.stopping import StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions

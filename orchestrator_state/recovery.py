@@ -16,6 +16,7 @@ from orchestrator_state.column_types import DAMAGED_ID
 from orchestrator_state.errors import (
     CorruptPayload,
     LeaseLost,
+    PauseTakenBack,
     RunCancelled,
     RunPaused,
     RunSuspended,
@@ -27,7 +28,6 @@ from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
-from orchestrator_state.stopping import PauseTakenBack
 from orchestrator_state.transactions import Transactions, Work
 from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork

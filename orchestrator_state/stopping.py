@@ -11,18 +11,14 @@ from uuid import UUID
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     ConfigurationError,
-    Conflict,
     LeaseLost,
     OrchestratorStateError,
+    PauseTakenBack,
     RunCancelled,
     RunPaused,
 )
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.run_requests import CANCEL, PAUSE
-
-
-class PauseTakenBack(Conflict):
-    """A run stopped to be paused, but `store.resume` came first: it goes on with whoever claims it."""
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:
