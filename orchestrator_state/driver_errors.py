@@ -34,6 +34,9 @@ _SCHEMA_MESSAGE: Final = (
     "the database's tables do not fit this version of the package; run `orchestrator-state db upgrade`"
 )
 
+# Raised by a driver about a value that it was given, before anything is sent. `asyncpg.DataError` is the server's.
+_UNSENDABLE: Final = (asyncpg.exceptions._base.DataError, OverflowError, UnicodeEncodeError)  # noqa: SLF001
+
 # After these SQLite has rolled the transaction back, or may have, while the session believes it is open.
 SQLITE_ROLLED_BACK: Final = frozenset(
     {
@@ -99,9 +102,9 @@ def translate(
         return None
     if isinstance(error, exc.DBAPIError):
         error = _original(error)
-    if _is_no_text(error):
-        message = "a stored text is not valid UTF-8: it was damaged; `orchestrator-state verify` finds it"
-        return CorruptPayload(message, path="text")
+    unconverted = _from_conversion(error)
+    if unconverted is not None:
+        return unconverted
     if isinstance(error, (exc.TimeoutError, exc.PendingRollbackError)):
         return _from_sqlalchemy(error)
     if isinstance(error, sqlite3.Error):
@@ -213,6 +216,16 @@ def _from_sqlite(error: sqlite3.Error, *, committing: bool, opening: bool) -> Or
         return _misfit(opening=opening)
     unknown = committing and code in _SQLITE_COMMIT_UNKNOWN
     return StoreUnavailable(f"SQLite failed ({name})", transient=True, outcome_unknown=unknown)
+
+
+def _from_conversion(error: Exception) -> OrchestratorStateError | None:
+    """What a driver could not turn into the database's form, or back."""
+    if _is_no_text(error):
+        message = "a stored text is not valid UTF-8: it was damaged; `orchestrator-state verify` finds it"
+        return CorruptPayload(message, path="text")
+    if isinstance(error, _UNSENDABLE) or isinstance(error.__cause__, _UNSENDABLE):
+        return InvalidPayload("the driver refused a value that no column can hold")
+    return None
 
 
 def _is_no_text(error: BaseException) -> bool:

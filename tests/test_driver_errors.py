@@ -52,6 +52,12 @@ OTHERS: list[Exception] = [
     sqlite3.ProgrammingError("Cannot operate on a closed database."),
 ]
 
+UNSENDABLE: list[Exception] = [
+    asyncpg.exceptions._base.DataError("secret"),
+    OverflowError("secret"),
+    UnicodeEncodeError("utf-8", "secret", 0, 1, "surrogates"),
+]
+
 
 def raised_by_sqlite(code: int) -> sqlite3.Error:
     error = sqlite3.OperationalError("refused")
@@ -74,6 +80,15 @@ def test_what_nobody_knows_counts_as_a_database_that_is_away(error: Exception) -
     committing = translate(error, committing=True)
     assert isinstance(committing, StoreUnavailable)
     assert committing.outcome_unknown
+
+
+@pytest.mark.parametrize("error", UNSENDABLE, ids=lambda error: type(error).__name__)
+def test_a_value_that_a_driver_cannot_send_is_refused_at_once(error: Exception) -> None:
+    for raised in (error, exc.InterfaceError("INSERT", {}, error)):
+        ours = translate(raised, committing=True)
+        assert isinstance(ours, InvalidPayload)
+        assert "secret" not in repr(ours)
+        assert fault_in(raised) is None, "nor is it a fault in a statement of the caller's own"
 
 
 def test_every_code_of_sqlite_is_ours_and_a_fault_unless_the_row_deserves_it() -> None:
