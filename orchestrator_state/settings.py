@@ -37,7 +37,8 @@ def _seconds(value: object) -> object:
         return value
 
 
-Seconds = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
+# The bound stands next to the type: pydantic 2.9 cannot tell of one that follows a validator.
+Seconds = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_seconds)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
 # Postgres cuts an identifier at 63 bytes without a word, which would send two long names to one schema.
 SchemaName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$")]
