@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 
 from sqlalchemy import (
+    BindParameter,
     Column,
     ColumnElement,
     DateTime,
@@ -26,7 +27,6 @@ from sqlalchemy import (
     cast,
     func,
     literal_column,
-    not_,
     or_,
     type_coerce,
 )
@@ -92,7 +92,7 @@ class SqliteTimestamp(UserDefinedType[datetime]):
 
 
 class PostgresTimestamp(TypeDecorator[datetime]):
-    """Postgres keeps years that Python has not, and the driver fails on them. Infinity is Python's last moment."""
+    """Postgres keeps years that Python has not, and the driver fails on them; infinity it returns without a zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -101,8 +101,7 @@ class PostgresTimestamp(TypeDecorator[datetime]):
         if not isinstance(column, Column):  # what is computed in a statement
             return column
         within = and_(column >= _POSTGRES_FIRST, column < _POSTGRES_END)
-        readable = or_(column.is_(None), within, not_(func.isfinite(column)))
-        return type_coerce(case((readable, column), else_=_POSTGRES_DAMAGED_TIME), self)
+        return type_coerce(case((or_(column.is_(None), within), column), else_=_POSTGRES_DAMAGED_TIME), self)
 
 
 @lru_cache(maxsize=1024)  # a commit writes one moment into several rows
@@ -132,12 +131,34 @@ class SqliteStoredText(UserDefinedType[str]):
         return lambda value: None if value is None else value.decode(errors="surrogateescape")
 
 
+class SqliteStoredKey(UserDefinedType[Any]):
+    """A key to go on from, as it was read, to be compared with its column: a text, perhaps no valid UTF-8, or a blob.
+
+    The driver binds no such text, and a blob is no text to SQLite: both are bound as bytes, the first of which tells.
+    """
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "BLOB"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        return lambda key: b"b" + key if isinstance(key, bytes) else b"t" + str(key).encode(errors="surrogateescape")
+
+    def bind_expression(self, bindvalue: BindParameter[Any]) -> ColumnElement[Any]:
+        content = func.substr(bindvalue, 2, type_=LargeBinary)
+        is_text = func.substr(bindvalue, 1, 1, type_=LargeBinary) == literal_column("x'74'")
+        return case((is_text, cast(content, Text)), else_=content)
+
+
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
 UtcTimestamp = PostgresTimestamp().with_variant(SqliteTimestamp(), "sqlite")
 
 # For reading what is stored whatever it looks like: damage must not stop the search for damage.
 StoredText = Text().with_variant(SqliteStoredText(), "sqlite")
 StoredIdentifier = Uuid(as_uuid=True).with_variant(Text(), "sqlite")
+StoredIdentifierKey = Uuid(as_uuid=True).with_variant(SqliteStoredKey(), "sqlite")
+StoredTextKey = Text().with_variant(SqliteStoredKey(), "sqlite")
 
 
 def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:

@@ -27,7 +27,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.cells import damaged_among, plain_columns
-from orchestrator_state.column_types import StoredIdentifier, StoredText
+from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.offload import parse_name, references
 from orchestrator_state.repositories import Repository, rowcount
@@ -256,7 +256,8 @@ def _key(source: PayloadTable) -> list[ColumnElement[Any]]:
 
 
 def _key_parameters(source: PayloadTable) -> list[ColumnElement[Any]]:
-    return [bindparam(f"key_{at}", type_=column.type) for at, column in enumerate(_key(source))]
+    types = [StoredTextKey if name == "step_id" else StoredIdentifierKey for name in source.key]
+    return [bindparam(f"key_{at}", type_=kind) for at, kind in enumerate(types)]
 
 
 class stored_bytes(FunctionElement[int]):  # noqa: N801 - reads as a phrase in a statement

@@ -106,7 +106,7 @@ class _Connection(aiosqlite.Connection):
         def run() -> None:
             cursor = self.raw.cursor()
             try:
-                rows.extend(cursor.execute(sql, arguments).fetchall())
+                rows.extend(_fetched(cursor.execute(sql, arguments)))
             finally:
                 cursor.close()
             self.require_same_files()
@@ -191,7 +191,7 @@ class _Cursor:
             cursor = self._connection.raw.cursor()
             try:
                 method(cursor, sql, parameters)
-                self._rows = self._fetched(cursor) if cursor.description else []
+                self._rows = _fetched(cursor) if cursor.description else []
                 self.description, self.rowcount, self.lastrowid = cursor.description, cursor.rowcount, cursor.lastrowid
             finally:
                 cursor.close()
@@ -199,22 +199,23 @@ class _Cursor:
 
         await self._connection.hop(run)
 
-    def _fetched(self, cursor: sqlite3.Cursor) -> list[Any]:
-        """The rows; bytes that are not UTF-8 as surrogates, for the digest beside them to tell that they are damaged.
 
-        sqlite3 refuses such a text in a message that quotes it, before it moves on from the row: so the row can be
-        fetched once more. To decode all of them leniently from the start costs more than the rest of the fetch.
-        """
-        rows: list[Any] = []
+def _fetched(cursor: sqlite3.Cursor) -> list[Any]:
+    """The rows; bytes that are not UTF-8 as surrogates, for who uses the row to tell that it is damaged.
+
+    sqlite3 refuses such a text in a message that quotes it, before it moves on from the row: so the row can be
+    fetched once more. To decode all of them leniently from the start costs more than the rest of the fetch.
+    """
+    rows: list[Any] = []
+    try:
+        rows.extend(cursor)
+    except sqlite3.OperationalError as error:
+        if hasattr(error, "sqlite_errorcode"):
+            raise
+        connection = cursor.connection
+        connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
         try:
             rows.extend(cursor)
-        except sqlite3.OperationalError as error:
-            if hasattr(error, "sqlite_errorcode"):
-                raise
-            raw = self._connection.raw
-            raw.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-            try:
-                rows.extend(cursor)
-            finally:
-                raw.text_factory = str
-        return rows
+        finally:
+            connection.text_factory = str
+    return rows

@@ -12,9 +12,14 @@ from tests.raw_sql import execute
 from tests.running import becomes, row_of
 
 TIMES = ("started_at", "updated_at", "completed_at", "digested_at", "wake_at", "lease_expires_at")
-NO_TIMES = {"sqlite": ["'garbage'", "17", "x'ff00'", "''"], "postgres": ["'294276-01-01'", "'4713-01-01 BC'"]}
+NO_UTF_8 = "CAST(x'ff00' AS TEXT)"
+NO_TIMES = {
+    "sqlite": ["'garbage'", "17", "x'ff00'", "''", NO_UTF_8],
+    "postgres": ["'294276-01-01'", "'4713-01-01 BC'", "'infinity'", "'-infinity'"],
+}
 OTHER_CELLS = ("parent_id", "forked_from_id", "lease_owner", "version", "context_position", "schema_version")
-NOT_OF_THE_TYPE = ("'garbage'", "x'ff00'")
+TEXTS = ("workflow_id", "workflow_name", "user_id", "lease_process", "request")
+NOT_OF_THE_TYPE = ("'garbage'", "x'ff00'", NO_UTF_8)
 
 
 async def done(run: Run) -> str:
@@ -56,7 +61,7 @@ async def test_a_moment_that_is_none_stops_nobody_else(
 
 
 @pytest.mark.parametrize("value", NOT_OF_THE_TYPE)
-@pytest.mark.parametrize("column", OTHER_CELLS)
+@pytest.mark.parametrize("column", OTHER_CELLS + TEXTS)
 async def test_a_cell_of_another_type_stops_nobody_else(sqlite_url: str, column: str, value: str) -> None:
     async with StateStore.open(sqlite_url) as store:
         (_, damaged, _) = await three_runs(store)
@@ -149,6 +154,9 @@ async def test_a_finished_step_whose_times_are_damaged_does_not_run_again(
         ("step_id", "x'ff00'"),
         ("status", "x'ff00'"),
         ("outputs", "x'ff00'"),
+        ("step_id", NO_UTF_8),
+        ("status", NO_UTF_8),
+        ("started_at", NO_UTF_8),
         ("outputs_digest", "x'ff00'"),
         ("context_patch", "x'ff00'"),
     ],
