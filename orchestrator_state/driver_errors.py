@@ -57,6 +57,11 @@ _SQLITE_REFUSED: Final = {
     sqlite3.SQLITE_PERM: "the SQLite file may not be accessed; check its permissions",
     sqlite3.SQLITE_AUTH: "the SQLite file may not be accessed; check its permissions",
 }
+_SQLITE_REFUSED_VALUES: Final[dict[int | None, tuple[type[OrchestratorStateError], str]]] = {
+    sqlite3.SQLITE_CONSTRAINT: (Conflict, "the database refused the row"),
+    sqlite3.SQLITE_MISMATCH: (InvalidPayload, "the database refused a value"),
+    sqlite3.SQLITE_TOOBIG: (PayloadTooLarge, "the row is over SQLite's size limit"),
+}
 # The server, or the disk, did not get to the end of COMMIT: nobody can say whether it took effect.
 _SQLITE_COMMIT_UNKNOWN: Final = frozenset({None, sqlite3.SQLITE_IOERR})
 
@@ -80,8 +85,12 @@ _PG_REFUSED_VALUES: Final[dict[str, type[OrchestratorStateError]]] = {
 _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
 # After these the connection leads nowhere, or to a server that takes no writes (any more).
 _PG_CONNECTION_IS_SPENT: Final = ("08", "57P", "25006", "25P03", "25P04", "28", "3D")
-# In a statement of the caller's own these are the caller's: a wrong name or statement, or one after a failed one.
-_PG_CALLERS_OWN: Final = ("42", "3F", "25P02", "0A", "P0")
+# In a statement of the caller's own these are the caller's: a wrong name, statement or cursor, one row too many, what
+# a function of theirs raised, what may not stand in a transaction, or what follows a failed statement.
+_PG_CALLERS_OWN: Final = (
+    *("42", "3F", "0A", "P0", "20", "21", "24", "26", "2D", "2F", "34", "38", "39", "3B"),
+    *("25001", "25P02"),
+)
 
 
 def sqlite_code(error: BaseException | None) -> int | None:
@@ -208,10 +217,9 @@ def _from_sqlite(error: sqlite3.Error, *, committing: bool, opening: bool) -> Or
         return StoreUnavailable(f"another process holds the SQLite file ({name})", transient=True)
     if code in _SQLITE_REFUSED:
         return _refused(f"{_SQLITE_REFUSED[code]} ({name})", opening=opening)
-    if code == sqlite3.SQLITE_TOOBIG:
-        return PayloadTooLarge("the row is over SQLite's size limit")
-    if code == sqlite3.SQLITE_CONSTRAINT:
-        return Conflict(f"the database refused the row ({name})")
+    if code in _SQLITE_REFUSED_VALUES:
+        kind, message = _SQLITE_REFUSED_VALUES[code]
+        return kind(f"{message} ({name})")
     if code == sqlite3.SQLITE_ERROR:
         return _misfit(opening=opening)
     unknown = committing and code in _SQLITE_COMMIT_UNKNOWN

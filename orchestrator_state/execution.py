@@ -406,14 +406,16 @@ class Executor:
         if isinstance(error, OrchestratorStateError):
             faults += 1
             pause = pause_after(error, faults, self._transactions.settings.lease_term)
-            whom = "code that can read it" if isinstance(error, SchemaMismatch) else "whoever comes next"
-            hooks.logger.warning("run %s is left to %s in %.1f s: %s", row.id, whom, pause.total_seconds(), error)
         try:
-            await self._transactions.write(
+            is_left = await self._transactions.write(
                 lambda uow: uow.runs.release(lease, pause, faults=faults), patience=_RELEASE_WITHIN
             )
         except OrchestratorStateError:
+            is_left = True
             hooks.logger.warning("the lease of run %s could not be released; it ends by itself", row.id)
+        if pause and is_left:
+            whom = "code that can read it" if isinstance(error, SchemaMismatch) else "whoever comes next"
+            hooks.logger.warning("run %s is left to %s in %.1f s: %s", row.id, whom, pause.total_seconds(), error)
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 

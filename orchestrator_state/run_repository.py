@@ -380,9 +380,10 @@ class RunRepository(Repository):
         if (await self._execute(locked, fence(lease))).first() is None:
             raise lease_lost(lease)
 
-    async def release(self, lease: Lease, pause: timedelta = timedelta(), *, faults: int | None = None) -> None:
+    async def release(self, lease: Lease, pause: timedelta = timedelta(), *, faults: int | None = None) -> bool:
         """Let go of an unfinished run, if it is still ours, for the next worker to find once `pause` is over.
 
+        Returns whether it was: a run that has ended, say, has nobody's lease.
         If a pause or a cancellation was asked of us, it becomes that instead. `faults` is how many it has met in a row;
         None leaves that as it is.
         """
@@ -401,6 +402,7 @@ class RunRepository(Repository):
         row = released.first()
         if row is not None:
             await self._tell_of(row, may_be_claimed=not pause)
+        return row is not None
 
     async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> str:
         """Write how the run ended, and that it did now, release it, and wake the run that waits for it.

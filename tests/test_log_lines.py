@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator_state import Checkpoint, Run, StateStore, StepState, WorkflowState, hooks
+from orchestrator_state import Checkpoint, Conflict, Run, StateStore, StepState, WorkflowState, hooks
 from orchestrator_state.hooks import Event
 from orchestrator_state.recovery import RecoveredRun
 from orchestrator_state.run_records import StepRecord
@@ -37,6 +37,17 @@ async def test_no_id_breaks_or_forges_a_line_of_the_log(database_url: str, caplo
     assert len(lines) >= 3
     assert [line for line in lines if not line.isprintable()] == []
     assert lines[-1] == r"x\r\nERROR forged\x1b[31m\u2028\u202e\x85\x00"
+
+
+async def test_of_a_run_that_failed_no_line_says_that_it_is_left(
+    store: StateStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def handler(run: Run) -> None:
+        raise Conflict("taken")
+
+    with pytest.raises(Conflict):
+        await store.run("n", handler)
+    assert not [message for message in caplog.messages if "is left to" in message]
 
 
 def test_what_a_log_says_in_other_languages_stays_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
