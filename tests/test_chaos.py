@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator_state import StateStore, WorkflowState
 from orchestrator_state.hooks import StepCommitting
+from tests.chaos import experiments
 from tests.chaos.boundaries import kill_at_boundaries, kill_between_lines
 from tests.chaos.cancellations import cancel_at_random
 from tests.chaos.claims import force_nested_loops, race_for_runs
@@ -86,6 +87,69 @@ async def test_a_worker_that_was_frozen_writes_late_if_no_token_is_in_the_where_
 ) -> None:
     report = await freeze_past_the_lease(database_url, rounds=20, seed=seed, is_fenced=False)
     assert report.faults, report
+
+
+# --- storms ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def place(database_url: str, tmp_path: Path, seed: int) -> experiments.Place:
+    """Where a storm takes place, in a form that takes a few seconds."""
+    return experiments.Place(url=database_url.removeprefix("sqlite:///"), directory=tmp_path, seed=seed, scale=0.05)
+
+
+@pytest.fixture
+def postgres_place(postgres_url: str, tmp_path: Path, seed: int) -> experiments.Place:
+    return experiments.Place(url=postgres_url, directory=tmp_path, seed=seed, scale=0.1)
+
+
+async def test_work_goes_on_while_workers_are_killed(place: experiments.Place) -> None:
+    report = await experiments.killed_workers(place)
+    assert not report.faults, report
+    assert report.acknowledged
+    assert report.rounds == 2
+
+
+async def test_a_worker_that_forgets_what_finished_is_found_among_killed_workers(place: experiments.Place) -> None:
+    report = await experiments.killed_workers_control(place)
+    assert report.counts()["doubled"], report
+
+
+async def test_work_goes_on_while_workers_are_frozen_past_their_leases(place: experiments.Place) -> None:
+    report = await experiments.frozen_workers(place)
+    assert not report.faults, report
+
+
+async def test_work_goes_on_while_sessions_are_ended(postgres_place: experiments.Place) -> None:
+    report = await experiments.ended_sessions(postgres_place)
+    assert not report.faults, report
+    assert report.acknowledged
+
+
+async def test_work_goes_on_when_the_server_crashes(postgres_place: experiments.Place) -> None:
+    report = await experiments.crashed_server(postgres_place)
+    assert not report.faults, report
+    assert report.acknowledged
+
+
+async def test_work_goes_on_after_a_failover(postgres_place: experiments.Place) -> None:
+    report = await experiments.failed_over(postgres_place)
+    assert not report.faults, report
+    assert report.acknowledged
+
+
+async def test_commits_that_a_late_standby_has_not_received_are_missed(postgres_place: experiments.Place) -> None:
+    report = await experiments.failed_over(postgres_place, is_flawed=True)
+    assert report.faults, report
+
+
+async def test_work_goes_on_over_a_network_that_cuts_stalls_and_delivers_late(
+    postgres_place: experiments.Place,
+) -> None:
+    report = await experiments.bad_network(postgres_place)
+    assert not report.faults, report
+    assert report.acknowledged
+    assert report.rounds
 
 
 # --- many workers ------------------------------------------------------------------------------------------------
