@@ -206,6 +206,13 @@ class PrivatePostgres(Postgres):
             time.sleep(0.01)
         self.process = None
 
+    def stop_sending(self) -> None:
+        """From now on its standbys get nothing more."""
+        assert self.process is not None
+        for child in psutil.Process(self.process.pid).children():
+            if any("walsender" in part for part in child.cmdline()):
+                child.suspend()
+
     def promote(self) -> None:
         """Make a standby the primary."""
         self.run("pg_ctl", "promote", "-w", "-D", str(self.data))
@@ -271,13 +278,6 @@ class Standby(PrivatePostgres):
     def __init__(self, primary: PrivatePostgres, **settings: str) -> None:
         self._primary = primary
         super().__init__(**settings)
-
-    def stop_receiving(self) -> None:
-        """From now on it gets nothing more from its primary."""
-        assert self.process is not None
-        for child in psutil.Process(self.process.pid).children():
-            if any("walreceiver" in part for part in child.cmdline()):
-                child.suspend()
 
     def _install(self, settings: Mapping[str, str]) -> None:
         self._install_binaries()

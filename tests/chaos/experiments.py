@@ -145,10 +145,11 @@ async def failed_over(place: Place, *, is_flawed: bool = False) -> Report:
             primary.execute("ALTER SYSTEM SET synchronous_standby_names = '*'")
             primary.execute("SELECT pg_reload_conf()")
         name = f"failover to a standby{' that lags behind' if is_flawed else ''}"
-        async with _database_on(primary) as url:
-            hosts = f"{primary.sockets},{standby.sockets}"
-            both = f"{url.partition('?')[0]}?host={hosts}&target_session_attrs=primary"
-            return await weather(place.scene(url=both), name, faults.failover(primary, standby, is_late=is_flawed))
+        async with StateStore.open(primary.url(), migrate=True):
+            pass
+        hosts = f"{primary.sockets},{standby.sockets}"
+        both = f"{primary.url().partition('?')[0]}?host={hosts}&target_session_attrs=primary"
+        return await weather(place.scene(url=both), name, faults.failover(primary, standby, is_late=is_flawed))
 
 
 async def bad_network(place: Place) -> Report:

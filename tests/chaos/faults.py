@@ -10,7 +10,7 @@ import asyncpg
 
 from tests.chaos.storms import Storm, World
 from tests.chaos.stormy_proxy import StormyProxy
-from tests.postgres_server import PrivatePostgres, Standby
+from tests.postgres_server import PrivatePostgres
 
 
 def kills(rounds: int) -> Storm:
@@ -90,13 +90,13 @@ def bad_network(proxy: StormyProxy, seconds: float, probability: float = 0.02) -
     return storm
 
 
-def failover(primary: PrivatePostgres, standby: Standby, *, is_late: bool = False) -> Storm:
+def failover(primary: PrivatePostgres, standby: PrivatePostgres, *, is_late: bool = False) -> Storm:
     """Kill the primary, and promote the standby a while later. A late one has not received the last commits."""
 
     async def storm(world: World) -> None:
         await world.pause(1.0, 2.0)
         if is_late:
-            standby.stop_receiving()
+            primary.stop_sending()
             await asyncio.sleep(1)
         await asyncio.to_thread(primary.kill)
         await world.pause(0.0, 2.0)

@@ -193,6 +193,8 @@ async def _buy(world: World, number: int, is_over: asyncio.Event) -> None:
             await _wait_for(world.store, order, is_over)
         except WorkflowNotFound:
             world.report.find("lost", f"{order.workflow_id}: its start was acknowledged, and there is no run")
+        except InvalidTransition as error:
+            world.report.find("other", f"{order.workflow_id}: {error}")
 
 
 async def _order(store: StateStore, order: Order, chance: random.Random) -> None:
