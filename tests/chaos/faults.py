@@ -112,7 +112,7 @@ def clock_steps(offset: Path, rounds: int) -> Storm:
     async def storm(world: World) -> None:
         for _ in range(rounds):
             for step in ("+3600s", "-3600s", "+0s"):
-                await world.pause(0.5, 1.5)
+                await world.pause(1.5, 2.5)
                 await asyncio.to_thread(offset.write_text, f"{step}\n")
                 world.report.rounds += 1
 
