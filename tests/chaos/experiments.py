@@ -20,6 +20,7 @@ from tests.chaos import faults
 from tests.chaos.boundaries import kill_at_boundaries, kill_between_lines
 from tests.chaos.cancellations import cancel_at_random
 from tests.chaos.claims import force_nested_loops, race_for_runs
+from tests.chaos.flaws import blind_repetitions
 from tests.chaos.freezes import freeze_past_the_lease
 from tests.chaos.kills import kill_at_random
 from tests.chaos.power_cuts import cut_the_power
@@ -35,6 +36,7 @@ _ROOT: Final = Path(__file__).parents[2]
 BOTH: Final = ("sqlite", "postgres")
 POSTGRES: Final = ("postgres",)
 SQLITE: Final = ("sqlite",)
+_FLAW: Final = "takes a fault for success"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,11 @@ async def ended_sessions(place: Place) -> Report:
     return await weather(place.scene(), "pg_terminate_backend", faults.ended_sessions(place.url, place.times(150)))
 
 
+async def ended_sessions_control(place: Place) -> Report:
+    name = f"pg_terminate_backend, a worker that {_FLAW}"
+    return await weather(place.scene(job={"flaw": _FLAW}), name, faults.ended_sessions(place.url, 25))
+
+
 async def crashed_server(place: Place) -> Report:
     """On a server that writes to disk as in production: what it acknowledged, it has after a crash."""
     with PrivatePostgres(fsync="on") as server:
@@ -154,11 +161,21 @@ async def failed_over(place: Place, *, is_flawed: bool = False) -> Report:
 
 async def bad_network(place: Place) -> Report:
     """Workers and customers reach the server through a proxy that cuts, stalls, and delivers late."""
+    return await _over_a_bad_network(place, "a bad network", 60 * place.scale, 0.02)
+
+
+async def bad_network_control(place: Place) -> Report:
+    with blind_repetitions():
+        name = "a bad network, calls that are repeated blindly"
+        return await _over_a_bad_network(place, name, 15, 0.05, faults=("cut after",))
+
+
+async def _over_a_bad_network(place: Place, name: str, seconds: float, probability: float, **options: Any) -> Report:
     directory = Path(tempfile.mkdtemp(prefix="net-", dir="/tmp"))
-    proxy = StormyProxy(place.url, directory, random.Random(place.seed))
+    proxy = StormyProxy(place.url, directory, random.Random(place.seed), **options)
     async with proxy.running():
         scene = place.scene(workers_url=proxy.url, customers_url=proxy.url)
-        return await weather(scene, "a bad network", faults.bad_network(proxy, 60 * place.scale))
+        return await weather(scene, name, faults.bad_network(proxy, seconds, probability))
 
 
 async def frozen_workers(place: Place) -> Report:
@@ -174,9 +191,11 @@ async def stepped_clocks(place: Place) -> Report:
     return await weather(scene, "clock steps of an hour", faults.clock_steps(offset, place.times(6)))
 
 
-async def failing_disk(place: Place, call: str, error: str) -> Report:
-    scene = place.scene(wrapper=failing_calls(call, error, every=23))
-    return await weather(scene, f"{error} of {call}", faults.failing_disk(25 * place.scale))
+async def failing_disk(place: Place, call: str, error: str, *, is_flawed: bool = False) -> Report:
+    flaw = {"flaw": _FLAW} if is_flawed else {}
+    scene = place.scene(wrapper=failing_calls(call, error, every=23), job=flaw)
+    name = f"{error} of {call}{f', a worker that {_FLAW}' if is_flawed else ''}"
+    return await weather(scene, name, faults.failing_disk(10 if is_flawed else 25 * place.scale))
 
 
 async def behind_pgbouncer(place: Place, *, is_told: bool = True) -> Report:
@@ -247,11 +266,13 @@ EXPERIMENTS: Final = (
     ),
     Experiment("frozen workers", frozen_workers),
     Experiment("ended sessions", ended_sessions, databases=POSTGRES),
+    Experiment("ended sessions, taken for success", ended_sessions_control, databases=POSTGRES, is_control=True),
     Experiment("crashed server", crashed_server, databases=POSTGRES),
     Experiment("crashed server, lazy", crashed_server_control, databases=POSTGRES, is_control=True),
     Experiment("failover", failed_over, databases=POSTGRES),
     Experiment("failover, late", lambda at: failed_over(at, is_flawed=True), databases=POSTGRES, is_control=True),
     Experiment("bad network", bad_network, databases=POSTGRES),
+    Experiment("bad network, blind repetitions", bad_network_control, databases=POSTGRES, is_control=True),
     Experiment("PgBouncer", behind_pgbouncer, databases=POSTGRES),
     Experiment(
         "PgBouncer, not told", lambda at: behind_pgbouncer(at, is_told=False), databases=POSTGRES, is_control=True
@@ -260,6 +281,12 @@ EXPERIMENTS: Final = (
     Experiment("clock steps", stepped_clocks),
     Experiment("failing fsync", lambda at: failing_disk(at, "fdatasync", "EIO"), databases=SQLITE),
     Experiment("full disk", lambda at: failing_disk(at, "pwrite64", "ENOSPC"), databases=SQLITE),
+    Experiment(
+        "failing fsync, taken for success",
+        lambda at: failing_disk(at, "fdatasync", "EIO", is_flawed=True),
+        databases=SQLITE,
+        is_control=True,
+    ),
     Experiment(
         "power cuts",
         lambda at: cut_the_power(at.directory / "power", rounds=at.times(1000), seed=at.seed),

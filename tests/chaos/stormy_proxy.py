@@ -30,13 +30,13 @@ class StormyProxy:
         The client's connection is gone, and the server acts on the message a while later.
     """
 
-    def __init__(self, url: str, directory: Path, chance: random.Random) -> None:
+    def __init__(self, url: str, directory: Path, chance: random.Random, faults: tuple[Fault, ...] = FAULTS) -> None:
         self._upstream = urlsplit(url)
         self._directory = directory
         self._chance = chance
         self._open: set[asyncio.StreamWriter] = set()
         self._serving: set[asyncio.Task[None]] = set()
-        self.faults: tuple[Fault, ...] = FAULTS
+        self._faults = faults
         self.probability = 0.0
         self.made: Counter[Fault] = Counter()
 
@@ -89,7 +89,7 @@ class StormyProxy:
             if self._chance.random() >= self.probability:
                 server_writer.write(data)
                 continue
-            fault = self._chance.choice(self.faults)
+            fault = self._chance.choice(self._faults)
             self.made[fault] += 1
             if fault == "stalled":
                 await asyncio.sleep(self._chance.uniform(0.2, 2.0))
