@@ -12,14 +12,18 @@ from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Boolean, Column, Integer, Table
+from sqlalchemy import Boolean, Column, Integer, Table, and_
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import DAMAGED_ID, DAMAGED_TIME, Identifier, UtcTimestamp
 from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.models import workflow_states
 
+# They grow by one in statements for many runs. Where Postgres cannot count on, it writes none of these.
+_COUNTS: Final = ("version", "lease_token", "attempts", "checkpoint_seq")
+_FURTHEST_COUNT: Final = 2**30  # no run comes so far
 _HEX: Final = "[0-9a-f]"
 _CANONICAL: Final = "-".join(_HEX * digits for digits in (8, 4, 4, 4, 12))
 
@@ -34,6 +38,10 @@ def is_id(value: object) -> bool:
 
 def is_integer(value: object) -> bool:
     return type(value) is int
+
+
+def is_count(value: object) -> bool:
+    return type(value) is int and value < _FURTHEST_COUNT
 
 
 def is_text(value: object) -> bool:
@@ -89,6 +97,28 @@ def _is_canonical(element: is_addressable, compiler: SQLCompiler, **options: Any
     return f"({compiler.process(element.clauses, **options)} GLOB '{_CANONICAL}')"
 
 
+class counts_on(FunctionElement[bool]):  # noqa: N801 - reads as a phrase in a statement
+    """Whether `COUNTS` of a workflow's row can grow; in SQLite always, as it makes another number of one too large."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(counts_on)
+def _are_small(element: counts_on, compiler: SQLCompiler, **options: Any) -> str:
+    return f"(greatest({compiler.process(element.clauses, **options)}) < {_FURTHEST_COUNT})"
+
+
+@compiles(counts_on, "sqlite")
+def _always_on(_element: counts_on, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "true"
+
+
+COUNTS: Final = tuple(workflow_states.c[name] for name in _COUNTS)
+IS_WRITABLE: Final = and_(is_addressable(workflow_states.c.id), counts_on(*COUNTS))
+"""Whether a statement for many runs can write to a workflow's row: others are passed over."""
+
+
 @cache
 def _checks(table: Table) -> list[tuple[str, Callable[[object], bool]]]:
     return [(column.name, _check(column)) for column in plain_columns(table)]
@@ -108,4 +138,6 @@ def _check_of_type(column: Column[Any]) -> Callable[[object], bool]:
         return is_time
     if column.type is Identifier:
         return is_id
+    if column.name in _COUNTS:
+        return is_count
     return is_integer if isinstance(column.type, Integer) else is_text

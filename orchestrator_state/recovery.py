@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.cells import unreadable
+from orchestrator_state.cells import COUNTS, is_count, unreadable
 from orchestrator_state.column_types import DAMAGED_ID
 from orchestrator_state.errors import (
     CorruptPayload,
@@ -55,8 +55,8 @@ class RecoveredRun:
 class RecoveryReport:
     """What `store.recover` found and did.
 
-    `unknown` are runs whose handler it was not given, or which newer code has written, or whose id is damaged; they
-    stay as they are. Of the latter `error` says so.
+    `unknown` are runs whose handler it was not given, or which newer code has written, or whose id is damaged,
+    or a count of its writes; they stay as they are. Of the latter `error` says so.
     """
 
     runs: list[RecoveredRun] = field(default_factory=list)
@@ -187,8 +187,8 @@ class Recovery:
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
         for row in rows:
-            if row.id == DAMAGED_ID:
-                hooks.logger.warning("a run of %r cannot be resumed: its id is damaged", row.workflow_id)
+            if damaged := _damaged(row):
+                hooks.logger.warning("a run of %r cannot be resumed: its %s is damaged", row.workflow_id, damaged[0])
             elif row.workflow_name in self._handlers:
                 hooks.logger.warning(
                     "run %s is left to newer code: its schema is at version %s", row.id, row.schema_version
@@ -206,7 +206,7 @@ class Recovery:
         error: Exception | None = None
         recorded: list[LoadedRun] = []
         try:
-            if row.attempts > self._max_attempts:
+            if is_count(row.attempts) and row.attempts > self._max_attempts:
                 return _recovered(row, await self._executor.give_up(row))
             handler = self._handlers[row.workflow_name]
             await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
@@ -263,7 +263,15 @@ def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
 
 
 def _why_unknown(row: Any) -> CorruptPayload | None:
-    return unreadable(["id"], row.id) if row.id == DAMAGED_ID else None
+    damaged = _damaged(row)
+    return unreadable(damaged, row.id) if damaged else None
+
+
+def _damaged(row: Any) -> list[str]:
+    """What keeps a run from being claimed."""
+    if row.id == DAMAGED_ID:
+        return ["id"]
+    return [column.name for column in COUNTS if not is_count(getattr(row, column.name))]
 
 
 def _recovered(

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
-from orchestrator_state.cells import is_addressable
+from orchestrator_state.cells import COUNTS, IS_WRITABLE
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in, time_after
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
@@ -71,7 +71,7 @@ from orchestrator_state.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspe
 _w = workflow_states.c
 _IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
-_UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE)
+_UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
 _RELEASED: Final[Columns] = {"lease_expires_at": None, "faults": 0}
 
@@ -142,8 +142,8 @@ class RunRepository(Repository):
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
-        Those that newer code has written are left to it, those whose id is damaged cannot be written to, and those that
-        may kill their workers are for `claim_suspects`.
+        Those that newer code has written are left to it, those whose id or counts are damaged cannot be written to,
+        and those that may kill their workers are for `claim_suspects`.
         """
         return await self._claim(owner, limit, *self._claimable(names), not_(IS_SUSPECT))
 
@@ -166,7 +166,7 @@ class RunRepository(Repository):
             self._has_readable_version(names),
             LEASE_IS_FREE,
             _IS_AWAKE,
-            is_addressable(_w.id),
+            IS_WRITABLE,
         )
 
     async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
@@ -205,19 +205,19 @@ class RunRepository(Repository):
         return claimed
 
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
-        """Free runs whose handler is none of `names`, or is older, or whose id is damaged.
+        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged.
 
-        As (id, workflow_id, workflow_name, schema_version).
+        As (id, workflow_id, workflow_name, schema_version, and the counts).
         """
         query = (
-            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version)
+            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version, *COUNTS)
             .where(
                 _w.namespace == self._namespace,
                 _w.status.in_(_CLAIMABLE_STATUSES),
                 or_(
                     _w.workflow_name.not_in(sorted(names)),
                     not_(self._has_readable_version(names)),
-                    not_(is_addressable(_w.id)),
+                    not_(IS_WRITABLE),
                 ),
                 LEASE_IS_FREE,
                 _IS_AWAKE,
@@ -735,7 +735,9 @@ class RunRepository(Repository):
                 children_of = (_w.namespace == self._namespace, _w.parent_id.in_(chunk))
                 children += (await self._execute(select(_w.id).where(*children_of))).scalars()
                 if children:
-                    await self._execute(update(workflow_states).where(*children_of, IS_ACTIVE).values(cancelled()))
+                    await self._execute(
+                        update(workflow_states).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
+                    )
             parents = children
 
     async def _announce(self) -> None:

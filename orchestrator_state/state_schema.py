@@ -199,9 +199,12 @@ class Schemas:
         return None if schema is None else schema.version
 
     def require_runnable(self, workflow_name: str, found: int | None, workflow_state_id: UUID) -> None:
-        """Raise `NewerSchemaVersion` if a run is of a later version than this code; without a schema that is at 1."""
+        """Raise `NewerSchemaVersion` if a run is of a later version than this code; without a schema that is at 1.
+
+        What is no version at all is damage, which is found when the run is loaded.
+        """
         expected = self.version_of(workflow_name) or FIRST
-        if found is not None and found > expected:
+        if isinstance(found, int) and found > expected:
             raise newer(workflow_name, found, expected, "context").concerning(workflow_state_id=workflow_state_id)
 
     def upcast_snapshot(self, snapshot: Any, found: int | None, to: int | None = None) -> Any:

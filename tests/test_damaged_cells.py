@@ -1,13 +1,15 @@
 """A cell that holds no value of its column's type harms its own run alone, whoever meets it."""
 
+import contextlib
 import logging
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import pytest
 
 from orchestrator_state import Run, StateStore, Worker
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CorruptPayload, OrchestratorStateError, PayloadError
 from tests.raw_sql import execute
 from tests.running import becomes, row_of
 
@@ -81,6 +83,35 @@ async def test_a_run_whose_id_is_damaged_stops_nobody_and_is_reported(
         report = await store.recover({"n": done})
         assert [run.workflow_id for run in report.unknown] == ["damaged"]
         assert not (await store.verify()).is_sound
+
+
+@pytest.mark.parametrize("value", NOT_OF_THE_TYPE)
+@pytest.mark.parametrize("column", OTHER_CELLS + TEXTS)
+async def test_whoever_asks_for_a_damaged_run_is_told_in_our_words(sqlite_url: str, column: str, value: str) -> None:
+    async with StateStore.open(sqlite_url) as store:
+        (_, damaged, _) = await three_runs(store)
+        damage(sqlite_url, column, value, where=f"id = '{damaged}'")
+        with contextlib.suppress(OrchestratorStateError):
+            await store.run("n", done, workflow_id="damaged", context={})
+        for ask in (store.pause, store.resume, store.cancel, partial(store.signal, name="go")):
+            with contextlib.suppress(OrchestratorStateError):
+                await ask(damaged)
+
+
+@pytest.mark.parametrize("column", ["version", "lease_token", "attempts", "checkpoint_seq"])
+@pytest.mark.parametrize("below_the_largest", [0, 1, 2])
+async def test_a_count_that_cannot_grow_stops_nobody_else(
+    store: StateStore, database_url: str, backend: str, column: str, below_the_largest: int
+) -> None:
+    (_, damaged, _) = await three_runs(store)
+    largest = (2**63 if backend == "sqlite" else 2**31) - 1
+    damage(database_url, column, str(largest - below_the_largest), where=f"id = '{damaged}'")
+    assert not (await store.verify()).is_sound
+    report = await store.recover({"n": done})
+    assert {run.workflow_id for run in report.completed} == {"before", "after"}
+    (found,) = report.unknown or report.failed
+    assert isinstance(found.error, CorruptPayload)
+    assert column in str(found.error)
 
 
 async def test_a_damaged_run_is_set_aside_and_goes_on_once_it_is_mended(
