@@ -10,14 +10,16 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
 
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.postgres_options import PostgresOptions
-from orchestrator_state.settings import Password, Settings
-from orchestrator_state.urls import PostgresLocation
+from orchestrator_state.settings import Settings
+from orchestrator_state.urls import PostgresLocation, can_be_sent
+from orchestrator_state.user_code import call_apart
 
 _SOCKET_OPTIONS: Final = {
     "keepalives": (socket.SOL_SOCKET, "SO_KEEPALIVE"),
@@ -35,13 +37,13 @@ class Connector:
     def __init__(self, location: PostgresLocation, settings: Settings) -> None:
         self._location = location
         self._options = location.options
-        self._password = None if settings.password is None else _asking(settings.password)
+        self._password = settings.password
         self._has_connected = False
 
     async def __call__(self, **arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
         """Connect. Once that has worked, whatever goes wrong is a fault of the database's."""
         if self._password is not None:
-            arguments["password"] = self._password
+            arguments["password"] = self._ask
         try:
             if self._options.system_roots:
                 arguments["ssl"] = _trusting_the_systems(self._options)
@@ -59,6 +61,23 @@ class Connector:
         self._has_connected = True
         self._keep_alive(connection)
         return connection
+
+    async def _ask(self) -> str:
+        """Ask for the password each time: it may have been changed since."""
+        password = self._password
+        try:
+            if callable(password):
+                found = (await call_apart(partial(_asked, password))).unless_cancelled()
+            else:
+                found = password.get_secret_value() if password is not None else ""
+        except Exception as error:  # noqa: BLE001 - the caller's; its message may hold the secret
+            message = f"the password could not be asked for: {getattr(error, 'raised', type(error).__name__)}"
+            raise StoreUnavailable(message, transient=True) from None
+        if not isinstance(found, str):
+            raise self._refusal(f"password() returned a {type(found).__name__}; it must return a str")
+        if not can_be_sent(found):
+            raise self._refusal("the password holds a NUL or half of a surrogate pair, which Postgres cannot be sent")
+        return found
 
     def _refusal(self, reason: str) -> ConfigurationError | StoreUnavailable:
         if self._has_connected:
@@ -99,20 +118,6 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _asking(password: Password) -> Callable[[], Awaitable[str]]:
-    """Ask for the password each time: it may have been changed since."""
-
-    async def ask() -> str:
-        if not callable(password):
-            return password.get_secret_value()
-        try:
-            answer = password()
-            found = await answer if inspect.isawaitable(answer) else answer
-        except Exception as error:  # noqa: BLE001 - the caller's; its message may hold the secret
-            message = f"the password could not be asked for: {type(error).__name__}"
-            raise StoreUnavailable(message, transient=True) from None
-        if not isinstance(found, str):
-            raise ConfigurationError(f"password() returned a {type(found).__name__}; it must return a str")
-        return found
-
-    return ask
+async def _asked(password: Callable[[], str | Awaitable[str]]) -> object:
+    answer = password()
+    return await answer if inspect.isawaitable(answer) else answer

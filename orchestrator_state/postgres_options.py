@@ -44,6 +44,25 @@ _ALREADY_SO: Final = {
     "sslcompression": {"0", "1"},  # no server compresses any more
     "sslsni": {"1"},
 }
+# Which of libpq's variables asyncpg does not read, or not in all their values.
+_VARIABLES: Final = {
+    "channel_binding": "PGCHANNELBINDING",
+    "client_encoding": "PGCLIENTENCODING",
+    "connect_timeout": "PGCONNECT_TIMEOUT",
+    "gssencmode": "PGGSSENCMODE",
+    "hostaddr": "PGHOSTADDR",
+    "load_balance_hosts": "PGLOADBALANCEHOSTS",
+    "max_protocol_version": "PGMAXPROTOCOLVERSION",
+    "min_protocol_version": "PGMINPROTOCOLVERSION",
+    "options": "PGOPTIONS",
+    "require_auth": "PGREQUIREAUTH",
+    "requirepeer": "PGREQUIREPEER",
+    "sslcertmode": "PGSSLCERTMODE",
+    "sslcompression": "PGSSLCOMPRESSION",
+    "sslmode": "PGSSLMODE",
+    "sslsni": "PGSSLSNI",
+    "target_session_attrs": "PGTARGETSESSIONATTRS",
+}
 _INSTEAD: Final = {
     "channel_binding": "asyncpg has none; take it out, and add sslmode=verify-full, which shuts out the same attacker",
     "gssencmode": "asyncpg has no GSS encryption; use sslmode",
@@ -62,6 +81,7 @@ _OTHERS: Final = {
     "schema": "open the store with db_schema=",
     "statement_cache_size": "open the store with pgbouncer=True",
 }
+_SERVERS: Final = ("any", "primary", "standby", "read-write", "read-only", "prefer-standby")
 _SSL_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _SSL_SPELLINGS: Final = {"true": "require", "1": "require", "no-verify": "require", "false": "disable", "0": "disable"}
 _FILES: Final = {"sslrootcert": "PGSSLROOTCERT", "sslcert": "PGSSLCERT", "sslkey": "PGSSLKEY", "sslcrl": "PGSSLCRL"}
@@ -85,13 +105,19 @@ class PostgresOptions:
 def read_options(given: Iterable[tuple[str, str]]) -> PostgresOptions:
     """Sort the options. Raises `ConfigurationError` naming one that cannot be had, and never its value."""
     options = {name: value for name, value in given if value}
+    for name, variable in _VARIABLES.items():
+        if variable in os.environ and not (name == "sslmode" and options.keys() & {"ssl", "requiressl"}):
+            options.setdefault(name, os.environ[variable])
+    options = {name: value for name, value in options.items() if value}
     for name, remedy in _OTHERS.items():
         if name in options:
             raise ConfigurationError(f"the option {name} of the Postgres URL is another driver's; {remedy}")
     for name, harmless in _ALREADY_SO.items():
         if options.pop(name, None) not in (None, *harmless):
             instead = _INSTEAD.get(name, "asyncpg cannot do what it asks for; take it out")
-            raise ConfigurationError(f"the option {name} of the Postgres URL is not supported so: {instead}")
+            raise ConfigurationError(f"{_where(name)} is not supported so: {instead}")
+    if options.get("target_session_attrs", "any") not in _SERVERS:
+        raise ConfigurationError(f"{_where('target_session_attrs')} must be one of {', '.join(_SERVERS)}")
     seconds = _number(options, "connect_timeout")
     keepalives = {name: value for name in sorted(_KEEPALIVES) if (value := _number(options, name)) is not None}
     system_roots = _read_ssl(options)
@@ -106,7 +132,13 @@ def _number(options: dict[str, str], name: str) -> int | None:
     try:
         return int(options.pop(name)) if name in options else None
     except ValueError:
-        raise ConfigurationError(f"the option {name} of the Postgres URL must be a whole number") from None
+        raise ConfigurationError(f"{_where(name)} must be a whole number") from None
+
+
+def _where(name: str) -> str:
+    variable = _VARIABLES.get(name, "")
+    also = f" (or the variable {variable})" if variable in os.environ else ""
+    return f"the option {name} of the Postgres URL{also}"
 
 
 def _read_ssl(options: dict[str, str]) -> bool:
@@ -118,11 +150,11 @@ def _read_ssl(options: dict[str, str]) -> bool:
     if mode is not None:
         options["sslmode"] = mode = _SSL_SPELLINGS.get(mode, mode)
         if mode not in _SSL_MODES:
-            raise ConfigurationError(f"sslmode in the Postgres URL must be one of {', '.join(_SSL_MODES)}")
-    if options.get("sslrootcert") == "system":
+            raise ConfigurationError(f"{_where('sslmode')} must be one of {', '.join(_SSL_MODES)}")
+    if mode != "disable" and (options.get("sslrootcert") or os.environ.get("PGSSLROOTCERT")) == "system":
         if mode not in (None, "verify-full"):
             raise ConfigurationError("sslrootcert=system in the Postgres URL needs sslmode=verify-full")
-        del options["sslrootcert"]
+        options.pop("sslrootcert", None)
         options.pop("sslmode", None)
         return True
     if mode != "disable":

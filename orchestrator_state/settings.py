@@ -149,5 +149,5 @@ class Settings(BaseSettings):
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-            setting = ".".join(str(part) for part in first["loc"]) or "settings"
+            setting = str(first["loc"][0]) if first["loc"] else "settings"
             raise ConfigurationError(f"{setting}: {first['msg']}", setting=setting) from None

@@ -16,8 +16,13 @@ from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.postgres_options import PostgresOptions, read_options
 
 MEMORY = ":memory:"
+_PORTS = range(1, 65536)
 _SQLITE_SCHEMES = frozenset({"sqlite", "sqlite+aiosqlite"})
 _POSTGRES_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
+# Taken for a file name, it would stand in the directory with the password in it.
+_ALMOST_A_URL = re.compile(
+    r"\s*((postgres|postgresql|sqlite)(\+\w+)?:|(host|hostaddr|port|dbname|user|password|service)\s*=)", re.IGNORECASE
+)
 _FORMS = "a path, :memory:, sqlite:///path, or postgresql://user@host/database"
 
 
@@ -45,6 +50,8 @@ def locate(database: str | os.PathLike[str]) -> SqliteLocation | PostgresLocatio
     if not separator:
         if text.startswith("file:"):
             raise ConfigurationError(f"file: URIs are not supported; give {_FORMS}")
+        if _ALMOST_A_URL.match(text):
+            raise ConfigurationError(f"the database is neither a URL nor a plain file name; give {_FORMS}")
         return SqliteLocation(None if text == MEMORY else Path(text))
     scheme = scheme.lower()
     if scheme in _SQLITE_SCHEMES:
@@ -69,6 +76,8 @@ def _sqlite_location(rest: str) -> SqliteLocation:
 
 
 def _postgres_location(rest: str) -> PostgresLocation:
+    if not can_be_sent(unquote(rest)):
+        raise ConfigurationError("the Postgres URL holds a NUL or half of a surrogate pair")
     try:
         parts = urlsplit(f"postgresql://{rest}")
         query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=False)
@@ -78,8 +87,10 @@ def _postgres_location(rest: str) -> PostgresLocation:
     if any(not name for name, _ in query):
         raise ConfigurationError("the Postgres URL has an option without a name")
     # The sockets would take a greater number modulo 65536, and the password would go to whoever listens there.
-    if any(port not in range(1, 65536) for port in ports):
+    if any(port not in _PORTS for port in ports):
         raise ConfigurationError("a port in the Postgres URL is not between 1 and 65535")
+    if not ports and not _are_ports(os.environ.get("PGPORT") or "5432"):
+        raise ConfigurationError("the variable PGPORT is not a port between 1 and 65535")
     options = read_options(query)
     passed_on = urlencode({**options.kept, **options.settings}, quote_via=quote)
     return PostgresLocation(f"postgresql://{rest.partition('?')[0]}{'?' if passed_on else ''}{passed_on}", options)
@@ -87,3 +98,12 @@ def _postgres_location(rest: str) -> PostgresLocation:
 
 def _ports(hosts: str, option: str) -> list[int]:
     return [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", hosts) + re.findall("[0-9]+", option)]
+
+
+def _are_ports(listed: str) -> bool:
+    return all(re.fullmatch("[0-9]{1,5}", port) and int(port) in _PORTS for port in listed.split(","))
+
+
+def can_be_sent(text: str) -> bool:
+    """Whether the protocol has a way to write it: UTF-8 that ends with a NUL."""
+    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)

@@ -5,6 +5,7 @@ import datetime as dt
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from sqlalchemy import text
 
-from orchestrator_state import ConfigurationError, OrchestratorStateError, StateStore, StoreUnavailable
+from orchestrator_state import ConfigurationError, OrchestratorStateError, Run, StateStore, StoreUnavailable
 from orchestrator_state.engine import _asyncpg_arguments
 from orchestrator_state.settings import Settings
-from orchestrator_state.urls import PostgresLocation, locate
+from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 from tests.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
 from tests.tls_proxy import TlsProxy
 from tests.workflows import saved
@@ -97,6 +98,59 @@ def test_whom_to_trust_must_be_said(mode: str, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigurationError, match=r"sslrootcert=system"):
         locate(f"postgresql://u@h/db?sslmode={mode}")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("PGCHANNELBINDING", "require"),
+        ("PGCONNECT_TIMEOUT", "soon"),
+        ("PGGSSENCMODE", "require"),
+        ("PGPORT", "99999999"),
+        ("PGPORT", "soon"),
+        ("PGREQUIREAUTH", "scram-sha-256"),
+        ("PGSSLMODE", "perhaps"),
+        ("PGTARGETSESSIONATTRS", "the-best"),
+    ],
+)
+def test_what_a_variable_of_libpqs_asks_for_in_vain_is_refused_by_its_name(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigurationError, match=variable):
+        locate("postgresql://u@h/db")
+
+
+def test_libpqs_variables_hold_for_what_the_url_leaves_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in {"PGSSLROOTCERT": "system", "PGCONNECT_TIMEOUT": "7", "PGTARGETSESSIONATTRS": "any"}.items():
+        monkeypatch.setenv(variable, value)
+    found = options_of("postgresql://u@h/db?sslmode=verify-full&target_session_attrs=primary").options
+    assert found.system_roots
+    assert found.connect_timeout == 7
+    assert found.kept == {"target_session_attrs": "primary"}
+
+
+@pytest.mark.parametrize(
+    "database",
+    [
+        "host=db port=5432 user=app password=value-canary-4711",
+        "dbname = app",
+        "postgresql:app",
+        "sqlite:workflows.db",
+        "postgresql:/app:value-canary-4711@db/app",
+    ],
+)
+def test_a_connection_string_is_not_taken_for_the_name_of_a_file(database: str) -> None:
+    with pytest.raises(ConfigurationError, match="neither a URL nor") as refused:
+        locate(database)
+    assert CANARY not in repr(refused.value)
+    assert isinstance(locate(f"./{database}"), SqliteLocation)  # so it can be one
+
+
+@pytest.mark.parametrize("url", ["postgresql://u:a%00b@h/db", "postgresql://\ud800@h/db", "postgresql://u@h/a\udcff"])
+def test_what_postgres_cannot_be_sent_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="NUL or half"):
+        locate(url)
 
 
 def test_a_location_has_no_repr_of_what_it_holds() -> None:
@@ -206,18 +260,54 @@ async def test_a_password_that_cannot_be_asked_for_is_no_secret_told(tcp_postgre
     def fail() -> str:
         raise LookupError(CANARY)
 
+    def cancel() -> str:
+        raise asyncio.CancelledError(CANARY)
+
+    def leave() -> str:
+        raise SystemExit(CANARY)
+
     def misuse() -> Any:
         return CANARY.encode()
+
+    def cut_short() -> str:
+        return f"{CANARY}\ud800"
 
     url = f"postgresql://app@127.0.0.1:{tcp_postgres.port}/{database}"
     kinds: list[tuple[Callable[[], Any], type[OrchestratorStateError]]] = [
         (fail, StoreUnavailable),
+        (cancel, StoreUnavailable),
+        (leave, StoreUnavailable),
         (misuse, ConfigurationError),
+        (cut_short, ConfigurationError),
     ]
     for password, kind in kinds:
         with pytest.raises(kind, match="password") as refused:
             await StateStore.open(url, password=password)
         assert CANARY not in repr(refused.value)
+
+
+async def test_a_password_that_an_open_store_cannot_use_fails_no_run(tcp_postgres: TcpPostgres, database: str) -> None:
+    answers: list[Any] = [PASSWORD]
+
+    async def step() -> int:
+        answers[:] = [None]
+        tcp_postgres.admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1 AND usename = 'app'", database
+        )
+        return 1
+
+    async def handler(run: Run) -> int:
+        return await run.step("step", step)
+
+    url = f"postgresql://app@127.0.0.1:{tcp_postgres.port}/{database}"
+    patience = timedelta(seconds=0.5)
+    async with StateStore.open(
+        url, password=lambda: answers[0], migrate=True, pool_min=1, retry_timeout=patience
+    ) as store:
+        with pytest.raises(StoreUnavailable):
+            await store.run("handler", handler, workflow_id="doc-42")
+        answers[:] = [PASSWORD]
+        assert (await store.load_workflow_state_by_workflow_id("doc-42")).status == "running"
 
 
 async def test_a_sqlite_file_and_an_engine_take_no_password(sqlite_url: str) -> None:
