@@ -315,8 +315,9 @@ class StoreUnavailable(OrchestratorStateError):
 
     `transient` says that trying again soon may well succeed; the store's own calls have done so for `retry_timeout`.
     `outcome_unknown` says that the connection was lost while a commit was under way, so that the work may or
-    may not be there: load before repeating it. The store's own calls settle that case by themselves. `locked` that
-    another transaction held a row for longer than `lock_timeout`.
+    may not be there, or that a call of several transactions has done a part of it: load before repeating it. The
+    store's own calls settle a lost answer by themselves. `locked` that another transaction held a row for longer than
+    `lock_timeout`.
     """
 
     transient: bool = False

@@ -39,6 +39,7 @@ from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_records import Lease, Owner, RunNames
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
@@ -125,7 +126,8 @@ class Executor:
                     if row.status == WorkflowStatus.FAILED:
                         raise await self._failure(row)
                     try:
-                        return await self.drive(row, handler, request.types, strict=strict, linger=linger)
+                        with after_an_effect():
+                            return await self.drive(row, handler, request.types, strict=strict, linger=linger)
                     except PauseTakenBack:
                         continue
             if asyncio.get_running_loop().time() >= deadline:

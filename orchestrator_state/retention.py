@@ -17,6 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.statements import Children
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -65,11 +66,13 @@ async def delete_old_states(
     cutoff, deleted, total = await _cutoff(transactions, older_than), 0, 0
     if progress is not None:
         total = await transactions.read(lambda uow: uow.workflows.count_finished(older_than=cutoff))
-    limit = _WORKFLOWS
+    limit, is_first = _WORKFLOWS, True
     spare: set[UUID] = set()
     while True:
         delete = partial(_delete_batch, cutoff=cutoff, limit=limit, spare=frozenset(spare))
-        batch = await transactions.write_once("delete", delete)
+        with after_an_effect(acted=not is_first):
+            batch = await transactions.write_once("delete", delete)
+        is_first = False
         deleted += len(batch.ids)
         spare.update(batch.spared)
         if progress is not None:
@@ -128,13 +131,17 @@ async def prune_checkpoints(
     deleted, total = 0, 0
     if progress is not None:
         total = await transactions.read(lambda uow: uow.workflows.count_surplus_checkpoints(keep))
-    async for cuts in _cuts(transactions, keep, only):
-        if deleted:
-            await _let_others_in(transactions)
-        deleted += await transactions.write_once("prune", partial(_prune_each, cuts=cuts))
+    pages = _cuts(transactions, keep, only)
+    while True:
+        with after_an_effect(acted=deleted > 0):
+            cuts = await anext(pages, None)
+            if cuts is None:
+                return deleted
+            if deleted:
+                await _let_others_in(transactions)
+            deleted += await transactions.write_once("prune", partial(_prune_each, cuts=cuts))
         if progress is not None:
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
-    return deleted
 
 
 async def _prune_each(uow: UnitOfWork, *, cuts: Sequence[tuple[UUID, int]]) -> int:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Final, TypeVar
 
@@ -48,3 +49,16 @@ async def while_transient(work: Callable[[], Awaitable[_Result]], patience: time
             ) from None
         longest = min(2 * longest, _LONGEST_PAUSE)
         await asyncio.sleep(pause)
+
+
+@contextmanager
+def after_an_effect(*, acted: bool = True) -> Iterator[None]:
+    """Around the rest of a call whose earlier transactions have changed something: a fault in here hides that.
+
+    `acted`: whether they have.
+    """
+    try:
+        yield
+    except StoreUnavailable as error:
+        error.outcome_unknown = error.outcome_unknown or acted
+        raise

@@ -38,6 +38,7 @@ from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories import OnDamaged
 from orchestrator_state.retention import OnProgress
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_control import RunControl
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
@@ -437,7 +438,9 @@ class StateStore:
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`."""
         request = self._request(self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key)
-        return await self.load_workflow_state(await self._executor.start(request))
+        workflow_state_id = await self._executor.start(request)
+        with after_an_effect():
+            return await self.load_workflow_state(workflow_state_id)
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
         """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.

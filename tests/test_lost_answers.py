@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Checkpoint, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus
+from orchestrator_state import Checkpoint, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus, retention
 from orchestrator_state.models import requests
 from tests.lost_answers import answer_lost
 from tests.running import (
@@ -235,6 +236,38 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
         with answer_lost(store, go_away), pytest.raises(StoreUnavailable) as raised:
             await the_call(store, call, state, checkpoint)
         assert raised.value.outcome_unknown
+
+
+@pytest.mark.parametrize("call", ["start", "run", "delete", "prune"])
+async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unknown_too(
+    database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    monkeypatch.setattr(retention, "_ROWS", 1)  # in a transaction
+    for number in range(3):
+        old = a_state(f"old {number}")
+        old.mark_completed()
+        old.updated_at = LONG_AGO
+        await near.save_workflow_state(old)
+        for _ in range(3):
+            await near.create_checkpoint(a_checkpoint(old))
+    async with StateStore.open(database_url, retry_timeout=seconds(0.3)) as store:
+        calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "start": lambda: store.start("n", workflow_id="w"),
+            "run": lambda: store.run("n", two_waits),
+            "delete": lambda: store.delete_old_states(LONG_AGO + seconds(1)),
+            "prune": lambda: store.prune_checkpoints(keep=1),
+        }
+        commit = AsyncSession.commit
+
+        async def last(session: AsyncSession) -> None:
+            await commit(session)
+            away.setattr(store._transactions.database, "enter", _refused)
+
+        with monkeypatch.context() as away:
+            away.setattr(AsyncSession, "commit", last)
+            with pytest.raises(StoreUnavailable) as raised:
+                await calls[call]()
+    assert raised.value.outcome_unknown
 
 
 async def test_the_ids_of_calls_are_forgotten_after_a_day(store: StateStore) -> None:
