@@ -10,9 +10,9 @@ Our errors are raised `from None`: the drivers' messages quote parameters and co
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from inspect import getattr_static
 from types import TracebackType
-from typing import Final
+from typing import Final, cast
 
 import asyncpg
 from sqlalchemy import exc
@@ -29,6 +29,7 @@ from orchestrator_state.errors import (
     SchemaOutOfDate,
     StoreUnavailable,
 )
+from orchestrator_state.failures import is_a, leaves
 
 _SCHEMA_MESSAGE: Final = (
     "the database's tables do not fit this version of the package; run `orchestrator-state db upgrade`"
@@ -128,9 +129,9 @@ def fault_in(error: BaseException) -> StoreUnavailable | None:
 
     None if that is the caller's own: a value, a name or a statement that was refused, or no error of a database.
     """
-    for leaf in _leaves(error):
-        if isinstance(leaf, StoreUnavailable):
-            return leaf
+    for leaf in leaves(error):
+        if is_a(leaf, StoreUnavailable):
+            return cast("StoreUnavailable", leaf)
         if _is_a_drivers(leaf) and not _is_callers_own(leaf):
             ours = translate(leaf)
             if isinstance(ours, StoreUnavailable):
@@ -157,23 +158,14 @@ def _sqlstate(error: BaseException) -> str | None:
     return state if isinstance(state, str) else None
 
 
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error
-
-
 def _comes_from_postgres(error: BaseException) -> bool:
-    return isinstance(error, (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)) or hasattr(
-        error, "sqlstate"
-    )
+    kinds = (asyncpg.PostgresError, asyncpg.InterfaceError, exc.DBAPIError)
+    return is_a(error, kinds) or getattr_static(error, "sqlstate", None) is not None
 
 
 def _is_a_drivers(error: BaseException) -> bool:
     kinds = (sqlite3.Error, asyncpg.InternalClientError, exc.TimeoutError, exc.PendingRollbackError)
-    return isinstance(error, kinds) or _comes_from_postgres(error)
+    return is_a(error, kinds) or _comes_from_postgres(error)
 
 
 def _is_callers_own(error: BaseException) -> bool:

@@ -33,6 +33,20 @@ def describe(error: BaseException) -> str:
     return text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode(errors="replace").decode()
 
 
+def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseException], ...]) -> bool:
+    """What `except` would say. `isinstance` asks the object as well, which may lie, or raise."""
+    return issubclass(type(error), kinds)
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions in a group, however deep; or else `error` alone."""
+    if is_a(error, BaseExceptionGroup):
+        for member in _attribute(BaseExceptionGroup, "exceptions", error):
+            yield from leaves(member)
+    else:
+        yield error
+
+
 def _line(error: BaseException) -> str:
     name = type(error).__qualname__
     try:
@@ -67,12 +81,12 @@ def _relatives(error: BaseException) -> Iterator[tuple[str, BaseException]]:
 
 
 def _nearest(error: BaseException) -> Iterator[tuple[str, BaseException]]:
-    if issubclass(type(error), BaseExceptionGroup):
+    if is_a(error, BaseExceptionGroup):
         for number, member in enumerate(_attribute(BaseExceptionGroup, "exceptions", error)[: _MOST_RELATIVES + 1], 1):
             yield f"[{number}]", member
     cause = _attribute(BaseException, "__cause__", error)
     context = _attribute(BaseException, "__context__", error)
-    if issubclass(type(error), TimeoutError) and CancelledError in (type(cause), type(context)):
+    if is_a(error, TimeoutError) and CancelledError in (type(cause), type(context)):
         return  # how what takes too long is ended
     if cause is not None:
         yield "caused by", cause

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from datetime import timedelta
-from typing import Final
+from typing import Final, cast
 
 from orchestrator_state.errors import LeaseLost, OrchestratorStateError, SchemaMismatch, StoreUnavailable
+from orchestrator_state.failures import is_a, leaves
 from orchestrator_state.sealing import UNREADABLE
 
 UNREADABLE_HERE: Final = (SchemaMismatch, *UNREADABLE)
@@ -23,7 +23,8 @@ _LONGEST_UNREADABLE: Final = timedelta(minutes=5)
 
 def fault_behind(error: BaseException) -> OrchestratorStateError | None:
     """What a handler raised although it is not its failure, in whatever group it came out; None if all is its own."""
-    return next((leaf for leaf in _leaves(error) if isinstance(leaf, (*NOT_THE_RUNS, LeaseLost))), None)
+    found = (leaf for leaf in leaves(error) if is_a(leaf, (*NOT_THE_RUNS, LeaseLost)))
+    return cast("OrchestratorStateError | None", next(found, None))
 
 
 def pause_after(error: OrchestratorStateError, faults: int, lease_term: timedelta) -> timedelta:
@@ -35,11 +36,3 @@ def pause_after(error: OrchestratorStateError, faults: int, lease_term: timedelt
     first, longest = (_FIRST_UNREADABLE, _LONGEST_UNREADABLE) if unreadable else (_FIRST_PAUSE, lease_term)
     seconds = min(first * 2.0 ** min(faults - 1, 30), longest.total_seconds())
     return timedelta(seconds=seconds * random.uniform(0.75, 1))  # noqa: S311 - spreads load, guards nothing
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

@@ -14,6 +14,7 @@ from orchestrator_state import hooks
 from orchestrator_state.cells import COUNTS, is_count, unreadable
 from orchestrator_state.column_types import DAMAGED_ID
 from orchestrator_state.errors import (
+    Conflict,
     CorruptPayload,
     LeaseLost,
     PauseTakenBack,
@@ -22,6 +23,7 @@ from orchestrator_state.errors import (
     RunSuspended,
 )
 from orchestrator_state.execution import Executor
+from orchestrator_state.failures import is_a
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
@@ -255,9 +257,9 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
 def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
     if error is None:
         return "completed"
-    if isinstance(error, NOT_THE_RUNS):
+    if is_a(error, NOT_THE_RUNS):
         return "interrupted"
-    if getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
+    if is_a(error, Conflict) and getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
         return "failed"  # a child run was cancelled, say, and the handler let that pass
     return _OUTCOMES.get(type(error), "failed")
 

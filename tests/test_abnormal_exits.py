@@ -43,6 +43,13 @@ class HostileError(BaseException):
         raise SystemExit
 
 
+class LyingError(Exception):
+    """An ordinary exception that must not be asked anything."""
+
+    def __getattribute__(self, name: str) -> NoReturn:
+        raise SystemExit
+
+
 def raising(error: BaseException) -> Callable[..., NoReturn]:
     def fail(*_: Any) -> NoReturn:
         raise error
@@ -505,3 +512,30 @@ async def test_an_upcaster_that_exits_leaves_its_run_and_harms_no_neighbour(data
             "deadly": "interrupted",
             "healthy": "completed",
         }
+
+
+@pytest.mark.parametrize("how", ["step", "thread", "transact", "child", "handler", "group"])
+async def test_an_exception_that_must_not_be_asked_is_a_failure_like_others(store: StateStore, how: str) -> None:
+    async def lying(run: Run) -> Any:
+        fail = raising_async(LyingError())
+        if how == "step":
+            await run.step("s", fail)
+        if how == "thread":
+            await run.step("s", raising(LyingError()))
+        if how == "transact":
+            await run.transact("s", fail)
+        if how == "child":
+            await run.child("c", fail)
+        if how == "group":
+            raise ExceptionGroup("of", [LyingError()])
+        raise LyingError
+
+    async def sound(run: Run) -> Any:
+        return await run.step("s", Effect())
+
+    await store.start("lying", workflow_id="w")
+    await store.start("sound", workflow_id="neighbour")
+    report = await store.recover({"lying": lying, "sound": sound})
+
+    assert {run.workflow_id: run.outcome for run in report.runs} == {"w": "failed", "neighbour": "completed"}
+    assert (await row_of(store, "w")).status == WorkflowStatus.FAILED
