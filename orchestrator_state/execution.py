@@ -455,7 +455,7 @@ class Executor:
         if claimed is not None:
             claim.add(claimed.id)
             if row.status == WorkflowStatus.FAILED:
-                await uow.runs.revive_failed_descendants(row.id)
+                await uow.runs.revive_descendants(row.id)
         return claimed
 
     async def _require_goes_on(self, uow: UnitOfWork, parent: Lease | None) -> None:

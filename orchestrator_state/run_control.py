@@ -68,7 +68,7 @@ class RunControl:
                 raise _illegal(row.id, row.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})
             await uow.runs.set_status(row.id, _ANEW)
             if row.status == WorkflowStatus.FAILED:
-                await uow.runs.revive_failed_descendants(row.id)
+                await uow.runs.revive_descendants(row.id)
 
         await self._transactions.write_once("resume", resume)
 
@@ -123,7 +123,7 @@ class RunControl:
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
             await uow.runs.forget_patches(row.id, keep=_finished(state))
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
-            await uow.runs.revive_failed_descendants(row.id)
+            await uow.runs.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
             return await uow.workflows.get(row.id)
 
         return await self._transactions.write_once("rewind", rewind)

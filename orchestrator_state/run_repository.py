@@ -355,23 +355,23 @@ class RunRepository(Repository):
         )
         return list((await self._execute(query.order_by(step_states.c.position))).scalars())
 
-    async def revive_failed_descendants(self, workflow_state_id: UUID) -> None:
-        """Let the failed children of a run that is to try again be tried again with it, and theirs."""
+    async def revive_descendants(self, workflow_state_id: UUID, *, was_cancelled: bool = False) -> None:
+        """Let the failed children of a run that is to try again be tried again with it, and theirs.
+
+        If it `was_cancelled`, those too that were cancelled with it, and those whose owners have still to hear of it.
+        """
+        over = [WorkflowStatus.FAILED.value, *([WorkflowStatus.CANCELLED.value] if was_cancelled else [])]
         parents: list[UUID] = [workflow_state_id]
         while parents:
             revived: list[UUID] = []
             for chunk in chunks(parents):
-                rows = await self._execute(
-                    update(workflow_states)
-                    .where(
-                        _w.namespace == self._namespace,
-                        _w.parent_id.in_(chunk),
-                        _w.status == WorkflowStatus.FAILED.value,
-                    )
-                    .values(_REVIVED)
-                    .returning(_w.id)
-                )
-                revived += rows.scalars()
+                child = and_(_w.namespace == self._namespace, _w.parent_id.in_(chunk))
+                updates = [update(workflow_states).where(child, _w.status.in_(over)).values(_REVIVED)]
+                if was_cancelled:
+                    asked = and_(child, IS_ACTIVE, _w.request == CANCEL)
+                    updates.append(update(workflow_states).where(asked).values(request=None))
+                for revival in updates:
+                    revived += (await self._execute(revival.returning(_w.id))).scalars()
             parents = revived
 
     async def wait_for_commits(self, lease: Lease) -> None:

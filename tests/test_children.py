@@ -18,6 +18,7 @@ from tests.running import (
     Gate,
     VanishesEverywhere,
     becomes,
+    checkpoints_of,
     fetch,
     row_of,
     seconds,
@@ -332,6 +333,53 @@ async def test_a_waiting_child_is_cancelled_with_its_parent(store: StateStore) -
     await store.cancel(state.id)
     assert (await row_of(store, "w")).status == (await the_child(store)).status == "cancelled"
     assert (await store.recover(BOTH)).runs == []
+
+
+async def test_a_cancelled_parent_that_is_rewound_has_its_children_back(store: StateStore) -> None:
+    async def child(run: Run) -> Any:
+        return await run.child("grandchild", child_that_waits)
+
+    async def parent(run: Run) -> Any:
+        await run.checkpoint()
+        return await run.child("child", child)
+
+    handlers = {"parent": parent, "child": child, "grandchild": child_that_waits}
+    state = await store.start("parent", workflow_id="w")
+    await store.recover(handlers)
+    before = (await checkpoints_of(store, "w"))[0]
+    await store.cancel(state.id)
+
+    await store.rewind(before.id)
+    await store.recover(handlers)
+    [grandchild] = await children_of(store, (await the_child(store)).id)
+    await store.signal(grandchild.id, "approval", "late, not lost")
+    await store.recover(handlers)
+    assert await store.run("parent", parent, workflow_id="w") == "late, not lost"
+
+
+async def test_a_child_whose_owner_has_still_to_hear_of_the_cancel_goes_on_after_a_rewind(
+    database_url: str, store: StateStore
+) -> None:
+    gate = Gate()
+
+    async def child(run: Run) -> Any:
+        return await run.step("work", gate, await run.wait_for("approval"))
+
+    async def parent(run: Run) -> Any:
+        await run.checkpoint()
+        return await run.child("child", child)
+
+    state = await store.start("parent", workflow_id="w")
+    await store.recover({"parent": parent})
+    await store.signal((await the_child(store)).id, "approval", "done")
+    async with StateStore.open(database_url) as other:
+        under_way = asyncio.create_task(other.recover({"child": child}))
+        await gate.reached.wait()
+        await store.cancel(state.id)
+        await store.rewind((await checkpoints_of(store, "w"))[0].id)
+        gate.opened.set()
+        await under_way
+    assert await store.run("parent", parent, workflow_id="w") == "done"
 
 
 async def test_a_child_under_way_is_cancelled_with_its_parent_at_its_next_step(store: StateStore) -> None:
