@@ -9,8 +9,7 @@ cannot be seen, and is not assumed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
 from typing import Final
@@ -64,6 +63,23 @@ class Place:
 _place: Final[ContextVar[Place | None]] = ContextVar("orchestrator_state_place", default=None)
 
 
+class Call:
+    """What `Branches.call` returns. A class, since each step passes through it, and a generator costs more."""
+
+    __slots__ = ("_branches", "_ended", "_place")
+
+    def __init__(self, branches: Branches, ended: Callable[[int], object]) -> None:
+        self._branches = branches
+        self._ended = ended
+
+    def __enter__(self) -> None:
+        self._place = self._branches.begin_call()
+
+    def __exit__(self, *_: object) -> None:
+        self._ended(self._place.tick)
+        self._branches.end_call(self._place)
+
+
 class Branches:
     """Those of one attempt of one handler."""
 
@@ -74,13 +90,15 @@ class Branches:
     def here(self) -> Place:
         """The place of whoever is calling. Threads, and tasks that a step started, act for its branch."""
         place = _place.get()
+        if place is not None and place.branches is not self:
+            place = None
+        if place is not None and place.call is not None:
+            return place
         try:
             task = asyncio.current_task()
         except RuntimeError:
             task = None
-        if place is None or place.branches is not self:
-            return self._started(task, None)
-        if place.call is not None or task is None or place.branch.is_of(task):
+        if place is not None and (task is None or place.branch.is_of(task)):
             return place
         return self._started(task, place)
 
@@ -103,17 +121,24 @@ class Branches:
         else:
             _place.set(Place(self, place.branch, place.tick, place.parent, position))
 
-    @contextmanager
-    def call(self) -> Iterator[Place]:
-        """In here the calling branch waits for a step: whoever does something does it for that step."""
+    def call(self, ended: Callable[[int], object]) -> Call:
+        """In here the calling branch waits for a step: whoever does something does it for that step.
+
+        `ended` is called at the end of it, with its tick.
+        """
+        return Call(self, ended)
+
+    def begin_call(self) -> Place:
+        """See `call`."""
         before = self.here()
         tick = next(self._ticks)
         place = Place(self, before.branch, tick, before.parent, before.last, tick)
         _place.set(place)
-        try:
-            yield place
-        finally:
-            _place.set(Place(self, place.branch, tick, place.parent, place.last))
+        return place
+
+    def end_call(self, place: Place) -> None:
+        """See `call`."""
+        _place.set(Place(self, place.branch, place.tick, place.parent, place.last))
 
     def others_alive(self, place: Place) -> bool:
         """Whether there are other branches that may do something now."""

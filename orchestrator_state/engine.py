@@ -251,7 +251,7 @@ class Database:
         """Refuse a unit inside a unit; on SQLite, whose busy wait is unfair, queue this process's writers in order."""
         self.refuse_inside_a_unit()
         task = asyncio.current_task()
-        if self.is_sqlite:
+        if self.is_sqlite and not self._turn.take():
             try:
                 async with asyncio.timeout(self._wait):
                     await self._turn.acquire(urgent=urgent)
@@ -276,6 +276,8 @@ class Database:
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` in another event loop than the one of the first call."""
+        if self._loop is asyncio.get_running_loop() and self._pid == os.getpid():
+            return  # as nearly always
         self.leave_the_parent_alone()
         if self._loop is None:
             self._loop = asyncio.get_running_loop()

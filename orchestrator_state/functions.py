@@ -37,14 +37,15 @@ class Functions:
 
     def done(self, call: int) -> tuple[Change, ...]:
         """What the function of `call` has done so far, one change after the other."""
-        for key in [key for key, (by, _) in self._open.items() if by == call]:
-            self._close(key, self._snapshot(key))
+        if self._open:
+            for key in [key for key, (by, _) in self._open.items() if by == call]:
+                self._close(key, self._snapshot(key))
         return tuple(self._done.get(call, ()))
 
     def forget(self, call: int) -> None:
         self._done.pop(call, None)
-        for key in [key for key, (by, _) in self._open.items() if by == call]:
-            del self._open[key]
+        if self._open:
+            self._open = {key: opened for key, opened in self._open.items() if opened[0] != call}
 
     def _close(self, key: str | None, now: Encoded) -> None:
         call, before = self._open.pop(key)

@@ -49,6 +49,7 @@ class LeaseKeeper:
         self._transactions = transactions
         self._has_one_writer = transactions.database.has_one_writer
         self._term = term
+        self._term_seconds = term.total_seconds()
         self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=term)
         self._pid = os.getpid()
         self._held: dict[UUID, Leaseholder] = {}
@@ -108,16 +109,18 @@ class LeaseKeeper:
                 task.cancel()
         return ending
 
+    def is_fresh(self, lease: Lease) -> bool:
+        """Before new work: whether it was renewed within a term. Not, if this process was frozen past that."""
+        return time.monotonic() - self._renewed_at.get(lease.workflow_state_id, 0.0) < self._term_seconds
+
     async def confirm(self, lease: Lease) -> None:
-        """Before new work: if this process was frozen past the term, ask the database first. Raises `LeaseLost`."""
-        age = time.monotonic() - self._renewed_at.get(lease.workflow_state_id, 0.0)
-        if age >= self._term.total_seconds():
-            await self._renew_among([lease.workflow_state_id], wait=True)
-            if lease.workflow_state_id not in self._held:
-                raise lease_lost(lease)
+        """Ask the database for one that is not fresh. Raises `LeaseLost`."""
+        await self._renew_among([lease.workflow_state_id], wait=True)
+        if lease.workflow_state_id not in self._held:
+            raise lease_lost(lease)
 
     async def _beat(self) -> None:
-        pause = self._term.total_seconds() / _RENEWALS_PER_TERM
+        pause = self._term_seconds / _RENEWALS_PER_TERM
         is_answered = True
         while self._held:
             await asyncio.sleep(pause if is_answered else pause / _TRIES_PER_PAUSE)
@@ -133,7 +136,7 @@ class LeaseKeeper:
         A row that somebody has locked is waited for beside the heartbeat: the other leases must not end meanwhile.
         """
         # A SQLite connection that waits for a lock cannot be had back before its time; one to a server may be dead.
-        limit = None if self._has_one_writer else self._term.total_seconds() / _RENEWALS_PER_TERM
+        limit = None if self._has_one_writer else self._term_seconds / _RENEWALS_PER_TERM
         async with asyncio.timeout(limit):
             await self._renew_all()
 
@@ -167,14 +170,14 @@ class LeaseKeeper:
 
     def _time_left(self) -> float:
         """Seconds until the first lease is overdue."""
-        return self._term.total_seconds() - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
+        return self._term_seconds - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
 
     def _give_up_overdue(self) -> None:
         if self._has_one_writer:
             return
         now = time.monotonic()
         for workflow_state_id, run in list(self._held.items()):
-            if now - self._renewed_at[workflow_state_id] >= self._term.total_seconds():
+            if now - self._renewed_at[workflow_state_id] >= self._term_seconds:
                 self._lose(run)
 
     def _lose(self, run: Leaseholder) -> None:

@@ -12,8 +12,8 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,14 +100,9 @@ class ContextHistory:
 
     # --- who does what -----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> AbstractContextManager[None]:
         """In here the calling branch waits for a step: what is done now is done by the step's function."""
-        with self._branches.call() as place:
-            try:
-                yield
-            finally:
-                self._functions.forget(place.tick)
+        return self._branches.call(self._functions.forget)
 
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from asyncio import taskgroups, tasks
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from contextvars import Context, ContextVar
 from typing import Any, Final
 
@@ -28,14 +27,19 @@ def mark(run: object) -> None:
     _run.set(run)
 
 
-@contextmanager
-def step_of(run: object) -> Iterator[None]:
+class step_of:  # noqa: N801 - a context manager reads as a phrase: `with step_of(run):`
     """What is started inside the block is the business of a step of `run`, and not the handler's."""
-    token = _in_step_of.set(run)
-    try:
-        yield
-    finally:
-        _in_step_of.reset(token)
+
+    __slots__ = ("_run", "_token")
+
+    def __init__(self, run: object) -> None:
+        self._run = run
+
+    def __enter__(self) -> None:
+        self._token = _in_step_of.set(self._run)
+
+    def __exit__(self, *_: object) -> None:
+        _in_step_of.reset(self._token)
 
 
 def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) -> set[object]:

@@ -389,18 +389,14 @@ class Run(Generic[State]):
         `work` is begun in here: a task that is cancelled before it begins would leave a coroutine that nobody awaits.
         """
         self._transactions.enter()
-        await self._let_others_go_on()
+        if time.monotonic() - self._went_on_at >= _LONGEST_STRETCH:
+            # Recorded steps are passed through without a wait: thousands of them would stop the heartbeat.
+            self._went_on_at = time.monotonic()
+            await asyncio.sleep(0)
         self._switch.check()
         self._require_handler()
         with self.room.call(), self._journal.history.call():
             return await work()
-
-    async def _let_others_go_on(self) -> None:
-        """Recorded steps are passed through without a wait: thousands of them would stop the heartbeat."""
-        now = time.monotonic()
-        if now - self._went_on_at >= _LONGEST_STRETCH:
-            self._went_on_at = now
-            await asyncio.sleep(0)
 
     def _require_handler(self) -> None:
         """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""
@@ -420,8 +416,9 @@ class Run(Generic[State]):
     async def _before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
         self._switch.obey()
-        with self._switch.on_fault():
-            await self._keeper.confirm(self._journal.lease)
+        if not self._keeper.is_fresh(self._journal.lease):
+            with self._switch.on_fault():
+                await self._keeper.confirm(self._journal.lease)
 
     async def _step(
         self,
@@ -716,14 +713,20 @@ class _AlreadyRecorded(Exception):
         self.step = step
 
 
-@contextmanager
-def _inside(run: Run[Any], step_id: str) -> Iterator[None]:
-    token = _current_step.set((run, step_id))
-    try:
-        with step_of(run.room):
-            yield
-    finally:
-        _current_step.reset(token)
+class _inside(step_of):  # noqa: N801 - a context manager reads as a phrase: `with _inside(run, step_id):`
+    __slots__ = ("_step", "_step_token")
+
+    def __init__(self, run: Run[Any], step_id: str) -> None:
+        super().__init__(run.room)
+        self._step = run, step_id
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        self._step_token = _current_step.set(self._step)
+
+    def __exit__(self, *_: object) -> None:
+        _current_step.reset(self._step_token)
+        super().__exit__()
 
 
 @contextmanager

@@ -21,9 +21,14 @@ class Turns:
         """Whether somebody has the turn."""
         return self._is_taken
 
+    def take(self) -> bool:
+        """Take the turn if it is free: nobody waits for it then."""
+        is_free = not self._is_taken
+        self._is_taken = True
+        return is_free
+
     async def acquire(self, *, urgent: bool = False) -> None:
-        if not self._is_taken:  # nobody waits for a turn that is free
-            self._is_taken = True
+        if self.take():
             return
         queue = self._urgent if urgent else self._others
         turn = asyncio.get_running_loop().create_future()

@@ -50,7 +50,7 @@ class Returned(NamedTuple, Generic[_T]):
 async def outcome_of(work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
     """Await `work()`. Whatever it raises is in the outcome, so await this in a task of its own."""
     try:
-        outcome = Outcome[_T](await work())
+        outcome: Outcome[_T] = Outcome(await work())
     except GeneratorExit as error:  # perhaps of this coroutine, which must not await any more then
         return Outcome(None, error)
     except BaseException as error:  # noqa: BLE001 - any class is the code's own answer
@@ -69,14 +69,29 @@ async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
     If our caller is cancelled, so is `work`, and once that is over the cancellation is raised, whatever `work` made of
     it. Only a value that it returned all the same is not thrown away.
     """
-    task = asyncio.create_task(outcome_of(work))
-    cancelled = await _end_of(task)
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[None] = loop.create_future()
+    task = loop.create_task(_outcome_told_to(end, work))
+    task.add_done_callback(partial(_wake, end))  # for one that is cancelled before it begins
+    cancelled: asyncio.CancelledError | None = None
+    try:
+        await end
+    except asyncio.CancelledError as error:
+        task.cancel(*error.args[:1])
+        cancelled = await _end_of(task) or error
     if task.cancelled():
         raise cancelled or asyncio.CancelledError  # before it began
     outcome = task.result()
     if cancelled is not None and outcome.error is not None:
         raise cancelled
     return Returned(outcome.result(), cancelled)
+
+
+async def _outcome_told_to(end: asyncio.Future[None], work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
+    """By the task's own last act, whoever waits for it goes on one turn of the loop sooner than by its callbacks."""
+    outcome = await outcome_of(work)
+    _wake(end)
+    return outcome
 
 
 async def _end_of(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
@@ -95,7 +110,7 @@ async def _end_of(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
     return cancelled
 
 
-def _wake(end: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
+def _wake(end: asyncio.Future[None], _: asyncio.Future[Any] | None = None) -> None:
     if not end.done():
         end.set_result(None)
 

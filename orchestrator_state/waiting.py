@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -61,6 +61,21 @@ class Exits:
         self._took = loop.time() - began
 
 
+class _Call:
+    """What `WaitingRoom.call` returns. A class, since each step passes through it."""
+
+    __slots__ = ("_room",)
+
+    def __init__(self, room: WaitingRoom) -> None:
+        self._room = room
+
+    def __enter__(self) -> None:
+        self._room.begin_call()
+
+    def __exit__(self, *_: object) -> None:
+        self._room.end_call()
+
+
 class WaitingRoom:
     """Counts the calls of a run that work and those that wait.
 
@@ -87,15 +102,20 @@ class WaitingRoom:
         self._timer: asyncio.TimerHandle | None = None
         self.clock: Final = clock
 
-    @contextlib.contextmanager
-    def call(self) -> Iterator[None]:
+    def call(self) -> AbstractContextManager[None]:
         """One of the run's calls is under way."""
+        return _Call(self)
+
+    def begin_call(self) -> None:
+        """See `call`."""
         self._calls += 1
-        self._stay()
-        try:
-            yield
-        finally:
-            self._calls -= 1
+        if self._timer is not None:
+            self._stay()
+
+    def end_call(self) -> None:
+        """See `call`."""
+        self._calls -= 1
+        if self._linger is not None:
             self._linger_if_all_wait()
 
     async def wait(
