@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     pool_min: int = Field(default=5, ge=0, le=1000)
     """Connections opened when the store opens (Postgres)."""
     pool_max: int = Field(default=20, ge=1, le=1000)
-    """Most connections at any time."""
+    """Most connections of the pool. On Postgres leases, and the LISTEN of a worker, have one each beside it."""
     pool_timeout: Seconds = timedelta(seconds=30)
     """Longest wait for a free connection, or for this process's turn to write to SQLite."""
     connect_timeout: Seconds = timedelta(seconds=5)
