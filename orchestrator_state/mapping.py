@@ -196,6 +196,12 @@ def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
     return live.version == written.version and there.workflow == mine.workflow and there.steps == mine.steps
 
 
+def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:
+    """Raise `InvalidPayload` or `PayloadTooLarge` for what cannot be stored, before any SQL."""
+    check_fields(checkpoint)
+    payloads.encode_snapshot(checkpoint.snapshot)
+
+
 def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     check_fields(checkpoint)
     text = payloads.encode_snapshot(checkpoint.snapshot)

@@ -30,7 +30,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
-from orchestrator_state.mapping import loaded_from, rebase, same_rows, snapshot_of
+from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
 from orchestrator_state.payload_repository import Progress, row_counter
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
@@ -222,6 +222,7 @@ class StateStore:
 
         One transaction. Raises `WorkflowNotFound`, or `AlreadyExists` if the checkpoint was created before.
         """
+        check_checkpoint(checkpoint, self.payloads)
 
         async def create(uow: UnitOfWork) -> int | None:
             await uow.checkpoints.add(checkpoint)

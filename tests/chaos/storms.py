@@ -61,6 +61,7 @@ class WorkerProcess:
     def kill(self) -> None:
         self.send(signal.SIGKILL)
         self.process.wait()
+        self._forget_output()
 
     def send(self, number: signal.Signals) -> None:
         """To the worker, and to what it was started under."""
@@ -74,6 +75,9 @@ class WorkerProcess:
         if self.is_alive:
             self.send(signal.SIGCONT)
             self.kill()
+        self._forget_output()
+
+    def _forget_output(self) -> None:
         if self.process.stdout is not None:
             self.process.stdout.close()
 
