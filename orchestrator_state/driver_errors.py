@@ -174,7 +174,13 @@ def _is_callers_own(error: BaseException) -> bool:
     if isinstance(original, sqlite3.Error):
         return sqlite_code(original) in (None, sqlite3.SQLITE_ERROR)
     state = _sqlstate(original)
-    return state is not None and state.startswith(_PG_CALLERS_OWN)
+    return state is not None and state.startswith(_PG_CALLERS_OWN) and not _is_outdated(original)
+
+
+def _is_outdated(error: BaseException) -> bool:
+    """Whether what a connection knows of a table was overtaken by a migration: it learns it anew, and goes on."""
+    kinds = (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)
+    return isinstance(error.__cause__ or error, kinds)
 
 
 def _from_elsewhere(error: Exception, *, committing: bool, opening: bool) -> OrchestratorStateError | None:
@@ -236,7 +242,7 @@ def _is_no_text(error: BaseException) -> bool:
 
 def _from_postgres(error: Exception, *, committing: bool, opening: bool) -> OrchestratorStateError:
     cause = error.__cause__ or error
-    if isinstance(cause, (asyncpg.InvalidCachedStatementError, asyncpg.OutdatedSchemaCacheError)):
+    if _is_outdated(error):
         return StoreUnavailable("the schema changed under a prepared statement", transient=True)
     state = _sqlstate(error)
     if state is not None:

@@ -142,6 +142,7 @@ FAULTS: list[Exception] = [
     asyncpg.DiskFullError(),
     asyncpg.LockNotAvailableError(),
     asyncpg.InternalClientError("lost its way"),
+    asyncpg.InvalidCachedStatementError("a migration"),
     raised_by_sqlite(sqlite3.SQLITE_BUSY),
     raised_by_sqlite(sqlite3.SQLITE_FULL),
     raised_by_sqlite(sqlite3.SQLITE_READONLY),

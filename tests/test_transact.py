@@ -313,6 +313,32 @@ async def test_what_the_functions_own_statements_deserve_fails_the_step_at_once(
     assert (len(calls), (await row_of(shop, "w")).status) == (1, "failed")
 
 
+async def test_a_migration_of_the_table_that_it_uses_is_no_failure_of_the_step(shop_url: str) -> None:
+    """Its connection has prepared the statement for the table as it was."""
+
+    async def look(session: AsyncSession) -> list[int]:
+        return [len(row) for row in await session.execute(text("SELECT * FROM dishes"))]
+
+    async def handler(run: Run) -> list[list[int]]:
+        return [await run.transact(f"look {number}", look) for number in range(3)]
+
+    async def migrated(run: Run) -> list[list[int]]:
+        before = await run.transact("before", look)
+        await alter(text("ALTER TABLE dishes ADD COLUMN price INTEGER"))
+        return [before, await run.transact("after", look)]
+
+    async with StateStore.open(shop_url) as other, StateStore.open(shop_url, pool_min=1, pool_max=1) as shop:
+
+        async def alter(statement: Any) -> None:
+            async with other.begin() as uow:
+                await uow.session.execute(statement)
+
+        await alter(text("CREATE TABLE dishes (name INTEGER)"))
+        await alter(text("INSERT INTO dishes VALUES (1)"))
+        assert await shop.run("n", handler) == [[1], [1], [1]], "it is prepared"
+        assert await shop.run("m", migrated) == [[1], [2]]
+
+
 # --- the session belongs to the run ---
 
 
