@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 
 
@@ -37,7 +38,8 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if turn.cancelled():
-                queue.remove(turn)
+                with contextlib.suppress(ValueError):  # passed over already, in the moment between
+                    queue.remove(turn)
             else:
                 self.release()  # it was given to us in the same moment
             raise
