@@ -132,7 +132,7 @@ def test_an_error_is_one_line_without_the_password(run: Run, tcp_postgres: TcpPo
         (tcp_postgres.url("postgres", port=free_port()), "cannot be reached"),
         (tcp_postgres.url("postgres", "canary"), "password"),
         (tcp_postgres.url("missing"), "no such database"),
-        (f"{tcp_postgres.url('postgres')}?sslmode=canary", "cannot be read"),
+        (f"{tcp_postgres.url('postgres')}?sslmode=canary", "the option sslmode"),
         (f"mysql://app:{password}@localhost/db", "scheme 'mysql' is not supported"),
         (f"postgresql://app:{password}@localhost:port/db", "cannot be read"),
     ):
