@@ -11,6 +11,10 @@ The database is DATABASE_URL, else ./workflows.db.
 """
 
 import asyncio
+import os
+import signal
+import sys
+from asyncio.subprocess import PIPE
 from uuid import uuid4
 
 from sqlalchemy import text
@@ -19,12 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state import Event, Run, StateStore
 from orchestrator_state.hooks import StepCommitted, StepCommitting
 
-calls: list[str] = []
-
 
 async def charge(session: AsyncSession, order: str, cents: int) -> int:
     """The application's own row, in the transaction of the step."""
-    calls.append(order)
+    print("charge", flush=True)
     await session.execute(text("INSERT INTO example_bills VALUES (:order, :cents)"), {"order": order, "cents": cents})
     return cents
 
@@ -34,14 +36,30 @@ async def bill(run: Run) -> int:
 
 
 class DiesAt:
-    """A hook that ends its worker at a moment, as a killed process would end."""
+    """A hook that kills its process at a moment."""
 
     def __init__(self, moment: type[Event]) -> None:
         self.moment = moment
 
     def on_event(self, event: Event) -> None:
         if isinstance(event, self.moment):
-            raise asyncio.CancelledError
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+MOMENTS = {"before": StepCommitting, "after": StepCommitted}
+
+
+async def work(workflow_id: str, when: str) -> None:
+    """What a worker's process does."""
+    async with StateStore.open(hook=DiesAt(MOMENTS[when])) as store:
+        await store.run("bill", bill, workflow_id=workflow_id)
+
+
+async def start_worker(workflow_id: str, when: str) -> int:
+    """Start a worker, wait for its death, and return how often it called `charge`."""
+    worker = await asyncio.create_subprocess_exec(sys.executable, __file__, workflow_id, when, stdout=PIPE)
+    output, _ = await worker.communicate()
+    return output.decode().split().count("charge")
 
 
 async def count_bills(store: StateStore, run_id: str) -> str:
@@ -60,18 +78,15 @@ async def main() -> None:
         workflow_id = f"order-{uuid4()}"
         run_id = str((await store.start("bill", workflow_id=workflow_id)).id)
 
-        for number, moment in enumerate((StepCommitting, StepCommitted), start=1):
-            async with StateStore.open(hook=DiesAt(moment)) as worker:
-                try:
-                    await worker.run("bill", bill, workflow_id=workflow_id)
-                except asyncio.CancelledError:
-                    when = "before" if moment is StepCommitting else "after"
-                    print(f"worker {number}: died {when} the commit, {await count_bills(store, run_id)}")
+        calls = 0
+        for number, when in enumerate(MOMENTS, start=1):
+            calls += await start_worker(workflow_id, when)
+            print(f"worker {number}: died {when} the commit, {await count_bills(store, run_id)}")
 
         await store.run("bill", bill, workflow_id=workflow_id)
         print(f"worker 3: completed, {await count_bills(store, run_id)}")
-        print(f"charge was called {len(calls)} times")
+        print(f"charge was called {calls} times")
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(work(*sys.argv[1:]) if sys.argv[1:] else main())
