@@ -69,15 +69,16 @@ async def test_a_declared_on_unknown_costs_a_second_commit(store: StateStore) ->
 
 
 async def test_a_hundred_steps_at_once_are_few_commits(store: StateStore, backend: str) -> None:
-    start = asyncio.Barrier(100)
+    start, end = asyncio.Barrier(100), asyncio.Barrier(100)
     costs: list[Traffic] = []
 
     async def handler(run: Run) -> None:
-        async with start:
-            with traffic_of(store) if run.context["n"] == 0 else nullcontext(Traffic()) as traffic:
-                await run.step("a", Effect())
-            if run.context["n"] == 0:
-                costs.append(traffic)
+        await start.wait()
+        with traffic_of(store) if run.context["n"] == 0 else nullcontext(Traffic()) as traffic:
+            await run.step("a", Effect())
+            await end.wait()  # so that nothing but steps is counted, and all of them are
+        if run.context["n"] == 0:
+            costs.append(traffic)
 
     await asyncio.gather(*(store.run("n", handler, context={"n": n}) for n in range(100)))
     assert costs[0].commits <= 4
