@@ -35,8 +35,18 @@ def vanish() -> NoReturn:
     drivers = _drivers.get()
     assert drivers, "vanish() is for a handler, or what it calls"
     for driver in drivers:
-        driver.get_loop().call_soon_threadsafe(driver.cancel)  # a step's function may run in a thread
+        if _runs_here(driver.get_loop()):
+            driver.cancel()
+        else:
+            driver.get_loop().call_soon_threadsafe(driver.cancel)  # a step's function may run in a thread
     raise asyncio.CancelledError
+
+
+def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def let_workers_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
