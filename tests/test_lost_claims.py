@@ -93,7 +93,7 @@ async def test_a_worker_looks_for_it_as_soon_as_it_can(
 
         worker = Worker(store, {"n": handler}, poll=0.1, handle_signals=False)
         with answer_lost(store, go_away):
-            await worker._claim()
+            await worker._look_for_work()
         monkeypatch.undo()
         await worker._claim()
         await becomes(lambda row: row.status == "completed", near, "w")

@@ -41,8 +41,11 @@ PASSWORD = "password-canary-4711"
 USERS_OWN = "users-own-canary-4711"
 SECRETS = (PAYLOAD, PASSWORD)
 HIDDEN = {"secret": PAYLOAD, "list": [PAYLOAD, {"deep": PAYLOAD}]}
-# Bases that say nothing by themselves.
-NEVER_RAISED = {errors.OrchestratorStateError, errors.NotFound, errors.PayloadError, errors.SchemaMismatch}
+# Bases that say nothing by themselves; and what `store.run` answers by going on, which holds an id and no more.
+NEVER_RAISED = {
+    *(errors.OrchestratorStateError, errors.NotFound, errors.PayloadError, errors.SchemaMismatch),
+    errors.PauseTakenBack,
+}
 LOGGERS = (
     "",
     "sqlalchemy",
