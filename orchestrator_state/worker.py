@@ -157,7 +157,7 @@ class Worker:
         self._news.set()
 
     async def _wait_for_news(self) -> None:
-        await _wait(self._news, self._poll * random.uniform(0.5, 1.5))  # noqa: S311 - spreads load, guards nothing
+        await _wait(self._news, self._poll * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load, guards nothing
 
     async def _cancel_the_rest(self) -> None:
         left = set(self._under_way)
