@@ -32,6 +32,7 @@ test: $(installed) ## every test, on SQLite and on a real Postgres
 	@.venv/bin/python -m pytest -n 2
 
 chaos: $(installed) ## the promise in a hostile world, at length: kills, crashes, failover, bad networks, disks and clocks
+	@.venv/bin/python -m tests.chaos.tools
 	@.venv/bin/python -m tests.chaos
 
 check: $(installed) ## style, types, layers, documents, and the wheel in an empty environment

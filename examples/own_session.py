@@ -16,7 +16,7 @@ from sqlalchemy import func, make_url, select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from orchestrator_state import StateStore, UnitOfWork, WorkflowState
+from orchestrator_state import StateStore, WorkflowState
 
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
 
@@ -35,11 +35,11 @@ class Invoice(Base):
     cents: Mapped[int]
 
 
-async def charge(session: AsyncSession, state: WorkflowState, cents: int) -> None:
+async def charge(store: StateStore, session: AsyncSession, state: WorkflowState, cents: int) -> None:
     """Write the invoice and finish the workflow. The caller commits both."""
     session.add(Invoice(workflow=state.id, cents=cents))
     state.mark_completed()
-    await UnitOfWork(session).workflows.save(state)
+    await store.unit_of_work(session).workflows.save(state)
 
 
 def send_receipt() -> None:
@@ -67,14 +67,14 @@ async def main() -> None:
         await store.save_workflow_state(state)
 
         async with sessions.begin() as session:
-            await charge(session, state, cents=1250)
+            await charge(store, session, state, cents=1250)
         await show(engine, store, state.id, "both are there")
 
         try:
             async with sessions.begin() as session:
                 session.add(Invoice(workflow=state.id, cents=1250))
                 state.context = {"receipt": "sent"}
-                await UnitOfWork(session).workflows.save(state)
+                await store.unit_of_work(session).workflows.save(state)
                 send_receipt()
         except ConnectionError:
             await show(engine, store, state.id, "neither was changed")

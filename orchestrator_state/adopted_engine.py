@@ -7,9 +7,12 @@ connection. SQLAlchemy says nothing then: what was rolled back stays, and one ta
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
+from operator import methodcaller
 from typing import Any, Final, cast
 
 from sqlalchemy import Connection, Engine, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
@@ -26,7 +29,16 @@ _NO_TRANSACTION: Final = (
     "this session's connection commits every statement by itself (AUTOCOMMIT), so a unit of work on it could not be "
     "rolled back; use an engine or a session without isolation_level='AUTOCOMMIT'"
 )
+_STREAMS: Final = (
+    "the engine's execution options have stream_results or yield_per, with which no statement of it can be awaited; "
+    "give them to the statements that need them, and not to the engine"
+)
+_TRANSLATES: Final = (
+    "the engine's schema_translate_map sends tables without a schema elsewhere, the store's too, but not their "
+    "migrations; give the engine without that map, and on Postgres db_schema="
+)
 _WATCHED: Final = "orchestrator_state.watched"
+_TEXTS: Final = "orchestrator_state.texts"  # connection info: how the application reads them
 
 
 def require_fit(engine: object) -> None:
@@ -45,6 +57,11 @@ def require_fit(engine: object) -> None:
             f"a {type(engine.pool).__name__} has one connection for all: what one task reads would roll back what "
             f"another writes; {_USE_ANOTHER_POOL}"
         )
+    options = engine.get_execution_options()
+    if options.get("stream_results") or options.get("yield_per"):
+        raise ConfigurationError(_STREAMS)
+    if (options.get("schema_translate_map") or {}).get(None):
+        raise ConfigurationError(_TRANSLATES)
 
 
 def require_fit_connection(connection: Connection) -> str | None:
@@ -60,12 +77,80 @@ def require_fit_connection(connection: Connection) -> str | None:
         raise ConfigurationError("the engine's driver has autocommit=True and ignores rollbacks; leave it out")
     if raw.isolation_level is None and getattr(connection.dialect, "skip_autocommit_rollback", False):
         raise ConfigurationError("the engine has skip_autocommit_rollback and would roll nothing back; leave it out")
+    _refuse_converters(connection)
     return path
+
+
+def _refuse_converters(connection: Connection) -> None:
+    """The driver's converter of timestamps, which cannot read ours, shows in a column that was declared as one."""
+    connection.exec_driver_sql("CREATE TEMPORARY TABLE orchestrator_state_probe (at TIMESTAMP)")
+    try:
+        connection.exec_driver_sql("SELECT at FROM orchestrator_state_probe UNION ALL SELECT 'now'").all()
+    except ValueError:
+        raise ConfigurationError(
+            "the engine's driver has detect_types=PARSE_DECLTYPES and cannot read the store's timestamps; leave it out"
+        ) from None
+    finally:
+        connection.exec_driver_sql("DROP TABLE orchestrator_state_probe")
 
 
 def autocommits(connection: Connection) -> bool:
     """Whether each statement on it is a transaction of its own."""
     return connection.dialect.detect_autocommit_setting(cast(Any, connection.connection.dbapi_connection))
+
+
+def roll_back_when_cancelled(engine: Engine) -> None:
+    """Let go of SQLite's lock when a statement is cancelled, before SQLAlchemy closes its connection.
+
+    SQLite keeps the transaction of a connection that is closed while a cursor of it lives, here until the garbage
+    collector finds that cursor, and with it the lock, from everybody.
+    """
+    event.listen(engine, "handle_error", _roll_back_if_cancelled)
+
+
+def _roll_back_if_cancelled(context: ExceptionContext) -> None:
+    connection = context.connection
+    if isinstance(context.original_exception, Exception) or connection is None or connection.closed:
+        return
+    if not connection.invalidated:
+        with suppress(Exception):
+            cast(Any, connection.connection.dbapi_connection).rollback()
+
+
+def read_what_is_no_text(engine: Engine) -> None:
+    """Let statements on this view of the application's SQLite engine read texts that are not UTF-8, as surrogates.
+
+    The driver refuses such a row, and the rest of the page with it. Its connections are set back after each statement:
+    what the application itself reads on them is none of our business.
+    """
+    event.listen(engine, "before_cursor_execute", _read_leniently)
+    event.listen(engine, "after_cursor_execute", _read_as_before)
+    event.listen(engine, "handle_error", lambda context: _read_as_before(context.connection))
+
+
+def _read_leniently(connection: Connection, *_: Any) -> None:
+    raw = _sqlite3_of(connection)
+    connection.info.setdefault(_TEXTS, raw.text_factory)
+    raw.text_factory = methodcaller("decode", "utf-8", "surrogateescape")
+
+
+def _read_as_before(connection: Connection | None, *_: Any) -> None:
+    if connection is not None and not connection.invalidated and _TEXTS in connection.info:
+        _sqlite3_of(connection).text_factory = connection.info.pop(_TEXTS)
+
+
+def begin_before_savepoints(bind: Engine | Connection) -> None:
+    """Begin a transaction before a SAVEPOINT on SQLite that comes first in one.
+
+    Python's driver does not. The savepoint's release would commit, whatever becomes of the transaction around it.
+    """
+    if bind.dialect.name == "sqlite" and not event.contains(bind, "savepoint", _begin_before_savepoint):
+        event.listen(bind, "savepoint", _begin_before_savepoint)
+
+
+def _begin_before_savepoint(connection: Connection, _name: str) -> None:
+    if not (_sqlite3_of(connection).in_transaction or autocommits(connection)):
+        connection.exec_driver_sql("BEGIN")
 
 
 def refuse_autocommit(session: AsyncSession) -> None:
@@ -75,6 +160,8 @@ def refuse_autocommit(session: AsyncSession) -> None:
         return
     sync_session.info[_WATCHED] = True
     event.listen(sync_session, "after_begin", _refuse_autocommit)
+    if isinstance(sync_session.bind, Connection):  # on which a session may begin with a savepoint
+        begin_before_savepoints(sync_session.bind)
     begun = sync_session.get_transaction()
     for connection, *_ in begun._connections.values() if begun else ():  # noqa: SLF001 - else it would connect
         _require_transaction(connection)
@@ -86,6 +173,7 @@ def _refuse_autocommit(_session: Session, _transaction: SessionTransaction, conn
 
 def _require_transaction(connection: Connection) -> None:
     if not autocommits(connection):
+        begin_before_savepoints(connection)
         return
     if connection.dialect.name == "sqlite" and _sqlite3_of(connection).in_transaction:
         return  # SQLAlchemy's recipe: the driver begins nothing, and an event does

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import FunctionType
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state.codecs import check_text
-from orchestrator_state.errors import InvalidPayload
+from orchestrator_state.errors import ConfigurationError, InvalidPayload
+
+_T = TypeVar("_T")
+_YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
 def as_uuid(value: object, path: str) -> UUID:
@@ -16,9 +23,11 @@ def as_uuid(value: object, path: str) -> UUID:
     if isinstance(value, UUID):
         return value
     try:
-        return UUID(value)  # type: ignore[arg-type]
-    except (ValueError, TypeError, AttributeError):
-        raise InvalidPayload(f"{path} is not a UUID", path=path) from None
+        if isinstance(value, str):
+            return UUID(value)
+    except ValueError:
+        pass
+    raise InvalidPayload(f"{path} is not a UUID", path=path)
 
 
 def as_name(value: object, path: str) -> str:
@@ -50,7 +59,11 @@ def as_duration(value: object, path: str) -> timedelta:
     """Return a duration, also from a number of seconds; a negative one is none. Raises `InvalidPayload`."""
     if isinstance(value, timedelta):
         return max(value, timedelta())
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (isinstance(value, int) or math.isfinite(value))
+    ):
         try:
             return timedelta(seconds=max(value, 0))
         except OverflowError:
@@ -72,3 +85,55 @@ def as_signal_name(value: object) -> str:
     if not 1 <= len(name) <= 248:
         raise InvalidPayload(f"a signal's name must have 1 to 248 characters, not {len(name)}", path="name")
     return name
+
+
+def as_positive(value: object, name: str) -> int:
+    """Return a whole number of 1 or more. Raises `ConfigurationError`."""
+    if type(value) is not int or value < 1:
+        raise ConfigurationError(f"{name} must be a whole number, 1 or more")
+    return value
+
+
+def as_function(value: object, name: str) -> Callable[..., Any]:
+    """Return what can be called for a result. Raises `ConfigurationError`, also for what was called already."""
+    if type(value) is FunctionType and not value.__code__.co_flags & _YIELDS:
+        return value  # as nearly always: each step passes through here
+    if inspect.iscoroutine(value):
+        value.close()  # nobody is going to await it
+        raise ConfigurationError(
+            f"{name} is a coroutine: give the function, and its arguments after it, without calling it"
+        )
+    if not callable(value):
+        raise ConfigurationError(f"{name} must be a function, not a {type(value).__name__}")
+    if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
+        raise ConfigurationError(f"{name} is a generator; it must return its result instead of yielding it")
+    return value
+
+
+def as_listener(value: object, name: str) -> Any:
+    """Return a function to be told of something, or None. Raises `ConfigurationError`, also for an async one."""
+    if value is None:
+        return None
+    if inspect.iscoroutinefunction(as_function(value, name)):
+        raise ConfigurationError(f"{name} must be a plain function, not an async one: nobody would await it")
+    return value
+
+
+def as_handlers(value: object) -> dict[str, Callable[..., Any]]:
+    """Return handlers by name. Raises `ConfigurationError`."""
+    if not isinstance(value, Mapping):
+        raise ConfigurationError(f"handlers must be a mapping of names to functions, not a {type(value).__name__}")
+    for name, handler in value.items():
+        try:
+            as_stored_name(name, "the name of a handler")
+        except InvalidPayload as error:
+            raise ConfigurationError(str(error)) from None
+        as_function(handler, f"the handler of {name!r}")
+    return dict(value)
+
+
+def as_instance(value: object, kind: type[_T], path: str) -> _T:
+    """Return an object of one of our models. Raises `InvalidPayload`."""
+    if isinstance(value, kind):
+        return value
+    raise InvalidPayload(f"{path} must be a {kind.__name__}, not a {type(value).__name__}", path=path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
@@ -38,8 +39,10 @@ class BlobStore:
     def __init__(
         self, url: str, *, above: int = 1_000_000, timeout: timedelta = timedelta(seconds=60), **storage_options: Any
     ) -> None:
-        if above < 1:
-            raise ConfigurationError("above must be at least 1")
+        if type(above) is not int or above < 1:
+            raise ConfigurationError("above must be a whole number of bytes, at least 1")
+        if type(timeout) is not timedelta or timeout <= timedelta():
+            raise ConfigurationError("timeout must be a timedelta of more than nothing")
         self.above: Final = above
         self._url = url
         self._options = storage_options
@@ -53,15 +56,28 @@ class BlobStore:
         return f"BlobStore(above={self.above})"  # the URL may hold a password
 
     async def put(self, name: str, content: bytes) -> None:
-        """Write a blob; it is on disk, or acknowledged by the object store, when this returns."""
-        await self._in_thread(partial(self._put, name, content))
+        """Write a blob; it is on disk, or acknowledged by the object store, when this returns.
+
+        Raises a `StoreUnavailable` that is transient: written again it is the same blob.
+        """
+        try:
+            await self._in_thread(partial(self._put, name, content))
+        except StoreUnavailable as error:
+            error.transient = True
+            raise
 
     async def get(self, name: str, max_bytes: int | None = None) -> bytes | None:
-        """Return a blob, or None if it is gone for sure; of one over `max_bytes` as many bytes and one more."""
+        """Return a blob, or None if it is gone for sure; of one over `max_bytes` as many bytes and one more.
+
+        Raises `StoreUnavailable`, which says if it is this `one_blob` that cannot be read.
+        """
         return await self._in_thread(partial(self._get, name, max_bytes))
 
     async def remove(self, names: Iterable[str]) -> None:
-        """Remove blobs; that one is gone already is no error."""
+        """Remove blobs; that one is gone already is no error, and one that cannot be removed keeps no other.
+
+        Raises `StoreUnavailable` if some were left.
+        """
         await in_parallel([self._in_thread(partial(self._remove, name)) for name in names])
 
     async def find(self, directory: str) -> list[str]:
@@ -151,7 +167,13 @@ class BlobStore:
         except FileNotFoundError:
             self._require_marker(files)
             return None
+        except Exception as error:  # noqa: BLE001 - each file system has its own
+            raise self._of_one_blob(files, "read", error) from None
         return content
+
+    def _of_one_blob(self, files: Any, done: str, error: Exception) -> StoreUnavailable:
+        files.cat_file(self._path(_MARKER))  # which fails if it is the store that does
+        return StoreUnavailable(f"a blob cannot be {done} ({type(error).__name__})", one_blob=True)
 
     def _require_marker(self, files: Any) -> None:
         files.invalidate_cache()
@@ -168,6 +190,8 @@ class BlobStore:
             files.rm_file(self._path(name))
         except FileNotFoundError:
             return
+        except Exception as error:  # noqa: BLE001 - each file system has its own
+            raise self._of_one_blob(files, "removed", error) from None
         if isinstance(files, LocalFileSystem):
             try:
                 Path(self._path(name)).parent.rmdir()
@@ -185,27 +209,43 @@ class BlobStore:
 
 
 async def in_parallel(jobs: list[Any]) -> list[Any]:
-    """Await `jobs`, a few at a time; all of them are over before the first error is raised."""
+    """Await `jobs`, a few at a time; all that were begun are over before the first error is raised.
+
+    Once the store does not answer, no more are begun: each would wait for its own time limit.
+    """
     results: list[Any] = []
-    for start in range(0, len(jobs), _AT_A_TIME):
-        results += await asyncio.gather(*jobs[start : start + _AT_A_TIME], return_exceptions=True)
+    waiting = deque(jobs)
+    try:
+        while waiting and not any(map(_concerns_all, results[-_AT_A_TIME:])):
+            some = [waiting.popleft() for _ in range(min(_AT_A_TIME, len(waiting)))]
+            results += await asyncio.gather(*some, return_exceptions=True)
+    finally:
+        for left in waiting:
+            left.close()
     for result in results:
         if isinstance(result, BaseException):
             raise result
     return results
 
 
+def _concerns_all(result: object) -> bool:
+    return isinstance(result, BaseException) and not (isinstance(result, StoreUnavailable) and result.one_blob)
+
+
 def _write_for_owner(path: str, content: bytes) -> None:
-    """Write a file that nobody else can read, whatever the process's umask."""
+    """Write a file that its owner can read, and nobody else, whatever the process's umask."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(descriptor, 0o600)
         file.write(content)
 
 
 def _make_for_owner(directory: Path) -> None:
     for place in (*reversed(directory.parents), directory):
         if not place.exists():
-            place.mkdir(mode=0o700, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                place.mkdir(mode=0o700)
+                place.chmod(0o700)
 
 
 def _sync_to_disk(path: Path, *, up_to: Path) -> None:

@@ -9,11 +9,16 @@ cannot be seen, and is not assumed.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
-from typing import Final
+from typing import Any, Final
 from weakref import ref
+
+from orchestrator_state.task_contexts import context_of
+
+_LONGEST_LOOK: Final = 0.0003  # seconds, of the processor: some hundred tasks
 
 
 class Branch:
@@ -86,6 +91,7 @@ class Branches:
     def __init__(self) -> None:
         self._ticks = count(1)
         self._known: list[Branch] = []
+        self._is_crowded = False
 
     def here(self) -> Place:
         """The place of whoever is calling. Threads, and tasks that a step started, act for its branch."""
@@ -102,24 +108,16 @@ class Branches:
             return place
         return self._started(task, place)
 
-    def advance(self) -> Place:
-        """The place of whoever is calling, once it has done something more."""
+    def advance(self, past: int = -1) -> Place:
+        """The place of whoever is calling, once it has done something more, or come past the patch at a position."""
         place = self.here()
+        last = max(place.last, past)
         if place.call is not None:
+            place.last = last
             return place
-        place = Place(self, place.branch, next(self._ticks), place.parent, place.last)
+        place = Place(self, place.branch, next(self._ticks), place.parent, last)
         _place.set(place)
         return place
-
-    def saw(self, position: int) -> None:
-        """The calling branch has come past the patch at `position`."""
-        place = self.here()
-        if position <= place.last:
-            return
-        if place.call is not None:
-            place.last = position
-        else:
-            _place.set(Place(self, place.branch, place.tick, place.parent, position))
 
     def call(self, ended: Callable[[int], object]) -> Call:
         """In here the calling branch waits for a step: whoever does something does it for that step.
@@ -140,10 +138,29 @@ class Branches:
         """See `call`."""
         _place.set(Place(self, place.branch, place.tick, place.parent, place.last))
 
+    def enter(self) -> None:
+        """What this task starts from now on are branches of ours, also before they have done anything."""
+        _place.set(Place(self, Branch(None), next(self._ticks), None, -1))
+
     def others_alive(self, place: Place) -> bool:
-        """Whether there are other branches that may do something now."""
+        """Whether there are other branches that have done something, and may do more now."""
         self._known = [branch for branch in self._known if branch.is_alive]
         return any(branch is not place.branch for branch in self._known)
+
+    def others_possible(self, place: Place) -> bool:
+        """The same, with those that have done nothing yet. Looks at all tasks there are; of very many it is assumed."""
+        if self._is_crowded or self.others_alive(place):
+            return True
+        began = time.thread_time()
+        found = any(not place.branch.is_of(task) and self._is_ours(task) for task in asyncio.all_tasks())
+        self._is_crowded = time.thread_time() - began > _LONGEST_LOOK
+        return found
+
+    def _is_ours(self, task: asyncio.Task[Any]) -> bool:
+        """Whether it is a branch, and not what a step has started."""
+        context = context_of(task)
+        place = None if context is None else context.get(_place)
+        return place is not None and place.branches is self and place.call is None
 
     def _started(self, task: asyncio.Task[object] | None, parent: Place | None) -> Place:
         branch = Branch(task)

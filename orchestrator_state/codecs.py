@@ -13,7 +13,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator_state.context_dict import ContextDict
-from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadTooLarge
+from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError, PayloadTooLarge
 
 MAX_DEPTH: Final = 100
 MAX_BYTES: Final = 16 * 1024 * 1024
@@ -29,11 +29,14 @@ MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 MAX_INTEGER_DIGITS: Final = 4300
 _OVER_INTEGERS: Final = 10**MAX_INTEGER_DIGITS
 _UNDER_INTEGERS: Final = -(10 ** (MAX_INTEGER_DIGITS - 1))
-# Looking at a value takes a tenth of a microsecond, in which nothing else of the process goes on.
+# Looking at a value takes a tenth of a microsecond.
 MAX_VALUES: Final = 2_000_000
 MOST_VALUES: Final = 2**31
 # What `_is_surely_json` vouches for: so many values and characters, counted wherever they stand, and so large numbers.
 _EASY_SIZE: Final = 32_000_000
+# What is encoded while everything waits: in a millisecond.
+_FEW: Final = 5_000
+_SMALL: Final = 256 * 1024
 _EASY_LEAST: Final = -1e38
 _EASY_MOST: Final = 1e38
 _NUL: Final = rb"\u0000"
@@ -41,6 +44,9 @@ _NUL: Final = rb"\u0000"
 Encode = Callable[[Any, str], str]
 """`encode` under certain limits: a value and its path to its JSON text."""
 
+_PIECE: Final = 64 * 1024
+_split_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_split_list: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
 
@@ -59,16 +65,40 @@ def encode(
     `max_depth` containers deep and `max_values` in number. Raises `InvalidPayload` with the path of the offending
     place, or `PayloadTooLarge`.
     """
+    is_sure = _is_surely_json(value, max_depth, max_values)
+    return _written(value, path, (max_bytes, max_depth, max_values), is_sure=is_sure)
+
+
+def encode_small(value: Any, path: str, *, max_bytes: int, max_depth: int, max_values: int) -> str | None:
+    """Like `encode`, if that takes no longer than a millisecond or so; else None. Raises `PayloadTooLarge`."""
+    if not _is_surely_json(value, max_depth, min(max_values, _FEW), _SMALL):
+        return None
+    return _written(value, path, (max_bytes, max_depth, max_values), is_sure=True)
+
+
+def encode_steady(encode: Callable[[], str]) -> str | None:
+    """What `encode` makes of a value that somebody may change meanwhile; None if somebody did, or if it is refused.
+
+    For a thread. The second look at the value is between two texts of it: if they are the same, so was what it saw.
+    """
     try:
-        text: bytes = _to_json(value) if _is_surely_json(value, max_depth, max_values) else b""
+        text = encode()
+        return text if encode() == text else None
+    except (RuntimeError, PayloadError):  # a dict that changes its size says so
+        return None
+
+
+def _written(value: Any, path: str, limits: tuple[int, int, int], *, is_sure: bool) -> str:
+    try:
+        text: bytes = _to_json(value) if is_sure else b""
     except UnicodeEncodeError:  # a lone surrogate
         text = b""
     # The single character is looked for first: that is ten times as fast, and most texts have none.
     if not text or (b"\\" in text and _NUL in text):
-        _refuse_what_json_would_change(value, path, max_bytes, max_depth, max_values)
+        _refuse_what_json_would_change(value, path, *limits)
         text = text or _to_json(value)
-    if len(text) > max_bytes:
-        raise _too_large(path, max_bytes, len(text))
+    if len(text) > limits[0]:
+        raise _too_large(path, limits[0], len(text))
     return text.decode()
 
 
@@ -79,6 +109,24 @@ def decode(text: str | bytes, path: str) -> Any:
     except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
         # "from None": the decoder's own message may quote the payload.
         raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
+
+
+def decode_long(text: str, path: str) -> Any:
+    """`decode` in pieces, between which other threads have their turn: the decoder keeps them from it."""
+    if len(text) <= _PIECE:
+        return decode(text, path)
+    try:
+        return _in_pieces(text.encode())
+    except (msgspec.DecodeError, TypeError, ValueError, RecursionError):
+        raise CorruptPayload(f"the stored {path} is not valid JSON", path=path) from None
+
+
+def _in_pieces(data: bytes | memoryview) -> Any:
+    if len(data) <= _PIECE or data[:1] not in (b"[", b"{"):
+        return _from_json(data)
+    if data[:1] == b"{":
+        return {key: _in_pieces(memoryview(item)) for key, item in _split_object(data).items()}
+    return [_in_pieces(memoryview(item)) for item in _split_list(data)]
 
 
 def copied(value: Any, path: str) -> Any:
@@ -105,13 +153,13 @@ def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
     )
 
 
-def _is_surely_json(root: Any, max_depth: int, max_values: int) -> bool:  # noqa: C901, PLR0912 - one loop is what makes it fast
+def _is_surely_json(root: Any, max_depth: int, max_values: int, most: int = _EASY_SIZE) -> bool:  # noqa: C901, PLR0912 - one loop is what makes it fast
     """Tell quickly, level by level, that `root` is small and all JSON but for NUL characters and lone surrogates.
 
     False means no more than a doubt: what is wrong, where, and whether, is for `_refuse_what_json_would_change`.
     Exact types only: the encoder takes tuples, bytes, enums or keys that are numbers for something else.
     """
-    left, values_left = _EASY_SIZE, min(max_values, _EASY_SIZE) + 1  # the root itself
+    left, values_left = most, min(max_values, _EASY_SIZE) + 1  # the root itself
     level: list[Any] = [[root]]
     for _ in range(max_depth + 1):
         below: list[Any] = []

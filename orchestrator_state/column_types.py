@@ -37,8 +37,8 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 DAMAGED_TIME: Final = datetime(1, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 DAMAGED_ID: Final = UUID("dada0bad-0bad-0bad-0bad-0bad0bad0bad")
 _POSTGRES_DAMAGED_TIME: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-02 03:04:05.678901+00'")
-_POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
-_POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")
+POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
+POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")
 
 _to_text = lru_cache(maxsize=4096)(str)
 _to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
@@ -100,7 +100,7 @@ class PostgresTimestamp(TypeDecorator[datetime]):
     def column_expression(self, column: ColumnElement[Any]) -> ColumnElement[Any]:
         if not isinstance(column, Column):  # what is computed in a statement
             return column
-        within = and_(column >= _POSTGRES_FIRST, column < _POSTGRES_END)
+        within = and_(column >= POSTGRES_FIRST, column < POSTGRES_END)
         return type_coerce(case((or_(column.is_(None), within), column), else_=_POSTGRES_DAMAGED_TIME), self)
 
 
@@ -143,12 +143,19 @@ class SqliteStoredKey(UserDefinedType[Any]):
         return "BLOB"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        return lambda key: b"b" + key if isinstance(key, bytes) else b"t" + str(key).encode(errors="surrogateescape")
+        return _with_its_kind
 
     def bind_expression(self, bindvalue: BindParameter[Any]) -> ColumnElement[Any]:
         content = func.substr(bindvalue, 2, type_=LargeBinary)
         is_text = func.substr(bindvalue, 1, 1, type_=LargeBinary) == literal_column("x'74'")
         return case((is_text, cast(content, Text)), else_=content)
+
+
+def _with_its_kind(key: Any) -> bytes:
+    if isinstance(key, bytes):
+        return b"b" + key
+    # NULL sorts before the empty text, with nothing in between.
+    return b"t" + ("" if key is None else str(key)).encode(errors="surrogateescape")
 
 
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")

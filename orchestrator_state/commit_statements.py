@@ -13,6 +13,7 @@ SQLite
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from functools import cache
 from operator import attrgetter
 from typing import Any, Final
@@ -46,13 +47,16 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
+from orchestrator_state.cells import one_more
 from orchestrator_state.database_time import database_now
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.open_transactions import is_marked, setting_idle_limit
 from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.run_statements import (
     FIRST_CONTEXT_KEPT,
     IN_ITS_PLACE,
+    NOT_LET_GO,
     STILL_DIGESTED_AT,
     fenced_update,
     replacing_step,
@@ -98,17 +102,22 @@ _PARAMETERS: Final[dict[str, TypeEngine[Any]]] = (
 _ARRAYS: Final = {f"each_{name}": ARRAY(kind) for name, kind in _PARAMETERS.items()}
 
 
-def postgres_commit(changes: Sequence[RunChange]) -> tuple[Executable, dict[str, Any]]:
+def postgres_commit(
+    changes: Sequence[RunChange], *, only_marked: bool = False, idle_limit: timedelta | None = None
+) -> tuple[Executable, dict[str, Any]]:
     """A statement, and its parameters, that writes `changes`, each under its own lease; at most one of a run.
 
     It returns a row (id, False, request) for each run that matched and one (id, True, None) for each step written:
     none for a step that is recorded as completed. Passed over are runs whose lease is another's, that have moved on,
-    whose row is locked, and that make a checkpoint beside unnumbered ones.
+    whose row is locked, and that make a checkpoint beside unnumbered ones. And so is one change if it is `only_marked`,
+    in a transaction that is not, see `open_transactions`. An `idle_limit` is set for the transaction.
     """
     if len(changes) == 1:
-        return _of_one(), dict(zip(_ARRAYS, _flat(changes[0]), strict=True))
+        return _of_one(only_marked=only_marked, idle_limit=idle_limit), dict(
+            zip(_ARRAYS, _flat(changes[0]), strict=True)
+        )
     by_column = zip(*map(_flat, changes), strict=True)
-    return _of_many(), dict(zip(_ARRAYS, map(list, by_column), strict=True))
+    return _of_many(idle_limit=idle_limit), dict(zip(_ARRAYS, map(list, by_column), strict=True))
 
 
 def _flat(change: RunChange) -> tuple[Any, ...]:
@@ -126,28 +135,32 @@ def _flat(change: RunChange) -> tuple[Any, ...]:
 
 
 @cache
-def _of_many() -> Executable:
+def _of_many(*, idle_limit: timedelta | None) -> Executable:
     arrays = (bindparam(name, type_=kind) for name, kind in _ARRAYS.items())
     columns = (column(name, kind) for name, kind in _PARAMETERS.items())
-    return _commit(func.unnest(*arrays).table_valued(*columns, name="given").render_derived())
+    return _commit(func.unnest(*arrays).table_valued(*columns, name="given").render_derived(), idle_limit)
 
 
 @cache
-def _of_one() -> Executable:
+def _of_one(*, only_marked: bool, idle_limit: timedelta | None) -> Executable:
     """Plain values: Postgres plans it once and for all. Arrays, whose length it looks at, it plans each time anew."""
     values = (
         bindparam(parameter, type_=kind).label(name)
         for parameter, (name, kind) in zip(_ARRAYS, _PARAMETERS.items(), strict=True)
     )
-    return _commit(select(*values).subquery("given"))
+    given = select(*values).where(is_marked()) if only_marked else select(*values)
+    return _commit(given.subquery("given"), idle_limit)
 
 
-def _commit(given: FromClause) -> Executable:
+def _commit(given: FromClause, idle_limit: timedelta | None) -> Executable:
     """No part joins two others: the planner, which does not see how long arrays are, would compare each with each."""
     updated = _updated(_matched(given))
     recorded = _recorded(updated)
+    matched = select(updated.c.id, false().label("is_step"), updated.c.request)
+    if idle_limit is not None:
+        matched = matched.where(setting_idle_limit(idle_limit).is_not(None))
     return union_all(
-        select(updated.c.id, false().label("is_step"), updated.c.request),
+        matched,
         select(recorded.c.workflow_state_id, true(), null()),
     ).add_cte(_consumed(updated), _saved(updated), _pruned(updated))
 
@@ -167,6 +180,7 @@ def _matched(given: FromClause) -> CTE:
             _w.lease_owner == given.c.owner,
             _w.lease_token == given.c.token,
             _w.version == given.c.version,
+            NOT_LET_GO,
             or_(given.c.checkpoints_id.is_(None), unnumbered.is_(None)),
         )
         .with_for_update(of=workflow_states, skip_locked=True, key_share=True)
@@ -177,10 +191,12 @@ def _matched(given: FromClause) -> CTE:
 def _updated(matched: CTE) -> CTE:
     folds = matched.c.workflow_states_context.is_not(None)
     values: dict[str, Any] = {
-        "version": _w.version + 1,
+        "version": one_more(_w.version),
         "updated_at": database_now(),
         "digested_at": STILL_DIGESTED_AT,
-        "checkpoint_seq": case((matched.c.checkpoints_id.is_(None), _w.checkpoint_seq), else_=_w.checkpoint_seq + 1),
+        "checkpoint_seq": case(
+            (matched.c.checkpoints_id.is_(None), _w.checkpoint_seq), else_=one_more(_w.checkpoint_seq)
+        ),
     }
     step_is_over = _is_over(matched.c[f"{step_states.name}_status"])
     values["has_progressed"] = case((step_is_over, literal_column("1")), else_=_w.has_progressed)
@@ -256,7 +272,7 @@ def commit_update(*, folds_context: bool, makes_checkpoint: bool, finishes_step:
     if finishes_step:
         statement = statement.values(has_progressed=literal_column("1"))
     if makes_checkpoint:
-        statement = statement.values(checkpoint_seq=_w.checkpoint_seq + 1).where(~_HAS_UNNUMBERED)
+        statement = statement.values(checkpoint_seq=one_more(_w.checkpoint_seq)).where(~_HAS_UNNUMBERED)
     return statement.returning(_w.request)
 
 

@@ -35,6 +35,8 @@ class Zstd:
         except ImportError as error:
             message = "Zstd needs a library: pip install 'orchestrator-state[zstd]'"
             raise MissingExtra(message, extra="zstd") from error
+        if not all(type(given) is int for given in (level, threshold, max_bytes)):
+            raise ConfigurationError("level, threshold and max_bytes must be whole numbers")
         lowest, highest = zstd.CompressionParameter.compression_level.bounds()
         if not lowest <= level <= highest:
             raise ConfigurationError(f"level is {level}; it must be from {lowest} to {highest}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.codecs import Encode, decode, decode_long, encode, encode_steady
 from orchestrator_state.context_dict import ContextDict, Touch
 from orchestrator_state.errors import InvalidPayload
+from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.round_trip import difference, same_to
 from orchestrator_state.typed_values import Unreadable, adapter_of, dump, validated
 
@@ -20,6 +22,10 @@ _CHECKED_ALWAYS: Final = 4096
 """Characters of JSON. Whether a longer value is still the same is seen from its JSON alone, which is fast."""
 Encoded = dict[str, str]
 """A context by top-level key, each value as JSON."""
+
+
+Decoded = dict[str, tuple[str, Any]]
+"""By key, a JSON text and what it stands for."""
 
 
 def split(text: str, path: str) -> Encoded:
@@ -39,6 +45,19 @@ def join(parts: Mapping[str, str]) -> str:
     return text.decode()
 
 
+def decoded(values: Encoded) -> Decoded:
+    """For a thread. Each value is new, and for one place only."""
+    return {key: (text, decode_long(text, f"context.{key}")) for key, text in values.items()}
+
+
+class LongValues(Exception):
+    """Values that are to be looked at beside the event loop first: have `vouch` called there, and look again."""
+
+    def __init__(self, vouch: Callable[[], None]) -> None:
+        super().__init__()
+        self.vouch = vouch
+
+
 class ContextValue(Protocol):
     """One object for the whole attempt, which the handler may keep in a variable, and changes."""
 
@@ -48,14 +67,17 @@ class ContextValue(Protocol):
     def snapshot(self, key: str | None) -> Encoded:
         """What it is now at `key`, or everywhere, unchecked."""
 
-    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+    def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         """What is now other than in `seen`, and which keys are gone; without `everywhere`, where somebody took it up.
 
-        Raises `InvalidPayload` if it cannot be stored.
+        Raises `InvalidPayload` if it cannot be stored, and `LongValues` if that takes long and need not be `at_once`.
         """
 
-    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
-        """Let it have `values`, and not what is `gone`; the rest stays as the handler left it."""
+    def put(self, values: Encoded, gone: Iterable[str] = (), ahead: Decoded | None = None) -> None:
+        """Let it have `values`, and not what is `gone`; the rest stays as the handler left it.
+
+        Some of them may be decoded already.
+        """
 
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list at `key`."""
@@ -64,10 +86,14 @@ class ContextValue(Protocol):
 class PlainContext:
     """A dict of JSON."""
 
-    def __init__(self, start: Encoded, touch: Touch, encode: Encode = encode) -> None:
-        self._value = ContextDict({key: decode(text, "context") for key, text in start.items()}, touch=self._taken_up)
+    def __init__(self, start: Encoded, touch: Touch, payloads: Payloads = PLAIN) -> None:
+        self._value = ContextDict(
+            {key: decode_long(text, "context") for key, text in start.items()}, touch=self._taken_up
+        )
         self._touch = touch
-        self._encode = encode
+        self._payloads = payloads
+        self._vouched: Encoded = {}
+        """Long values of which this is the JSON can be stored."""
         self._taken: set[str] = set()
         self._is_all_taken = False
 
@@ -91,33 +117,62 @@ class PlainContext:
         value = self._value.plain()
         return {key: _unchecked(value[key]) or "null"} if key in value else {}
 
-    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+    def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         value = self._value.plain()
         keys: Iterable[Any] = value if everywhere or self._is_all_taken else self._taken
         changed: Encoded = {}
+        long: dict[str, Any] = {}
         for key in keys:
+            if key not in value:
+                continue
             before = seen.get(key)
-            if key in value and (before is None or len(before) <= _CHECKED_ALWAYS or _unchecked(value[key]) != before):
-                text = self._checked(key, value[key])
-                if text != before:
-                    changed[key] = text
+            text = self._text_of(key, value[key], before, at_once=at_once)
+            if text is None:
+                long[key] = value[key]
+            elif text != before:
+                changed[key] = text
+        if long:
+            raise LongValues(partial(self._vouch, long))
+        self._vouched.clear()
         if keys is value and len(value) == len(seen) and not changed:
             return changed, ()
         return changed, tuple(key for key in (seen if keys is value else self._taken & seen.keys()) if key not in value)
 
+    def _text_of(self, key: Any, item: Any, before: str | None, *, at_once: bool) -> str | None:
+        """The JSON of what is at `key`, checked; None if that takes long and need not be `at_once`."""
+        if (before is not None and len(before) > _CHECKED_ALWAYS) or key in self._vouched:
+            text = _unchecked(item)
+            if text and text in (before, self._vouched.get(key)):
+                return text
+        return self._checked(key, item) if at_once else self._checked_if_small(key, item)
+
     def _checked(self, key: Any, item: Any) -> str:
         # With its key, so that keys are checked, and levels counted, as in the whole context.
-        text = self._encode({key: item}, "context")
-        return text[len(_to_json(key).decode()) + 2 : -1]
+        return _without_key(key, self._payloads.encode({key: item}, "context"))
 
-    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
+    def _checked_if_small(self, key: Any, item: Any) -> str | None:
+        text = self._payloads.encode_small({key: item}, "context")
+        return None if text is None else _without_key(key, text)
+
+    def _vouch(self, items: Mapping[str, Any]) -> None:
+        for key, item in items.items():
+            text = encode_steady(partial(self._checked, key, item))
+            if text is not None:
+                self._vouched[key] = text
+
+    def put(self, values: Encoded, gone: Iterable[str] = (), ahead: Decoded | None = None) -> None:
         for key, text in values.items():
-            self._value.put(key, decode(text, f"context.{key}"))
+            known, value = ahead.pop(key, (None, None)) if ahead else (None, None)
+            self._value.put(key, value if known == text else decode(text, f"context.{key}"))
         self._value.drop(gone)
 
     def append(self, key: str, item: Any) -> None:
-        self._encode(item, f"context.{key}")
+        self._payloads.encode(item, f"context.{key}")
         _append(self._value.setdefault(key, []), key, item)
+
+
+def _without_key(key: Any, text: str) -> str:
+    return text[len(_to_json(key).decode()) + 2 : -1]
 
 
 def _unchecked(value: Any) -> str:
@@ -158,7 +213,7 @@ class TypedContext:
         except InvalidPayload:
             return {}
 
-    def changes(self, seen: Encoded, *, everywhere: bool) -> tuple[Encoded, tuple[str, ...]]:
+    def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         if not (everywhere or self._is_taken):
             return {}, ()
         now = self.encoded()
@@ -182,7 +237,7 @@ class TypedContext:
         path = f"state{found.path}"
         return InvalidPayload(f"{path} would not load back equal: {found.remedy}", path=path)
 
-    def put(self, values: Encoded, gone: Iterable[str] = ()) -> None:
+    def put(self, values: Encoded, gone: Iterable[str] = (), ahead: Decoded | None = None) -> None:
         gone = frozenset(gone)
         kept = {key: text for key, text in self.snapshot(None).items() if key not in gone}
         loaded = self._read({**kept, **values})

@@ -10,6 +10,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 FAR_FUTURE: Final = datetime(9999, 12, 31, tzinfo=UTC)
+"""When a run that waits without a limit is to be woken by the clock."""
+LATEST_WAKING: Final = datetime(2300, 1, 1, tzinfo=UTC)
+"""A run that is to sleep longer looks at the clock then. What is stored of a later time, but that one, is damage."""
 
 
 class DatabaseClock:

@@ -11,7 +11,7 @@ deltas whole first; if that was not done, or something is damaged, the hash does
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -161,6 +161,13 @@ class Source:
         self._step_rows = step_rows
         self._opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         self._open_step = cache(self._step)
+
+    @property
+    def texts(self) -> Iterator[object]:
+        """What it is made of."""
+        yield from (self._row.context, self._row.initial_context)
+        for row in self._step_rows:
+            yield from (row.outputs, row.context_patch)
 
     def whole(self, delta: Delta) -> str:
         """The JSON of the state that `delta` is of. Raises `CorruptPayload` if what it refers to is not what it was."""

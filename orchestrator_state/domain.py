@@ -104,7 +104,9 @@ def _in_utc(value: datetime) -> datetime:
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, strict=True), AfterValidator(_storable_text)]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_storable_text)]
 Timestamp = Annotated[AwareDatetime, AfterValidator(_in_utc)]
-Count = Annotated[int, Field(ge=0, le=2**31 - 1, strict=True)]
+LARGEST_COUNT: Final = 2**31 - 1
+"""That a column of Postgres holds. SQLite's hold more, and are given no more."""
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 
 
 def _refused(subject: str, error: ValidationError) -> InvalidPayload:
@@ -188,7 +190,8 @@ class SavedRows:
     `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
     order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
     `shown` is what the caller got in place of an older version. `outdated`: some digests are older than what they stand
-    beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps.
+    beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps. `has_patches`: steps hold
+    changes of the context that its column has not.
     """
 
     workflow: Mapping[str, Any]
@@ -198,6 +201,7 @@ class SavedRows:
     shown: Mapping[str | None, Shown] = field(default_factory=dict)
     outdated: bool = False
     may_have_deltas: bool = False
+    has_patches: bool = False
 
     @property
     def next_position(self) -> int:

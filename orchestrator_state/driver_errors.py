@@ -34,6 +34,10 @@ from orchestrator_state.failures import is_a, leaves
 _SCHEMA_MESSAGE: Final = (
     "the database's tables do not fit this version of the package; run `orchestrator-state db upgrade`"
 )
+_POOL_IS_FULL: Final = (
+    "no connection of the pool became free in time; raise pool_max (of an engine of the application's: pool_size or "
+    "max_overflow) or pool_timeout, or lower the load"
+)
 
 # Raised by a driver about a value that it was given, before anything is sent. `asyncpg.DataError` is the server's.
 _UNSENDABLE: Final = (asyncpg.exceptions._base.DataError, OverflowError, UnicodeEncodeError)  # noqa: SLF001
@@ -53,10 +57,17 @@ _SQLITE_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sql
 _SQLITE_REFUSED: Final = {
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database",
     sqlite3.SQLITE_CORRUPT: "the SQLite file is damaged; restore it from a backup",
-    sqlite3.SQLITE_CANTOPEN: "the SQLite file cannot be opened; check that its directory exists and is writable",
-    sqlite3.SQLITE_READONLY: "the SQLite file or its directory is read-only",
+    sqlite3.SQLITE_CANTOPEN: "the SQLite file cannot be opened; check its permissions, and that its directory exists "
+    "and is writable",
+    sqlite3.SQLITE_READONLY: "the SQLite file or its directory is read-only; a store writes to both",
     sqlite3.SQLITE_PERM: "the SQLite file may not be accessed; check its permissions",
     sqlite3.SQLITE_AUTH: "the SQLite file may not be accessed; check its permissions",
+}
+_SQLITE_REASONS: Final[dict[int | None, str]] = {
+    sqlite3.SQLITE_FULL: "the disk with the SQLite file is full; free some space on it",
+    sqlite3.SQLITE_IOERR: "the disk with the SQLite file failed; check it, and its space",
+    sqlite3.SQLITE_NOMEM: "there is no memory left for SQLite",
+    sqlite3.SQLITE_INTERRUPT: "a statement was interrupted",
 }
 _SQLITE_REFUSED_VALUES: Final[dict[int | None, tuple[type[OrchestratorStateError], str]]] = {
     sqlite3.SQLITE_CONSTRAINT: (Conflict, "the database refused the row"),
@@ -68,14 +79,35 @@ _SQLITE_COMMIT_UNKNOWN: Final = frozenset({None, sqlite3.SQLITE_IOERR})
 
 # https://www.postgresql.org/docs/current/errcodes-appendix.html: a code, or the class that begins it.
 _PG_LOCKED: Final = "55P03"
+_PG_FAILED_BEFORE: Final = "25P02"
+_FAILED_BEFORE: Final = "a statement of this transaction has failed before, so it takes no more; roll it back"
+_FLUSH_FAILED_BEFORE: Final = "7s2a"  # https://sqlalche.me/e/21/7s2a; the other code is for a connection that was lost
 _PG_ROLLED_BACK: Final = ("40", "55", "25")
 _PG_REFUSED: Final = {
     "08P01": "the server refused the connection's settings; behind PgBouncer open the store with pgbouncer=True",
-    "28": "the server refused the user or the password",
-    "3D": "the server has no such database",
-    "42501": "the database user lacks a privilege",
+    "28": "the server refused the user or the password; check both, and that pg_hba.conf lets them in from here",
+    "3D": "the server has no such database; check its name in the URL, or create it",
+    "42501": "the database user lacks a privilege; a store selects, inserts, updates and deletes, and a migration owns "
+    "its tables",
     "42": "the database refused a statement or a name in it",
 }
+_PG_GAVE_UP: Final = "the database gave up on the transaction"
+_PG_REASONS: Final = {
+    _PG_FAILED_BEFORE: _FAILED_BEFORE,
+    "25006": "the server, or the database for this user, may only be read; is it a standby?",
+    "53100": "the server's disk is full; free some space on it",
+    "53200": "the server has no memory left",
+    "53300": "the server, or this user's role, has no connection free; lower pool_max, or raise its limit",
+    "55P03": "another transaction held a row for longer than lock_timeout",
+    "57014": "a statement took longer than command_timeout, or somebody cancelled it",
+    "57P01": "the server ended the connection",
+    "57P02": "the server ended the connection",
+    "57P03": "the server is starting up or shutting down",
+    "57P05": "the server ended the connection",
+}
+_PG_OUT_OF_RANGE: Final = "22003"
+_SQLITE_OUT_OF_RANGE: Final = "integer overflow"
+_CANNOT_GROW: Final = "a stored number cannot grow: it was damaged; `orchestrator-state verify` finds it"
 _PG_REFUSED_VALUES: Final[dict[str, type[OrchestratorStateError]]] = {
     "22": InvalidPayload,
     "23": Conflict,
@@ -87,10 +119,15 @@ _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
 # After these the connection leads nowhere, or to a server that takes no writes (any more).
 _PG_CONNECTION_IS_SPENT: Final = ("08", "57P", "25006", "25P03", "25P04", "28", "3D")
 # In a statement of the caller's own these are the caller's: a wrong name, statement or cursor, one row too many, what
-# a function of theirs raised, what may not stand in a transaction, or what follows a failed statement.
+# a function of theirs raised, what may not stand in a transaction, or what follows a failed statement. But for those
+# after which the connection is spent.
 _PG_CALLERS_OWN: Final = (
-    *("42", "3F", "0A", "P0", "20", "21", "24", "26", "2D", "2F", "34", "38", "39", "3B"),
-    *("25001", "25P02"),
+    *("42", "3F", "P0", "0A", "0B", "0F", "0L", "0P", "0Z", "09", "10", "20", "21", "24", "25", "26", "27", "2B"),
+    *("2D", "2F", "34", "38", "39", "3B", "55000", "55P02", "55P04"),
+)
+_SQLITE_CALLERS_OWN: Final = (
+    None,
+    *(sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE, sqlite3.SQLITE_AUTH),
 )
 
 
@@ -98,6 +135,11 @@ def sqlite_code(error: BaseException | None) -> int | None:
     """The primary result code of a `sqlite3` error, or None."""
     code = getattr(error, "sqlite_errorcode", None)
     return code & 0xFF if isinstance(code, int) else None
+
+
+def is_unknown_to_sqlite(error: exc.DBAPIError) -> bool:
+    """Whether SQLite refused a statement for a name in it, or its text."""
+    return sqlite_code(error.orig) == sqlite3.SQLITE_ERROR
 
 
 def translate(
@@ -139,6 +181,13 @@ def fault_in(error: BaseException) -> StoreUnavailable | None:
     return None
 
 
+def fault_in_statement(error: BaseException) -> StoreUnavailable | None:
+    """Like `fault_in`, of what a statement raised. There what the network does is not the caller's own."""
+    if is_a(error, (OSError, EOFError)):  # among them the driver's `TimeoutError`
+        return StoreUnavailable(f"the database did not answer ({type(error).__name__})", transient=True)
+    return fault_in(error)
+
+
 def spends_connection(error: BaseException) -> bool:
     """Whether the connection on which `error` was raised, and others made with it, are of no more use."""
     if isinstance(error, exc.DBAPIError):
@@ -163,18 +212,28 @@ def _comes_from_postgres(error: BaseException) -> bool:
     return is_a(error, kinds) or getattr_static(error, "sqlstate", None) is not None
 
 
-def _is_a_drivers(error: BaseException) -> bool:
-    kinds = (sqlite3.Error, asyncpg.InternalClientError, exc.TimeoutError, exc.PendingRollbackError)
+def _is_a_drivers(error: BaseException | None) -> bool:
+    if error is None:
+        return False
+    kinds = (sqlite3.Error, asyncpg.InternalClientError, exc.TimeoutError)
     return is_a(error, kinds) or _comes_from_postgres(error)
 
 
 def _is_callers_own(error: BaseException) -> bool:
-    """Of an error of a driver in a statement of the caller's."""
+    """Of an error of a driver in a statement of the caller's.
+
+    asyncpg raises an `InterfaceError` for a wrong use of it. It also does on a connection that is closed: whoever has
+    the connection can tell.
+    """
     original = _original(error) if isinstance(error, exc.DBAPIError) else error
     if isinstance(original, sqlite3.Error):
-        return sqlite_code(original) in (None, sqlite3.SQLITE_ERROR)
+        return sqlite_code(original) in _SQLITE_CALLERS_OWN
     state = _sqlstate(original)
-    return state is not None and state.startswith(_PG_CALLERS_OWN) and not _is_outdated(original)
+    if state is None:
+        return isinstance(original.__cause__ or original, asyncpg.InterfaceError)
+    return state.startswith(_PG_CALLERS_OWN) and not (
+        state.startswith(_PG_CONNECTION_IS_SPENT) or _is_outdated(original)
+    )
 
 
 def _is_outdated(error: BaseException) -> bool:
@@ -187,7 +246,8 @@ def _from_elsewhere(error: Exception, *, committing: bool, opening: bool) -> Orc
     """What neither a server nor SQLite said: the network, the operating system, a driver that lost its way."""
     if isinstance(error, exc.SQLAlchemyError) and not isinstance(error, exc.DisconnectionError):
         return None
-    if opening and not isinstance(error, (OSError, EOFError)) and not _is_a_drivers(error):
+    known = isinstance(error, (OSError, EOFError)) or _is_a_drivers(error) or _is_a_drivers(error.__cause__)
+    if opening and not known:
         return None
     name = type(error).__name__
     message = "did not answer in time" if isinstance(error, TimeoutError) else f"cannot be reached ({name})"
@@ -196,7 +256,9 @@ def _from_elsewhere(error: Exception, *, committing: bool, opening: bool) -> Orc
 
 def _from_sqlalchemy(error: exc.TimeoutError | exc.PendingRollbackError) -> OrchestratorStateError:
     if isinstance(error, exc.TimeoutError):
-        return StoreUnavailable("no database connection became free in time; raise pool_max or lower the load")
+        return StoreUnavailable(_POOL_IS_FULL, transient=True, crowded=True)
+    if error.code == _FLUSH_FAILED_BEFORE:
+        return StoreUnavailable(_FAILED_BEFORE, transient=True, failed_before=True)
     return StoreUnavailable("the connection of this unit was lost; nothing of the unit is kept", transient=True)
 
 
@@ -218,10 +280,13 @@ def _from_sqlite(error: sqlite3.Error, *, committing: bool, opening: bool) -> Or
     if code in _SQLITE_REFUSED_VALUES:
         kind, message = _SQLITE_REFUSED_VALUES[code]
         return kind(f"{message} ({name})")
+    if code == sqlite3.SQLITE_ERROR and str(error) == _SQLITE_OUT_OF_RANGE:
+        return CorruptPayload(f"{_CANNOT_GROW} ({_SQLITE_OUT_OF_RANGE})", path="number")
     if code == sqlite3.SQLITE_ERROR:
         return _misfit(opening=opening)
     unknown = committing and code in _SQLITE_COMMIT_UNKNOWN
-    return StoreUnavailable(f"SQLite failed ({name})", transient=True, outcome_unknown=unknown)
+    message = _SQLITE_REASONS.get(code, "SQLite failed")
+    return StoreUnavailable(f"{message} ({name})", transient=True, outcome_unknown=unknown)
 
 
 def _from_conversion(error: Exception) -> OrchestratorStateError | None:
@@ -260,13 +325,23 @@ def _from_sqlstate(state: str, *, committing: bool, opening: bool) -> Orchestrat
     for prefix, reason in _PG_REFUSED.items():
         if state.startswith(prefix):
             return _refused(f"{reason} (SQLSTATE {state})", opening=opening)
+    # No value of ours is, so it is what a stored one would become. With a commit the caller's own objects are sent.
+    if state == _PG_OUT_OF_RANGE and not committing:
+        return CorruptPayload(f"{_CANNOT_GROW} (SQLSTATE {state})", path="number")
     for prefix, refusal in _PG_REFUSED_VALUES.items():
         if state.startswith(prefix):
             return refusal(f"the database refused a value (SQLSTATE {state})")
     # A serialization failure or deadlock at COMMIT has rolled back; a dropped connection may have committed.
     unknown = committing and not state.startswith(_PG_ROLLED_BACK)
-    message = f"the database gave up on the transaction (SQLSTATE {state})"
-    return StoreUnavailable(message, transient=True, outcome_unknown=unknown, locked=state == _PG_LOCKED)
+    reason = next((words for prefix, words in _PG_REASONS.items() if state.startswith(prefix)), _PG_GAVE_UP)
+    message = f"{reason} (SQLSTATE {state})"
+    return StoreUnavailable(
+        message,
+        transient=True,
+        outcome_unknown=unknown,
+        locked=state == _PG_LOCKED,
+        failed_before=state == _PG_FAILED_BEFORE,
+    )
 
 
 class database_errors:  # noqa: N801 - a context manager reads as a phrase: `with database_errors():`

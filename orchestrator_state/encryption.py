@@ -37,8 +37,10 @@ class KeyRing:
     __slots__ = ("_keys", "_primary")
 
     def __init__(self, keys: Mapping[str, bytes], primary: str) -> None:
+        if not isinstance(keys, Mapping):
+            raise ConfigurationError(f"keys is a {type(keys).__name__}; give a mapping of ids to keys")
         self._keys = {_checked_id(key_id): _checked_key(key_id, key) for key_id, key in keys.items()}
-        if primary not in keys:
+        if primary not in list(keys):  # a list: what is no key may not be hashable
             raise ConfigurationError(f"the primary key is not in the ring, which has {_listed(self._keys)}")
         self._primary = primary
 
@@ -78,6 +80,8 @@ class AesGcm:
     """
 
     def __init__(self, keys: KeyRing) -> None:
+        if not isinstance(keys, KeyRing):
+            raise ConfigurationError(f"keys is a {type(keys).__name__}; give a KeyRing")
         _require_cryptography()
         from cryptography.exceptions import InvalidTag
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM

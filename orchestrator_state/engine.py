@@ -28,7 +28,7 @@ from sqlalchemy import URL, Connection, Executable, Table, event, exc, func, ins
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry, NullPool, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool, QueuePool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
@@ -41,8 +41,13 @@ from orchestrator_state.driver_errors import (
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
-from orchestrator_state.event_loops import require_own_loop
-from orchestrator_state.failed_statements import refuse_commits_after_failure, remember_failures
+from orchestrator_state.event_loops import require_own_loop, running_loop
+from orchestrator_state.failed_statements import (
+    refuse_commits_after_failure,
+    refuse_entangled_connections,
+    remember_failures,
+)
+from orchestrator_state.lent_connections import put_back_postgres, put_back_sqlite
 from orchestrator_state.postgres_connection import Connector
 from orchestrator_state.settings import Settings
 from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
@@ -52,11 +57,14 @@ from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 
 _Result = TypeVar("_Result")
 
+PROTECTED_NAMESPACES: Final = "orchestrator_state_protected"  # execution option: of stores on it that encrypt
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction on SQLite
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
 _NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
+_TRIES_TO_CLOSE: Final = 100
+_PAUSE_TO_CLOSE: Final = 0.01  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 
@@ -83,6 +91,8 @@ class Database:
         # Past SQLAlchemy: neither with events and settings of the application's, nor, behind PgBouncer, with prepared
         # statements outside a transaction.
         self.is_direct: Final = owned and not settings.pgbouncer
+        # Where connections are not set up by us, each transaction has to say how long it may idle.
+        self.has_idle_limit: Final = self.is_sqlite or self.is_direct
         self.can_listen: Final = engine.dialect.name == "postgresql" and not settings.pgbouncer
         # While a transaction that writes is open, nobody else writes: nor can a lease be taken over.
         self.has_one_writer: Final = self.is_sqlite
@@ -90,6 +100,7 @@ class Database:
         self.pause_for_writers: Final = _LONGEST_BUSY_WAIT if self.is_sqlite else 0.0
         self._pool = engine
         self.owned = owned
+        self.closed = False
         self._autocommits = autocommits
         self._sqlite_file = sqlite_file
         self._wait = settings.pool_timeout.total_seconds()
@@ -101,11 +112,10 @@ class Database:
         self._sqlite_connections = sqlite_connections
         self._sqlite_threads = sqlite_threads
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
-        self.schema: Final = settings.db_schema
-        self.statements: Final = DriverStatements(engine.dialect, settings.db_schema)
+        self.schema: Final = None if self.is_sqlite else settings.db_schema
+        self.statements: Final = DriverStatements(engine.dialect, self.schema)
         if self.is_sqlite:
-            if settings.db_schema:
-                raise ConfigurationError("db_schema is for Postgres; SQLite has no schemas")
+            settings.refuse("db_schema", "db_schema is for Postgres; SQLite has no schemas")
             # The application's engine may have a "begin" event of its own instead: see `_begin_adopted_sqlite`.
             self.writer = engine.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
             self.reader = engine.execution_options(**{_BEGIN: None})
@@ -114,9 +124,15 @@ class Database:
             # Behind PgBouncer a statement outside a transaction is prepared on one server and executed on another.
             self.reader = engine if settings.pgbouncer else engine.execution_options(isolation_level="AUTOCOMMIT")
 
+        refuse_entangled_connections(engine.sync_engine)
         self._beside = engine_beside(engine)
         self._urgent_writer = self._beside.execution_options(**({_BEGIN: _BEGIN_IMMEDIATE} if self.is_sqlite else {}))
 
+        if self.is_sqlite and not owned:
+            adopted_engine.roll_back_when_cancelled(engine.sync_engine)
+            adopted_engine.begin_before_savepoints(engine.sync_engine)
+            for view in (self.writer, self.reader, self._urgent_writer):
+                adopted_engine.read_what_is_no_text(view.sync_engine)
         remember_failures(engine.sync_engine)
         refuse_commits_after_failure(self.writer.sync_engine)
 
@@ -127,15 +143,34 @@ class Database:
         What is `urgent` queues neither for a connection nor, on SQLite, behind the other writers of this process.
         """
         self.enter()
-        writer = self._urgent_writer if urgent else self.writer
-        async with self._my_turn(urgent=urgent), self._session(writer) as session:
-            if not self.owned:
-                await self._begin_adopted(session)
+        begun = self._begun_urgently() if urgent else self._begun(self.writer)
+        async with self._my_turn(urgent=urgent), begun as session:
             yield session
             with database_errors(committing=True):
                 await session.commit()
             if self._sqlite_file is not None:
                 self._sqlite_file.require_same(written=True)
+
+    @asynccontextmanager
+    async def _begun(self, writer: AsyncEngine) -> AsyncIterator[AsyncSession]:
+        async with self._session(writer) as session:
+            if not self.owned:
+                await self._begin_adopted(session)
+            yield session
+
+    @asynccontextmanager
+    async def _begun_urgently(self) -> AsyncIterator[AsyncSession]:
+        """On a connection beside the pool; where Postgres has none free for that, on one of the pool after all."""
+        writer = self._urgent_writer
+        if not self.is_sqlite:
+            try:
+                with database_errors():
+                    async with self._beside.connect():
+                        pass
+            except StoreUnavailable:
+                writer = self.writer
+        async with self._begun(writer) as session:
+            yield session
 
     async def _begin_adopted(self, session: AsyncSession) -> None:
         """Begin on the application's engine, whose driver may begin late or never, and whose events may have begun."""
@@ -168,6 +203,12 @@ class Database:
         async with self._my_turn():
             return await greenlet_spawn(direct.in_one_hop, self._pool.sync_engine, work)
 
+    def note_protected(self, namespace: str) -> None:
+        """Let whoever uses the engine know that the payloads of `namespace` are encrypted."""
+        for engine in (self._pool, self.writer, self.reader):
+            known: frozenset[str] = engine.sync_engine.get_execution_options().get(PROTECTED_NAMESPACES, frozenset())
+            engine.update_execution_options(**{PROTECTED_NAMESPACES: known | {namespace}})
+
     async def warm_up(self, connections: int) -> None:
         """Open the pool's first connections now, so that the first callers do not wait for them."""
         with database_errors(opening=True):
@@ -182,24 +223,17 @@ class Database:
         with database_errors(opening=True):
             async with self.reader.connect() as connection:
                 if self.is_sqlite:
-                    # Rebuilding a parent table with foreign keys on would empty its children through the cascade.
-                    # The pragma is without effect inside a transaction, so it comes before BEGIN.
-                    enforced = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
-                    await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
-                    await _require_foreign_keys_off(connection)
-                    await connection.rollback()
-                    await connection.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
-                    async with connection.begin():
-                        if not self.owned:
-                            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
-                        yield connection
-                        await _check_foreign_keys(connection)
-                    await connection.execution_options(**{_BEGIN: None})
-                    if enforced:
-                        await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+                    async with _foreign_keys_off(connection):
+                        await connection.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
+                        async with _committed(connection):
+                            if not self.owned:
+                                await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+                            yield connection
+                            await _check_foreign_keys(connection)
+                        await connection.execution_options(**{_BEGIN: None})
                 else:
                     await connection.execution_options(isolation_level="READ COMMITTED")
-                    async with connection.begin():
+                    async with _committed(connection):
                         await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                         if self.schema is not None:
                             await connection.run_sync(_enter_schema, self.schema)
@@ -208,6 +242,7 @@ class Database:
     async def close(self) -> None:
         """Close every connection; the application's own engine is left as it is."""
         self.enter()
+        self.closed = True
         if self._pid == os.getpid():
             await close_beside(self._beside)
         if self.owned:
@@ -256,8 +291,8 @@ class Database:
                 async with asyncio.timeout(self._wait):
                     await self._turn.acquire(urgent=urgent)
             except TimeoutError:
-                message = f"other writes of this process took longer than {self._wait:g} s"
-                raise StoreUnavailable(message, transient=True) from None
+                message = f"other writes of this process to SQLite took longer than pool_timeout ({self._wait:g} s)"
+                raise StoreUnavailable(message, transient=True, crowded=True) from None
         turn = self._turn
         self._inside.add(task)
         try:
@@ -276,11 +311,11 @@ class Database:
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` in another event loop than the one of the first call."""
-        if self._loop is asyncio.get_running_loop() and self._pid == os.getpid():
+        if self._loop is running_loop() and self._pid == os.getpid():
             return  # as nearly always
         self.leave_the_parent_alone()
         if self._loop is None:
-            self._loop = asyncio.get_running_loop()
+            self._loop = running_loop()
         require_own_loop(self._loop)
 
     def leave_the_parent_alone(self) -> None:
@@ -344,6 +379,8 @@ def open_database(settings: Settings, *, for_migration: bool = False) -> Databas
     )
     event.listen(engine.sync_engine, "checkout", _refuse_dead_connection)
     event.listen(engine.sync_engine, "checkin", _note_the_time)
+    if not settings.pgbouncer:  # where a session's settings are of no session
+        put_back_postgres(engine.sync_engine)
     return Database(engine, settings, owned=True)
 
 
@@ -355,15 +392,28 @@ async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
 
     Raises `ConfigurationError` if a unit of work on it would not be one transaction.
     """
-    if settings.password is not None:
-        raise ConfigurationError("give the password to the application's engine, which makes the connections")
+    settings.refuse("password", "give the password to the application's engine, which makes the connections")
     adopted_engine.require_fit(engine)
-    with database_errors(opening=True):
-        async with engine.connect() as connection:
-            path = await connection.run_sync(adopted_engine.require_fit_connection)
-            autocommits = await connection.run_sync(adopted_engine.autocommits)
+    try:
+        with database_errors(opening=True):
+            async with engine.connect() as connection:
+                path = await connection.run_sync(adopted_engine.require_fit_connection)
+                autocommits = await connection.run_sync(adopted_engine.autocommits)
+    except exc.ArgumentError:
+        raise ConfigurationError(
+            "SQLAlchemy refuses the engine's options; is its isolation_level one of this database's?"
+        ) from None
     file = OpenFiles(path, beside=False) if path else None
     return Database(engine, settings, owned=False, autocommits=autocommits, sqlite_file=file)
+
+
+@asynccontextmanager
+async def _committed(connection: AsyncConnection) -> AsyncIterator[None]:
+    """A transaction of a migration, which commits at the end of the block."""
+    async with connection.begin() as transaction:
+        yield
+        with database_errors(opening=True, committing=True):
+            await transaction.commit()
 
 
 async def _end(session: AsyncSession, *, failed: bool) -> None:
@@ -371,10 +421,22 @@ async def _end(session: AsyncSession, *, failed: bool) -> None:
     with suppress(Exception):
         if failed:
             await session.rollback()  # unlike close(), it tells the states saved in it also when it fails
-    try:
-        await session.close()
-    except Exception:  # noqa: BLE001 - after a commit that was acknowledged this is nobody's failure
-        await session.invalidate()
+    with suppress(Exception):  # after a commit that was acknowledged this is nobody's failure
+        await _close(session)
+
+
+async def _close(session: AsyncSession) -> None:
+    """A task that the caller's code left behind may be using the session at this very moment: then, after it."""
+    for _ in range(_TRIES_TO_CLOSE):
+        try:
+            await session.close()
+        except exc.IllegalStateChangeError:
+            await asyncio.sleep(_PAUSE_TO_CLOSE)
+        except Exception:  # noqa: BLE001 - whatever it is, such a connection is not used again
+            break
+        else:
+            return
+    await session.invalidate()
 
 
 def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
@@ -382,9 +444,23 @@ def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sql
     return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
 
 
+class _Pool(AsyncAdaptedQueuePool):
+    """What was returned last is taken first: but no place whose connection was lost, while others have theirs.
+
+    A server without a connection to spare would refuse the one for that place again and again.
+    """
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if record.dbapi_connection is None and not self._pool.empty():
+            self._dec_overflow()  # the place is free; nobody waits for one while the queue has some
+        else:
+            super()._do_return_conn(record)
+
+
 def _pool_arguments(settings: Settings) -> dict[str, Any]:
     # pool_size, not overflow: an overflow connection is closed on return, and opening one costs fifty round trips.
     return {
+        "poolclass": _Pool,
         "pool_size": settings.pool_max,
         "max_overflow": 0,
         "pool_timeout": settings.pool_timeout.total_seconds(),
@@ -423,8 +499,7 @@ def _server_settings(settings: Settings, given: Mapping[str, str], *, for_migrat
     milliseconds = {
         "statement_timeout": settings.command_timeout,
         "lock_timeout": settings.lock_timeout,
-        # Only user code in `store.begin()` can idle inside a transaction; give it room, but not for ever.
-        "idle_in_transaction_session_timeout": settings.command_timeout * 2,
+        "idle_in_transaction_session_timeout": settings.idle_limit,  # see `open_transactions` for who needs more
     }
     return {name: str(int(value.total_seconds() * 1000)) for name, value in milliseconds.items()} | common
 
@@ -456,13 +531,12 @@ def _enter_schema(connection: Connection, schema: str) -> None:
 
 
 def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
-    if settings.password is not None:
-        raise ConfigurationError("password is for Postgres; a SQLite file has none")
+    settings.refuse("password", "password is for Postgres; a SQLite file has none")
     temporary = None
     path = location.path
     if path is None:
         # A real file: with one shared in-memory connection, a task's rollback would erase another task's write.
-        temporary = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
+        temporary = _temporary_directory()
         path = Path(temporary.name) / "memory.db"
     else:
         refuse_what_is_no_database(path)
@@ -486,9 +560,15 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
         logging_name=_LOGGING_NAME,
         **_pool_arguments(settings),
     )
-    synchronous = "OFF" if temporary else settings.synchronous
+    pragmas = {
+        "synchronous": "OFF" if temporary else settings.synchronous,
+        "foreign_keys": "ON",
+        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+        "busy_timeout": round(settings.lock_timeout.total_seconds() * 1000),
+    }
     sync_engine = engine.sync_engine
-    event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, synchronous, file))
+    event.listen(sync_engine, "connect", lambda connection, _: _prepare_sqlite(connection, pragmas, file))
+    put_back_sqlite(sync_engine, pragmas)
     event.listen(sync_engine, "begin", _begin)
     event.listen(sync_engine, "handle_error", _fail_the_whole_unit)
     for inherited in _sqlite_databases:
@@ -501,6 +581,18 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     return database
 
 
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
+        Path(directory.name).chmod(0o700)  # whatever the process's umask
+    except OSError as error:
+        raise ConfigurationError(
+            f"there is no place for a database in memory ({type(error).__name__}); set TMPDIR to a directory "
+            "that can be written to"
+        ) from None
+    return directory
+
+
 class _SqliteConnection(sqlite3.Connection):
     """Closing rolls back first: with a cursor still alive, as after a cancellation, SQLite would otherwise keep the
     transaction and its write lock until the garbage collector finds that cursor."""
@@ -511,16 +603,12 @@ class _SqliteConnection(sqlite3.Connection):
         super().close()
 
 
-def _prepare_sqlite(dbapi_connection: Any, synchronous: str, file: SqliteFile) -> None:
+def _prepare_sqlite(dbapi_connection: Any, pragmas: Mapping[str, object], file: SqliteFile) -> None:
     cursor = dbapi_connection.cursor()
     # Reading first: a file that is not a database must be refused before anything could be written to it.
     cursor.execute("PRAGMA schema_version")
     cursor.execute("PRAGMA journal_mode=WAL")
-    for pragma, value in {
-        "synchronous": synchronous,
-        "foreign_keys": "ON",
-        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
-    }.items():
+    for pragma, value in pragmas.items():
         cursor.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
     cursor.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
     cursor.close()
@@ -546,9 +634,32 @@ async def _begin_adopted_sqlite(session: AsyncSession) -> None:
         await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
 
 
-async def _require_foreign_keys_off(connection: AsyncConnection) -> None:
+@asynccontextmanager
+async def _foreign_keys_off(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Rebuilding a parent table with foreign keys on would empty its children through the cascade.
+
+    The pragma is without effect inside a transaction, so it comes before BEGIN. A connection on which it was not taken
+    back, because something failed, is given up: whoever used it next would have no foreign keys.
+    """
+    enforced = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
+    is_as_before = False
+    try:
+        await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        await _require_no_transaction(connection)
+        await connection.rollback()
+        yield
+        if enforced:
+            await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+        is_as_before = True
+    finally:
+        if enforced and not is_as_before:
+            await connection.invalidate()
+
+
+async def _require_no_transaction(connection: AsyncConnection) -> None:
     """Inside a transaction, such as one that the application's engine begins by itself, the pragma has no effect."""
-    if (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one():
+    raw = await connection.get_raw_connection()
+    if cast("sqlite3.Connection", raw.driver_connection).in_transaction:
         raise ConfigurationError(
             "this engine begins transactions by itself, so the schema cannot be migrated through it; "
             "run `orchestrator-state db upgrade`"

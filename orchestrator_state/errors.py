@@ -43,6 +43,8 @@ Each error carries what it is about as attributes. No message holds a payload, a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Self
 from uuid import UUID
@@ -222,6 +224,16 @@ class PayloadError(OrchestratorStateError):
     """A value cannot be stored, or a stored one cannot be read."""
 
 
+@contextmanager
+def concerning(**about: object) -> Iterator[None]:
+    """A `PayloadError` of the block says what it is about, where the place that raised it could not know."""
+    try:
+        yield
+    except PayloadError as error:
+        error.concerning(**about)
+        raise
+
+
 class InvalidPayload(PayloadError, ValueError):
     """A value was refused before any SQL. `path` is the place inside it: `context.items[3]`.
 
@@ -317,12 +329,18 @@ class StoreUnavailable(OrchestratorStateError):
     `outcome_unknown` says that the connection was lost while a commit was under way, so that the work may or
     may not be there, or that a call of several transactions has done a part of it: load before repeating it. The
     store's own calls settle a lost answer by themselves. `locked` that another transaction held a row for longer than
-    `lock_timeout`.
+    `lock_timeout`. `crowded` that no connection of the pool, or no turn to write to SQLite, was to be had within
+    `pool_timeout`: a call of the store's is not repeated then, and what a run has to get done is. `failed_before` that
+    a statement of the same transaction had failed, and whoever sent it let that pass: Postgres takes no more of them.
+    `one_blob` that a blob cannot be read, and that its store can.
     """
 
     transient: bool = False
     outcome_unknown: bool = False
     locked: bool = False
+    crowded: bool = False
+    failed_before: bool = False
+    one_blob: bool = False
 
 
 class AccessLost(ConfigurationError, StoreUnavailable):

@@ -7,9 +7,17 @@ import asyncio
 from orchestrator_state.errors import ConfigurationError
 
 
+def running_loop() -> asyncio.AbstractEventLoop:
+    """Raise `ConfigurationError` where none runs: under another framework, or in a process forked inside a task."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise ConfigurationError("no event loop of asyncio is running here, and a store works in one alone") from None
+
+
 def require_own_loop(owner: asyncio.AbstractEventLoop) -> None:
     """Raise `ConfigurationError` in another event loop than `owner`."""
-    if asyncio.get_running_loop() is owner:
+    if running_loop() is owner:
         return
     if owner.is_closed():
         raise ConfigurationError("the event loop of this store has ended; open a store in each asyncio.run()")

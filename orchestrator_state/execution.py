@@ -12,7 +12,8 @@ from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
-from orchestrator_state.cells import require_sound
+from orchestrator_state.aside import LONG
+from orchestrator_state.cells import is_id, require_sound, unclaimable_columns, unreadable
 from orchestrator_state.database_clock import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
@@ -30,13 +31,15 @@ from orchestrator_state.errors import (
     StoreUnavailable,
     UnusedSteps,
 )
-from orchestrator_state.failures import describe
+from orchestrator_state.event_loops import running_loop
+from orchestrator_state.failures import describe, is_a, message_of
 from orchestrator_state.faults import NOT_THE_RUNS, fault_behind, pause_after
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
-from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.leases import Claim, LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
+from orchestrator_state.payloads import Sealed
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.retry import after_an_effect
@@ -45,14 +48,14 @@ from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run, child_run_id
-from orchestrator_state.sealing import UNREADABLE, Columns, Opener
+from orchestrator_state.sealing import UNREADABLE, Columns, Opener, prepared_workflow
 from orchestrator_state.stopping import StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.user_code import outcome_of
+from orchestrator_state.user_code import Outcome, awaiting, outcome_of
 from orchestrator_state.waiting import Exits, WaitingRoom
 from orchestrator_state.writer import Writer
 
@@ -72,6 +75,8 @@ class RunRequest:
     workflow_id: str
     context: str | None = None
     """As JSON."""
+    prepared: Sealed | None = None
+    """A long `context` as it is stored in a run of the first id that it may get."""
     types: RunTypes
     user_id: str | None = None
     idempotency_key: str | None = None
@@ -90,11 +95,13 @@ class Executor:
 
     def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
         settings = transactions.settings
+        self._of_callers = transactions
+        transactions = transactions.for_runs()
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
         self.writer: Final = Writer(transactions)
-        self.suspects: Final = Suspects()
+        self.suspects: Final = Suspects(settings.max_attempts)
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
-        self.lookout: Final = Lookout(transactions)
+        self.lookout: Final = Lookout(transactions, self.keeper)
         self._exits = Exits()
         self._transactions = transactions
         self._hook = hook
@@ -108,29 +115,35 @@ class Executor:
         wait: timedelta,
         strict: bool = False,
         linger: timedelta | None = None,
-    ) -> _T:
-        """Start the run, resume it, or return its recorded result. See `StateStore.run`."""
-        deadline = asyncio.get_running_loop().time() + wait.total_seconds()
+    ) -> Outcome[_T]:
+        """Start the run, resume it, or return its recorded result. See `StateStore.run`.
+
+        What the handler raised is in the outcome. Raised is only what happened to the run, as in `drive`.
+        """
+        deadline = running_loop().time() + wait.total_seconds()
         # A child that has failed is its parent's to hear of. So is a run that failed while we waited for its owner.
         is_over = _ENDED if request.parent is not None else _HAS_RESULT
+        request = await self._prepared(request)
         while True:
-            with self.keeper.claiming() as claim:
+            async with self.keeper.claiming() as claim:
                 look = partial(self._start_or_claim, request=request, claim=claim, is_over=is_over)
                 row = await self._transactions.write(look)
                 if isinstance(row, RunSuspended):
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        result: _T = request.types.decode_result(row, await self._result(row))
-                        return result
+                        return Outcome(await request.types.decode_result(row, await self._result(row)))
                     if row.status == WorkflowStatus.FAILED:
                         raise await self._failure(row)
                     try:
                         with after_an_effect():
-                            return await self.drive(row, handler, request.types, strict=strict, linger=linger)
+                            page = Page.of_new_run(self._transactions, row.id) if claim.created == row.id else None
+                            return await self.drive(
+                                row, handler, request.types, strict=strict, linger=linger, page=page
+                            )
                     except PauseTakenBack:
                         continue
-            if asyncio.get_running_loop().time() >= deadline:
+            if running_loop().time() >= deadline:
                 raise row
             is_over = _ENDED
             await asyncio.sleep(_LOOK_AGAIN)
@@ -144,7 +157,8 @@ class Executor:
             payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         try:
-            return opener.result(row.result, row.result_digest)
+            opening = partial(opener.result, row.result, row.result_digest)
+            return await payloads.aside.call(opening, payloads.length([row.result]))
         except CorruptPayload as error:
             raise error.concerning(workflow_state_id=row.id) from None
 
@@ -170,8 +184,11 @@ class Executor:
         linger: timedelta | None = None,
         page: Page | None = None,
         loaded: Callable[[LoadedRun], object] | None = None,
-    ) -> _T:
-        """Call `handler` for a run that was just claimed, and return its result. `loaded` is told what was on record.
+    ) -> Outcome[_T]:
+        """Call `handler` for a run that was just claimed. `loaded` is told what was on record.
+
+        The outcome is what the handler returned, or raised, of whatever class: then the run has failed. Raised is what
+        happened to the run: a fault, or what its switch stopped it for. So neither can be taken for the other.
 
         Whatever happens, no lease is renewed and no task is left afterwards. Without `types` they are the schema's.
         `page`: the runs that were claimed with it.
@@ -207,7 +224,8 @@ class Executor:
             return await self._call_handler(row, run, journal, switch, room, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
-            if switch.reason is None:
+            is_failed = journal is None and is_a(error, CorruptPayload)
+            if switch.reason is None and not is_failed:
                 await uninterrupted(self._leave(row, lease, error, progress=bool(journal and journal.has_progressed)))
             raise
         finally:
@@ -216,7 +234,7 @@ class Executor:
     def types_of(self, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
         """See `RunTypes.of`."""
         transactions = self._transactions
-        return RunTypes.of(transactions.schemas, transactions.payloads.encode, workflow_name, state, result)
+        return RunTypes.of(transactions.schemas, transactions.payloads, workflow_name, state, result)
 
     async def _load(self, row: Any, lease: Lease, types: RunTypes, page: Page) -> LoadedRun:
         try:
@@ -228,7 +246,8 @@ class Executor:
             )
             return replace(loaded, steps=steps, history=history)
         except CorruptPayload as error:
-            await self._fail(row, lease, describe(error))
+            status = await self._fail(row, lease, describe(error))
+            hooks.logger.warning("run %s is damaged, and now %s: %s", row.id, status, error)
             raise
 
     def _journal(self, row: Any, lease: Lease, recorded: LoadedRun, switch: StopSwitch, types: RunTypes) -> Journal:
@@ -254,14 +273,22 @@ class Executor:
             f"{row.attempts} workers vanished over this run since it last finished a step{where}; "
             "`store.resume` gives it a new budget"
         )
-        return await self._fail(row, lease, message)
+        return await self._fail(row, lease, message, spare_ancestors=True)
 
-    async def _fail(self, row: Any, lease: Lease, message: str) -> str:
+    async def _fail(self, row: Any, lease: Lease, message: str, *, spare_ancestors: bool = False) -> str:
         columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": message}
-        return await self._transactions.write(lambda uow: uow.runs.finish(lease, columns, parent_id=row.parent_id))
+
+        async def fail(uow: UnitOfWork) -> str:
+            status = await uow.runs.finish(lease, columns, parent_id=row.parent_id)
+            if spare_ancestors:
+                await uow.runs.spare_ancestors(row.parent_id)
+            return status
+
+        return await self._transactions.write(fail)
 
     async def start(self, request: RunRequest) -> UUID:
         """Create the run for a worker to claim, unless it is there already. Returns its id."""
+        request = await self._prepared(request)
 
         async def start(uow: UnitOfWork) -> UUID:
             row = await uow.runs.find(self._names(request))
@@ -271,7 +298,7 @@ class Executor:
             run_id: UUID = _require_same(row, request).id
             return run_id
 
-        return await self._transactions.write_once("start", start)
+        return await self._of_callers.write_once("start", start)
 
     # --- the handler ---------------------------------------------------------------------------------------------
 
@@ -285,17 +312,18 @@ class Executor:
         handler: Handler[_T],
         *,
         strict: bool,
-    ) -> _T:
+    ) -> Outcome[_T]:
         started = hooks.RunStarted(workflow_state_id=row.id, name=row.workflow_name, attempts=row.attempts)
         hooks.tell(self._hook, started)
         outcome = "released"
         try:
             result = await self._supervise(run, switch, handler)
+            run.require_all_awaited()
             self._look_for_unused(journal, strict=strict)
-            encoded, result = run.types.encode_result(result)
+            encoded, result = await run.types.encode(run.types.result, result, "result")
             await self._finish(journal, WorkflowStatus.COMPLETED, result=encoded)
             outcome = WorkflowStatus.COMPLETED.value
-            return result
+            return Outcome(result)
         except asyncio.CancelledError:
             if switch.reason is None:
                 raise
@@ -308,9 +336,10 @@ class Executor:
             outcome = await self._finish(journal, WorkflowStatus.FAILED, error=describe(error))
             if outcome == WorkflowStatus.CANCELLED:
                 raise stopped_as(outcome, row.id) from error
-            raise
+            return Outcome(None, error)
         finally:
-            switch.end()
+            switch.end(is_left=outcome == "released")
+            room.wake_all()
             hooks.tell(self._hook, hooks.RunEnded(workflow_state_id=row.id, outcome=outcome))
 
     async def _supervise(self, run: Run, switch: StopSwitch, handler: Handler[_T]) -> _T:
@@ -320,8 +349,9 @@ class Executor:
         """
         context = copy_context()
         context.run(mark, run.room)
+        context.run(run.enter)
         task = asyncio.get_running_loop().create_task(
-            outcome_of(partial(handler, run)), name=f"{HANDLER} {run.id}", context=context
+            outcome_of(partial(awaiting, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
         )
         switch.watch(task)
         try:
@@ -332,7 +362,8 @@ class Executor:
         switch.check()  # a handler may swallow the cancellation that stops it, and return as if nothing had happened
         if task.cancelled():
             raise asyncio.CancelledError  # before it began
-        return task.result().result()
+        outcome: Outcome[_T] = task.result()
+        return outcome.result()
 
     def _look_for_unused(self, journal: Journal, *, strict: bool) -> None:
         unused = journal.unused
@@ -357,7 +388,8 @@ class Executor:
             "request": None,
         }
         if status is WorkflowStatus.COMPLETED:
-            columns |= {"result": result} | journal.final_context()
+            columns |= {"result": result} | await journal.final_context()
+        columns = await prepared_workflow(self._transactions.payloads, journal.row.id, columns)
 
         async def finish(uow: UnitOfWork) -> str:
             return await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
@@ -373,10 +405,10 @@ class Executor:
 
         What was asked of the run by then counts, whatever it stops for.
         """
-        if isinstance(reason, LeaseLost):
+        if is_a(reason, LeaseLost):
             return "lost", reason
         try:
-            if not isinstance(reason, NOT_THE_RUNS):
+            if not is_a(reason, NOT_THE_RUNS):
                 return await self._write_stop(journal, reason, room)
         except StoreUnavailable as unavailable:
             reason = unavailable
@@ -387,7 +419,7 @@ class Executor:
         self, journal: Journal, reason: OrchestratorStateError, room: WaitingRoom
     ) -> tuple[str, OrchestratorStateError]:
         lease = journal.lease
-        if isinstance(reason, RunSuspended):
+        if is_a(reason, RunSuspended):
             status = await self._transactions.write(
                 lambda uow: uow.runs.suspend(
                     lease, wake_at=room.wake_at, signals=room.awaited_signals, children=room.awaited_children
@@ -405,7 +437,7 @@ class Executor:
         Best effort: a lease that is not released ends by itself.
         """
         faults, pause = (0 if progress else row.faults), timedelta()
-        if isinstance(error, OrchestratorStateError):
+        if is_a(error, OrchestratorStateError):
             faults += 1
             pause = pause_after(error, faults, self._transactions.settings.lease_term)
         try:
@@ -416,21 +448,24 @@ class Executor:
             is_left = True
             hooks.logger.warning("the lease of run %s could not be released; it ends by itself", row.id)
         if pause and is_left:
-            whom = "code that can read it" if isinstance(error, SchemaMismatch) else "whoever comes next"
-            hooks.logger.warning("run %s is left to %s in %.1f s: %s", row.id, whom, pause.total_seconds(), error)
+            whom = "code that can read it" if is_a(error, SchemaMismatch) else "whoever comes next"
+            seconds, why = pause.total_seconds(), message_of(error)
+            hooks.logger.warning("run %s is left to %s in %.1f s: %s", row.id, whom, seconds, why)
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
     async def _start_or_claim(
-        self, uow: UnitOfWork, request: RunRequest, claim: set[UUID], is_over: Collection[str]
+        self, uow: UnitOfWork, request: RunRequest, claim: Claim, is_over: Collection[str]
     ) -> Any:
         """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
+        claim.begin()
         row = await uow.runs.find(self._names(request))
         if row is None:
             await self._require_goes_on(uow, request.parent)
             row, is_new = await self._create(uow, request, self._new_columns(request), self.keeper.owner)
             if is_new:
                 claim.add(row.id)
+                claim.created = row.id
                 return row
         row = _require_same(row, request)
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
@@ -445,11 +480,13 @@ class Executor:
         claimed = await self._claim(uow, row, request, claim)
         return claimed or await self._start_or_claim(uow, request, claim, is_over)
 
-    async def _claim(self, uow: UnitOfWork, row: Any, request: RunRequest, claim: set[UUID]) -> Any:
+    async def _claim(self, uow: UnitOfWork, row: Any, request: RunRequest, claim: Claim) -> Any:
         """The unfinished `row`, claimed; or why it cannot be; None if it has changed since it was read."""
+        if unclaimable := unclaimable_columns(row):
+            raise unreadable(unclaimable, row.id, workflow_id=row.workflow_id)
         if not row.lease_is_free and not self._is_abandoned(row):
             return lease_held(row.id, row)
-        if request.parent_id is not None and row.wake_at is not None and row.wake_at > row.now:
+        if request.parent_id is not None and row.is_asleep:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
         claimed = await uow.runs.claim(row, self.keeper.owner)
         if claimed is not None:
@@ -468,9 +505,11 @@ class Executor:
     ) -> tuple[Any, bool]:
         """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`."""
         names = self._names(request)
+        first: Columns = {} if request.prepared is None else {"context": request.prepared}
         for run_id in names.ids:
-            if created := await uow.runs.create(columns | {"id": run_id}, owner):
+            if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
                 return created, True
+            first = {}
             if found := await uow.runs.find(names):
                 return found, False
         raise Conflict("the run's ids are taken in other namespaces", workflow_id=request.workflow_id)
@@ -486,6 +525,14 @@ class Executor:
             # A child is its parent's call, whatever it is called.
             workflow_id=request.workflow_id if request.id is None else None,
         )
+
+    async def _prepared(self, request: RunRequest) -> RunRequest:
+        if request.context is None or len(request.context) < LONG:
+            return request
+        first = self._names(request).ids[0]
+        columns: Columns = {"context": request.context}
+        columns = await prepared_workflow(self._transactions.payloads, first, columns)
+        return replace(request, prepared=columns["context"])
 
     def _new_columns(self, request: RunRequest) -> Columns:
         return {
@@ -510,7 +557,7 @@ class Executor:
     def _start_child(self, lease: Lease, linger: timedelta | None) -> Any:
         async def start(
             parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
-        ) -> Any:
+        ) -> Outcome[Any]:
             request = RunRequest(
                 id=child_run_id(parent.id, child_id),
                 name=types.workflow_name,
@@ -522,13 +569,9 @@ class Executor:
             )
             try:
                 return await self.run(request, handler, wait=timedelta(), linger=linger)
-            except LeaseHeld as held:
-                if held.workflow_state_id != request.id:
-                    raise
+            except LeaseHeld:
                 raise RunSuspended(f"another worker has child run {request.id}", workflow_state_id=request.id) from None
-            except RunPaused as paused:
-                if paused.workflow_state_id != request.id:
-                    raise
+            except RunPaused:
                 raise RunSuspended(f"child run {request.id} is paused", workflow_state_id=request.id) from None
 
         return start
@@ -546,15 +589,17 @@ class _Held:
         self._switch.notice(request)
         self.clock.set(now)
 
-    def lose(self, error: LeaseLost) -> None:
-        self._switch.trip(error)
+    def stop(self, reason: OrchestratorStateError) -> None:
+        self._switch.trip(reason)
 
 
 _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
 
 
 def _require_same(row: Any, request: RunRequest) -> Any:
-    """Return `row` if it is a run of what was asked for."""
+    """Return `row` if it is a run of what was asked for, and can be addressed."""
+    if not is_id(row.id):
+        raise unreadable(["id"], row.id, workflow_id=row.workflow_id)
     if row.workflow_name != request.name:
         raise Conflict(
             f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from asyncio import CancelledError
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, Final
 
 from orchestrator_state.errors import AbnormalExit
@@ -38,28 +40,52 @@ def is_a(error: BaseException, kinds: type[BaseException] | tuple[type[BaseExcep
     return issubclass(type(error), kinds)
 
 
+def name_of(error: BaseException) -> str:
+    """The name of its class, as the interpreter set it: a metaclass may say another one, or raise."""
+    name: str = vars(type)["__qualname__"].__get__(type(error))
+    return name
+
+
 def leaves(error: BaseException) -> Iterator[BaseException]:
     """The exceptions in a group, however deep; or else `error` alone."""
-    if is_a(error, BaseExceptionGroup):
-        for member in _attribute(BaseExceptionGroup, "exceptions", error):
-            yield from leaves(member)
-    else:
-        yield error
+    waiting = [error]
+    while waiting:
+        each = waiting.pop()
+        if is_a(each, BaseExceptionGroup):
+            waiting += reversed(_attribute(BaseExceptionGroup, "exceptions", each))
+        else:
+            yield each
+
+
+def message_of(error: BaseException) -> str:
+    """`str(error)`, at most 2,000 characters of it, whatever its own methods do."""
+    try:
+        # Of a subclass of `str` every method may be another one.
+        return str.__getitem__(str(error), slice(_MOST_CHARACTERS))
+    except BaseException:  # noqa: BLE001 - a hostile __str__ must not hide that the step failed
+        return _UNPRINTABLE
+
+
+def places_of(error: BaseException) -> str:
+    """Where it came by, outermost first: `file:line`, and nothing that was in there."""
+    passed = traceback.extract_tb(_attribute(BaseException, "__traceback__", error))
+    return ", ".join(f"{at.filename}:{at.lineno}" for at in passed)
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a note to somebody else's exception, if it takes one."""
+    with suppress(Exception):
+        BaseException.add_note(error, text)
 
 
 def _line(error: BaseException) -> str:
-    name = type(error).__qualname__
-    try:
-        # Of a subclass of `str` every method may be another one.
-        message = str.__getitem__(str(error), slice(_MOST_CHARACTERS))
-    except BaseException:  # noqa: BLE001 - a hostile __str__ must not hide that the step failed
-        message = _UNPRINTABLE
+    name, message = name_of(error), message_of(error)
     return f"{name}: {message}" if message else name
 
 
 def _notes(error: BaseException) -> list[str]:
     """What was added with `add_note`."""
-    notes = BaseException.__getattribute__(error, "__dict__").get("__notes__", ())
+    notes = _attribute(BaseException, "__dict__", error).get("__notes__", ())
     return [note for note in notes if type(note) is str][:_MOST_RELATIVES] if type(notes) is list else []
 
 

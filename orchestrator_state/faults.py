@@ -6,7 +6,7 @@ import random
 from datetime import timedelta
 from typing import Final, cast
 
-from orchestrator_state.errors import LeaseLost, OrchestratorStateError, SchemaMismatch, StoreUnavailable
+from orchestrator_state.errors import OrchestratorStateError, SchemaMismatch, StoreUnavailable
 from orchestrator_state.failures import is_a, leaves
 from orchestrator_state.sealing import UNREADABLE
 
@@ -22,17 +22,20 @@ _LONGEST_UNREADABLE: Final = timedelta(minutes=5)
 
 
 def fault_behind(error: BaseException) -> OrchestratorStateError | None:
-    """What a handler raised although it is not its failure, in whatever group it came out; None if all is its own."""
-    found = (leaf for leaf in leaves(error) if is_a(leaf, (*NOT_THE_RUNS, LeaseLost)))
+    """What a handler raised although it is not its failure, in whatever group it came out; None if all is its own.
+
+    It met that by calls of its own, as to the store: what its run's calls meet never reaches it.
+    """
+    found = (leaf for leaf in leaves(error) if is_a(leaf, NOT_THE_RUNS))
     return cast("OrchestratorStateError | None", next(found, None))
 
 
-def pause_after(error: OrchestratorStateError, faults: int, lease_term: timedelta) -> timedelta:
+def pause_after(error: BaseException, faults: int, lease_term: timedelta) -> timedelta:
     """How long a run is left alone after the last of so many faults in a row: it would be met again at once, for ever.
 
     After a fault of the database no longer than a lease is good for, as if the worker had vanished.
     """
-    unreadable = isinstance(error, UNREADABLE_HERE)
+    unreadable = is_a(error, UNREADABLE_HERE)
     first, longest = (_FIRST_UNREADABLE, _LONGEST_UNREADABLE) if unreadable else (_FIRST_PAUSE, lease_term)
     seconds = min(first * 2.0 ** min(faults - 1, 30), longest.total_seconds())
     return timedelta(seconds=seconds * random.uniform(0.75, 1))  # noqa: S311 - spreads load, guards nothing

@@ -7,7 +7,7 @@ and the moment somebody else did, or its end.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 from orchestrator_state.context_value import Encoded
 from orchestrator_state.patches import Change, growth_between
@@ -34,6 +34,18 @@ class Functions:
             self._close(key, now)
         if call is not None:
             self._open[key] = call, now
+
+    def pause(self, keys: Iterable[str]) -> dict[str | None, int]:
+        """What is done to `keys` from now on is no function's doing, until `go_on` with what this returns."""
+        paused = {key: self._open[key][0] for key in (*keys, None) if key in self._open} if self._open else {}
+        for key in paused:
+            self._close(key, self._snapshot(key))
+        return paused
+
+    def go_on(self, paused: Mapping[str | None, int]) -> None:
+        """See `pause`."""
+        for key, call in paused.items():
+            self._open[key] = call, self._snapshot(key)
 
     def done(self, call: int) -> tuple[Change, ...]:
         """What the function of `call` has done so far, one change after the other."""

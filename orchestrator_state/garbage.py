@@ -11,6 +11,7 @@ from typing import Final
 from uuid import UUID
 
 from orchestrator_state.offload import directory_of, parse_name
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
@@ -33,9 +34,11 @@ async def collect_garbage(transactions: Transactions, older_than: timedelta) -> 
     ids = sorted(old)
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
-        referenced = await transactions.read(partial(_referenced, workflow_state_ids=batch))
+        with after_an_effect(acted=removed > 0):
+            referenced = await transactions.read(partial(_referenced, workflow_state_ids=batch))
         garbage = [name for workflow_state_id in batch for name in old[workflow_state_id] if name not in referenced]
-        await blobs.remove(garbage)
+        with after_an_effect():
+            await blobs.remove(garbage)
         removed += len(garbage)
     return removed
 

@@ -13,12 +13,11 @@ ignored. Events carry ids and never a payload.
 from __future__ import annotations
 
 import logging
-import traceback
 from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
 
-from orchestrator_state.user_code import RAISED_BY_ITSELF
+from orchestrator_state.failures import message_of, name_of, places_of
 
 
 def _keep_to_one_line(record: logging.LogRecord) -> bool:
@@ -121,7 +120,9 @@ def tell(hook: Hook, event: Event) -> None:
     """Call the hook. What it raises is its own problem, never the run's."""
     try:
         hook.on_event(event)
-    except RAISED_BY_ITSELF as error:
+    except KeyboardInterrupt:  # of somebody who ends the program
+        raise
+    except BaseException as error:  # noqa: BLE001
         # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
-        places = ", ".join(f"{at.filename}:{at.lineno}" for at in traceback.extract_tb(error.__traceback__))
-        logger.error("a hook failed on %s: %r at %s", type(event).__name__, error, places)  # noqa: TRY400
+        kind, failure = type(event).__name__, name_of(error)
+        logger.error("a hook failed on %s: %s(%r) at %s", kind, failure, message_of(error), places_of(error))  # noqa: TRY400

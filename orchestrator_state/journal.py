@@ -12,6 +12,9 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
+from orchestrator_state.aside import LONG, Aside
+from orchestrator_state.codecs import decode_long
+from orchestrator_state.context_value import Decoded, LongValues, decoded
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
@@ -19,7 +22,7 @@ from orchestrator_state.failures import describe
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.offload import parse_reference
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.run_context import ContextChange, ContextHistory, Patch, join
+from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Look, Patch, join
 from orchestrator_state.run_records import (
     Ack,
     CheckpointRecord,
@@ -32,7 +35,7 @@ from orchestrator_state.run_records import (
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.uninterrupted import outlasted
+from orchestrator_state.uninterrupted import outlasted, outlasting
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.writer import Writer
 
@@ -74,6 +77,8 @@ class Entry:
     context: ContextChange | None
     payloads: Payloads
     """What sealed it; its blobs are uploaded before it is written."""
+    cancelled: asyncio.CancelledError | None = None
+    """A cancellation that came meanwhile, to be raised once it is written."""
 
 
 class Journal:
@@ -126,13 +131,17 @@ class Journal:
     def recorded(self, step_id: str) -> StepRecord | None:
         return self._steps.get(step_id)
 
-    def replay(self, step_id: str) -> StepRecord | None:
+    async def replay(self, step_id: str) -> StepRecord | None:
         """Return the record of a step that is over, having moved the context on to what it committed."""
         step = self._steps.get(step_id)
         if step is None or step.status not in FINAL:
             return None
-        self.history.replay(step.position)
-        hooks.tell(self.hook, hooks.StepReused(workflow_state_id=self.row.id, step_id=step_id))
+        ahead: Decoded = {}
+        if self.history.length >= LONG and (long := self.history.foreseen(step.position, LONG)):
+            ahead = await self._aside.call(partial(decoded, long), LONG)
+        self.history.replay(step.position, ahead)
+        if not isinstance(self.hook, hooks.Silence):  # an event takes as long to make as the rest of a replayed step
+            hooks.tell(self.hook, hooks.StepReused(workflow_state_id=self.row.id, step_id=step_id))
         return step
 
     @property
@@ -178,7 +187,7 @@ class Journal:
             if consumed_signal in self._consumed:
                 return False
             step = self.completed(begun, outputs, status=status)
-            entry = self.entry(step, with_context=True, checkpoint=checkpoint, consumed_signal=consumed_signal)
+            entry = await self.entry(step, with_context=True, checkpoint=checkpoint, consumed_signal=consumed_signal)
             await self._commit(entry)
         return True
 
@@ -186,7 +195,7 @@ class Journal:
         """Commit the intent to do a step, before it has any effect."""
         async with self.in_order:
             step = self.new_step(step_id)._replace(status=StepStatus.RUNNING.value, outputs=outputs)
-            await self._commit(self.entry(step, with_context=False))
+            await self._commit(await self.entry(step, with_context=False))
         return step
 
     async def fail_step(
@@ -204,9 +213,9 @@ class Journal:
                 outputs="null",
                 completed_at=utc_now(),
                 error=describe(error),
-                retry_count=begun.retry_count + calls,
+                retry_count=begun.retried(calls),
             )
-            await self._commit(self.entry(step, with_context=False, consumed_signal=consumed_signal))
+            await self._commit(await self.entry(step, with_context=False, consumed_signal=consumed_signal))
         return True
 
     def new_step(self, step_id: str) -> StepRecord:
@@ -232,9 +241,9 @@ class Journal:
         """`begun` with what its failed calls left behind."""
         if not failures:
             return begun
-        return begun._replace(retry_count=begun.retry_count + len(failures), error=describe(failures[-1]))
+        return begun._replace(retry_count=begun.retried(len(failures)), error=describe(failures[-1]))
 
-    def entry(
+    async def entry(
         self,
         step: StepRecord,
         *,
@@ -242,29 +251,92 @@ class Journal:
         checkpoint: bool = False,
         consumed_signal: UUID | None = None,
     ) -> Entry:
-        """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits."""
+        """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits.
+
+        The context is looked at in one go. What follows from that is done beside the event loop, if it is long.
+        """
+        look, cancelled = await self._look() if with_context else (None, None)
+        due = with_context and (checkpoint or self._is_checkpoint_due)
+        work = partial(
+            self._entry, step, look, with_context=with_context, checkpoint=due, consumed_signal=consumed_signal
+        )
+        effort = self._effort(step, look, checkpoint=due)
+        if effort < LONG:
+            entry = work()
+        else:
+            entry, later = await outlasting(self._aside.call(work, effort))
+            cancelled = cancelled or later
+        entry.cancelled = cancelled
+        return entry
+
+    async def _look(self) -> tuple[Look | None, asyncio.CancelledError | None]:
+        try:
+            return self.history.look(at_once=False), None
+        except LongValues as long:
+            _, cancelled = await outlasting(self._aside.call(long.vouch, LONG))
+        return self.history.look(), cancelled
+
+    @property
+    def _aside(self) -> Aside:
+        return self._transactions.payloads.aside
+
+    @property
+    def _is_checkpoint_due(self) -> bool:
+        return self._policy.every > 0 and (self._commits + 1) % self._policy.every == 0
+
+    def _effort(self, step: StepRecord, look: Look | None, *, checkpoint: bool) -> int:
+        """How many characters a commit has to do with."""
+        effort = len(step.outputs) + (0 if look is None else look.size)
+        everything = self._size() + effort
+        if everything < LONG:
+            return effort
+        length, added = self.history.length, effort
+        if look is not None and (self._unfolded + added >= length or self._may_have_too_many_values(length)):
+            effort += length  # the context is folded
+        if checkpoint and (self._chain is None or self._cadence.is_whole_due(everything, added)):
+            effort += everything
+        return effort
+
+    def _entry(
+        self,
+        step: StepRecord,
+        look: Look | None,
+        *,
+        with_context: bool,
+        checkpoint: bool,
+        consumed_signal: UUID | None,
+    ) -> Entry:
         payloads = self._transactions.unit_payloads()
-        context = self.history.diff() if with_context else None
+        context = None
+        if with_context:
+            context = self.history.unchanged() if look is None else look.change()
         patch = None if context is None else context.patch
         step = step._replace(position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None:
-            payloads.check_length(context.length, "context")
+            self._check_context(context, payloads)
             self._unfolded += len(step.context_patch or "")
         if patch is not None and context is not None and self._is_fold_due(patch, context):
             committed = self.history.committed_with(context)
             sealed = payloads.seal(join(committed), workflow_identity(self._id, "context"))
             fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
-        due = self._policy.every > 0 and with_context and (self._commits + 1) % self._policy.every == 0
-        made = self._checkpoint(step, context, payloads) if context is not None and (due or checkpoint) else None
         change = RunChange(
             lease=self.lease,
             step=sealed_step(payloads, self._id, step),
             context=fold,
-            checkpoint=made,
+            checkpoint=self._checkpoint(step, context, payloads) if context is not None and checkpoint else None,
             consumed_signal=consumed_signal,
         )
         return Entry(change=change, step=step, context=context, payloads=payloads)
+
+    def _check_context(self, context: ContextChange, payloads: Payloads) -> None:
+        """Raise `PayloadTooLarge` if the context as a whole is: its keys were looked at one by one."""
+        payloads.check_length(context.length, "context")
+        if self._may_have_too_many_values(context.length):
+            _check_values(self.history.committed_with(context), payloads)
+
+    def _may_have_too_many_values(self, length: int) -> bool:
+        return length > 2 * self._transactions.payloads.limits.values  # each takes a comma as well
 
     def _is_fold_due(self, patch: Patch, context: ContextChange) -> bool:
         """Whether the row gets the whole context: a short one, or once the patches since the last time outweigh it.
@@ -276,9 +348,9 @@ class Journal:
         return context.length <= _FOLDED_ALWAYS or self._unfolded >= context.length
 
     async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
-        """Write `entry` in the unit of work, which commits it."""
+        """Write `entry` in the unit of work, which commits it with rows of the caller's."""
         await self._upload(entry)
-        ack = await uow.commits.commit(entry.change)
+        ack = await uow.commits.commit(entry.change, with_callers_rows=True)
         hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
         return ack
 
@@ -307,19 +379,29 @@ class Journal:
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch), step.position)
 
-    def final_context(self) -> Columns:
+    async def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
-        return {"context": join(self.history.final()), "context_position": self._next_position - 1}
+        try:
+            final = self.history.final(at_once=False)
+        except LongValues as long:
+            await self._aside.call(long.vouch, LONG)
+            final = self.history.final()
+        context = await self._aside.call(partial(join, final), sum(map(len, final.values())))
+        payloads = self._transactions.payloads
+        payloads.check_length(len(context), "context")
+        if self._may_have_too_many_values(len(context)):
+            await self._aside.call(partial(_check_values, final, payloads), len(context))
+        return {"context": context, "context_position": self._next_position - 1}
 
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
         committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
         try:
-            await self._upload(entry)
+            await self._upload(entry, patiently=True)
             writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
-        cancelled = await outlasted(writing)
+        cancelled = await outlasted(writing) or entry.cancelled
         try:
             self._accept_outcome(entry, writing)
         finally:
@@ -335,10 +417,11 @@ class Journal:
             self._switch.stop(error)
         self.accept(entry, ack)
 
-    async def _upload(self, entry: Entry) -> None:
+    async def _upload(self, entry: Entry, *, patiently: bool = False) -> None:
+        """`patiently`: a blob store that is away for a moment costs no step that was paid for. Not in a transaction."""
         offload = entry.payloads.offload
         if offload is not None and offload.has_uploads:
-            await offload.settle()
+            await (self._transactions.repeated(offload.settle) if patiently else offload.settle())
 
     async def _remove_superseded_snapshots(self, entry: Entry) -> None:
         """Remove the blobs of this worker's checkpoints that the commit of `entry` has pruned."""
@@ -411,6 +494,11 @@ class Journal:
             self._unfinished.pop(step.step_id, None)
         else:
             self._unfinished[step.step_id] = step
+
+
+def _check_values(context: Encoded, payloads: Payloads) -> None:
+    if sum(text.count(",") + 1 for text in context.values()) > payloads.limits.values:  # some may be inside of texts
+        payloads.encode(decode_long(join(context), "context"), "context")
 
 
 def _added_by(step: StepRecord) -> int:

@@ -6,21 +6,24 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Awaitable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.errors import LeaseLost
+from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import chunks
 from orchestrator_state.run_records import Lease, Owner
 from orchestrator_state.run_repository import lease_lost
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import uninterrupted
+from orchestrator_state.unit_of_work import UnitOfWork
 
 _RENEWALS_PER_TERM: Final = 3
 _TRIES_PER_PAUSE: Final = 5  # after a renewal that failed
+_TO_STOP: Final = 1.0  # seconds for the runs of a store that closes
 
 
 class Leaseholder(Protocol):
@@ -32,8 +35,20 @@ class Leaseholder(Protocol):
     def renewed(self, request: str | None, now: datetime) -> None:
         """The lease goes on. `now` is the database's time, and somebody may have left a request."""
 
-    def lose(self, error: LeaseLost) -> None:
-        """The lease is gone: stop, and write no more."""
+    def stop(self, reason: OrchestratorStateError) -> None:
+        """The lease is gone, or is to be let go of: stop, and write no more."""
+
+
+class Claim(set[UUID]):
+    """The runs that a claim takes, when it began to, and the run that it has just created, if any."""
+
+    began_at = 0.0
+    created: UUID | None = None
+
+    def begin(self) -> None:
+        """Before the first statement of each attempt."""
+        self.began_at = time.monotonic()
+        self.created = None
 
 
 class LeaseKeeper:
@@ -54,7 +69,9 @@ class LeaseKeeper:
         self._pid = os.getpid()
         self._held: dict[UUID, Leaseholder] = {}
         self._renewed_at: dict[UUID, float] = {}
-        self._claims: list[set[UUID]] = []
+        self._claims: list[Claim] = []
+        self._all_dropped = asyncio.Event()
+        self._is_stopping = False
         self._heartbeat: asyncio.Task[None] | None = None
         self._renewal: asyncio.Task[bool] | None = None
         self._stragglers: asyncio.Task[None] | None = None
@@ -64,18 +81,34 @@ class LeaseKeeper:
         if self._pid != os.getpid():  # a forked child is a worker of its own
             self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=self._term)
             self._pid, self._held, self._claims = os.getpid(), {}, []
+            self._all_dropped, self._is_stopping = asyncio.Event(), False
             self._heartbeat = self._renewal = self._stragglers = None
         return self._owner
 
-    @contextlib.contextmanager
-    def claiming(self) -> Iterator[set[UUID]]:
-        """Tell of a claim: what is put into the set before it commits is ours, held or not, until the block ends."""
-        claim: set[UUID] = set()
+    @contextlib.asynccontextmanager
+    async def claiming(self) -> AsyncIterator[Claim]:
+        """Tell of a claim: what is put into the set before it commits is ours, held or not, until the block ends.
+
+        If the block is cancelled, what was claimed all the same, and is not held, is let go of.
+        """
+        claim = Claim()
         self._claims.append(claim)
         try:
             yield claim
+        except asyncio.CancelledError:
+            if claim:
+                await uninterrupted(_trying(self._let_go(claim), "what was claimed could not be let go of"))
+            raise
         finally:
             self._claims = [other for other in self._claims if other is not claim]
+
+    async def _let_go(self, claim: Collection[UUID]) -> None:
+        async def release(uow: UnitOfWork) -> None:
+            for row in await uow.runs.list_claimed(claim, self.owner):
+                if row.id not in self._held:
+                    await uow.runs.release(Lease.of(row))
+
+        await self._transactions.write(release, patience=self._term / _RENEWALS_PER_TERM)
 
     def has(self, workflow_state_id: UUID) -> bool:
         """Whether that run is under way here. A lease of ours on any other is nobody's."""
@@ -83,15 +116,39 @@ class LeaseKeeper:
 
     def hold(self, run: Leaseholder) -> None:
         self._held[run.lease.workflow_state_id] = run
-        self._renewed_at[run.lease.workflow_state_id] = time.monotonic()
+        # Not as of now: this process may have been frozen since the database counted the lease from.
+        claims = (claim.began_at for claim in self._claims if run.lease.workflow_state_id in claim)
+        self._renewed_at[run.lease.workflow_state_id] = max(claims, default=time.monotonic())
+        for claim in self._claims:
+            claim.discard(run.lease.workflow_state_id)
         if self._heartbeat is None or self._heartbeat.done() or self._heartbeat.cancelling():
             self._heartbeat = asyncio.create_task(self._beat(), name="orchestrator_state heartbeat")
+        if self._is_stopping:
+            run.stop(_store_closed())
 
     def drop(self, run: Leaseholder) -> None:
         """Stop renewing. The lease itself is released by whoever ends the run."""
         self._forget(run)
         if not self._held:
+            self._all_dropped.set()
             self._end_heartbeat()
+
+    async def stop_runs(self) -> None:
+        """Stop the runs under way, and those to come, since their store closes; they have a moment to let go of leases.
+
+        Else a handler that waits would wait for ever, and another would see an error of its closed store's, and take it
+        for its own.
+        """
+        if self._pid != os.getpid():
+            return  # the parent's
+        self._is_stopping = True
+        for run in list(self._held.values()):
+            run.stop(_store_closed())
+        if self._held:
+            self._all_dropped.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_TO_STOP):
+                    await self._all_dropped.wait()
 
     async def close(self) -> None:
         """Wait for the heartbeat to end."""
@@ -111,7 +168,8 @@ class LeaseKeeper:
 
     def is_fresh(self, lease: Lease) -> bool:
         """Before new work: whether it was renewed within a term. Not, if this process was frozen past that."""
-        return time.monotonic() - self._renewed_at.get(lease.workflow_state_id, 0.0) < self._term_seconds
+        renewed_at = self._renewed_at.get(lease.workflow_state_id)
+        return renewed_at is not None and time.monotonic() - renewed_at < self._term_seconds
 
     async def confirm(self, lease: Lease) -> None:
         """Ask the database for one that is not fresh. Raises `LeaseLost`."""
@@ -182,7 +240,7 @@ class LeaseKeeper:
 
     def _lose(self, run: Leaseholder) -> None:
         self._forget(run)
-        run.lose(lease_lost(run.lease))
+        run.stop(lease_lost(run.lease))
 
     def _forget(self, run: Leaseholder) -> None:
         """Unless the run was claimed here anew: then it is the new holder's."""
@@ -190,11 +248,15 @@ class LeaseKeeper:
             del self._held[run.lease.workflow_state_id], self._renewed_at[run.lease.workflow_state_id]
 
 
-async def _trying(renewal: Awaitable[object]) -> bool:
+def _store_closed() -> StoreUnavailable:
+    return StoreUnavailable("the store is closed; open another")
+
+
+async def _trying(work: Awaitable[object], otherwise: str = "leases could not be renewed") -> bool:
     """Whether it succeeded."""
     try:
-        await renewal
-    except Exception as error:  # noqa: BLE001 - whatever it is, the next renewal may succeed within the term
-        hooks.logger.warning("leases could not be renewed (%s)", type(error).__name__)
+        await work
+    except Exception as error:  # noqa: BLE001 - whatever it is, the next try may succeed within the term
+        hooks.logger.warning("%s (%s)", otherwise, type(error).__name__)
         return False
     return True

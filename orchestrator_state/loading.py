@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,9 +19,10 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
 )
 from orchestrator_state.mapping import step_columns
+from orchestrator_state.patches import applicable
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
-from orchestrator_state.run_context import ContextHistory, Encoded, apply_all, join, split
+from orchestrator_state.run_context import ContextHistory, Encoded, join, split
 from orchestrator_state.run_records import Lease, RunNames, StepRecord
 from orchestrator_state.sealing import Columns
 from orchestrator_state.state_schema import FIRST, encode_loaded
@@ -48,6 +49,13 @@ class Page:
         self._steps: dict[UUID, list[StoredStep]] | None = None
         self._error: OrchestratorStateError | None = None
         self._one_reader = asyncio.Lock()
+
+    @classmethod
+    def of_new_run(cls, transactions: Transactions, workflow_state_id: UUID) -> Page:
+        """Of a run that was created as it was claimed: it has no steps to read."""
+        page = cls(transactions, [workflow_state_id])
+        page._steps = {workflow_state_id: []}
+        return page
 
     async def take_steps(self, workflow_state_id: UUID) -> Sequence[StoredStep]:
         """Hand out the steps of one run, once. Raises `StoreUnavailable`: to all, as each would wait as long again."""
@@ -76,17 +84,28 @@ async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hoo
         # Perhaps rekeyed, and removed, since the rows were read: taken for damage, finished steps would run again.
         row, step_rows = await transactions.read(partial(_read_again, workflow_state_id=row.id))
         payloads = await transactions.payloads_of([row, *step_rows])
-    recorded = open_rows(row, step_rows, payloads)
+    length = payloads.length(_texts(row, step_rows))
+    recorded = await payloads.aside.call(partial(open_rows, row, step_rows, payloads), length)
     if not recorded.is_sound:
         return await _fall_back(transactions, row, recorded, lease, hook)
     if recorded.outdated:
         await transactions.write(partial(_renew_digests, recorded=recorded, lease=lease))
-    history, effective = recorded.history()
+    try:
+        history, effective = await payloads.aside.call(recorded.history, length)
+    except DAMAGE:  # a step is gone whose change others build on
+        return await _fall_back(transactions, row, recorded, lease, hook)
     steps = recorded.steps
     if history.was_edited:
         await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
         steps = _without_patches(steps)
     return LoadedRun(steps=steps, history=history)
+
+
+def _texts(row: Any, step_rows: Sequence[StoredStep]) -> Iterator[object]:
+    yield from (row.context, row.initial_context)
+    for step in step_rows:
+        yield step.outputs
+        yield step.context_patch
 
 
 async def _read_again(uow: UnitOfWork, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
@@ -99,6 +118,17 @@ async def _read_again(uow: UnitOfWork, workflow_state_id: UUID) -> tuple[Any, Se
 def _without_patches(steps: Sequence[StepRecord]) -> list[StepRecord]:
     """As `start_context_anew` leaves them: what a checkpoint says of the steps is what their rows say."""
     return [step._replace(context_patch=None) for step in steps]
+
+
+def _with_patches(steps: Sequence[StepRecord], history: ContextHistory) -> list[StepRecord]:
+    """Steps say what the history says of them: what came of a patch that is lost is lost with it."""
+    patches = {position: patch.to_json() for position, patch in history.patches.items()}
+    return [
+        step
+        if not step.context_patch or step.context_patch == patches.get(step.position)
+        else step._replace(context_patch=patches.get(step.position))
+        for step in steps
+    ]
 
 
 async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -> None:
@@ -116,12 +146,15 @@ async def _fall_back(
     position = max((step.position for step in mended), default=-1)
     starts_anew = history.was_edited or recorded.initial is None
     first: Columns = {} if starts_anew else {"initial_context": recorded.initial}
-    if starts_anew:
-        mended = _without_patches(mended)
+    whole = _without_patches(mended) if starts_anew else _with_patches(mended, history)
+    changed = set(recorded.damaged)
+    if not starts_anew:
+        changed |= {step.step_id for step, was in zip(whole, mended, strict=True) if step is not was}
+    mended = whole
 
     async def write(uow: UnitOfWork) -> None:
-        damaged = [step for step in mended if step.step_id in recorded.damaged]
-        await uow.runs.replace_steps(lease, recorded.damaged, damaged)
+        replaced = [step for step in mended if step.step_id in changed]
+        await uow.runs.replace_steps(lease, changed, replaced)
         if starts_anew:
             await uow.runs.start_context_anew(lease, join(effective))
         else:
@@ -130,8 +163,11 @@ async def _fall_back(
             await uow.runs.renew_digests(lease, first, mended)
 
     await transactions.write(write)
-    fell_back = hooks.FellBack(workflow_state_id=recorded.id, step_ids=tuple(recorded.damaged), seq=seq)
-    hooks.logger.warning("run %s: damaged steps %s are taken from checkpoint %s", recorded.id, fell_back.step_ids, seq)
+    fell_back = hooks.FellBack(
+        workflow_state_id=recorded.id, step_ids=tuple(recorded.damaged) or tuple(sorted(changed)), seq=seq
+    )
+    what = f"steps {fell_back.step_ids} are" if fell_back.step_ids else "context is"
+    hooks.logger.warning("run %s: its damaged %s taken from checkpoint %s", recorded.id, what, seq)
     hooks.tell(hook, fell_back)
     return LoadedRun(steps=mended, history=history, fell_back=fell_back)
 
@@ -186,20 +222,31 @@ def _mended(
     return mended
 
 
+def _edited(recorded: Recorded) -> tuple[ContextHistory, Encoded] | None:
+    """The history of a run whose context somebody has edited, where that can be told."""
+    if recorded.context is None:
+        return None
+    try:
+        found = recorded.history()
+    except DAMAGE:  # patches that follow a lost one
+        return None
+    return found if found[0].was_edited else None
+
+
 def _found_context(
     recorded: Recorded, mended: Sequence[StepRecord], snapshot: WorkflowState | None
 ) -> tuple[ContextHistory, Encoded]:
     """Like `Recorded.history`, where something is lost.
 
-    What a step that runs again did to the context is forgotten: the context is what the others make of the first one.
+    What a step that runs again did to the context is forgotten, and what others made of that: the context is what the
+    rest makes of the first one.
     If some of that cannot be read, the run starts with the stored context, or else with the checkpoint's. Raises
     `CorruptPayload` if there is none.
     """
     if recorded.initial is not None:
-        if recorded.context is not None and (found := recorded.history())[0].was_edited:
+        if (found := _edited(recorded)) is not None:
             return found
-        patches = patches_of(mended)
-        effective = apply_all(split(recorded.initial, "context"), (patches[at] for at in sorted(patches)))
+        patches, effective = applicable(split(recorded.initial, "context"), patches_of(mended))
         return ContextHistory(recorded.initial, effective, patches), effective
     if snapshot is None or not isinstance(snapshot.context, dict):
         raise CorruptPayload(

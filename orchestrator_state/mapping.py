@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.cells import is_id, is_integer, is_text, is_time, unreadable
-from orchestrator_state.codecs import decode
+from orchestrator_state.arguments import as_instance
+from orchestrator_state.cells import damaged_columns, damaged_in, is_id, is_integer, is_text, is_time, unreadable
+from orchestrator_state.codecs import decode_long
 from orchestrator_state.collection import collector_paused
+from orchestrator_state.column_types import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
+from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import Patch, apply_all, join, split
 from orchestrator_state.sealing import Columns, Opener, checkpoint_identity, or_null
@@ -31,7 +35,7 @@ _set: Final = object.__setattr__  # the models' own validates
 
 
 class StateRow(NamedTuple):
-    """A row of the statements that select states: a workflow (`step_id` is None) or one of its steps."""
+    """A row of the statements that select states: a workflow or, without `may_have_deltas`, one of its steps."""
 
     state_id: UUID
     step_id: str | None
@@ -55,6 +59,17 @@ class StateRow(NamedTuple):
     digested_at: Any
     schema_version: int | None
     may_have_deltas: bool | None
+
+    @property
+    def id(self) -> UUID:
+        return self.state_id
+
+    @property
+    def is_step(self) -> bool:
+        return self.may_have_deltas is None
+
+
+_PAYLOAD: Final = StateRow._fields.index("payload")
 
 
 def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
@@ -112,9 +127,19 @@ def all_step_columns(state: WorkflowState, payloads: Payloads) -> dict[str, Colu
     return columns
 
 
-def payload_bytes(columns: Columns, steps: Mapping[str, Columns]) -> int:
+def state_columns(state: WorkflowState, payloads: Payloads) -> tuple[Columns, dict[str, Columns]]:
+    """The columns of a state and of its steps."""
+    return workflow_columns(state, payloads), all_step_columns(state, payloads)
+
+
+def payload_bytes(columns: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> int:
     """How much JSON a workflow holds."""
     return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
+
+
+def payloads_in(rows: Sequence[Any]) -> Iterable[object]:
+    """The texts that make `states_from_rows` take long."""
+    return (row[_PAYLOAD] for row in rows)
 
 
 def states_from_rows(
@@ -135,11 +160,11 @@ def _states(rows: Sequence[Iterable[Any]], payloads: Payloads, on_damaged: _OnDa
     steps: dict[UUID, list[StateRow]] = {}
     # One name looked up in SQLAlchemy's row costs as much as copying the row into a tuple with names.
     for row in map(StateRow._make, rows):
-        if row.step_id is None:
-            workflows.append(row)
-        else:
+        if row.may_have_deltas is None:
             steps.setdefault(row.state_id, []).append(row)
-    workflows.sort(key=lambda row: (row.updated_at, row.started_at), reverse=True)
+        else:
+            workflows.append(row)
+    workflows.sort(key=lambda row: (row.updated_at or DAMAGED_TIME, row.started_at or DAMAGED_TIME), reverse=True)
     states = []
     for row in workflows:
         try:
@@ -158,11 +183,15 @@ def loaded_from(state: WorkflowState) -> SavedRows:
     return state._saved
 
 
-def rebase(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> None:
-    """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer."""
+async def rebase(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> None:
+    """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer.
+
+    Both were just made, and are nobody else's.
+    """
     base = loaded_from(live)
     state.version = live.version
-    if equals_stored(state, live, payloads):
+    comparing = partial(equals_stored, state, live, payloads)
+    if await payloads.aside.call(comparing, payload_bytes(base.workflow, base.steps)):
         state.updated_at = live.updated_at  # saving it writes nothing
     # As if `updated_at` were unmoved: saving an older state is an update of today.
     state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
@@ -198,7 +227,7 @@ def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
 
 def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:
     """Raise `InvalidPayload` or `PayloadTooLarge` for what cannot be stored, before any SQL."""
-    check_fields(checkpoint)
+    check_fields(as_instance(checkpoint, Checkpoint, "checkpoint"))
     payloads.encode_snapshot(checkpoint.snapshot)
 
 
@@ -217,13 +246,15 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
 
 
 def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
-    """`text` is the JSON of the whole snapshot."""
+    """`text` is the JSON of the whole snapshot. Raises `CorruptPayload`."""
+    if damaged := damaged_columns(row, checkpoints):
+        raise unreadable(damaged, row.workflow_state_id)
     fields = {
         "id": row.id,
         "workflow_state_id": row.workflow_state_id,
         "step_id": row.step_id,
         "timestamp": row.timestamp,
-        "snapshot": decode(text, "snapshot"),
+        "snapshot": decode_long(text, "snapshot"),
         "seq": row.seq,
     }
     return _trusted(Checkpoint, fields)
@@ -240,7 +271,7 @@ def _damaged_cells(row: StateRow) -> list[str]:
     damaged = [] if row.completed_at is None or is_time(row.completed_at) else ["completed_at"]
     if not (is_integer(row.position) and (row.schema_version is None or is_integer(row.schema_version))):
         damaged.append("position, schema_version")
-    if row.step_id is not None:
+    if row.is_step:
         if not (is_text(row.step_id) and (row.retry_count is None or is_integer(row.retry_count))):
             damaged.append("step_id, retry_count")
         if not (row.started_at is None or is_time(row.started_at)):
@@ -258,7 +289,8 @@ def _damaged_cells(row: StateRow) -> list[str]:
 def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
     for each in (row, *step_rows):
         if damaged := _damaged_cells(each):
-            raise unreadable(damaged, row.state_id)
+            named = damaged_in(damaged, each, step_states if each.is_step else workflow_states)
+            raise unreadable(named, row.state_id, workflow_id=row.workflow_id)
     step_rows.sort(key=_place)
     opener = Opener(payloads, row.state_id, outdated=row.digested_at != row.updated_at)
     try:
@@ -286,12 +318,15 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             stamps={each.step_id: each.schema_version for each in (row, *step_rows) if each.schema_version is not None},
             outdated=opener.outdated,
             may_have_deltas=bool(row.may_have_deltas),
+            has_patches=any(
+                step.context_patch is not None and step.position > row.context_position for step in step_rows
+            ),
         )
         fields = columns | {
             "id": row.state_id,
             "version": row.version,
             "status": _status(_WORKFLOW_STATUSES, row.status, "status"),
-            "context": decode(columns["context"], "context"),
+            "context": decode_long(columns["context"], "context"),
             "steps": {step_id: _step(step_id, step) for step_id, step in steps.items()},
         }
     except PayloadError as error:
@@ -305,7 +340,7 @@ def _place(row: StateRow) -> tuple[int, str]:
 
 def _context(row: StateRow, steps: list[StateRow], opener: Opener) -> str:
     """The stored context, with what the steps of a run appended to it since it was stored whole."""
-    context = or_null(opener.workflow("context", row.payload, row.payload_digest))
+    context = opener.context(row.payload, row.payload_digest)
     patches = [
         patch
         for step in steps
@@ -347,7 +382,7 @@ def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
             "step_id": step_id,
             **columns,
             "status": _status(_STEP_STATUSES, columns["status"], f"steps[{step_id!r}].status"),
-            "outputs": decode(columns["outputs"], f"steps[{step_id!r}].outputs"),
+            "outputs": decode_long(columns["outputs"], f"steps[{step_id!r}].outputs"),
         },
     )
 

@@ -17,6 +17,7 @@ from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
 from orchestrator_state.blobs import BlobStore, in_parallel
+from orchestrator_state.errors import StoreUnavailable
 
 ENVELOPE_MARKER: Final = "~payload:"
 REFERENCE_MARKER: Final = "~payload:blob="
@@ -70,6 +71,8 @@ class Offload:
         self._uploads: dict[str, str] = {}
         self._wanted: set[str] = set()
         self._texts: dict[str, str | None] = {}
+        self._unread: dict[str, str] = {}
+        self._for_many = False
 
     # --- writing -------------------------------------------------------------------------------------------------
 
@@ -97,8 +100,12 @@ class Offload:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    async def fetch(self, rows: Iterable[Iterable[Any]]) -> None:
-        """Get the blobs that `rows` refer to. Raises `StoreUnavailable`."""
+    async def fetch(self, rows: Iterable[Iterable[Any]], *, for_many: bool = False) -> None:
+        """Get the blobs that `rows` refer to. Raises `StoreUnavailable`.
+
+        `for_many`: the rows are of many workflows, which go on without the one whose blob cannot be read.
+        """
+        self._for_many = for_many
         self._wanted = self._names(rows) - self._texts.keys()
         if self._wanted:
             await self.settle()
@@ -110,6 +117,14 @@ class Offload:
     def text(self, name: str) -> str | None:
         """A blob that was fetched; None if it is not there."""
         return self._texts.get(name)
+
+    def why_unread(self, name: str) -> str | None:
+        """Why a blob of one of many workflows cannot be read."""
+        return self._unread.get(name)
+
+    @property
+    def fetched_length(self) -> int:
+        return sum(len(text) for text in self._texts.values() if text is not None)
 
     # --- moving --------------------------------------------------------------------------------------------------
 
@@ -139,7 +154,14 @@ class Offload:
     async def _download(self, name: str) -> None:
         parsed = parse_name(name)
         known = None if parsed is None else parsed.length
-        content = await self._store.get(name, self._max_bytes if known is None else min(known, self._max_bytes))
+        most = self._max_bytes if known is None else min(known, self._max_bytes)
+        try:
+            content = await self._store.get(name, most)
+        except StoreUnavailable as error:
+            if not (self._for_many and error.one_blob):
+                raise
+            self._unread[name] = str(error)
+            return
         self.missing = self.missing or content is None
         # What does not decode does not match its digest afterwards.
         self._texts[name] = None if content is None else content.decode(errors="replace")

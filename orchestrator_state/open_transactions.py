@@ -1,24 +1,32 @@
-"""Transactions that are open while the caller's code runs: how many there are, and for how long a server bears them.
+"""Open transactions: how many there are while the caller's code runs, and for how long a server bears one that idles.
 
 A process that is frozen keeps the locks of its transaction. So Postgres ends one in which nothing has happened for
-some time, and as long as the process lives, something does. Of SQLite's locks nobody but their holder can let go.
+some time. Our own statements follow each other; where the caller's code runs, and the process lives, something is made
+to happen. Of SQLite's locks nobody but their holder can let go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from datetime import timedelta
+from enum import Enum, auto
 from typing import Any, Final
 
+from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
+from orchestrator_state.driver_errors import database_errors
+from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.settings import Settings
 from orchestrator_state.uninterrupted import settled
 
+_IDLE_LIMIT: Final = "idle_in_transaction_session_timeout"
 _PINGS_PER_LIMIT: Final = 4
 _PATIENCE: Final = 5.0  # seconds; a server that has not answered a ping by then is not going to commit
 _has_place: Final[ContextVar[bool]] = ContextVar("orchestrator_state_has_place", default=False)
@@ -30,6 +38,69 @@ def idle_limit(lease_term: timedelta) -> timedelta:
     A lease was renewed within the last third of its term, and so has two thirds left.
     """
     return lease_term / 2
+
+
+# A setting of the transaction's own: it is gone with it, by whatever it was ended.
+_MARK: Final = "orchestrator_state.transaction"
+_MARKED: Final = "open"
+
+
+def marking() -> ColumnElement[str]:
+    """Sets a mark on the present transaction of Postgres."""
+    return func.set_config(_MARK, _MARKED, literal(value=True))
+
+
+def is_marked() -> ColumnElement[bool]:
+    """Whether this is still the transaction that was marked."""
+    return func.current_setting(_MARK, literal(value=True)) == _MARKED
+
+
+def transaction_ended() -> ConfigurationError:
+    """The caller's code has parted what it wrote from what was to commit with it."""
+    return ConfigurationError(
+        "the function of run.transact must neither commit nor roll back its transaction: the run commits its rows with "
+        "the step. To undo a part, use a savepoint: `async with session.begin_nested()`"
+    )
+
+
+class Idling(Enum):
+    """For how long a transaction may idle, and who says so to Postgres."""
+
+    BRIEFLY = auto()
+    """It has our own statements alone."""
+    WITH_ROOM = auto()
+    """The caller's code runs in it."""
+    AS_IT_SAYS = auto()
+    """One of its own statements says so, at no cost."""
+
+
+def setting_idle_limit(limit: timedelta) -> ColumnElement[str]:
+    """Sets it on Postgres, until the transaction ends."""
+    milliseconds = max(1, round(limit.total_seconds() * 1000))
+    return func.set_config(_IDLE_LIMIT, str(milliseconds), literal(value=True))
+
+
+@asynccontextmanager
+async def idling(session: AsyncSession, how: Idling, settings: Settings, *, is_limited: bool) -> AsyncIterator[None]:
+    """Have Postgres end the transaction of `session` when its process is frozen.
+
+    `is_limited`: as its connection is set up. A block of the caller's then gets more room, and only once it needs that:
+    nearly all are over before.
+    """
+    if session.get_bind().dialect.name != "postgresql":
+        yield
+    elif how is Idling.BRIEFLY and not is_limited:
+        with database_errors():
+            await session.execute(select(setting_idle_limit(settings.idle_limit)))
+        yield
+    elif how is Idling.WITH_ROOM and is_limited:
+        room = _Room(session, settings)
+        try:
+            yield
+        finally:
+            await room.end()
+    else:
+        yield
 
 
 class Places:
@@ -79,9 +150,10 @@ async def kept_open(session: AsyncSession, idle_limit: timedelta) -> AsyncIterat
         await pings.end()
 
 
-class _Pings:
-    def __init__(self, connection: Any, pause: float) -> None:
-        self._connection = connection
+class _NowAndThen(ABC):
+    """Asks something of a connection in the pauses of whoever uses it, until the end."""
+
+    def __init__(self, pause: float) -> None:
         self._pause = pause
         self._loop = asyncio.get_running_loop()
         self._under_way: asyncio.Task[None] | None = None
@@ -89,7 +161,7 @@ class _Pings:
 
     def _start(self) -> None:
         if self._under_way is None or self._under_way.done():
-            self._under_way = asyncio.create_task(_ping(self._connection), name="orchestrator_state ping")
+            self._under_way = asyncio.create_task(self._ask_once(), name="orchestrator_state ping")
         self._timer = self._loop.call_later(self._pause, self._start)
 
     async def end(self) -> None:
@@ -101,16 +173,47 @@ class _Pings:
             finally:
                 await settled(self._under_way)
 
+    async def _ask_once(self) -> None:
+        with suppress(Exception):  # whatever it is, the next statement meets it, and says so
+            await greenlet_spawn(self._ask)
 
-async def _ping(connection: Any) -> None:
-    def ask() -> None:
-        if connection._transaction is None:  # noqa: SLF001 - it has ended, and a statement would begin another
-            return
-        cursor = connection.cursor()
-        try:
-            cursor.execute("SELECT 1")
-        finally:
-            cursor.close()
+    @abstractmethod
+    def _ask(self) -> None:
+        """Called in a greenlet of the connection's."""
 
-    with suppress(Exception):  # whatever it is, the next statement meets it, and says so
-        await greenlet_spawn(ask)
+
+class _Pings(_NowAndThen):
+    def __init__(self, connection: Any, pause: float) -> None:
+        super().__init__(pause)
+        self._connection = connection
+        self._transaction = connection._transaction  # noqa: SLF001 - the driver's; no other one is ours to ping
+
+    def _ask(self) -> None:
+        if self._connection._transaction is self._transaction:  # noqa: SLF001
+            _send(self._connection, "SELECT 1")
+        # Else it has ended: a statement would begin another, or disturb that of somebody else.
+
+
+class _Room(_NowAndThen):
+    """Gives a block of the caller's more room, if it is still open after a while. Until it has a transaction, again."""
+
+    def __init__(self, session: AsyncSession, settings: Settings) -> None:
+        super().__init__(settings.idle_limit.total_seconds() / _PINGS_PER_LIMIT)
+        self._session = session.sync_session
+        self._limit = str(round(settings.idle_limit_with_room.total_seconds() * 1000))
+
+    def _ask(self) -> None:
+        begun = self._session.get_transaction()
+        for connection, *_ in begun._connections.values() if begun else ():  # noqa: SLF001 - else it would connect
+            driver: Any = connection.connection.dbapi_connection
+            if driver._transaction is not None:  # noqa: SLF001
+                _send(driver, "SELECT set_config($1, $2, true)", (_IDLE_LIMIT, self._limit))
+                self._timer.cancel()
+
+
+def _send(connection: Any, statement: str, parameters: tuple[str, ...] = ()) -> None:
+    cursor = connection.cursor()
+    try:
+        cursor.execute(statement, parameters)
+    finally:
+        cursor.close()

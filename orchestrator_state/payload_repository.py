@@ -11,11 +11,14 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Select,
+    String,
     Table,
     bindparam,
     false,
     func,
     literal,
+    not_,
+    or_,
     select,
     tuple_,
     type_coerce,
@@ -26,9 +29,9 @@ from sqlalchemy.sql import Update
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from orchestrator_state.cells import damaged_among, plain_columns
+from orchestrator_state.cells import damaged_among, is_stored_name, plain_columns
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
-from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
 from orchestrator_state.offload import parse_name, references
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.sealing import (
@@ -72,7 +75,7 @@ class PayloadTable:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return PAYLOAD_COLUMNS[self.name]
+        return PAYLOAD_COLUMNS.get(self.name, ())
 
 
 PAYLOAD_TABLES: Final = (
@@ -102,6 +105,8 @@ PAYLOAD_TABLES: Final = (
         identity=lambda ids, _: SignalPlace(ids["workflow_state_id"], ids["id"], "", "").identity,
     ),
 )
+CHECKED_TABLES: Final = (*PAYLOAD_TABLES, PayloadTable(table=requests, key=("id",), identity=lambda _ids, _: ""))
+"""Also what has no payloads, but cells that can be damaged."""
 
 
 class StoredPayload(NamedTuple):
@@ -122,6 +127,8 @@ class PayloadRow(NamedTuple):
     payloads: Sequence[StoredPayload]
     damaged_cells: Sequence[str]
     """Other columns of it that hold no value of their type."""
+    is_orphan: bool
+    """Whether there is no workflow that it belongs to."""
 
 
 class PayloadRepository(Repository):
@@ -131,15 +138,18 @@ class PayloadRepository(Repository):
         statement = _within_namespace(source, select(func.count()))
         return int((await self._execute(statement, {"namespace": self._namespace})).scalar_one())
 
-    async def page(self, source: PayloadTable, after: Key | None, max_rows: int) -> Sequence[PayloadRow]:
-        """The next rows in the order of their keys, some 2 MiB of them.
+    async def page(
+        self, source: PayloadTable, after: Key | None, max_rows: int, *, strays: bool = False
+    ) -> Sequence[PayloadRow]:
+        """The next rows in the order of their keys, some 2 MiB of them; with those of no namespace, if `strays`.
 
         They come from one statement, so that text, digest and age of a row fit together.
         """
+        is_first = after is None
         parameters = {"namespace": self._namespace, "size": max_rows} | _numbered(after or ())
-        sizes = (await self._execute(_sizes(source, is_first=after is None), parameters)).scalars().all()
-        parameters["size"] = _fitting(sizes)
-        rows = await self._execute(_page(source, is_first=after is None), parameters)
+        sizes = await self._execute(_sizes(source, is_first=is_first, strays=strays), parameters)
+        parameters["size"] = _fitting(sizes.scalars().all())
+        rows = await self._execute(_page(source, is_first=is_first, strays=strays), parameters)
         return [_payload_row(source, row) for row in rows]
 
     async def fetch(self, statement: Select[Any]) -> Sequence[Any]:
@@ -169,17 +179,19 @@ class PayloadRepository(Repository):
 
 def payload_repository(transactions: Transactions, uow: UnitOfWork) -> PayloadRepository:
     settings = transactions.settings
-    return PayloadRepository(uow.session, namespace=settings.namespace, schema=settings.db_schema)
+    return PayloadRepository(uow.session, namespace=settings.namespace, schema=transactions.database.schema)
 
 
-async def row_counter(transactions: Transactions, progress: Progress | None) -> Callable[[int], None]:
-    """How to tell `progress` of rows as they come: how many so far, and of how many."""
+async def row_counter(
+    transactions: Transactions, progress: Progress | None, sources: Sequence[PayloadTable] = PAYLOAD_TABLES
+) -> Callable[[int], None]:
+    """How to tell `progress` of rows of `sources` as they come: how many so far, and of how many."""
     if progress is None:
         return lambda _: None
 
     async def count(uow: UnitOfWork) -> int:
         repository = payload_repository(transactions, uow)
-        return sum([await repository.count(source) for source in PAYLOAD_TABLES])
+        return sum([await repository.count(source) for source in sources])
 
     total, done = await transactions.read(count), 0
 
@@ -193,9 +205,11 @@ async def row_counter(transactions: Transactions, progress: Progress | None) -> 
 
 
 async def pages(
-    transactions: Transactions, source: PayloadTable, *, max_rows: int
+    transactions: Transactions, source: PayloadTable, *, max_rows: int, strays: bool = False
 ) -> AsyncIterator[Sequence[PayloadRow]]:
     """All rows, in pages of at most `max_rows` and of about 2 MiB, blobs included, or of one row.
+
+    `strays`: also those that belong to no namespace, as their own is damaged, or their workflow is gone.
 
     Each is read in a transaction of its own.
     """
@@ -203,7 +217,7 @@ async def pages(
     while True:
 
         async def read(uow: UnitOfWork, after: Key | None = after) -> Sequence[PayloadRow]:
-            return await payload_repository(transactions, uow).page(source, after, max_rows)
+            return await payload_repository(transactions, uow).page(source, after, max_rows, strays=strays)
 
         rows = await transactions.read(read)
         if not rows:
@@ -243,7 +257,8 @@ def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
         for column, text, digest in zip(source.columns, stored[::2], stored[1::2], strict=True)
         if text is not None or digest is not None
     ]
-    return PayloadRow(source, ids, names, tuple(values[: len(source.key)]), bool(outdated), payloads, damaged)
+    key = tuple(values[: len(source.key)])
+    return PayloadRow(source, ids, names, key, bool(outdated), payloads, damaged, is_orphan=outdated is None)
 
 
 def _column(source: PayloadTable, name: str) -> ColumnElement[Any]:
@@ -278,7 +293,7 @@ def _length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str
 
 
 @cache
-def _sizes(source: PayloadTable, *, is_first: bool) -> Select[Any]:
+def _sizes(source: PayloadTable, *, is_first: bool, strays: bool) -> Select[Any]:
     key, after = _key(source), _key_parameters(source)
     length: ColumnElement[Any] = sum(
         (func.coalesce(stored_bytes(source.table.c[name]), 0) for name in source.columns), literal(0)
@@ -286,14 +301,14 @@ def _sizes(source: PayloadTable, *, is_first: bool) -> Select[Any]:
     statement = select(length)
     if not is_first:
         statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
-    return _within_namespace(source, statement).order_by(*key).limit(bindparam("size"))
+    return _within_namespace(source, statement, strays=strays).order_by(*key).limit(bindparam("size"))
 
 
 @cache
-def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
+def _page(source: PayloadTable, *, is_first: bool, strays: bool) -> Select[Any]:
     key, after = _key(source), _key_parameters(source)
     statement = select(
-        _of_workflow(source, OUTDATED) if source.outdates else false(),
+        _of_workflow(source, OUTDATED if source.outdates else false()),
         *key,
         *(_column(source, name) for name in source.further_ids),
         *(type_coerce(source.table.c[name], StoredText) for name in source.further_names),
@@ -306,22 +321,27 @@ def _page(source: PayloadTable, *, is_first: bool) -> Select[Any]:
     )
     if not is_first:
         statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))
-    return _within_namespace(source, statement).order_by(*key).limit(bindparam("size"))
+    return _within_namespace(source, statement, strays=strays).order_by(*key).limit(bindparam("size"))
 
 
-def _within_namespace(source: PayloadTable, statement: Select[Any]) -> Select[Any]:
-    in_namespace = _of_workflow(source, workflow_states.c.namespace) == bindparam("namespace")
-    return statement.select_from(source.table).where(in_namespace)
+def _within_namespace(source: PayloadTable, statement: Select[Any], *, strays: bool = False) -> Select[Any]:
+    wanted = bindparam("namespace", type_=String())
+    own = source.table.c.get("namespace")
+    named = _of_workflow(source, workflow_states.c.namespace) if own is None else own
+    within = named == wanted
+    if strays:
+        within = func.coalesce(named, wanted) == wanted if own is None else or_(within, not_(is_stored_name(own)))
+    return statement.select_from(source.table).where(within)
 
 
 def _of_workflow(source: PayloadTable, column: ColumnElement[Any]) -> ColumnElement[Any]:
-    """A column of the workflow that a row belongs to.
+    """A column of the workflow that a row belongs to; itself for a row that belongs to none.
 
     Looked up row by row: of a join SQLite makes a sort of all that comes after the page, for each page.
     """
-    if source.table is workflow_states:
+    owner = source.table.c.get("workflow_state_id")
+    if owner is None:
         return column
-    owner = source.table.c.workflow_state_id
     return select(column).where(workflow_states.c.id == owner).correlate(source.table).scalar_subquery()
 
 

@@ -16,9 +16,11 @@ import re
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
+from orchestrator_state.aside import LONG, Aside
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.codecs import (
     MAX_BYTES,
@@ -28,6 +30,8 @@ from orchestrator_state.codecs import (
     MOST_VALUES,
     SNAPSHOT_LEVELS,
     encode,
+    encode_small,
+    encode_steady,
 )
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -124,6 +128,11 @@ class Payloads:
         strict: bool = False,
         blobs: BlobStore | None = None,
     ) -> None:
+        for name, given in (("codecs", codecs), ("readers", readers)):
+            if not isinstance(given, Iterable):
+                raise ConfigurationError(f"{name} is a {type(given).__name__}; give a list")
+        if blobs is not None and not isinstance(blobs, BlobStore):
+            raise ConfigurationError(f"blobs is a {type(blobs).__name__}; give a BlobStore")
         self._chain = [(_checked_tag(codec), codec) for codec in codecs]
         self._by_name = _by_name([*self._chain, *((_checked_tag(codec), codec) for codec in readers)])
         self._protecting = [tag for tag, codec in self._chain if _encodes_everything(tag, codec)]
@@ -131,6 +140,8 @@ class Payloads:
         self._takes_plain = not (strict and self._protecting)
         self.limits = Limits()
         self.blobs: Final = blobs
+        self.aside = Aside(threads=False)
+        """Where long ones are sealed and opened; a store has threads for that."""
         self.offload: Offload | None = None
         """The blobs of the unit of work that these payloads are for. Without one, none is moved there."""
 
@@ -143,21 +154,41 @@ class Payloads:
         unit.offload = Offload(self.blobs, namespace, ahead=ahead, max_bytes=self.limits.workflow_bytes * 6)
         return unit
 
+    def length(self, texts: Iterable[object]) -> int:
+        """Of those of `texts` that are any, and of what was fetched from the blob store."""
+        fetched = 0 if self.offload is None else self.offload.fetched_length
+        return fetched + sum(len(text) for text in texts if isinstance(text, str))
+
     @property
     def misses_blobs(self) -> bool:
         """Whether a blob that was to be read was not there."""
         return self.offload is not None and self.offload.missing
 
-    def within(self, limits: Limits) -> Payloads:
-        """Return these payloads under other limits."""
+    def within(self, limits: Limits, aside: Aside | None = None) -> Payloads:
+        """Return these payloads under other limits; long ones are handled `aside`."""
         limited = copy(self)
         limited.limits = limits
+        limited.aside = aside or self.aside
         return limited
 
     def encode(self, value: Any, path: str) -> str:
         """Return the canonical JSON text of a value within the limits. Raises `InvalidPayload`, `PayloadTooLarge`."""
         limits = self.limits
         return encode(value, path, max_bytes=limits.payload_bytes, max_depth=limits.depth, max_values=limits.values)
+
+    async def encode_aside(self, value: Any, path: str) -> str:
+        """`encode`, beside the event loop if the value is large."""
+        text = self.encode_small(value, path)
+        if text is None:
+            text = await self.aside.call(partial(encode_steady, partial(self.encode, value, path)), LONG)
+        return self.encode(value, path) if text is None else text
+
+    def encode_small(self, value: Any, path: str) -> str | None:
+        """`encode`, if the value is small; else None."""
+        limits = self.limits
+        return encode_small(
+            value, path, max_bytes=limits.payload_bytes, max_depth=limits.depth, max_values=limits.values
+        )
 
     def encode_snapshot(self, value: Any) -> str:
         """Like `encode`, for a value that may hold a whole workflow: its payloads, some levels down."""
@@ -198,13 +229,27 @@ class Payloads:
         offload = self.offload
         if offload is not None and (known := offload.sealed.get((identity, text))):
             return Sealed(*known)
+        sealed = self.placed(self.prepared(text, identity, bound_to), identity)
+        if offload is not None and sealed.text.startswith(REFERENCE_MARKER):
+            offload.sealed[identity, text] = sealed
+        return sealed
+
+    def prepared(self, text: str, identity: str, bound_to: str = "") -> Sealed:
+        """What is long about `seal`, which can be done before there is a unit of work, and `placed` in it."""
         stored = self._encoded(text, identity, bound_to) if self._chain or text.startswith(ENVELOPE_MARKER) else text
-        digest = digest_of(stored, identity)
-        if offload is not None and offload.takes(stored):
-            stored = offload.put(stored, digest, workflow_state_id=identity.split("/")[1])
-            digest = digest_of(stored, identity)
-            offload.sealed[identity, text] = stored, digest
-        return Sealed(stored, digest)
+        return Sealed(stored, digest_of(stored, identity))
+
+    def placed(self, prepared: Sealed, identity: str) -> Sealed:
+        """Where a `prepared` payload is too long for a row, have it uploaded: then the row gets the reference to it."""
+        offload, stored = self.offload, prepared.text
+        if offload is None or stored.startswith(REFERENCE_MARKER) or not offload.takes(stored):
+            return prepared
+        if known := offload.sealed.get((identity, stored)):
+            return Sealed(*known)
+        reference = offload.put(stored, prepared.digest, workflow_state_id=identity.split("/")[1])
+        placed = Sealed(reference, digest_of(reference, identity))
+        offload.sealed[identity, stored] = placed
+        return placed
 
     def open(
         self,
@@ -274,8 +319,7 @@ class Payloads:
             return False
         if self.offload is not None and (reference := parse_reference(text)):
             text = self.offload.text(reference.name) or text
-        found = text.split(":", 2)[1] if text.startswith(ENVELOPE_MARKER) else ""
-        remaining = found.split(",") if found else []
+        remaining = tags_of(text)
         for tag, _ in self._chain:
             if remaining and remaining[0] == tag:
                 del remaining[0]
@@ -325,6 +369,8 @@ class Payloads:
             raise CorruptPayload(f"the stored {path} begins like a reference to a blob, and is none", path=path)
         if self.offload is not None and not self.offload.is_of(reference.name, identity.split("/")[1]):
             raise CorruptPayload(f"the stored {path} refers to a blob that is not its workflow's", path=path)
+        if self.offload is not None and (reason := self.offload.why_unread(reference.name)) is not None:
+            raise CorruptPayload(f"the stored {path} is in a blob: {reason}", path=path)
         if self.offload is None or not self.offload.has(reference.name):
             message = f"the stored {path} is in a blob store, and there is none here to read it from"
             raise UnknownCodec(message, path=path, tag="blob")
@@ -352,6 +398,13 @@ class Payloads:
             if _name(tag) not in names:
                 message = f"the stored {path} was written without the codec {_name(tag)}, and reading is strict"
                 raise UnprotectedPayload(message, path=path)
+
+
+def tags_of(stored: object) -> list[str]:
+    """The tags of the codecs that a stored text, or its beginning, says it went through."""
+    if not isinstance(stored, str) or not stored.startswith(ENVELOPE_MARKER):
+        return []
+    return [tag for tag in stored.split(":", 2)[1].split(",") if tag]
 
 
 def is_encoded(text: str) -> bool:
@@ -436,7 +489,7 @@ def _encode(tag: str, codec: Codec, data: bytes, name: bytes, identity: str) -> 
         encoded: object = codec.encode(data, name)
     except PayloadError:
         raise
-    except Exception:  # noqa: BLE001 - a codec of the application's may raise anything
+    except BaseException:  # noqa: BLE001 - a codec of the application's may raise anything
         # "from None", here and below: the codec's own message may quote the payload.
         raise InvalidPayload(f"the codec {tag} failed to encode {identity}", path=identity) from None
     if encoded is None or isinstance(encoded, bytes):
@@ -453,7 +506,7 @@ def _decode(tag: str, codec: Codec, data: bytes, name: bytes, path: str, max_byt
     except PayloadError as error:
         # The codec does not know which payload it was.
         raise type(error)(f"the stored {path}: {error}", **error.about | {"path": path}) from None
-    except Exception:  # noqa: BLE001
+    except BaseException:  # noqa: BLE001
         raise CorruptPayload(f"the codec {tag} failed to decode the stored {path}", path=path) from None
     if isinstance(decoded, bytes):
         return decoded

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 import asyncpg
 
-from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.errors import AbnormalExit, AccessLost, ConfigurationError, StoreUnavailable
+from orchestrator_state.failures import name_of
 from orchestrator_state.postgres_options import PostgresOptions
 from orchestrator_state.settings import Settings
 from orchestrator_state.urls import PostgresLocation, can_be_sent
@@ -28,7 +29,10 @@ _SOCKET_OPTIONS: Final = {
     "keepalives_count": (socket.IPPROTO_TCP, "TCP_KEEPCNT"),
     "tcp_user_timeout": (socket.IPPROTO_TCP, "TCP_USER_TIMEOUT"),
 }
-_SETTING_REFUSED: Final = ("42704", "22023", "42501", "55P02")  # unknown, of no such value, not for this user, not now
+# Unknown, of no such value, not for this user, not now, no setting at all.
+_SETTING_REFUSED: Final = ("42704", "22023", "42501", "55P02", "42601")
+# What asyncpg stumbles over in a URL, a variable or a file: a list of hosts with a gap, say.
+_UNREADABLE: Final = (ValueError, LookupError, asyncpg.ClientConfigurationError)
 
 
 class Connector:
@@ -48,8 +52,21 @@ class Connector:
             if self._options.system_roots:
                 arguments["ssl"] = _trusting_the_systems(self._options)
             connection = await asyncpg.connect(self._location.dsn, **arguments)
-        except (ValueError, ssl.SSLError, asyncpg.ClientConfigurationError, asyncpg.InterfaceError) as error:
+        except (*_UNREADABLE, ssl.SSLError, asyncpg.InterfaceError) as error:
             raise self._refusal(_reason(error)) from None
+        except asyncpg.TargetServerAttributeNotMatched:
+            wanted = self._options.kept.get("target_session_attrs")
+            message = f"no host of the Postgres URL is what target_session_attrs={wanted} asks for; is one starting up?"
+            raise StoreUnavailable(message, transient=True) from None
+        except ConnectionError as error:
+            if type(error) is not ConnectionError or self._has_connected or not self._options.requires_tls:
+                raise
+            # asyncpg says so in words alone; it may also have lost the connection meanwhile.
+            raise AccessLost(
+                "the server did not take up TLS, which the Postgres URL's sslmode asks for; switch it on there, or "
+                "leave sslmode out",
+                transient=True,
+            ) from None
         except asyncpg.PostgresError as error:
             if error.sqlstate not in _SETTING_REFUSED or not self._options.settings or self._has_connected:
                 raise
@@ -71,7 +88,8 @@ class Connector:
             else:
                 found = password.get_secret_value() if password is not None else ""
         except Exception as error:  # noqa: BLE001 - the caller's; its message may hold the secret
-            message = f"the password could not be asked for: {getattr(error, 'raised', type(error).__name__)}"
+            raised = error.raised if type(error) is AbnormalExit else name_of(error)
+            message = f"the password could not be asked for: {raised}"
             raise StoreUnavailable(message, transient=True) from None
         if not isinstance(found, str):
             raise self._refusal(f"password() returned a {type(found).__name__}; it must return a str")
@@ -113,8 +131,8 @@ def _reason(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
         return f"TLS with the server failed ({error.reason}); check the certificates and keys of the Postgres URL"
     return (
-        "the Postgres URL cannot be read; write postgresql://user:password@host:port/database?option=value "
-        "and percent-encode special characters"
+        "the Postgres URL, or a variable or file of libpq's, cannot be read; write "
+        "postgresql://user:password@host:port/database?option=value and percent-encode special characters"
     )
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from configparser import ConfigParser, InterpolationError
+from configparser import Error as ConfigParserError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -57,12 +59,15 @@ _VARIABLES: Final = {
     "options": "PGOPTIONS",
     "require_auth": "PGREQUIREAUTH",
     "requirepeer": "PGREQUIREPEER",
+    "service": "PGSERVICE",
     "sslcertmode": "PGSSLCERTMODE",
     "sslcompression": "PGSSLCOMPRESSION",
     "sslmode": "PGSSLMODE",
     "sslsni": "PGSSLSNI",
     "target_session_attrs": "PGTARGETSESSIONATTRS",
 }
+# For a variable that is set to nothing, which asyncpg would take for a value.
+_DEFAULTS: Final = {"sslmode": "prefer", "target_session_attrs": "any"}
 _INSTEAD: Final = {
     "channel_binding": "asyncpg has none; take it out, and add sslmode=verify-full, which shuts out the same attacker",
     "gssencmode": "asyncpg has no GSS encryption; use sslmode",
@@ -101,13 +106,17 @@ class PostgresOptions:
     system_roots: bool = False
     """Whether the server's certificate is checked against those that the system trusts."""
 
+    @property
+    def requires_tls(self) -> bool:
+        return self.system_roots or self.kept.get("sslmode") in ("require", "verify-ca", "verify-full")
+
 
 def read_options(given: Iterable[tuple[str, str]]) -> PostgresOptions:
     """Sort the options. Raises `ConfigurationError` naming one that cannot be had, and never its value."""
     options = {name: value for name, value in given if value}
     for name, variable in _VARIABLES.items():
         if variable in os.environ and not (name == "sslmode" and options.keys() & {"ssl", "requiressl"}):
-            options.setdefault(name, os.environ[variable])
+            options.setdefault(name, os.environ[variable] or _DEFAULTS.get(name, ""))
     options = {name: value for name, value in options.items() if value}
     for name, remedy in _OTHERS.items():
         if name in options:
@@ -118,6 +127,8 @@ def read_options(given: Iterable[tuple[str, str]]) -> PostgresOptions:
             raise ConfigurationError(f"{_where(name)} is not supported so: {instead}")
     if options.get("target_session_attrs", "any") not in _SERVERS:
         raise ConfigurationError(f"{_where('target_session_attrs')} must be one of {', '.join(_SERVERS)}")
+    if "service" in options:
+        _require_service(options["service"])
     seconds = _number(options, "connect_timeout")
     keepalives = {name: value for name in sorted(_KEEPALIVES) if (value := _number(options, name)) is not None}
     system_roots = _read_ssl(options)
@@ -139,6 +150,25 @@ def _where(name: str) -> str:
     variable = _VARIABLES.get(name, "")
     also = f" (or the variable {variable})" if variable in os.environ else ""
     return f"the option {name} of the Postgres URL{also}"
+
+
+def _require_service(name: str) -> None:
+    """Of a service that it does not find asyncpg says nothing, and connects to whatever is the default."""
+    file = os.environ.get("PGSERVICEFILE") or "~/.pg_service.conf"
+    services = ConfigParser()
+    try:
+        services.read(Path(file).expanduser())
+        found = dict(services[name]) if name in services.sections() else None
+    except InterpolationError:
+        raise ConfigurationError(
+            "the service of the Postgres URL holds a single %, which asyncpg cannot read; write it twice"
+        ) from None
+    except (ConfigParserError, OSError, ValueError, RuntimeError):
+        found = None
+    if found is None:
+        raise ConfigurationError(
+            f"{_where('service')} is not in the service file, or that cannot be read; check PGSERVICEFILE"
+        )
 
 
 def _read_ssl(options: dict[str, str]) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.cells import is_integer, is_text, is_time, unreadable
+from orchestrator_state.cells import is_count, is_integer, is_step_id, is_time, unreadable
 from orchestrator_state.codecs import decode
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
@@ -22,6 +22,12 @@ DAMAGE: Final = (CorruptPayload, InvalidPayload)
 # Columns that a step can do without: what was done in it needs not be done again.
 DISPENSABLE: Final = frozenset({"error", "started_at", "completed_at", "retry_count"})
 _CELLS: Final[Mapping[str, Any]] = {"started_at": None, "completed_at": None, "retry_count": 0, "schema_version": None}
+_CELL_CHECKS: Final = (
+    ("started_at", is_time),
+    ("completed_at", is_time),
+    ("retry_count", is_integer),
+    ("schema_version", is_integer),
+)
 _STATUSES: Final = frozenset(status.value for status in StepStatus)
 # What has no digest shows its damage only when it is parsed.
 _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
@@ -105,7 +111,7 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
     Nothing is decoded whose digest holds: the handler may never ask for it.
     """
     texts: dict[str, str | None] = {}
-    lost: set[str] = set(_damaged_cells(row))
+    lost = _damaged_cells(row)
     for column, text, digest in (
         ("outputs", row.outputs, row.outputs_digest),
         ("error", row.error, row.error_digest),
@@ -117,27 +123,21 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
                 _STEP_CHECKS[column](opened)
         except DAMAGE:
             texts[column] = None
-            lost.add(column)
-    if lost:
-        damaged[row.step_id] = frozenset(lost)
+            lost.append(column)
     record = step_record(row, texts)
-    return record._replace(**{column: _CELLS[column] for column in lost & _CELLS.keys()})
+    if not lost:
+        return record
+    damaged[row.step_id] = frozenset(lost)
+    return record._replace(**{column: _CELLS[column] for column in lost if column in _CELLS})
 
 
 def _damaged_cells(row: StoredStep) -> list[str]:
     """Columns of a step, payloads aside, that cannot be read. Raises `CorruptPayload` if it has no place in the run."""
-    if not (is_integer(row.position) and is_text(row.step_id)):
-        raise unreadable(["step_id, position"], row.workflow_state_id)
-    damaged = [name for name in ("started_at", "completed_at") if not _is_time_or_none(getattr(row, name))]
-    damaged += [name for name in ("retry_count", "schema_version") if not _is_integer_or_none(getattr(row, name))]
+    if not (is_count(row.position) and is_step_id(row.step_id)):
+        raise unreadable(["step_id" if is_count(row.position) else "position"], row.workflow_state_id)
+    damaged = [
+        name for name, is_sound in _CELL_CHECKS if (value := getattr(row, name)) is not None and not is_sound(value)
+    ]
     if row.status not in _STATUSES:
         damaged.append("status")
     return damaged
-
-
-def _is_integer_or_none(value: object) -> bool:
-    return value is None or is_integer(value)
-
-
-def _is_time_or_none(value: object) -> bool:
-    return value is None or is_time(value)

@@ -11,10 +11,9 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.cells import COUNTS, is_count, unreadable
-from orchestrator_state.column_types import DAMAGED_ID
+from orchestrator_state.arguments import as_handlers, as_positive
+from orchestrator_state.cells import is_count, unreadable, unwritable_columns
 from orchestrator_state.errors import (
-    Conflict,
     CorruptPayload,
     LeaseLost,
     PauseTakenBack,
@@ -28,6 +27,7 @@ from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.transactions import Transactions, Work
@@ -101,7 +101,7 @@ class Recovery:
         self._transactions = transactions
         self._patience = patience
         self._executor = executor
-        self._handlers = dict(handlers)
+        self._handlers = as_handlers(handlers)
         self._max_attempts = transactions.settings.max_attempts
 
     async def end_dead_leases(self) -> None:
@@ -142,7 +142,7 @@ class Recovery:
         self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], *, linger: timedelta = timedelta()
     ) -> None:
         """Claim up to `limit` abandoned runs that have a handler here; resume each in a task that `watch` is given."""
-        while self._handlers and limit > 0:
+        while self._handlers and limit > 0 and not self._executor.suspects.are_alone:
             asked = min(limit, _PAGE)
             found = await self._start_page(asked, watch, linger)
             limit = limit - found if found == asked else 0
@@ -152,14 +152,14 @@ class Recovery:
     ) -> int:
         """Claim one page, and return how many runs were in it. Their steps are read while the next one is claimed."""
         keeper = self._executor.keeper
-        with keeper.claiming() as claim:
+        async with keeper.claiming() as claim:
 
             async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
+                claim.begin()
                 # Perhaps there was an attempt before this one, which took effect.
                 rows = await uow.runs.list_claimed(claim, keeper.owner) if claim else []
                 if not rows:
-                    rows = await self._claim_suspects(uow, limit, patient=linger > timedelta())
-                    rows = [*rows, *await uow.runs.claim_abandoned(self._handlers, keeper.owner, limit - len(rows))]
+                    rows = await self._claim(uow, limit, patient=linger > timedelta())
                 claim.update(row.id for row in rows)
                 return rows
 
@@ -171,15 +171,26 @@ class Recovery:
             await asyncio.sleep(0)  # until the tasks hold their leases
         return len(rows)
 
-    async def _claim_suspects(self, uow: UnitOfWork, limit: int, *, patient: bool) -> Sequence[Any]:
-        """Runs that may kill their workers, once in a while. Who works on and on lets them rest before."""
+    async def _claim(self, uow: UnitOfWork, limit: int, *, patient: bool) -> Sequence[Any]:
+        """Runs that may kill their workers, and all others, in turns."""
+        suspects, owner = self._executor.suspects, self._executor.keeper.owner
+        if not suspects.come_first and not suspects.have_their_turn:
+            others = await uow.runs.claim_abandoned(self._handlers, owner, limit)
+            return [*others, *await self._claim_suspects(uow, limit, patient=patient, beside=len(others))]
+        rows = await self._claim_suspects(uow, limit, patient=patient)
+        if suspects.have_their_turn or any(suspects.is_for_itself(row.attempts) for row in rows):
+            return rows
+        return [*rows, *await uow.runs.claim_abandoned(self._handlers, owner, limit - len(rows))]
+
+    async def _claim_suspects(self, uow: UnitOfWork, limit: int, *, patient: bool, beside: int = 0) -> Sequence[Any]:
+        """Once in a while, or as long as one is to be tried alone. Who works on and on lets them rest before."""
         suspects = self._executor.suspects
-        if patient and not suspects.are_looked_for:
+        if limit <= beside or (patient and not suspects.are_looked_for):
             return []
         rows = await uow.runs.claim_suspects(
-            self._handlers, self._executor.keeper.owner, limit, suspects, patient=patient
+            self._handlers, self._executor.keeper.owner, limit - beside, suspects, patient=patient, beside=beside
         )
-        suspects.are_looked_for = False
+        suspects.are_looked_for = bool(rows) or suspects.have_their_turn
         return rows
 
     def telling(self, listener: Callable[[], object]) -> AbstractContextManager[None]:
@@ -189,7 +200,7 @@ class Recovery:
     async def list_unknown(self) -> list[RecoveredRun]:
         rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
         for row in rows:
-            if damaged := _damaged(row):
+            if damaged := unwritable_columns(row):
                 hooks.logger.warning("a run of %r cannot be resumed: its %s is damaged", row.workflow_id, damaged[0])
             elif row.workflow_name in self._handlers:
                 hooks.logger.warning(
@@ -202,29 +213,31 @@ class Recovery:
         try:
             return await self._drive(row, page, linger)
         finally:
-            self._executor.suspects.clear(row.id)
+            self._executor.suspects.remove(row.id)
 
     async def _drive(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
-        error: Exception | None = None
+        error: BaseException | None
         recorded: list[LoadedRun] = []
         try:
             if is_count(row.attempts) and row.attempts > self._max_attempts:
                 return _recovered(row, await self._executor.give_up(row))
             handler = self._handlers[row.workflow_name]
-            await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
-        except Exception as raised:  # noqa: BLE001 - the handler's is recorded with the run; all are reported
-            error = raised
-        return _recovered(row, _outcome(row.id, error), error, recorded[0].fell_back if recorded else None)
+            ended = await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
+            outcome, error = ("completed" if ended.error is None else "failed"), ended.error
+        except Exception as raised:  # noqa: BLE001 - all are reported
+            outcome, error = _outcome(raised), raised
+        return _recovered(row, outcome, error, recorded[0].fell_back if recorded else None)
 
     async def run_once(self, concurrency: int) -> RecoveryReport:
         """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
+        as_positive(concurrency, "concurrency")
         report = RecoveryReport()
         await self.end_dead_leases()
         under_way: set[asyncio.Task[RecoveredRun]] = set()
         news = asyncio.Event()
         hearing = asyncio.ensure_future(news.wait())
         try:
-            with self.telling(news.set):
+            with self.telling(news.set), after_an_effect(acted=lambda: bool(report.runs or under_way)):
                 while True:
                     news.clear()
                     await self.start(concurrency - len(under_way), under_way.add)
@@ -232,7 +245,11 @@ class Recovery:
                         break
                     if hearing.done():
                         hearing = asyncio.ensure_future(news.wait())
-                    done, _ = await asyncio.wait({*under_way, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                    done, _ = await asyncio.wait(
+                        {*under_way, hearing},
+                        timeout=self._executor.suspects.next_change or None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
                     report.runs += [task.result() for task in under_way & done]
                     under_way -= done
         finally:
@@ -241,7 +258,8 @@ class Recovery:
                 task.cancel()
             if under_way:
                 await uninterrupted(asyncio.wait(under_way))
-        report.unknown = await self.list_unknown()
+        with after_an_effect(acted=bool(report.runs)):
+            report.unknown = await self.list_unknown()
         return report
 
 
@@ -254,26 +272,14 @@ _OUTCOMES: Final[Mapping[type[Exception], str]] = {
 }
 
 
-def _outcome(workflow_state_id: UUID, error: Exception | None) -> str:
-    if error is None:
-        return "completed"
-    if is_a(error, NOT_THE_RUNS):
-        return "interrupted"
-    if is_a(error, Conflict) and getattr(error, "workflow_state_id", workflow_state_id) != workflow_state_id:
-        return "failed"  # a child run was cancelled, say, and the handler let that pass
-    return _OUTCOMES.get(type(error), "failed")
+def _outcome(error: Exception) -> str:
+    """Of a run that something happened to."""
+    return "interrupted" if is_a(error, NOT_THE_RUNS) else _OUTCOMES.get(type(error), "failed")
 
 
 def _why_unknown(row: Any) -> CorruptPayload | None:
-    damaged = _damaged(row)
-    return unreadable(damaged, row.id) if damaged else None
-
-
-def _damaged(row: Any) -> list[str]:
-    """What keeps a run from being claimed."""
-    if row.id == DAMAGED_ID:
-        return ["id"]
-    return [column.name for column in COUNTS if not is_count(getattr(row, column.name))]
+    damaged = unwritable_columns(row)
+    return unreadable(damaged, row.id, workflow_id=row.workflow_id) if damaged else None
 
 
 def _recovered(

@@ -18,6 +18,7 @@ from orchestrator_state.payload_repository import (
     payload_repository,
 )
 from orchestrator_state.payloads import Payloads, check_digest
+from orchestrator_state.retry import after_an_effect
 from orchestrator_state.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -71,18 +72,19 @@ async def rekey(
     """See `StateStore.rekey`. `on_rows` is told how many more rows were looked at, in the first pass."""
     earlier = 0
     report = RekeyReport()
-    for number in range(1 if dry_run else _PASSES):
-        report = RekeyReport()
-        for source in PAYLOAD_TABLES:
-            async for rows in pages(transactions, source, max_rows=_BATCH):
-                await _rekey_rows(transactions, rows, report, dry_run=dry_run)
-                if number == 0:
-                    on_rows(len(rows))
-        # What an earlier pass wrote is current now.
-        report.current = max(0, report.current - earlier)
-        report.resealed = earlier = report.resealed + earlier
-        if not report.left:
-            break
+    with after_an_effect(acted=lambda: not dry_run and earlier + report.resealed > 0):
+        for number in range(1 if dry_run else _PASSES):
+            report = RekeyReport()
+            for source in PAYLOAD_TABLES:
+                async for rows in pages(transactions, source, max_rows=_BATCH):
+                    await _rekey_rows(transactions, rows, report, dry_run=dry_run)
+                    if number == 0:
+                        on_rows(len(rows))
+            # What an earlier pass wrote is current now.
+            report.current = max(0, report.current - earlier)
+            report.resealed = earlier = report.resealed + earlier
+            if not report.left:
+                break
     return report
 
 
@@ -90,9 +92,11 @@ async def _rekey_rows(
     transactions: Transactions, rows: Sequence[PayloadRow], report: RekeyReport, *, dry_run: bool
 ) -> None:
     # Sealed before the transaction: it keeps others waiting for its writes only.
-    payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
+    texts = [[payload.text for payload in row.payloads] for row in rows]
+    payloads = await transactions.payloads_of(texts, for_many=True)
     namespace = transactions.settings.namespace
-    changes = [change for row in rows if (change := _change(payloads, row, report, namespace)).texts]
+    length = payloads.length(payload.text for row in rows for payload in row.payloads)
+    changes = await payloads.aside.call(partial(_changes, payloads, rows, report, namespace), length)
     if dry_run:
         report.resealed += sum(len(change.texts) for change in changes)
     elif changes:
@@ -107,6 +111,10 @@ async def _rekey_rows(
                 report.resealed += len(change.texts)
             else:
                 report.left += len(change.texts)
+
+
+def _changes(payloads: Payloads, rows: Sequence[PayloadRow], report: RekeyReport, namespace: str) -> list[_Change]:
+    return [change for row in rows if (change := _change(payloads, row, report, namespace)).texts]
 
 
 def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport, namespace: str) -> _Change:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from itertools import count
 from typing import Any, Final, cast
 from uuid import UUID
@@ -16,7 +17,9 @@ from sqlalchemy import CursorResult, Delete, Executable, Result, delete, func, s
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_count, as_name, as_stored_name, as_utc, as_uuid
+from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
+from orchestrator_state.aside import LONG
+from orchestrator_state.cells import is_count, unreadable
 from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.driver_errors import database_errors
@@ -36,22 +39,22 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.families import CHILDREN_TO_DELETE, Family, FamilyTree, eldest_finished, finished
 from orchestrator_state.mapping import (
-    all_step_columns,
     check_fields,
     checkpoint_columns,
     checkpoint_from_row,
     loaded_from,
     open_snapshot,
     payload_bytes,
+    payloads_in,
+    state_columns,
     states_from_rows,
     step_from_row,
-    workflow_columns,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.offload import references
 from orchestrator_state.payloads import PLAIN, Payloads, Sealed
-from orchestrator_state.sealing import Columns, checkpoint_identity, seal_step, seal_workflow
+from orchestrator_state.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.statements import (
@@ -62,10 +65,12 @@ from orchestrator_state.statements import (
     CHECKPOINTS_OF,
     CHILDREN_OF,
     CURRENT_VERSION,
+    DAMAGED_BY_WORKFLOW_ID,
     DELETE_OLDEST_SIGNALS,
     DELETE_SUPERSEDED,
     DELTAS_OF,
     GUARDED_UPDATE,
+    HANGING,
     LATEST_CHECKPOINT_OF,
     LEASES_OF,
     NEXT_CHECKPOINT_SEQ,
@@ -89,6 +94,7 @@ from orchestrator_state.statements import (
     surplus_checkpoints,
     upsert_step,
 )
+from orchestrator_state.undeclared_payloads import UndeclaredPayloads
 from orchestrator_state.undo import unless_committed
 from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
@@ -123,9 +129,11 @@ class Repository:
     async def _execute(
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> Result[Any]:
-        offload = self._payloads.offload
-        if offload is not None and offload.has_uploads:
-            await offload.settle()  # before a row refers to them
+        payloads = self._payloads
+        if payloads.offload is not None and payloads.offload.has_uploads:
+            await payloads.offload.settle()  # before a row refers to them
+        if isinstance(payloads, UndeclaredPayloads) and payloads.is_to_be_checked:
+            await payloads.check(self._session, self._namespace, self._options)
         with database_errors():
             return await self._session.execute(statement, parameters, execution_options=self._options)
 
@@ -150,8 +158,14 @@ class Repository:
         if rows is None:
             rows = (await self._execute(statement, parameters)).all()
         if self._payloads.offload is not None:
-            await self._payloads.offload.fetch(rows)
-        return states_from_rows(rows, self._payloads, on_damaged)
+            await self._payloads.offload.fetch(rows, for_many=on_damaged is not None)
+        building = partial(states_from_rows, rows, self._payloads, on_damaged)
+        return await self._payloads.aside.call(building, self._payloads.length(payloads_in(rows)))
+
+    async def _sealed_workflow(self, workflow_state_id: UUID, columns: Columns) -> Columns:
+        """See `seal_workflow`; what is long about it is done beside the event loop."""
+        prepared = await prepared_workflow(self._payloads, workflow_state_id, columns)
+        return seal_workflow(self._payloads, workflow_state_id, prepared)
 
     async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
         """Delete rows, and their blobs once that has committed. Returns how many rows."""
@@ -161,6 +175,12 @@ class Repository:
         rows = (await self._execute(statement.returning(*reference_columns(statement.table)), parameters)).all()
         offload.discard(rows)
         return len(rows)
+
+    async def _begin_without_history(self, workflow_state_id: UUID, created: Any) -> None:
+        """Delete what hangs on the id of a workflow that was just `created`: it is no history of the new one."""
+        if created.has_leftovers:
+            for table in HANGING:
+                await self._delete(delete(table).where(table.c.workflow_state_id == workflow_state_id))
 
     @property
     def _dialect(self) -> str:
@@ -233,12 +253,17 @@ class WorkflowRepository(Repository):
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
         check_state(state, self._schemas, self._payloads)
-        await self.save_as_of(state, self._schemas.version_of(state.workflow_name))
+        # In one go: somebody else may have it.
+        await self._save(state, self._schemas.version_of(state.workflow_name), *state_columns(state, self._payloads))
 
     async def save_as_of(self, state: WorkflowState, version: int | None) -> None:
-        """Like `save`, for payloads of an older schema version, which the next load upcasts."""
-        columns = workflow_columns(state, self._payloads)
-        steps = all_step_columns(state, self._payloads)
+        """Like `save`, for a state that is nobody else's, of an older schema version: the next load upcasts it."""
+        columns = await self._payloads.aside.call(partial(state_columns, state, self._payloads), LONG)
+        await self._save(state, version, *columns)
+
+    async def _save(
+        self, state: WorkflowState, version: int | None, columns: Columns, steps: dict[str, Columns]
+    ) -> None:
         self._payloads.check_size(payload_bytes(columns, steps), len(steps))
         known: Mapping[str, Mapping[str, Any]] = state._saved.steps if state._saved is not None else {}
         check_fields(state)
@@ -262,7 +287,9 @@ class WorkflowRepository(Repository):
 
     async def find_by_workflow_id(self, workflow_id: str) -> WorkflowState | None:
         """The most recently updated state of that `workflow_id`."""
-        return await self._one(STATE_BY_WORKFLOW_ID, workflow_id=as_name(workflow_id, "workflow_id"))
+        name = as_name(workflow_id, "workflow_id")
+        found = await self._one(STATE_BY_WORKFLOW_ID, workflow_id=name)
+        return found or await self._one(DAMAGED_BY_WORKFLOW_ID, workflow_id=name)
 
     async def get_by_workflow_id(self, workflow_id: str) -> WorkflowState:
         """The most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
@@ -342,7 +369,9 @@ class WorkflowRepository(Repository):
             parents = [
                 child
                 for chunk in chunks(parents)
-                for child in tree.add(await self._execute(CHILDREN_TO_DELETE, {"parents": chunk}))
+                for child in tree.add(
+                    await self._execute(CHILDREN_TO_DELETE, {"parents": chunk, "namespace": self._namespace})
+                )
             ]
         return tree.families
 
@@ -413,21 +442,24 @@ class WorkflowRepository(Repository):
         self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
     ) -> None:
         stamps, shown = as_stored(columns, steps, None, version)
-        row = seal_workflow(self._payloads, state.id, columns) | {
+        row = await self._sealed_workflow(state.id, columns) | {
             "id": state.id,
             "namespace": self._namespace,
             "version": 1,
             "schema_version": version,
             "digested_at": columns["updated_at"],
+            "of_id": state.id,
         }
-        if state.updated_at == state._touched_at:
+        statement = insert_workflow
+        if is_now := state.updated_at == state._touched_at:
             del row["updated_at"], row["digested_at"]
-            columns["updated_at"] = (await self._execute(insert_workflow_now(self._dialect), row)).scalar()
-            is_created = columns["updated_at"] is not None
-        else:
-            is_created = rowcount(await self._execute(insert_workflow(self._dialect), row)) == 1
-        if not is_created:
+            statement = insert_workflow_now
+        created = (await self._execute(statement(self._dialect), row)).first()
+        if created is None:
             raise await self._why_not_written(state)
+        if is_now:
+            columns["updated_at"] = created.updated_at
+        await self._begin_without_history(state.id, created)
         positions = {step_id: position for position, step_id in enumerate(steps)}
         await self._write_steps(state.id, steps, positions, stamps)
         self._remember(state, SavedRows(columns, steps, positions, stamps, shown))
@@ -453,6 +485,8 @@ class WorkflowRepository(Repository):
         if saved.outdated:
             # Afterwards the workflow's digests count again, so none that is out of date may be left.
             changed, changed_steps = changed | columns, steps
+        if removed and saved.has_patches:  # what they did to the context would go with them
+            changed["context"] = columns["context"]
         if "context" in changed:
             changed["context_position"] = saved.next_position - 1
         is_now = columns["updated_at"] in (saved.workflow["updated_at"], state._touched_at)
@@ -466,13 +500,23 @@ class WorkflowRepository(Repository):
         await self._write_steps(state.id, changed_steps, positions, stamps)
         self._remember(
             state,
-            SavedRows(columns, steps, positions, stamps, shown, may_have_deltas=saved.may_have_deltas),
+            SavedRows(
+                columns,
+                steps,
+                positions,
+                stamps,
+                shown,
+                may_have_deltas=saved.may_have_deltas,
+                has_patches=saved.has_patches and "context" not in changed,
+            ),
         )
 
     async def _guarded_update(self, state: WorkflowState, changed: Columns, *, is_now: bool) -> datetime:
         """Returns what became of `updated_at`: the present time if that `is_now`."""
+        if not is_count(state.version):
+            raise unreadable(["version"], state.id)
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
-        values = seal_workflow(self._payloads, state.id, changed) | {"version": state.version + 1} | guard
+        values = await self._sealed_workflow(state.id, changed) | {"version": state.version + 1} | guard
         updated_at: datetime = values["updated_at"]
         if is_now:
             del values["updated_at"], values["digested_at"]
@@ -505,11 +549,11 @@ class WorkflowRepository(Repository):
     ) -> None:
         if not steps:
             return
+        sealing = partial(_sealed_steps, self._payloads, workflow_state_id, steps)
+        sealed = await self._payloads.aside.call(sealing, sum(len(row["outputs"]) for row in steps.values()))
         rows = [
-            seal_step(self._payloads, workflow_state_id, step_id, row)
-            | {"workflow_state_id": workflow_state_id, "step_id": step_id, "position": positions[step_id]}
-            | {"schema_version": stamps.get(step_id)}
-            for step_id, row in steps.items()
+            row | {"position": positions[row["step_id"]], "schema_version": stamps.get(row["step_id"])}
+            for row in sealed
         ]
         await self._execute(upsert_step(self._dialect), rows)
 
@@ -601,7 +645,7 @@ class CheckpointRepository(Repository):
 
         Raises `InvalidPayload` before any SQL, `WorkflowNotFound`, or `AlreadyExists` if the id is taken.
         """
-        columns = checkpoint_columns(checkpoint, self._payloads)
+        columns = checkpoint_columns(as_instance(checkpoint, Checkpoint, "checkpoint"), self._payloads)
         numbered = await self._execute(
             NEXT_CHECKPOINT_SEQ, {"of_id": checkpoint.workflow_state_id, "of_namespace": self._namespace}
         )
@@ -710,11 +754,13 @@ class CheckpointRepository(Repository):
         source = None
         if any(row.position is not None for row in rows):
             source = await self._source(rows[0].workflow_state_id)
-        return [self._upcast(row, source, version) for row in rows]
+        return [await self._upcast(row, source, version) for row in rows]
 
-    def _upcast(self, row: Any, source: Source | None, version: int | None) -> Checkpoint:
+    async def _upcast(self, row: Any, source: Source | None, version: int | None) -> Checkpoint:
+        texts = (row.snapshot,) if source is None else (row.snapshot, *source.texts)
+        length = self._payloads.length(texts)
         try:
-            checkpoint = checkpoint_from_row(row, _whole_text(row, source, self._payloads))
+            checkpoint = await self._payloads.aside.call(partial(_checkpoint, row, source, self._payloads), length)
             checkpoint.snapshot = self._schemas.upcast_snapshot(checkpoint.snapshot, row.schema_version, version)
         except PayloadError as error:
             raise error.concerning(workflow_state_id=row.workflow_state_id, checkpoint_id=row.id) from None
@@ -724,6 +770,18 @@ class CheckpointRepository(Repository):
         return CheckpointNotFound(
             f"there is no checkpoint {checkpoint_id} in namespace {self._namespace!r}", checkpoint_id=checkpoint_id
         )
+
+
+def _sealed_steps(payloads: Payloads, workflow_state_id: UUID, steps: Mapping[str, Columns]) -> list[Columns]:
+    return [
+        seal_step(payloads, workflow_state_id, step_id, row)
+        | {"workflow_state_id": workflow_state_id, "step_id": step_id}
+        for step_id, row in steps.items()
+    ]
+
+
+def _checkpoint(row: Any, source: Source | None, payloads: Payloads) -> Checkpoint:
+    return checkpoint_from_row(row, _whole_text(row, source, payloads))
 
 
 def _whole_text(row: Any, source: Source | None, payloads: Payloads) -> str:

@@ -19,8 +19,6 @@ from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, TypeAdapter
 
-from orchestrator_state.user_code import RAISED_BY_ITSELF
-
 _SCALARS: Final = frozenset({str, int, float, bool, type(None), Decimal, date})
 _MISSING: Final = object()
 _Pairs = Iterable[tuple[Any, Any]]
@@ -41,7 +39,7 @@ def same_to(adapter: TypeAdapter[Any], one: Any, other: Any) -> bool:
     try:
         plain = adapter.dump_python(one, mode="python", by_alias=True, round_trip=True, warnings=False)
         return _same(adapter.validate_python(plain), other)
-    except RAISED_BY_ITSELF:  # a serializer or a validator of the application's may raise anything
+    except BaseException:  # noqa: BLE001 - a serializer or a validator of the application's may raise anything
         return False
 
 
@@ -101,7 +99,7 @@ def _is_fixed(moment: datetime | time) -> bool:
 def _equal(one: Any, other: Any) -> bool:
     try:
         return bool(one == other)
-    except RAISED_BY_ITSELF:  # an __eq__ of the application's
+    except BaseException:  # noqa: BLE001 - an __eq__ of the application's
         return False
 
 
@@ -222,6 +220,7 @@ _MAXLEN: Final = "its `maxlen` is not stored: use a list, or a deque without"
 _FACTORY: Final = "its `default_factory` is not stored: use a dict, or the factory of the type"
 _KEYS: Final = "it loads with other keys, or in another order: declare the type of its keys, or convert them before"
 _NOT_STORED: Final = "it is not stored: give it a serializer, or leave it out of the comparison"
+UNDONE: Final = "give its type a validator and a serializer that undo each other"
 _ANOTHER: Final = (
     "another value is loaded: it is excluded (`exclude=True`), or its serializer and its validators do not undo each "
     "other"

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import Any, Final, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, select, update
+from sqlalchemy import CursorResult, Executable, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
+from orchestrator_state.cells import next_count
 from orchestrator_state.commit_statements import (
     DELETE_SIGNAL,
     INSERT_CHECKPOINT,
@@ -28,12 +30,14 @@ from orchestrator_state.commit_statements import (
     update_parameters,
 )
 from orchestrator_state.deltas import FINAL
+from orchestrator_state.domain import StepStatus
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine import Database
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.open_transactions import is_marked, transaction_ended
 from orchestrator_state.repositories import Repository
-from orchestrator_state.run_records import Ack, Lease, RunChange
+from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.run_repository import fence, lease_lost
 from orchestrator_state.run_statements import FENCE
 
@@ -42,58 +46,93 @@ _Outcome = tuple[Any, int]
 _Execute = Callable[[Executable, Mapping[str, Any]], _Outcome]
 
 
+_NEXT_SEQ: Final = next_count(workflow_states.c.checkpoint_seq, checkpoints)
 _LOCK: Final = (
-    select(workflow_states.c.checkpoint_seq, workflow_states.c.version, workflow_states.c.request)
+    select(_NEXT_SEQ.label("next_seq"), workflow_states.c.version, workflow_states.c.request)
     .where(*FENCE)
     .with_for_update()
+)
+_COUNT_ANEW: Final = update(workflow_states).where(*FENCE).values(checkpoint_seq=_NEXT_SEQ - 1)
+
+
+_s = step_states.c
+_LANDED: Final = select(_s.step_id).where(
+    _s.workflow_state_id == bindparam("of_workflow"),
+    _s.step_id == bindparam("of_step"),
+    or_(_s.position == bindparam("at"), _s.status == StepStatus.COMPLETED.value),
 )
 
 
 class CommitRepository(Repository):
     """Step commits in the transaction of a session."""
 
-    async def commit(self, change: RunChange) -> Ack:
+    async def commit(self, change: RunChange, *, with_callers_rows: bool = False) -> Ack:
         """Write `change` under its lease. Raises `LeaseLost`, having written nothing, if the lease is another's.
 
         A step that is recorded as completed is never written again, nor a change of which an earlier attempt took
-        effect; the answer says so. Waits for the row's lock.
+        effect; the answer says so. Waits for the row's lock. `with_callers_rows`: raises `ConfigurationError` if this
+        is not the transaction any more in which the caller's code began to write.
         """
-        [ack] = await self.commit_free([change])
+        only_marked = with_callers_rows and self._dialect != "sqlite"
+        [ack] = await self.commit_free([change], only_marked=only_marked)
         if ack is None:
-            ack = await self._find_out(change.lease)
+            if only_marked and not (await self._execute(select(is_marked()))).scalar_one():
+                raise transaction_ended()
+            ack = await self._find_out(change)
         if ack is None:
             [ack] = await self.commit_free([change])
         if ack is None:
             raise lease_lost(change.lease)
         return ack
 
-    async def _find_out(self, lease: Lease) -> Ack | None:
+    async def commit_counting_anew(self, change: RunChange) -> Ack:
+        """Like `commit`, after it was refused: the count of the checkpoints may be damaged."""
+        await self._execute(_COUNT_ANEW, fence(change.lease))
+        return await self.commit(change)
+
+    async def _find_out(self, change: RunChange) -> Ack | None:
         """Wait for the row, and see what has become of an earlier attempt. None: it may be written now.
 
-        The commits of a run follow each other, so that nothing but that attempt can have moved the row on by one.
+        The commits of a run follow each other, so that nothing of ours but that attempt can have moved the row on by
+        one. Somebody else's SQL can; so the step has to be there as well.
         """
+        lease = change.lease
         row = (await self._execute(_LOCK, fence(lease))).first()
         if row is None or row.version not in (lease.version, lease.version + 1):
             raise lease_lost(lease)
         if row.version > lease.version:
+            if not await self._has_landed(change):
+                raise lease_lost(lease)
             return Ack(request=row.request, already_recorded=True)
-        await self._clear_the_way(lease.workflow_state_id, row.checkpoint_seq)
+        await self._clear_the_way(lease.workflow_state_id, row.next_seq)
         return None
 
-    async def _clear_the_way(self, run_id: UUID, seq: int) -> None:
+    async def _has_landed(self, change: RunChange) -> bool:
+        """Whether the step is on record: from this commit, or completed, so that this one has left it alone."""
+        step = change.step
+        found = {"of_workflow": change.lease.workflow_state_id, "of_step": step.step_id, "at": step.position}
+        return (await self._execute(_LANDED, found)).first() is not None
+
+    async def _clear_the_way(self, run_id: UUID, next_seq: int) -> None:
         """Number checkpoints that older software has inserted."""
-        free = await self._number_checkpoints(run_id, seq + 1)
+        free = await self._number_checkpoints(run_id, next_seq)
         # The commit that follows counts on by itself.
         await self._execute(
             update(workflow_states).where(workflow_states.c.id == run_id).values(checkpoint_seq=free - 1)
         )
 
-    async def commit_free(self, changes: Sequence[RunChange]) -> list[Ack | None]:
-        """Write those of `changes`, each of another run, that nothing stands in the way of."""
+    async def commit_free(
+        self, changes: Sequence[RunChange], *, only_marked: bool = False, idle_limit: timedelta | None = None
+    ) -> list[Ack | None]:
+        """Write those of `changes`, each of another run, that nothing stands in the way of.
+
+        `only_marked`, for one change on Postgres: only in a transaction that is marked. An `idle_limit` is set for the
+        transaction, in the same round trip.
+        """
         if self._dialect == "sqlite":
             with database_errors():
                 return await self._session.run_sync(partial(_write_in_session, changes=changes))
-        rows = await self._execute(*postgres_commit(changes))
+        rows = await self._execute(*postgres_commit(changes, only_marked=only_marked, idle_limit=idle_limit))
         return _acks(changes, rows)
 
 

@@ -12,16 +12,18 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 from orchestrator_state.branches import Branch, Branches, Place
-from orchestrator_state.context_value import ContextValue, Encoded, PlainContext, join, split
-from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.context_value import ContextValue, Decoded, Encoded, PlainContext, join, split
+from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.functions import Functions
-from orchestrator_state.patches import NOTHING, Change, Patch, apply_all, change_between, items_added
+from orchestrator_state.patches import NOTHING, Change, Patch, apply_all, change_between, items_added, same_kind
 
 __all__ = ["ContextChange", "ContextHistory", "Encoded", "Patch", "apply_all", "join", "split"]
 
@@ -48,6 +50,52 @@ class ContextChange:
     """Of everybody's context as JSON."""
 
 
+@dataclass(slots=True, kw_only=True, repr=False)
+class Look:
+    """What a commit finds changed, seen in one go. What follows from that needs no more than its texts."""
+
+    seen: Encoded
+    gone: tuple[str, ...]
+    before: Encoded
+    """Everybody's context, where the handler's has changed."""
+    after: Encoded
+    merged: Encoded
+    """Items that the handler appends to lists that recorded steps have changed, and it has not come back to."""
+    outstanding: frozenset[str]
+    """Keys that such steps have changed."""
+    made: tuple[Change, ...]
+    own: frozenset[str]
+    """Changed keys of which all that was ever done to them belongs to the past of the calling branch."""
+    last: int
+    """The newest patch in that past."""
+    is_one_line: bool
+    length: int
+    """Of everybody's context, so far."""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.before.values())) + sum(map(len, self.after.values()))
+
+    def change(self) -> ContextChange:
+        """What the commit does to the context."""
+        change = change_between(self.before, self.after, outright=self.outstanding)
+        after = self.after
+        if self.merged:
+            after = Change(appended=self.merged).apply(after)
+            change = replace(change, appended={**change.appended, **self.merged})
+        committed = {key: text for key, text in after.items() if self.before.get(key) != text}
+        length = self.length + _length_of(after) - _length_of(self.before)
+        return ContextChange(self._patch(change), self.seen, self.gone, committed, change.dropped, length)
+
+    def _patch(self, change: Change) -> Patch | None:
+        if not (change.keys or self.made):
+            return None
+        is_whole = change.keys <= self.own
+        if self.is_one_line and is_whole and not self.made:
+            return Patch(change)
+        return Patch(change, after=self.last, kept=None if is_whole else change.only(self.own), made=self.made)
+
+
 class ContextHistory:
     """The handler's context, and everybody's.
 
@@ -63,7 +111,7 @@ class ContextHistory:
         context is where the run starts, and its recorded steps leave it alone.
         """
         start = split(initial, "context")
-        self.was_edited = apply_all(start, (patches[position] for position in sorted(patches))) != committed
+        self.was_edited = not _leads_to(committed, start, patches)
         if self.was_edited:
             start, patches = committed, {}
         self.start: Encoded = dict(start)
@@ -74,15 +122,27 @@ class ContextHistory:
         self._committed = dict(committed)
         self.length = _length_of(committed)
         """Of the committed context's JSON."""
-        self._patches = dict(patches)
-        self._loose = {key for patch in patches.values() for key in patch.loose}
+        # By position; ordered, since of a dict whose first items are gone the first one is long in coming.
+        self._patches = OrderedDict(sorted(patches.items()))
+        of_branches = [patch for patch in patches.values() if patch.after is not None]
+        self._loose = {key for patch in of_branches for key in patch.loose}
         self._last = max(patches, default=-1)
-        self._is_one_line = all(patch.after is None for patch in patches.values())
+        self._is_one_line = not of_branches
         self._heads: dict[str | None, dict[Branch, int]] = {}
         """Who took up a key last: one, or several who did not know of each other."""
         self._unsettled: set[str | None] = set()
         """What was taken up since it was last committed."""
-        self.hold(PlainContext(start, self.touch))
+        self._waiting: list[Change] = []
+        """What functions of recorded steps did to values that are not there yet."""
+        self._held: ContextValue | None = None
+        self._functions = Functions(self._snapshot)
+
+    @property
+    def held(self) -> ContextValue:
+        """What the handler has, if nothing else was given a dict."""
+        if self._held is None:
+            self._held = PlainContext(self.start, self.touch)
+        return self._held
 
     @property
     def committed(self) -> Encoded:
@@ -95,10 +155,16 @@ class ContextHistory:
 
     def hold(self, held: ContextValue) -> None:
         """Let the handler have `held`, which shows the start, in place of a dict. It tells `touch` who takes it up."""
-        self.held = held
-        self._functions = Functions(held.snapshot)
+        self._held = held
+
+    def _snapshot(self, key: str | None) -> Encoded:
+        return self.held.snapshot(key)
 
     # --- who does what -----------------------------------------------------------------------------------------------
+
+    def enter(self) -> None:
+        """The handler is about to be called in this context."""
+        self._branches.enter()
 
     def call(self) -> AbstractContextManager[None]:
         """In here the calling branch waits for a step: what is done now is done by the step's function."""
@@ -114,12 +180,14 @@ class ContextHistory:
         self._know(key, place)
 
     def _know(self, key: str | None, place: Place) -> None:
-        heads = {branch: tick for branch, tick in self._heads.get(key, {}).items() if not place.knows(branch, tick)}
-        if key is not None and len(heads) >= _MOST_HEADS:
-            self._loose.add(key)
-            heads = {}
+        heads = self._heads.setdefault(key, {})
+        if len(heads) > 1 or place.branch not in heads:  # somebody else has been there
+            heads = {branch: tick for branch, tick in heads.items() if not place.knows(branch, tick)}
+            if key is not None and len(heads) >= _MOST_HEADS:
+                self._loose.add(key)
+                heads = {}
+            self._heads[key] = heads
         heads[place.branch] = place.tick
-        self._heads[key] = heads
 
     def _is_of(self, place: Place, key: str) -> bool:
         """Whether all that was ever done to `key` belongs to the past of `place`."""
@@ -129,18 +197,31 @@ class ContextHistory:
         return key in self._unsettled or _ALL in self._unsettled or not self._branches.others_alive(place)
 
     def _knows(self, place: Place, key: str) -> bool:
-        heads = (*self._heads.get(key, {}).items(), *self._heads.get(_ALL, {}).items())
-        return all(place.knows(branch, tick) for branch, tick in heads)
+        for heads in (self._heads.get(key), self._heads.get(_ALL)):
+            if heads and not all(map(place.knows, heads.keys(), heads.values())):
+                return False
+        return True
 
     # --- what is recorded --------------------------------------------------------------------------------------------
 
-    def replay(self, position: int) -> None:
+    def foreseen(self, position: int, least: int) -> Encoded:
+        """What a `replay` will put into a plain context, values of at least so many characters."""
+        if not isinstance(self.held, PlainContext):
+            return {}
+        changes = [self._patches[at].replayed for at in self._due(position)]
+        keys = {key for change in changes for key in change.keys}
+        values = {key: self._replayed[key] for key in keys if key in self._replayed}
+        for change in changes:
+            change.apply_to(values)
+        return {key: text for key, text in values.items() if len(text) >= least}
+
+    def replay(self, position: int, ahead: Decoded | None = None) -> None:
         """Move on to what the step at `position` committed, and to what its branch had come past by then."""
         due = self._due(position)
         if not due:
+            self._branches.here()  # so that whoever calls is known to be there
             return
-        self._branches.saw(position)
-        place = self._branches.here()
+        place = self._branches.advance(position)
         touched: set[str] = set()
         made: list[Change] = []  # of functions
         for at in due:
@@ -151,34 +232,58 @@ class ContextHistory:
             touched |= taken
             made += [change.only(change.keys - taken) for change in patch.made]
         values = {key: self._replayed[key] for key in touched if key in self._replayed}
-        self._see(values, touched - values.keys())
-        self.held.put(values, touched - values.keys())
+        gone = touched - values.keys()
+        self._see(values, gone)
+        self._put(values, gone, ahead)
         for key in touched:
             self._know(key, place)
-        for change in made:
-            self._redo(change)
+        for key in {key for change in made for key in change.keys}:
+            self._know(key, place)
+        self._redo(made)
 
     def _due(self, position: int) -> list[int]:
         """The patches in the past of the step at `position`, and its own, that are still to be replayed; in order."""
         line: list[int] = []
         while (patch := self._patches.get(position)) is not None:
             if patch.after is None:
-                earlier = (at for at in sorted(self._patches) if at <= position and at not in patch.unseen)
-                return [*earlier, *reversed(line)]
+                earlier = takewhile(position.__ge__, self._patches)
+                return [*(at for at in earlier if at not in patch.unseen), *reversed(line)]
             line.append(position)
             position = patch.after
         return line[::-1]
 
-    def _redo(self, change: Change) -> None:
-        """Do to the handler's context what the function of a step did, whatever else was done to it by now."""
-        for key in change.keys:
-            part = change.only([key])
-            now = self.held.snapshot(key)
-            for context, put in ((now, self.held.put), (dict(self._seen), self._see)):
-                try:
-                    put({key: part.apply(context)[key]})
-                except (CorruptPayload, KeyError):
-                    put({}, [key])
+    def _redo(self, made: Iterable[Change] = ()) -> None:
+        """Do to the handler's context what the functions of steps did, whatever else was done to it by now.
+
+        What another branch has still to make, so that it could be done to it, waits for that.
+        """
+        due, self._waiting = [*made, *self._waiting], []
+        for change in due:
+            for key in change.keys:
+                part = change.only([key])
+                after = self._done_to(self.held.snapshot(key), key, part)
+                if after is None:
+                    self._waiting.append(part)
+                    continue
+                self._put(*after)
+                self._see(*(self._done_to(self._seen, key, part) or ({}, [key])))
+
+    def _done_to(self, context: Encoded, key: str, part: Change) -> tuple[Encoded, list[str]] | None:
+        """What is there then, or gone; None if it cannot be done."""
+        try:
+            after = part.apply(context)
+        except (CorruptPayload, InvalidPayload, TypeError):
+            return None
+        if key not in after:
+            return {}, [key]
+        if key not in context and not same_kind(after[key], self._committed.get(key, after[key])):
+            return None
+        return {key: after[key]}, []
+
+    def _put(self, values: Encoded, gone: Iterable[str], ahead: Decoded | None = None) -> None:
+        paused = self._functions.pause((*values, *gone))
+        self.held.put(values, gone, ahead)
+        self._functions.go_on(paused)
 
     def _see(self, values: Encoded, gone: Any = ()) -> None:
         self._seen.update(values)
@@ -189,15 +294,27 @@ class ContextHistory:
 
     def diff(self) -> ContextChange:
         """What was changed since the last commit, for a step of the calling branch. Raises `InvalidPayload`."""
+        look = self.look()
+        return self.unchanged() if look is None else look.change()
+
+    def unchanged(self) -> ContextChange:
+        return ContextChange(None, {}, (), length=self.length)
+
+    def look(self, *, at_once: bool = True) -> Look | None:
+        """The part of `diff` in which nobody may change anything; None if nobody has.
+
+        Raises `InvalidPayload`; and `LongValues`, unless `at_once`.
+        """
+        self._redo()
         place = self._branches.here()
-        seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS)
-        done = self._functions.done(place.tick)
-        if not (seen or gone or done):
-            return ContextChange(None, seen, gone, length=self.length)
+        seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)
+        made = self._made(place)
+        if not (seen or gone or made):
+            return None
         before = {key: self._committed[key] for key in (*seen, *gone) if key in self._committed}
         after = dict(before)
-        merged: dict[str, str] = {}
-        outstanding = {key for patch in self._patches.values() for key in patch.change.keys}
+        merged: Encoded = {}
+        outstanding = frozenset(key for patch in self._patches.values() for key in patch.change.keys)
         for key, text in seen.items():
             if self._is_recorded(key, text):
                 continue
@@ -208,33 +325,28 @@ class ContextHistory:
                 after[key] = text
         for key in gone:
             after.pop(key, None)
-        change = change_between(before, after)
-        if merged:
-            appended = Change(appended=merged)
-            after = appended.apply(after)
-            change = Change(
-                change.changed, {**change.appended, **merged}, change.dropped, change.extended, {}, change.within
-            )
-        committed = {key: text for key, text in after.items() if before.get(key) != text}
-        length = self.length + _length_of(after) - _length_of(before)
-        patch = self._patch(place, change, done)
-        return ContextChange(patch, seen, gone, committed, change.dropped, length)
-
-    def _patch(self, place: Place, change: Change, done: tuple[Change, ...]) -> Patch | None:
-        """`change` is everybody's, `done` what the step's function did."""
-        is_alone = not done or not self._branches.others_alive(place)
-        growths = (
-            growth if not is_alone else growth.only(key for key in growth.keys if not self._is_of(place, key))
-            for growth in done
+        return Look(
+            seen=seen,
+            gone=gone,
+            before=before,
+            after=after,
+            merged=merged,
+            outstanding=outstanding,
+            made=made,
+            own=frozenset(key for key in (*seen, *gone) if self._is_of(place, key)),
+            last=place.last,
+            is_one_line=self._is_one_line and place.last == self._last and not self._patches,
+            length=self.length,
         )
-        made = tuple(growth for growth in growths if growth.keys)
-        if not (change.keys or made):
-            return None
-        kept = frozenset(key for key in change.keys if self._is_of(place, key))
-        is_whole = kept == change.keys
-        if self._is_one_line and place.last == self._last and is_whole and not made and not self._patches:
-            return Patch(change)
-        return Patch(change, after=place.last, kept=None if is_whole else change.only(kept), made=made)
+
+    def _made(self, place: Place) -> tuple[Change, ...]:
+        """What the step's function did, where others may do something to it, or have."""
+        done = self._functions.done(place.tick)
+        if not done:
+            return ()
+        if not self._branches.others_possible(place):
+            done = tuple(growth.only(key for key in growth.keys if not self._is_of(place, key)) for growth in done)
+        return tuple(growth for growth in done if growth.keys)
 
     def accept(self, change: ContextChange, position: int) -> None:
         """`change` is committed, with the calling branch's step at `position`."""
@@ -249,7 +361,7 @@ class ContextHistory:
             self._loose |= patch.loose
             self._is_one_line = self._is_one_line and patch.after is None
             self._last = max(self._last, position)
-            self._branches.saw(position)
+            self._branches.advance(position)
 
     def committed_with(self, change: ContextChange) -> Encoded:
         """Everybody's context once `change` is committed."""
@@ -266,11 +378,12 @@ class ContextHistory:
         self._loose |= patch.loose
         self._is_one_line = self._is_one_line and patch.after is None
         self._last = max(self._last, position)
-        self._branches.saw(position)
+        self._branches.advance(position)
 
-    def final(self) -> Encoded:
-        """The handler's context, all of it. Raises `InvalidPayload`."""
-        seen, gone = self.held.changes(self._seen, everywhere=True)
+    def final(self, *, at_once: bool = True) -> Encoded:
+        """The handler's context, all of it. Raises `InvalidPayload`; and `LongValues`, unless `at_once`."""
+        self._redo()
+        seen, gone = self.held.changes(self._seen, everywhere=True, at_once=at_once)
         return {key: text for key, text in {**self._seen, **seen}.items() if key not in gone}
 
     def _is_recorded(self, key: str, after: str) -> bool:
@@ -279,6 +392,13 @@ class ContextHistory:
         if recorded is None or recorded == self._seen.get(key):
             return False
         return recorded == after or items_added(after, recorded) is not None
+
+
+def _leads_to(end: Encoded, start: Encoded, patches: Mapping[int, Patch]) -> bool:
+    try:
+        return apply_all(start, (patches[position] for position in sorted(patches))) == end
+    except CorruptPayload:  # a step in between is gone
+        return False
 
 
 def _length_of(context: Encoded) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID, uuid4, uuid5
 
-from orchestrator_state.arguments import as_signal_name, as_uuid
+from orchestrator_state.arguments import as_signal_name, as_stored_name, as_uuid
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
-from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound
+from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound, concerning
 from orchestrator_state.mapping import rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_requests import CANCEL, PAUSE
+from orchestrator_state.sealing import SignalPlace, prepared_signal
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -29,19 +30,24 @@ class RunControl:
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
         as_signal_name(name)
-        encoded = self._transactions.payloads.encode(payload, "payload")
+        encoded = await self._transactions.payloads.encode_aside(payload, "payload")
         signal_id = uuid4()
-        status = await self._transactions.write_once(
-            "signal", lambda uow: uow.runs.send_signal(target, signal_id, name, encoded)
-        )
+        place = SignalPlace(target, signal_id, self._transactions.settings.namespace, name)
+        prepared = await prepared_signal(self._transactions.payloads, place, encoded)
+        with concerning(workflow_state_id=target):
+            status = await self._transactions.write_once(
+                "signal", lambda uow: uow.runs.send_signal(target, signal_id, name, prepared)
+            )
         if status is None:
             raise _not_found(target)
         if status not in ACTIVE:
             raise _illegal(target, status, "be signalled", ACTIVE)
 
     async def pause(self, workflow_state_id: UUID | str) -> None:
+        target = as_uuid(workflow_state_id, "workflow_state_id")
+
         async def pause(uow: UnitOfWork) -> None:
-            row = await _locked(uow, workflow_state_id)
+            row = await _locked(uow, target)
             if row.status == WorkflowStatus.PAUSED or await _is_being_cancelled(uow, row):
                 return
             if row.status not in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
@@ -51,11 +57,14 @@ class RunControl:
             else:
                 await uow.runs.request(row.id, PAUSE)
 
-        await self._transactions.write_once("pause", pause)
+        with concerning(workflow_state_id=target):
+            await self._transactions.write_once("pause", pause)
 
     async def resume(self, workflow_state_id: UUID | str) -> None:
+        target = as_uuid(workflow_state_id, "workflow_state_id")
+
         async def resume(uow: UnitOfWork) -> None:
-            row = await _locked(uow, workflow_state_id)
+            row = await _locked(uow, target)
             if await _is_being_cancelled(uow, row):
                 return
             if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
@@ -70,26 +79,34 @@ class RunControl:
             if row.status == WorkflowStatus.FAILED:
                 await uow.runs.revive_descendants(row.id)
 
-        await self._transactions.write_once("resume", resume)
+        with concerning(workflow_state_id=target):
+            await self._transactions.write_once("resume", resume)
 
     async def cancel(self, workflow_state_id: UUID | str) -> None:
+        target = as_uuid(workflow_state_id, "workflow_state_id")
+
         async def cancel(uow: UnitOfWork) -> None:
-            row = await _locked(uow, workflow_state_id)
+            row = await _locked(uow, target)
             if row.status in ACTIVE:
                 await _cancel(uow, row)
             elif row.status != WorkflowStatus.CANCELLED:
                 raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
             await uow.runs.cancel_descendants(row.id)
 
-        await self._transactions.write_once("cancel", cancel)
+        with concerning(workflow_state_id=target):
+            await self._transactions.write_once("cancel", cancel)
 
     async def fork(self, checkpoint_id: UUID | str, workflow_id: str | None) -> WorkflowState:
-        fork_id = uuid4()
+        origin = as_uuid(checkpoint_id, "checkpoint_id")
+        # Of a name there is one fork of a checkpoint, also for a process that does not know whether it has made it.
+        fork_id = uuid4() if workflow_id is None else uuid5(origin, as_stored_name(workflow_id, "workflow_id"))
 
         async def fork(uow: UnitOfWork) -> WorkflowState:
-            row = await _locked(uow, await uow.checkpoints.get_owner(checkpoint_id))
+            row = await _locked(uow, await uow.checkpoints.get_owner(origin))
+            if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
+                return made
             # At the version of the patches that come with it: a resume upcasts them together.
-            checkpoint = await uow.checkpoints.get_as_of(checkpoint_id, row.schema_version or FIRST)
+            checkpoint = await uow.checkpoints.get_as_of(origin, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             source = state.id
             if source != checkpoint.workflow_state_id:
@@ -103,21 +120,24 @@ class RunControl:
             await uow.runs.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
-        return await self._transactions.write_once("fork", fork)
+        with concerning(checkpoint_id=origin):
+            return await self._transactions.write_once("fork", fork)
 
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
+        origin = as_uuid(checkpoint_id, "checkpoint_id")
+
         async def rewind(uow: UnitOfWork) -> WorkflowState:
-            row = await _locked(uow, await uow.checkpoints.get_owner(checkpoint_id))
+            row = await _locked(uow, await uow.checkpoints.get_owner(origin))
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
-            checkpoint = await uow.checkpoints.get_as_of(checkpoint_id, row.schema_version or FIRST)
+            checkpoint = await uow.checkpoints.get_as_of(origin, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             if checkpoint.seq is not None:
                 await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
             await uow.runs.keep_initial_context(row.id)
-            rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
+            await rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
@@ -126,7 +146,8 @@ class RunControl:
             await uow.runs.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
             return await uow.workflows.get(row.id)
 
-        return await self._transactions.write_once("rewind", rewind)
+        with concerning(checkpoint_id=origin):
+            return await self._transactions.write_once("rewind", rewind)
 
 
 _ANEW = {
@@ -143,11 +164,10 @@ def _finished(state: WorkflowState) -> list[str]:
     return [step_id for step_id, step in state.steps.items() if step.status in FINAL]
 
 
-async def _locked(uow: UnitOfWork, workflow_state_id: UUID | str) -> Any:
-    target = as_uuid(workflow_state_id, "workflow_state_id")
-    row = await uow.runs.lock(target)
+async def _locked(uow: UnitOfWork, workflow_state_id: UUID) -> Any:
+    row = await uow.runs.lock(workflow_state_id)
     if row is None:
-        raise _not_found(target)
+        raise _not_found(workflow_state_id)
     return row
 
 

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from orchestrator_state.domain import LARGEST_COUNT
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.sealing import or_null, seal_step
 
@@ -87,6 +88,10 @@ class StepRecord(NamedTuple):
 
     def __repr__(self) -> str:
         return f"StepRecord(step_id={self.step_id!r}, status={self.status!r})"  # without the payloads
+
+    def retried(self, calls: int) -> int:
+        """The `retry_count` after so many calls more that failed. It only tells: a damaged one fails no run."""
+        return min(self.retry_count + calls, LARGEST_COUNT)
 
 
 @dataclass(slots=True, kw_only=True, repr=False)  # one or more for each step: `frozen` would take four times as long

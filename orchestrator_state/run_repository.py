@@ -29,7 +29,8 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
-from orchestrator_state.cells import COUNTS, IS_WRITABLE
+from orchestrator_state.cells import COUNTS, IS_WRITABLE, next_count, one_more
+from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database_time import database_now, database_time_in, time_after
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
@@ -38,6 +39,8 @@ from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
+from orchestrator_state.open_transactions import marking, setting_idle_limit
+from orchestrator_state.payloads import Payloads, Sealed
 from orchestrator_state.repositories import Repository, chunks, rowcount
 from orchestrator_state.run_records import Lease, Owner, Renewal, RunNames, Signal, StepRecord, sealed_step, step_record
 from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
@@ -49,9 +52,9 @@ from orchestrator_state.run_statements import (
     FIND_RUN,
     FIRST_CONTEXT_KEPT,
     LET_GO,
-    NOT_LET_GO,
     STILL_DIGESTED_AT,
     going_on,
+    run_insert,
     step_upsert,
 )
 from orchestrator_state.sealing import (
@@ -62,14 +65,13 @@ from orchestrator_state.sealing import (
     open_signal,
     seal_signal,
     seal_step,
-    seal_workflow,
 )
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.statements import LEASE_IS_FREE, NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
-from orchestrator_state.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspects, next_suspects
+from orchestrator_state.statements import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
+from orchestrator_state.suspect_rows import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
+from orchestrator_state.suspects import Suspect, Suspects
 
 _w = workflow_states.c
-_IS_AWAKE: Final = or_(_w.wake_at.is_(None), _w.wake_at <= database_now())
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
@@ -78,8 +80,8 @@ _RELEASED: Final[Columns] = {"lease_expires_at": None, "faults": 0}
 _REVIVED: Final[Columns] = _RELEASED | {
     "status": WorkflowStatus.PENDING.value,
     "attempts": 0,
-    "version": _w.version + 1,
-    "lease_token": _w.lease_token + 1,
+    "version": one_more(_w.version),
+    "lease_token": one_more(_w.lease_token),
     "updated_at": database_now(),
     "digested_at": STILL_DIGESTED_AT,
     **dict.fromkeys(("error", "error_digest", "completed_at", "wake_at", "request")),
@@ -108,26 +110,17 @@ class RunRepository(Repository):
 
     async def create(self, columns: Columns, owner: Owner | None) -> Any:
         """Insert a run, leased to `owner` at once if there is one. Returns the row; None if its id or key is taken."""
-        lease: Columns = {}
+        row = await self._sealed_workflow(columns["id"], columns) | {"namespace": self._namespace}
+        statement = run_insert(self._dialect, frozenset(row), leased=owner is not None)
+        parameters = {f"new_{name}": value for name, value in row.items()}
         if owner is not None:
-            lease = {
-                "lease_owner": owner.id,
-                "lease_process": owner.process,
-                "lease_token": 1,
-                "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
-            }
-        row = seal_workflow(self._payloads, columns["id"], columns) | lease
-        row |= {"namespace": self._namespace, "version": 1}
-        row |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now())
-        created = await self._execute(
-            conflict_aware_insert(self._dialect, workflow_states)
-            .values(row)
-            .on_conflict_do_nothing()
-            .returning(workflow_states, database_now().label("now"))
-        )
+            parameters |= {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
+        created = (await self._execute(statement, parameters)).first()
         if owner is None:
             await self._announce()
-        return created.first()
+        if created is not None:
+            await self._begin_without_history(created.id, created)
+        return created
 
     async def claim(self, seen: Any, owner: Owner) -> Any:
         """Take the lease of a row that was `seen`, unless it was taken or the run ended since: then None."""
@@ -148,15 +141,24 @@ class RunRepository(Repository):
         return await self._claim(owner, limit, *self._claimable(names), not_(IS_SUSPECT))
 
     async def claim_suspects(
-        self, names: Collection[str], owner: Owner, limit: int, under_way: Suspects, *, patient: bool
+        self,
+        names: Collection[str],
+        owner: Owner,
+        limit: int,
+        under_way: Suspects,
+        *,
+        patient: bool,
+        beside: int = 0,
     ) -> Sequence[Any]:
         """Like `claim_abandoned`, for the runs that may kill their workers: as many as may be tried together.
 
-        Who is `patient` lets each of them rest before, for longer each time.
+        Who is `patient` lets each of them rest before, for longer each time. `beside` says how many others the same
+        transaction has claimed.
         """
         claimable = self._claimable(names)
-        chosen = _w.id.in_(next_suspects(under_way, *claimable, patient=patient))
-        return await self._claim(owner, limit, *claimable, chosen)
+        rested = await self._execute(rested_suspects(*claimable, patient=patient))
+        chosen = under_way.choose([Suspect(row.id, row.attempts) for row in rested.all()], beside=beside)
+        return await self._claim(owner, limit, *claimable, _w.id.in_(chosen)) if chosen else []
 
     def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
         return (
@@ -165,7 +167,7 @@ class RunRepository(Repository):
             _w.workflow_name.in_(sorted(names)),
             self._has_readable_version(names),
             LEASE_IS_FREE,
-            _IS_AWAKE,
+            IS_AWAKE,
             IS_WRITABLE,
         )
 
@@ -197,7 +199,7 @@ class RunRepository(Repository):
             of_owner = select(workflow_states, database_now().label("now")).where(
                 _w.id.in_(chunk),
                 _w.lease_owner == owner.id,
-                _w.lease_expires_at > database_now(),
+                IS_LEASED,
                 _w.status == WorkflowStatus.RUNNING.value,
             )
             await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
@@ -220,7 +222,7 @@ class RunRepository(Repository):
                     not_(IS_WRITABLE),
                 ),
                 LEASE_IS_FREE,
-                _IS_AWAKE,
+                IS_AWAKE,
             )
             .order_by(_w.updated_at)
             .limit(limit)
@@ -234,7 +236,7 @@ class RunRepository(Repository):
             .where(
                 _w.namespace == self._namespace,
                 _w.status == WorkflowStatus.RUNNING.value,
-                _w.lease_expires_at > database_now(),
+                IS_LEASED,
                 _w.lease_process.startswith(machine, autoescape=True),
             )
             .distinct()
@@ -248,7 +250,7 @@ class RunRepository(Repository):
             .where(
                 _w.namespace == self._namespace,
                 _w.lease_process.in_(sorted(processes)),
-                _w.lease_expires_at > database_now(),
+                IS_LEASED,
             )
             .values(lease_expires_at=database_now())
         )
@@ -262,7 +264,7 @@ class RunRepository(Repository):
             _w.namespace == self._namespace,
             _w.status == WorkflowStatus.RUNNING.value,
             _w.lease_owner == owner,
-            _w.lease_expires_at > database_now(),
+            IS_LEASED,
         )
         rows = await self._execute(query)
         return [Lease.of(row) for row in rows]
@@ -301,7 +303,7 @@ class RunRepository(Repository):
             update(workflow_states)
             .where(
                 _w.status == WorkflowStatus.RUNNING.value,
-                _w.lease_expires_at > database_time_in(literal(-seconds, Float)),
+                lease_was_good(held),
             )
             .values(lease_expires_at=time_after(_w.lease_expires_at, literal(seconds, Float)))
         )
@@ -325,7 +327,8 @@ class RunRepository(Repository):
     ) -> StepRecord | None:
         """A step, if it is recorded as completed.
 
-        With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long.
+        With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long. It is marked
+        then, see `open_transactions`.
         """
         query = select(step_states)
         completed = (
@@ -336,9 +339,10 @@ class RunRepository(Repository):
         if idle_limit is None or self._dialect == "sqlite":
             query = query.where(*completed)
         else:  # in the same round trip
-            limited = select(_transaction_idle_limit(idle_limit).label("idle_limit")).subquery("limited")
-            query = query.add_columns(limited.c.idle_limit).select_from(
-                limited.outerjoin(step_states, and_(*completed))
+            limited = select(setting_idle_limit(idle_limit).label("limit"), marking().label("mark"))
+            begun = limited.subquery("begun")
+            query = query.add_columns(begun.c.limit, begun.c.mark).select_from(
+                begun.outerjoin(step_states, and_(*completed))
             )
         rows = await self._fetch(query)
         if not rows or rows[0].step_id is None:
@@ -365,7 +369,7 @@ class RunRepository(Repository):
         while parents:
             revived: list[UUID] = []
             for chunk in chunks(parents):
-                child = and_(_w.namespace == self._namespace, _w.parent_id.in_(chunk))
+                child = and_(_w.namespace == self._namespace, _w.parent_id.in_(chunk), IS_WRITABLE)
                 updates = [update(workflow_states).where(child, _w.status.in_(over)).values(_REVIVED)]
                 if was_cancelled:
                     asked = and_(child, IS_ACTIVE, _w.request == CANCEL)
@@ -376,7 +380,7 @@ class RunRepository(Repository):
 
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
-        locked = select(_w.id).where(*FENCE, NOT_LET_GO).with_for_update()
+        locked = select(_w.id).where(*FENCE).with_for_update()
         if (await self._execute(locked, fence(lease))).first() is None:
             raise lease_lost(lease)
 
@@ -387,16 +391,17 @@ class RunRepository(Repository):
         If a pause or a cancellation was asked of us, it becomes that instead. `faults` is how many it has met in a row;
         None leaves that as it is.
         """
-        columns: Columns = {"version": _w.version + 1, **_RELEASED, "faults": _w.faults if faults is None else faults}
+        columns: Columns = {
+            "version": one_more(_w.version),
+            **_RELEASED,
+            "faults": _w.faults if faults is None else faults,
+        }
         columns |= heeded()
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
         unfinished = _w.status == WorkflowStatus.RUNNING.value
         released = await self._execute(
-            update(workflow_states)
-            .where(*FENCE, NOT_LET_GO, unfinished)
-            .values(columns)
-            .returning(_w.status, _w.parent_id),
+            update(workflow_states).where(*FENCE, unfinished).values(columns).returning(_w.status, _w.parent_id),
             fence(lease),
         )
         row = released.first()
@@ -416,6 +421,19 @@ class RunRepository(Repository):
             await self.wake(parent_id)
         return status
 
+    async def spare_ancestors(self, parent_id: UUID | None) -> None:
+        """Give the runs above a child their budgets back: what vanished over it did so over them as well."""
+        seen: set[UUID] = set()
+        while parent_id is not None and parent_id not in seen:
+            seen.add(parent_id)
+            spared = await self._execute(
+                update(workflow_states)
+                .where(_w.id == parent_id, _w.namespace == self._namespace, IS_ACTIVE)
+                .values(has_progressed=1)
+                .returning(_w.parent_id)
+            )
+            parent_id = spared.scalar()
+
     async def let_go(self, lease: Lease) -> str:
         """Do what was asked of the run, and release it. Returns its status then: running, if the request is gone.
 
@@ -427,7 +445,7 @@ class RunRepository(Repository):
 
     async def heed_requests(self) -> int:
         """Do what was asked of owners that are gone. Returns of how many runs."""
-        columns: Columns = {"version": _w.version + 1, "lease_token": _w.lease_token + 1, **_RELEASED}
+        columns: Columns = {"version": one_more(_w.version), "lease_token": one_more(_w.lease_token), **_RELEASED}
         heard = await self._execute(
             update(workflow_states)
             .where(_w.namespace == self._namespace, *_UNHEEDED)
@@ -545,7 +563,8 @@ class RunRepository(Repository):
         (row,) = rows
         place = SignalPlace(workflow_state_id, row.id, self._namespace, name)
         try:
-            payload = open_signal(self._payloads, place, row.payload, row.payload_digest, f"signal {name!r}")
+            opening = partial(open_signal, self._payloads, place, row.payload, row.payload_digest, f"signal {name!r}")
+            payload = await self._payloads.aside.call(opening, self._payloads.length([row.payload]))
         except PayloadError as error:
             raise error.concerning(workflow_state_id=workflow_state_id) from None
         return Signal(id=row.id, payload=payload)
@@ -564,7 +583,9 @@ class RunRepository(Repository):
         )
         return (await self._execute(query.limit(1))).first() is not None
 
-    async def send_signal(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str) -> str | None:
+    async def send_signal(
+        self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str | Sealed
+    ) -> str | None:
         """Store a signal and wake the run. Returns the workflow's status, None if there is no such workflow.
 
         Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing.
@@ -574,7 +595,7 @@ class RunRepository(Repository):
             update(workflow_states)
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace, active)
             .values(
-                signal_seq=_w.signal_seq + 1,
+                signal_seq=next_count(_w.signal_seq, signals),
                 wake_at=NOW_IF_ASLEEP,
             )
             .returning(_w.signal_seq, _w.status)
@@ -646,11 +667,11 @@ class RunRepository(Repository):
             update(workflow_states)
             .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             .values(
-                seal_workflow(self._payloads, workflow_state_id, columns)
+                await self._sealed_workflow(workflow_state_id, columns)
                 | _RELEASED
                 | {
-                    "version": _w.version + 1,
-                    "lease_token": _w.lease_token + 1,
+                    "version": one_more(_w.version),
+                    "lease_token": one_more(_w.lease_token),
                     "updated_at": database_now(),
                     "digested_at": STILL_DIGESTED_AT,
                     "request": None,
@@ -682,19 +703,19 @@ class RunRepository(Repository):
             return
         (row,) = rows
         opener = Opener(self._payloads, source, outdated=row.outdated)
+        opening = partial(opener.workflow, "initial_context", row.initial_context, row.initial_context_digest)
         if row.initial_context is None and row.initial_context_digest is None:
-            first = opener.workflow("context", row.context, row.context_digest)
-        else:
-            first = opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
-        columns = columns | seal_workflow(self._payloads, fork_id, {"initial_context": first})
+            opening = partial(opener.workflow, "context", row.context, row.context_digest)
+        first = await self._payloads.aside.call(opening, self._payloads.length([row.context, row.initial_context]))
+        columns = columns | await self._sealed_workflow(fork_id, {"initial_context": first})
         await self._execute(update(workflow_states).where(_w.id == fork_id).values(columns))
         for chunk in chunks(sorted(step_ids)):
             steps = select(step_states).where(
                 step_states.c.workflow_state_id == source, step_states.c.step_id.in_(chunk)
             )
             for step in await self._fetch(steps):
-                patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
-                sealed = seal_step(self._payloads, fork_id, step.step_id, {"context_patch": patch})
+                sealing = partial(_sealed_patch, self._payloads, opener, step, fork_id)
+                sealed = await self._payloads.aside.call(sealing, self._payloads.length([step.context_patch]))
                 await self._execute(
                     update(step_states)
                     .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id == step.step_id)
@@ -729,6 +750,7 @@ class RunRepository(Repository):
         A run is locked before its children are looked for: it starts no other meanwhile.
         """
         parents: list[UUID] = [workflow_state_id]
+        seen = {workflow_state_id}  # damaged rows may be parents of each other
         while parents:
             children: list[UUID] = []
             for chunk in chunks(parents):
@@ -738,7 +760,8 @@ class RunRepository(Repository):
                     await self._execute(
                         update(workflow_states).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
                     )
-            parents = children
+            parents = [child for child in dict.fromkeys(children) if child not in seen]
+            seen.update(parents)
 
     async def _announce(self) -> None:
         """Wake the workers with this commit: a run can be claimed."""
@@ -767,7 +790,7 @@ class RunRepository(Repository):
     async def _execute_fenced(
         self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns
     ) -> Result[Any]:
-        columns = seal_workflow(self._payloads, lease.workflow_state_id, columns)
+        columns = await self._sealed_workflow(lease.workflow_state_id, columns)
         return await self._execute(build(frozenset(columns)), fence(lease) | _prefixed(columns))
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
@@ -785,7 +808,7 @@ class RunRepository(Repository):
             "status": WorkflowStatus.RUNNING.value,
             "lease_owner": owner.id,
             "lease_process": owner.process,
-            "lease_token": _w.lease_token + 1,
+            "lease_token": one_more(_w.lease_token),
             "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
             "attempts": ATTEMPTS_ONCE_CLAIMED,
             "has_progressed": 0,
@@ -793,7 +816,7 @@ class RunRepository(Repository):
             "error": None,
             "error_digest": None,
             "completed_at": None,
-            "version": _w.version + 1,
+            "version": one_more(_w.version),
             "updated_at": database_now(),
             "digested_at": STILL_DIGESTED_AT,
         }
@@ -807,6 +830,12 @@ def _position(step: StoredStep) -> int:
     return step.position if type(step.position) is int else -1  # damage, which is found when the run is loaded
 
 
+def _sealed_patch(payloads: Payloads, opener: Opener, step: Any, workflow_state_id: UUID) -> Columns:
+    """How a step changed the context, for the step of the same id of another workflow."""
+    patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
+    return seal_step(payloads, workflow_state_id, step.step_id, {"context_patch": patch})
+
+
 def lease_lost(lease: Lease) -> LeaseLost:
     return LeaseLost(
         f"this worker no longer owns run {lease.workflow_state_id}; nothing was written",
@@ -814,12 +843,6 @@ def lease_lost(lease: Lease) -> LeaseLost:
         owner=lease.owner,
         expected=lease.token,
     )
-
-
-def _transaction_idle_limit(limit: timedelta) -> ColumnElement[str]:
-    """Sets it on Postgres, until the transaction ends."""
-    milliseconds = max(1, round(limit.total_seconds() * 1000))
-    return func.set_config("idle_in_transaction_session_timeout", str(milliseconds), literal(value=True))
 
 
 def fence(lease: Lease) -> Columns:

@@ -11,12 +11,13 @@ from typing import Any, Final
 
 from sqlalchemy import Executable, and_, bindparam, case, null
 
+from orchestrator_state.cells import one_more
+from orchestrator_state.claimable import LEASE_IS_FREE
 from orchestrator_state.database_time import database_now
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_statements import STILL_DIGESTED_AT, update_under_lease
+from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update
 from orchestrator_state.sealing import Columns
-from orchestrator_state.statements import LEASE_IS_FREE
 
 PAUSE: Final = "pause"
 CANCEL: Final = "cancel"
@@ -52,9 +53,9 @@ def cancelled() -> Columns:
         "status": _CANCELLED,
         "completed_at": database_now(),
         "request": null(),
-        "lease_token": _w.lease_token + 1,
+        "lease_token": one_more(_w.lease_token),
         "lease_expires_at": null(),
-        "version": _w.version + 1,
+        "version": one_more(_w.version),
         "updated_at": database_now(),
         "digested_at": STILL_DIGESTED_AT,
     }
@@ -64,13 +65,13 @@ def cancelled() -> Columns:
 
 @cache
 def let_go(columns: frozenset[str]) -> Executable:
-    """`update_under_lease` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
-    return update_under_lease(columns).values(_heeded()).returning(_w.status, _w.parent_id)
+    """`fenced_update` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
+    return fenced_update(columns).values(_heeded()).returning(_w.status, _w.parent_id)
 
 
 @cache
 def finish(columns: frozenset[str]) -> Executable:
-    """`update_under_lease` of a run that is done, as of now. Returns (status,).
+    """`fenced_update` of a run that is done, as of now. Returns (status,).
 
     A run that completes before its owner has heard of a cancel is completed. One that fails is cancelled: a failed run
     could be resumed.
@@ -78,7 +79,7 @@ def finish(columns: frozenset[str]) -> Executable:
     status: Any = bindparam("new_status", type_=_w.status.type)
     fails = status == WorkflowStatus.FAILED.value
     return (
-        update_under_lease(columns, frozenset({"completed_at"})).values(
+        fenced_update(columns, frozenset({"completed_at"})).values(
             status=case((and_(fails, _w.request == CANCEL), _CANCELLED), else_=status)
         )
     ).returning(_w.status)

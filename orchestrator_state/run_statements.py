@@ -7,26 +7,41 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Executable, bindparam, case, func, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    bindparam,
+    case,
+    func,
+    not_,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
-from orchestrator_state.database_time import database_now
+from orchestrator_state.cells import one_more
+from orchestrator_state.claimable import IS_ASLEEP, LEASE_IS_FREE
+from orchestrator_state.database_time import database_now, database_time_in, is_moment
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import step_states, workflow_states
-from orchestrator_state.statements import LEASE_IS_FREE
+from orchestrator_state.statements import has_leftovers
 
 _w = workflow_states.c
 
-# The fence: a write of a run matches its row only while the run's lease is the row's.
-FENCE: Final = (
+_HAS_BEEN_OURS: Final = (
     _w.id == bindparam("fence_id"),
     _w.lease_owner == bindparam("fence_owner"),
     _w.lease_token == bindparam("fence_token"),
 )
-# Owner and token stay in the row when a run is let go of, and are good for nothing from then on.
+# Owner and token stay in the row when a run is let go of, and are good for nothing from then on: a branch that outlives
+# its handler has them still.
 NOT_LET_GO: Final = _w.lease_expires_at.is_not(None)
-LET_GO: Final = select(_w.status, _w.parent_id).where(*FENCE, not_(NOT_LET_GO))
+LET_GO: Final = select(_w.status, _w.parent_id).where(*_HAS_BEEN_OURS, not_(NOT_LET_GO))
+# The fence: a write of a run matches its row only while the run's lease is the row's.
+FENCE: Final = (*_HAS_BEEN_OURS, NOT_LET_GO)
 # A commit of a step is for one place in the order of the run's commits.
 IN_ITS_PLACE: Final = _w.version == bindparam("fence_version")
 
@@ -56,19 +71,13 @@ def fenced_update(columns: frozenset[str], stamped: frozenset[str] = frozenset()
         values |= FIRST_CONTEXT_KEPT
     if "digested_at" not in stamped:
         values["digested_at"] = STILL_DIGESTED_AT
-    return update(workflow_states).where(*FENCE).values(values | {"version": _w.version + 1})
-
-
-@cache
-def update_under_lease(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Update:
-    """`fenced_update`, while the run is not let go of."""
-    return fenced_update(columns, stamped).where(NOT_LET_GO)
+    return update(workflow_states).where(*FENCE).values(values | {"version": one_more(_w.version)})
 
 
 @cache
 def going_on(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> Executable:
-    """`update_under_lease` of a run that goes on. Returns (version,)."""
-    return update_under_lease(columns, stamped).returning(_w.version)
+    """`fenced_update` of a run that goes on. Returns (version,)."""
+    return fenced_update(columns, stamped).returning(_w.version)
 
 
 @cache
@@ -89,6 +98,29 @@ def replacing_step(
     )
 
 
+@cache
+def run_insert(dialect: str, columns: frozenset[str], *, leased: bool) -> Executable:
+    """INSERT a run, unless its id or key is taken; each of `columns` is a parameter of its name with `new_` before it.
+
+    A `leased` run belongs to `owner` of `process` for `seconds`. Returns the row, with `now` and `has_leftovers`.
+    """
+    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
+    values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
+    if leased:
+        values |= {
+            "lease_owner": bindparam("owner", type_=_w.lease_owner.type),
+            "lease_process": bindparam("process"),
+            "lease_token": 1,
+            "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
+        }
+    return (
+        conflict_aware_insert(dialect, workflow_states)
+        .values(values)
+        .on_conflict_do_nothing()
+        .returning(workflow_states, database_now().label("now"), has_leftovers(bindparam("new_id", type_=_w.id.type)))
+    )
+
+
 CONVERT_STEP: Final = update(step_states).where(
     step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
 )
@@ -96,7 +128,12 @@ CONVERT_STEP: Final = update(step_states).where(
 
 _HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
 FIND_RUN: Final = (
-    select(workflow_states, database_now().label("now"), LEASE_IS_FREE.label("lease_is_free"))
+    select(
+        workflow_states,
+        database_now().label("now"),
+        LEASE_IS_FREE.label("lease_is_free"),
+        IS_ASLEEP.label("is_asleep"),
+    )
     .where(
         _w.namespace == bindparam("namespace"),
         or_(
@@ -111,6 +148,7 @@ FIND_RUN: Final = (
             (_HAS_ID, 1),
             else_=2,
         ),
+        case((is_moment(_w.updated_at), 0), else_=1),
         _w.updated_at.desc(),
         _w.id,
     )

@@ -7,15 +7,17 @@ marks them: all tasks of a handler, however deep, and also those that it has for
 from __future__ import annotations
 
 import asyncio
-import gc
 from asyncio import taskgroups, tasks
 from collections.abc import Collection
 from contextvars import Context, ContextVar
 from typing import Any, Final
 
+from orchestrator_state.task_contexts import context_of
+
 HANDLER: Final = "orchestrator_state run"
 """How the task of a handler is named, before the run's id. Those of others of our own are no handler's."""
 
+_SOON: Final = 60.0  # seconds
 _OURS: Final = "orchestrator_state "
 _run: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_run", default=None)
 _in_step_of: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_in_step_of", default=None)
@@ -43,31 +45,52 @@ class step_of:  # noqa: N801 - a context manager reads as a phrase: `with step_o
 
 
 def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) -> set[object]:
-    """Those of `runs` that have a task which is neither in `waiting` nor waits for other tasks to end.
+    """Those of `runs` that have a task which is neither in `waiting` nor waits for other tasks to end; or a time limit.
 
-    A task that waits for anything else, be it a timer, a socket or an event, is at work. Looks at all tasks there are.
+    A task that waits for anything else, be it a timer, a socket or an event, is at work. So is one with a time limit of
+    asyncio's that is over soon: once the run is let go of, nobody knows of it. Looks at all tasks and timers there are.
     """
     found: set[object] = set()
     for task in asyncio.all_tasks():
-        name = task.get_name()
-        if task in waiting or (name.startswith(_OURS) and not name.startswith(HANDLER)):
+        if task in waiting or _is_our_own(task):
             continue
-        context = _context_of(task)
-        run = context.get(_run) if context is not None else None
-        if context is None or run not in runs or run in found or context.get(_in_step_of) is run:
-            continue
-        if not _waits_for_tasks(task):
+        run = _run_of(context_of(task))
+        if run in runs and run not in found and not _waits_for_tasks(task):
             found.add(run)
-    return found
+    return found | _with_time_limits(runs)
 
 
-def _context_of(task: asyncio.Task[Any]) -> Context | None:
-    """Python 3.11 has no `get_context`, but tells the garbage collector: the task's own context comes first."""
-    get_context = getattr(task, "get_context", None)
-    if get_context is not None:
-        context: Context = get_context()
-        return context
-    return next((each for each in gc.get_referents(task) if isinstance(each, Context)), None)
+def _with_time_limits(runs: Collection[object]) -> set[object]:
+    loop = asyncio.get_running_loop()
+    soon = loop.time() + _SOON
+    return {
+        run
+        for timer in getattr(loop, "_scheduled", ())  # other loops than asyncio's keep theirs to themselves
+        if (run := _run_of(getattr(timer, "_context", None))) in runs
+        and timer.when() <= soon
+        and not timer.cancelled()
+        and _ends_a_wait(getattr(timer, "_callback", None))
+    }
+
+
+def _run_of(context: Context | None) -> object | None:
+    """Whose handler's; None for what a step has started."""
+    run = None if context is None else context.get(_run)
+    return None if context is None or context.get(_in_step_of) is run else run
+
+
+def _is_our_own(task: asyncio.Task[Any]) -> bool:
+    name = task.get_name()
+    return name.startswith(_OURS) and not name.startswith(HANDLER)
+
+
+def _ends_a_wait(callback: Any) -> bool:
+    """Of a timer: whether it is of asyncio's `timeout`, `wait`, `wait_for` or `as_completed`; or of anyio's limits."""
+    code, owner = getattr(callback, "__code__", None), getattr(callback, "__self__", None)
+    if code is not None and code.co_filename in _JOINS:
+        return True
+    task = getattr(owner, "_task", None) or getattr(owner, "_host_task", None)
+    return isinstance(task, asyncio.Task) and not _is_our_own(task)
 
 
 def _waits_for_tasks(task: asyncio.Task[Any]) -> bool:

@@ -4,21 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.codecs import Encode, decode
+from orchestrator_state.arguments import as_stored_name
+from orchestrator_state.aside import LONG
+from orchestrator_state.codecs import decode
 from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.errors import ConfigurationError, InvalidPayload, SchemaMismatch
+from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.run_context import ContextHistory, converted
 from orchestrator_state.run_records import Lease, StepRecord
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
 from orchestrator_state.storable_types import require_storable
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value, dump, encode_value, validated
+from orchestrator_state.typed_values import (
+    Unreadable,
+    adapter_of,
+    decode_aside,
+    decode_value,
+    dump,
+    encode_plain,
+    encode_value,
+    validated,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,14 +42,14 @@ class RunTypes:
     schema: StateSchema | None
     state: type[BaseModel] | None
     result: Any
-    encode: Encode
+    payloads: Payloads
 
     @classmethod
     def of(
-        cls, schemas: Schemas, encode: Encode, workflow_name: str, state: Any = None, result: Any = None
+        cls, schemas: Schemas, payloads: Payloads, workflow_name: str, state: Any = None, result: Any = None
     ) -> RunTypes:
         """The types given with a call, else those of the schema. Raises `ConfigurationError` if the states disagree."""
-        schema = schemas.find(workflow_name)
+        schema = schemas.find(as_stored_name(workflow_name, "workflow_name"))
         model = None if state is None else as_model(state)
         if schema is not None and schema.state is not None:
             if model not in (None, schema.state):
@@ -49,7 +62,7 @@ class RunTypes:
             adapter_of(kind)
         if result is not None:
             require_storable(kind)
-        return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, encode=encode)
+        return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, payloads=payloads)
 
     @property
     def version(self) -> int | None:
@@ -60,33 +73,32 @@ class RunTypes:
     def context_text(self, context: Any) -> str:
         """The JSON of what a run is started with: a dict, or an instance of the model. Raises `InvalidPayload`."""
         if self.state is None:
-            if isinstance(context, BaseModel):
-                raise InvalidPayload(
-                    "the context of a run is a dict; pass `state=` with the model to start it with an instance",
-                    path="context",
-                )
-            if type(context) is not dict:
-                raise InvalidPayload("the context of a run is a dict", path="context")
-            return self.encode(context, "context")
+            return self.payloads.encode(_plain_context(context), "context")
         if isinstance(context, dict):
-            text = self.encode(context, "context")
+            text = self.payloads.encode(context, "context")
         elif isinstance(context, self.state):
-            text = dump(adapter_of(self.state), context, "context", self.encode)
+            text = dump(adapter_of(self.state), context, "context", self.payloads.encode)
         else:
             raise InvalidPayload(f"the context of this run is a {self.state.__qualname__}, or a dict", path="context")
         try:
-            held = TypedContext(self.state, split(text, "context"), lambda _: None, self.encode)
+            held = TypedContext(self.state, split(text, "context"), lambda _: None, self.payloads.encode)
         except Unreadable as error:
             raise InvalidPayload(f"{self.state.__qualname__} does not accept {error}", path=error.paths[0]) from None
         return join(held.encoded())
 
+    async def started_with(self, context: Any) -> str:
+        """`context_text`, beside the event loop if it is plain JSON and large."""
+        if self.state is None:
+            return await self.payloads.encode_aside(_plain_context(context), "context")
+        return self.context_text(context)
+
     def hold(self, history: ContextHistory, found: int) -> None:
         """Give the handler of `history` its typed state. Raises `StateMismatch`."""
         if self.state is None:
-            history.hold(PlainContext(history.start, history.touch, self.encode))
+            history.hold(PlainContext(history.start, history.touch, self.payloads))
             return
         try:
-            history.hold(TypedContext(self.state, history.start, history.touch, self.encode))
+            history.hold(TypedContext(self.state, history.start, history.touch, self.payloads.encode))
             self._check_context(join(history.committed))
         except Unreadable as error:
             raise self._mismatch(error, found) from None
@@ -108,33 +120,54 @@ class RunTypes:
             adapter_of(kind)
         return kind
 
-    def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
-        """The recorded outputs. Raises `StateMismatch`."""
+    async def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
+        """The recorded outputs; `returns` is what `of_step` says. Raises `StateMismatch`."""
         path = f"steps[{step.step_id!r}].outputs"
         try:
-            return decode_value(self.of_step(step.step_id, returns), step.outputs, path)
+            if len(step.outputs) < LONG:
+                return decode_value(returns, step.outputs, path)
+            return await decode_aside(self.payloads.aside, returns, step.outputs, path)
         except Unreadable as error:
             about = {"workflow_state_id": workflow_state_id, "step_id": step.step_id}
             raise self._mismatch(error, step.schema_version).concerning(**about) from None
 
-    def encode_result(self, result: Any) -> tuple[str, Any]:
-        """See `encode_value`."""
-        return encode_value(self.result, result, "result", self.encode)
+    def encode_small(self, kind: Any, value: Any, path: str) -> tuple[str, Any] | None:
+        """See `encode_value`; None for plain JSON that is large."""
+        if kind is not None:
+            return encode_value(kind, value, path, self.payloads.encode)
+        text = self.payloads.encode_small(value, path)
+        return None if text is None else (text, value)
 
-    def decode_result(self, row: Any, text: str) -> Any:
+    async def encode(self, kind: Any, value: Any, path: str) -> tuple[str, Any]:
+        """See `encode_value`; beside the event loop if it is plain JSON and large."""
+        if kind is None:
+            return await encode_plain(value, path, self.payloads.encode_aside), value
+        return encode_value(kind, value, path, self.payloads.encode)
+
+    async def decode_result(self, row: Any, text: str) -> Any:
         """The result of a completed run, recorded as `text`. Raises `SchemaMismatch`."""
         try:
             if self.schema is not None:
                 found = self.schema.require_readable(row.schema_version, "result")
                 text = encode_loaded(self.schema.upcast_end(decode(text, "result"), found), "result")
-            return decode_value(self.result, text, "result")
+            return await decode_aside(self.payloads.aside, self.result, text, "result")
         except Unreadable as error:
             raise self._mismatch(error, row.schema_version).concerning(workflow_state_id=row.id) from None
-        except SchemaMismatch as error:
+        except (SchemaMismatch, CorruptPayload) as error:
             raise error.concerning(workflow_state_id=row.id) from None
 
     def _mismatch(self, error: Unreadable, found: int | None) -> SchemaMismatch:
         return mismatch(self.workflow_name, error, found or FIRST, self.version or FIRST)
+
+
+def _plain_context(context: Any) -> dict[str, Any]:
+    if isinstance(context, BaseModel):
+        raise InvalidPayload(
+            "the context of a run is a dict; pass `state=` with the model to start it with an instance", path="context"
+        )
+    if type(context) is not dict:
+        raise InvalidPayload("the context of a run is a dict", path="context")
+    return context
 
 
 async def bring_up_to_date(
@@ -148,8 +181,11 @@ async def bring_up_to_date(
 
     Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
     """
-    steps, history, is_converted = as_of_today(row, types, recorded)
     schema = types.schema
+    # What is the application's, its upcasters and models, is called in the loop.
+    length = recorded[1].length if schema is None and types.state is None else 0
+    bringing = partial(as_of_today, row, types, recorded)
+    steps, history, is_converted = await transactions.payloads.aside.call(bringing, length)
     if is_converted and schema is not None:
         await transactions.write(
             lambda uow: uow.runs.convert(

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, Final, Generic, Literal, Protocol, cast, overload
+from typing import Any, Final, Generic, Literal, NoReturn, Protocol, cast, overload
 from uuid import UUID, uuid5
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, event
-from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import Session
 from typing_extensions import TypeVar
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration, as_signal_name
+from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
 from orchestrator_state.codecs import encode
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.driver_errors import fault_in
 from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
@@ -33,25 +29,26 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.failed_statements import fault_under, refuse_after_failure
+from orchestrator_state.failed_statements import statement_failed
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.open_transactions import idle_limit, kept_open
+from orchestrator_state.open_transactions import Idling, idle_limit
 from orchestrator_state.run_records import Ack, StepRecord
 from orchestrator_state.run_tasks import step_of
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
-from orchestrator_state.step_call import StepFunction, call
+from orchestrator_state.step_call import NotBegun, StepFunction, call
 from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.storable_types import require_storable
 from orchestrator_state.threads import Threads
+from orchestrator_state.transacting import FunctionFailed, call_inside
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.typed_values import Unreadable, decode_value, encode_value
-from orchestrator_state.uninterrupted import uninterrupted
+from orchestrator_state.typed_values import Unreadable, decode_aside, decode_value
+from orchestrator_state.uninterrupted import outlasting, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.user_code import Returned, call_apart
+from orchestrator_state.user_code import Outcome, Returned, awaiting
 from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")
@@ -63,6 +60,7 @@ Duration = timedelta | float
 OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
+_TRANSACT: Final = "the function of run.transact"
 _LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
 _current_step: Final[ContextVar[tuple[Run[Any], str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
@@ -75,11 +73,11 @@ class Happened:
 
 
 class StartChild(Protocol):
-    """Starts or resumes a child run of `parent`, and returns its result."""
+    """Starts or resumes a child run of `parent`. See `Executor.run`."""
 
     async def __call__(
         self, parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
-    ) -> Any: ...
+    ) -> Outcome[Any]: ...
 
 
 class Run(Generic[State]):
@@ -111,7 +109,11 @@ class Run(Generic[State]):
         self._threads = threads
         self._start_child = start_child
         self._went_on_at = time.monotonic()
+        self._not_begun: dict[str, Coroutine[Any, Any, Any]] = {}
         self.types: Final = types
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigurationError("a Run belongs to its process: hand on its id, and what a step needs, not the run")
 
     # --- what it is ----------------------------------------------------------------------------------------------
 
@@ -265,10 +267,14 @@ class Run(Generic[State]):
         failure. Raises `InvalidPayload` for outputs that cannot be stored, and
         `StateMismatch` if `returns` does not accept recorded ones.
         """
+        as_function(fn, "the function of run.step")
+        if not (callable(on_unknown) or on_unknown in ("retry", "raise")):
+            raise ConfigurationError('on_unknown must be "retry", "raise", or a function that finds out')
         numbered = self._journal.number(step_id)
         policy, limit = Retry.of(retry), None if timeout is None else as_duration(timeout, "timeout")
         returns = self.types.of_step(numbered, returns)
-        return self._call(partial(self._step, numbered, fn, args, returns, policy, limit, on_unknown))
+        work = partial(self._step, numbered, fn, args, returns, policy, limit, on_unknown)
+        return self._called(numbered, partial(self._recorded, returns), work)
 
     @overload
     def transact(
@@ -294,22 +300,25 @@ class Run(Generic[State]):
         transaction, all of it is repeated. It is open while `fn` runs, so `fn` should do nothing but write rows.
         `returns` is as in `step`.
         """
+        as_function(fn, _TRANSACT)
         numbered = self._journal.number(step_id)
-        return self._call(partial(self._transact, numbered, fn, args, self.types.of_step(numbered, returns)))
+        returns = self.types.of_step(numbered, returns)
+        work = partial(self._transact, numbered, fn, args, returns)
+        return self._called(numbered, partial(self._recorded, returns), work)
 
     def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
         """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""
         numbered = self._journal.number(label)
-        return self._call(partial(self._checkpoint, numbered))
+        return self._called(numbered, _nothing, partial(self._checkpoint, numbered))
 
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
-        self._journal.history.held.append(key, item)
+        self._journal.history.held.append(as_name(key, "key"), item)
 
     def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
         """Wait, durably: a restart waits for what is left, by the database's clock."""
         numbered = self._journal.number("sleep")
-        return self._call(partial(self._sleep, numbered, as_duration(duration, "duration")))
+        return self._called(numbered, _nothing, partial(self._sleep, numbered, as_duration(duration, "duration")))
 
     @overload
     def wait_for(self, name: str, timeout: Duration | None = None, *, returns: type[_R]) -> Coroutine[Any, Any, _R]: ...
@@ -328,7 +337,9 @@ class Run(Generic[State]):
         """
         numbered = self._journal.number(f"signal:{as_signal_name(name)}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
-        return self._call(partial(self._wait_for, numbered, name, limit, self.types.of_step(numbered, returns)))
+        returns = self.types.of_step(numbered, returns)
+        work = partial(self._wait_for, numbered, name, limit, returns)
+        return self._called(numbered, partial(self._recorded_signal, name, returns), work)
 
     @overload
     def child(
@@ -376,27 +387,60 @@ class Run(Generic[State]):
 
         `context`, `state` and `returns` are as in `store.run`.
         """
-        types = RunTypes.of(self._transactions.schemas, self.types.encode, name, state, returns)
+        as_function(handler, "the handler of run.child")
+        types = RunTypes.of(self._transactions.schemas, self.types.payloads, name, state, returns)
         started_with = None if context is None else types.context_text(context)
         numbered = self._journal.number(f"child:{name}")
-        return self._call(partial(self._child, numbered, handler, types, started_with))
+        # In the parent's record the result is outputs, and the parent's schema upcasts them.
+        kind = self.types.of_step(numbered, types.result)
+        work = partial(self._child, numbered, handler, types, started_with, kind)
+        return self._called(numbered, partial(self._recorded, kind), work)
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    async def _call(self, work: Callable[[], Coroutine[Any, Any, _T]]) -> _T:
-        """Account for a call of the handler's while it is under way.
+    def _called(
+        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+    ) -> Coroutine[Any, Any, _T]:
+        """The call of a step, for the handler to await. See `_call`."""
+        call = self._call(step_id, recorded, work)
+        self._not_begun[step_id] = call
+        return call
+
+    def enter(self) -> None:
+        """The handler is about to be called in this context."""
+        self._journal.history.enter()
+
+    def require_all_awaited(self) -> None:
+        """Raise `ConfigurationError` if the handler has forgotten an `await`, so that a step was not even begun."""
+        forgotten = [
+            repr(step_id)
+            for step_id, call in self._not_begun.items()
+            if inspect.getcoroutinestate(call) == inspect.CORO_CREATED
+        ]
+        if forgotten:
+            raise ConfigurationError(f"the handler ended without awaiting its steps {', '.join(forgotten)}")
+
+    async def _call(
+        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """Return what is `recorded` of a call of the handler's; else do its `work`, a call under way until it is done.
 
         `work` is begun in here: a task that is cancelled before it begins would leave a coroutine that nobody awaits.
         """
-        self._transactions.enter()
+        self._not_begun.pop(step_id, None)
         if time.monotonic() - self._went_on_at >= _LONGEST_STRETCH:
             # Recorded steps are passed through without a wait: thousands of them would stop the heartbeat.
             self._went_on_at = time.monotonic()
             await asyncio.sleep(0)
         self._switch.check()
+        self._transactions.enter()
         self._require_handler()
+        if (step := await self._journal.replay(step_id)) is not None:
+            return await recorded(step)
         with self.room.call(), self._journal.history.call():
-            return await work()
+            result = await work()
+        self._went_on_at = time.monotonic()  # everybody else has had a turn
+        return result
 
     def _require_handler(self) -> None:
         """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""
@@ -410,15 +454,37 @@ class Run(Generic[State]):
         run, step_id = _current_step.get() or (None, None)
         return step_id if run is self else None
 
-    def _recorded(self, step: StepRecord, returns: Any) -> Any:
+    def _recorded(self, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
         return self.types.decode_outputs(step, returns, self.id)
+
+    def _recorded_signal(self, name: str, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
+        if step.status == StepStatus.SKIPPED:
+            raise _late(name)
+        return self._recorded(returns, step)
 
     async def _before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
         self._switch.obey()
-        if not self._keeper.is_fresh(self._journal.lease):
-            with self._switch.on_fault():
-                await self._keeper.confirm(self._journal.lease)
+        if not self._has_fresh_lease():
+            await self._confirm_lease()
+
+    def _has_fresh_lease(self) -> bool:
+        return self._keeper.is_fresh(self._journal.lease)
+
+    async def _confirm_lease(self) -> None:
+        with self._switch.on_fault():
+            await self._keeper.confirm(self._journal.lease)
+
+    async def _call_once(self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None) -> Returned[Any]:
+        """Call a step's function; not by a worker that was frozen meanwhile, while another one may have the run.
+
+        There is time for a freeze: a call waits for its turn of the loop, for a thread, or out a pause after a failure.
+        """
+        while True:
+            try:
+                return await call(self._threads, fn, args, limit=limit, may_begin=self._has_fresh_lease)
+            except NotBegun:
+                await self._confirm_lease()
 
     async def _step(
         self,
@@ -431,15 +497,13 @@ class Run(Generic[State]):
         on_unknown: OnUnknown,
     ) -> Any:
         journal = self._journal
-        if (recorded := journal.replay(step_id)) is not None:
-            return self._recorded(recorded, returns)
         require_storable(returns)
         await self._before_work()
         if on_unknown != "retry":
             happened = await self._settle(step_id, on_unknown)
             if happened is not None:
-                encoded, outputs = self._encode(step_id, returns, happened.outputs)
-                await journal.finish_step(journal.new_step(step_id), encoded)
+                encoded, outputs, cancelled = await self._encode(step_id, returns, happened.outputs)
+                await self._finish(journal.new_step(step_id), encoded, cancelled)
                 return outputs
             begun = await journal.begin_step(step_id)
         else:
@@ -449,29 +513,43 @@ class Run(Generic[State]):
         async def attempt() -> Returned[Any]:
             number = begun.retry_count + len(failures) + 1
             hooks.tell(journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=step_id, attempt=number))
-            return await call(self._threads, fn, args, limit=limit)
+            return await self._call_once(fn, args, limit)
 
         try:
             with _inside(self, step_id):
                 outputs, cancelled = await call_with_retries(
                     attempt, retry, failures.append, f"step {step_id!r} of run {self.id}"
                 )
-            encoded, outputs = self._encode(step_id, returns, outputs)
+            encoded, outputs, later = await self._encode(step_id, returns, outputs)
+            cancelled = cancelled or later
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
             raise
-        finish = journal.finish_step(journal.after_failures(begun, failures), encoded)
-        if cancelled is not None:
-            await uninterrupted(finish)  # the call was made, and came to its end
-            raise cancelled
-        await finish
+        await self._finish(journal.after_failures(begun, failures), encoded, cancelled)
         return outputs
 
-    def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any]:
-        """The outputs as JSON, and as they load from there. Raises `InvalidPayload`, `PayloadTooLarge`."""
-        encoded, loaded = encode_value(returns, outputs, _outputs(step_id), self.types.encode)
-        self._journal.check_size(step_id, encoded)
-        return encoded, loaded
+    async def _finish(self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None) -> None:
+        """Commit a step whose call came to its end, and raise the cancellation that came since it was made."""
+        finish = self._journal.finish_step(begun, encoded)
+        if cancelled is not None:
+            await uninterrupted(finish)
+            raise cancelled
+        await finish
+
+    async def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any, asyncio.CancelledError | None]:
+        """The outputs as JSON, and as they load from there; and a cancellation that came meanwhile.
+
+        Raises `InvalidPayload`, `PayloadTooLarge`.
+        """
+        path = _outputs(step_id)
+        cancelled: asyncio.CancelledError | None = None
+        small = self.types.encode_small(returns, outputs, path)
+        if small is not None:
+            text, loaded = small
+        else:
+            (text, loaded), cancelled = await outlasting(self.types.encode(returns, outputs, path))
+        self._journal.check_size(step_id, text)
+        return text, loaded, cancelled
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""
@@ -487,15 +565,14 @@ class Run(Generic[State]):
                 step_id=step_id,
                 step_key=key,
             )
-        found = (await call(self._threads, on_unknown, (key,))).unless_cancelled()
+        found = (await self._call_once(on_unknown, (key,), None)).unless_cancelled()
         if found is None or isinstance(found, Happened):
             return found
         raise ConfigurationError("an on_unknown callable returns Happened(outputs), or None to run the step again")
 
     async def _checkpoint(self, step_id: str) -> None:
-        if self._journal.replay(step_id) is None:
-            await self._before_work()
-            await self._journal.finish_step(self._journal.new_step(step_id), "null", checkpoint=True)
+        await self._before_work()
+        await self._journal.finish_step(self._journal.new_step(step_id), "null", checkpoint=True)
 
     # --- exactly once --------------------------------------------------------------------------------------------
 
@@ -503,8 +580,6 @@ class Run(Generic[State]):
         self, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
     ) -> Any:
         journal = self._journal
-        if (recorded := journal.replay(step_id)) is not None:
-            return self._recorded(recorded, returns)
         require_storable(returns)
         await self._before_work()
         begun, tries = journal.new_step(step_id), 0
@@ -517,10 +592,10 @@ class Run(Generic[State]):
         try:
             async with self._transactions.places.taken(), journal.in_order:
                 try:
-                    outputs, entry, ack = await self._transactions.write(attempt)
+                    outputs, entry, ack = await self._transactions.write(attempt, idles=Idling.AS_IT_SAYS)
                 except _AlreadyRecorded as already:
                     journal.adopt(already.step)
-                    return self._recorded(already.step, returns)
+                    return await self._recorded(returns, already.step)
                 except (LeaseLost, StoreUnavailable):
                     raise
                 except (Exception, asyncio.CancelledError) as error:
@@ -529,15 +604,18 @@ class Run(Generic[State]):
                     found = await uninterrupted(self._find_out(step_id)) if is_cancelled or tries > 1 else None
                     if is_cancelled or found is None:
                         raise
-                    return self._recorded(found, returns)
+                    return await self._recorded(returns, found)
                 journal.accept(entry, ack)
                 journal.lease.advance()
                 return outputs
-        except (LeaseLost, StoreUnavailable, *UNREADABLE) as error:
-            self._switch.stop(error)
-        except Exception as error:
-            await journal.fail_step(begun, error, calls=1)
-            raise
+        except FunctionFailed as failed:
+            own = failed.error
+        except (LeaseLost, StoreUnavailable, *UNREADABLE) as fault:
+            self._switch.stop(fault)
+        except Exception as refused:  # noqa: BLE001 - what the function returned, or wrote
+            own = refused
+        await journal.fail_step(begun, own, calls=1)
+        raise own
 
     async def _transact_once(
         self,
@@ -555,23 +633,19 @@ class Run(Generic[State]):
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, begun.step_id, limit)
         hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
-        connection = cast("Connection", (await uow.session.connection()).sync_connection)
-        with _inside(self, begun.step_id), _only_the_run_commits(uow.session):
-            try:
-                async with kept_open(uow.session, limit):
-                    outputs = (await call_apart(lambda: fn(uow.session, *args))).unless_cancelled()
-                await uow.session.flush()
-            except Exception as error:
-                # In whatever it has wrapped that; and what else it raised may have come of it.
-                fault = fault_in(error) or fault_under(connection)
-                if fault is not None:
-                    raise fault from None
-                raise
-        refuse_after_failure(connection)  # for the function may have swallowed it
-        encoded, outputs = self._encode(begun.step_id, returns, outputs)
+        with _inside(self, begun.step_id):
+            outputs = await call_inside(uow.session, partial(awaiting, _TRANSACT, fn, uow.session, *args), limit)
+        encoded, outputs, cancelled = await self._encode(begun.step_id, returns, outputs)
         step = self._journal.completed(begun, encoded)
-        entry = self._journal.entry(step, with_context=True)
-        ack = await self._journal.write(uow, entry)
+        entry = await self._journal.entry(step, with_context=True)
+        if (cancelled := cancelled or entry.cancelled) is not None:
+            raise cancelled
+        try:
+            ack = await self._journal.write(uow, entry)
+        except StoreUnavailable as error:
+            if error.failed_before:  # past SQLAlchemy, which would have remembered
+                raise FunctionFailed(statement_failed()) from None
+            raise
         if ack.already_recorded:
             await self._refuse_to_repeat(uow, begun.step_id)
         return outputs, entry, ack
@@ -603,15 +677,15 @@ class Run(Generic[State]):
         """When a wait ends: committed the first time, so that a restart does not wait anew."""
         recorded = self._journal.recorded(step_id)
         if recorded is not None and recorded.status == StepStatus.RUNNING:
-            return datetime.fromisoformat(decode_value(None, recorded.outputs, "deadline"))
+            if (until := _recorded_moment(recorded.outputs)) is not None:
+                return until
+            hooks.logger.warning("run %s: the recorded end of %r is no time; it waits anew", self.id, step_id)
         await self._before_work()
         until = self.room.clock.deadline(duration)
         await self._journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
         return until
 
     async def _sleep(self, step_id: str, duration: timedelta) -> None:
-        if self._journal.replay(step_id) is not None:
-            return
         until = await self._deadline(step_id, duration)
         while self.room.seconds_until(until) > 0:
             await self.room.wait(until=until)
@@ -621,11 +695,6 @@ class Run(Generic[State]):
 
     async def _wait_for(self, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
         journal = self._journal
-        late = TimeoutError(f"no signal {name!r} came in time")
-        if (recorded := journal.replay(step_id)) is not None:
-            if recorded.status == StepStatus.SKIPPED:
-                raise late
-            return self._recorded(recorded, returns)
         until = None if limit is None else await self._deadline(step_id, limit)
         while True:
             await self._before_work()
@@ -637,7 +706,7 @@ class Run(Generic[State]):
             if until is not None and self.room.seconds_until(until) <= 0:
                 await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
                 self._switch.obey()
-                raise late
+                raise _late(name)
             await self.room.wait(signals=frozenset({name}), until=until)
 
     async def _take(self, step_id: str, signal: Any, returns: Any) -> _Taken | None:
@@ -645,7 +714,7 @@ class Run(Generic[State]):
         journal = self._journal
         begun = journal.new_step(step_id)
         try:
-            payload = decode_value(returns, signal.payload, step_id)
+            payload = await decode_aside(self._transactions.payloads.aside, returns, signal.payload, step_id)
         except Unreadable as unreadable:
             error = InvalidPayload(f"the type does not accept {unreadable}", path=unreadable.paths[0])
             if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
@@ -654,26 +723,26 @@ class Run(Generic[State]):
         is_ours = await journal.finish_step(begun, signal.payload, consumed_signal=signal.id)
         return _Taken(payload) if is_ours else None
 
-    async def _child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
+    async def _child(
+        self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None, returns: Any
+    ) -> Any:
         journal = self._journal
-        # In the parent's record the result is outputs, and the parent's schema upcasts them.
-        returns = self.types.of_step(step_id, types.result)
-        if (recorded := journal.replay(step_id)) is not None:
-            return self._recorded(recorded, returns)
         try:
-            result = await self._result_of_child(step_id, handler, types, context)
+            result = (await self._outcome_of_child(step_id, handler, types, context)).result()
         except NOT_THE_RUNS as fault:
             self._switch.stop(fault)  # which the child met: it is left too, and this run goes on with it
         except Exception as error:
             await journal.fail_step(journal.new_step(step_id), error, calls=1)
             self._switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
             raise
-        encoded, result = self._encode(step_id, returns, result)
-        await journal.finish_step(journal.new_step(step_id), encoded)
+        encoded, result, cancelled = await self._encode(step_id, returns, result)
+        await self._finish(journal.new_step(step_id), encoded, cancelled)
         self._switch.obey()
         return result
 
-    async def _result_of_child(self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None) -> Any:
+    async def _outcome_of_child(
+        self, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None
+    ) -> Outcome[Any]:
         child: UUID | None = None
         until: datetime | None = None
         if self._journal.lease.token > 1:  # a run that is resumed may have started it before
@@ -729,25 +798,27 @@ class _inside(step_of):  # noqa: N801 - a context manager reads as a phrase: `wi
         super().__exit__()
 
 
-@contextmanager
-def _only_the_run_commits(session: AsyncSession) -> Iterator[None]:
-    """A commit inside `fn` would part the business rows from the step. The end of a savepoint is no commit."""
-
-    def refuse(committing: Session) -> None:
-        if committing.in_nested_transaction():
-            return
-        raise ConfigurationError("the function of run.transact must not commit: the run does, with the step")
-
-    event.listen(session.sync_session, "before_commit", refuse)
-    try:
-        yield
-    finally:
-        event.remove(session.sync_session, "before_commit", refuse)
-
-
 def child_run_id(parent: UUID, step_id: str) -> UUID:
     """The id of the child run that this call of the parent starts."""
     return uuid5(parent, step_id)
+
+
+async def _nothing(_: StepRecord) -> None:
+    """What a call returns that has no outputs."""
+
+
+def _recorded_moment(text: str) -> datetime | None:
+    """None for what was changed by hand into no time: like a damaged one, it is recorded anew."""
+    moment = decode_value(None, text, "deadline")
+    try:
+        until = datetime.fromisoformat(moment)
+    except (TypeError, ValueError):
+        return None
+    return until if until.tzinfo is not None else None
+
+
+def _late(signal: str) -> TimeoutError:
+    return TimeoutError(f"no signal {signal!r} came in time")
 
 
 def _outputs(step_id: str) -> str:

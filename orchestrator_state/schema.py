@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Inspector, inspect, select
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import Database, open_database
@@ -27,6 +27,7 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
+from orchestrator_state.server_encoding import require_unicode
 from orchestrator_state.settings import Settings
 
 if TYPE_CHECKING:
@@ -173,6 +174,9 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
         raise ConfigurationError(
             f"there is no way to {direction} to revision {revision!r} from here; see `orchestrator-state db current`"
         ) from None
+    except PendingRollbackError as error:
+        # Alembic cleared up after what had ended the transaction, such as a cancellation, which is what is to be told.
+        raise (error.__context__ or error) from None
     except DBAPIError as error:
         if (name := _name_in_the_way(connection, error)) is not None:
             raise _in_the_way(name) from None
@@ -190,7 +194,7 @@ def _refuse_strangers(inspector: Inspector) -> None:
 def _name_in_the_way(connection: Connection, error: DBAPIError) -> str | None:
     """What a CREATE of ours could not make because something else has its name."""
     created = re.match(r'\s*CREATE\s+(?:UNIQUE\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?"?(\w+)', error.statement or "")
-    if created is None:
+    if created is None or error.connection_invalidated:
         return None
     name = created[1]
     if connection.dialect.name == "sqlite":
@@ -208,6 +212,7 @@ def _in_the_way(name: str) -> ConfigurationError:
 
 def _inspect(connection: Connection, schema: str | None = None) -> SchemaState:
     """Without `schema`, the tables are those on the connection's search path."""
+    require_unicode(connection)
     inspector = inspect(connection)
     current = None
     if inspector.has_table(VERSION_TABLE, schema):

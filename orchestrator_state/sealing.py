@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from orchestrator_state.aside import LONG
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
 from orchestrator_state.payloads import Payloads, Sealed
 
@@ -66,7 +67,14 @@ class SignalPlace(NamedTuple):
         return f"\0{self.namespace}\0{self.name}"  # neither holds a NUL
 
 
-def seal_signal(payloads: Payloads, place: SignalPlace, text: str) -> Sealed:
+async def prepared_signal(payloads: Payloads, place: SignalPlace, text: str) -> Sealed:
+    """What is long about `seal_signal`, done before the transaction and beside the loop."""
+    return await payloads.aside.call(lambda: payloads.prepared(text, place.identity, place.bound_to), len(text))
+
+
+def seal_signal(payloads: Payloads, place: SignalPlace, text: str | Sealed) -> Sealed:
+    if isinstance(text, Sealed):
+        return payloads.placed(text, place.identity)
     return payloads.seal(text, place.identity, place.bound_to)
 
 
@@ -83,6 +91,20 @@ def open_signal(payloads: Payloads, place: SignalPlace, text: object, digest: st
 def open_older_signal(payloads: Payloads, place: SignalPlace, text: object, digest: str | None, path: str) -> str:
     """One that is bound to its ids alone."""
     return payloads.open(text, digest, place.identity, path)
+
+
+async def prepared_workflow(payloads: Payloads, workflow_state_id: UUID | str, columns: Columns) -> Columns:
+    """`columns` for `seal_workflow`, with what is long about it done, before the transaction and beside the loop."""
+
+    def prepare() -> Columns:
+        return columns | {
+            column: payloads.prepared(text, workflow_identity(workflow_state_id, column))
+            for column in _WORKFLOW_PAYLOADS.keys() & columns.keys()
+            if isinstance(text := columns[column], str)
+        }
+
+    size = payloads.length(columns[column] for column in _WORKFLOW_PAYLOADS.keys() & columns.keys())
+    return columns if size < LONG else await payloads.aside.call(prepare, size)
 
 
 def seal_workflow(payloads: Payloads, workflow_state_id: UUID | str, columns: Mapping[str, Any]) -> Columns:
@@ -102,9 +124,11 @@ def seal_step(payloads: Payloads, workflow_state_id: UUID | str, step_id: str, c
 
 
 def _seal(payloads: Payloads, columns: Columns, column: str, identity: str) -> None:
-    digest = None
-    if columns[column] is not None:
-        columns[column], digest = payloads.seal(columns[column], identity)
+    digest, value = None, columns[column]
+    if isinstance(value, Sealed):
+        columns[column], digest = payloads.placed(value, identity)
+    elif value is not None:
+        columns[column], digest = payloads.seal(value, identity)
     columns[f"{column}_digest"] = digest
 
 
@@ -130,10 +154,17 @@ class Opener:
         return self._open(text, digest, workflow_identity(self._id, column), column)
 
     def result(self, text: str | None, digest: str | None) -> str:
-        """Of a completed run. Strict reading takes no NULL for it: None is written as JSON, and sealed."""
-        opened = self.workflow("result", text, digest)
+        """Of a completed run."""
+        return self._never_absent("result", text, digest)
+
+    def context(self, text: str | None, digest: str | None) -> str:
+        return self._never_absent("context", text, digest)
+
+    def _never_absent(self, column: str, text: str | None, digest: str | None) -> str:
+        """Strict reading takes no NULL for it: None is written as JSON, and sealed."""
+        opened = self.workflow(column, text, digest)
         if opened is None:
-            self._check_absent("result")
+            self._check_absent(column)
         return or_null(opened)
 
     def step(self, step_id: str, column: str, text: str | None, digest: str | None) -> str | None:
@@ -166,7 +197,7 @@ class Opener:
         try:
             if text is not None:
                 return self._payloads.open(text, digest, identity, path, outdated=self.outdated)
-            if digest is not None and not self.outdated:
+            if digest is not None and (self._payloads.is_strict or not self.outdated):
                 raise CorruptPayload(f"the stored {path} is gone, but not its digest", path=path)
         except PayloadError as error:
             raise error.concerning(workflow_state_id=self._workflow_state_id) from None

@@ -11,7 +11,15 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated, Any, Literal, Self, TypedDict
 
-from pydantic import BeforeValidator, Field, SecretStr, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator_state.codecs import (
@@ -27,6 +35,7 @@ from orchestrator_state.errors import ConfigurationError
 
 DEFAULT_DATABASE = "./workflows.db"
 DEFAULT_NAMESPACE = "default"
+_SHORTEST_IDLE_LIMIT = timedelta(seconds=2)  # a busy machine, too, may leave a process alone for a second
 
 
 def _seconds(value: object) -> object:
@@ -40,6 +49,9 @@ def _seconds(value: object) -> object:
 # The bound stands next to the type: pydantic 2.9 cannot tell of one that follows a validator.
 Seconds = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_seconds)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
+LONGEST_LEASE = timedelta(days=1)
+"""A lease that ends much later than this was damaged."""
+LeaseTerm = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST_LEASE), BeforeValidator(_seconds)]
 # Postgres cuts an identifier at 63 bytes without a word, which would send two long names to one schema.
 SchemaName = Annotated[str, StringConstraints(min_length=1, max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_$]*$")]
 
@@ -88,10 +100,12 @@ class Settings(BaseSettings):
     database_url: str = Field(default=DEFAULT_DATABASE, validation_alias="DATABASE_URL", repr=False)
     namespace: Name = DEFAULT_NAMESPACE
     db_schema: SchemaName | None = None
-    """Postgres schema that holds the tables; None is the connection's search path."""
+    """Postgres schema that holds the tables; None is the connection's search path. Of no use to SQLite."""
 
     password: Password | None = Field(default=None, repr=False)
     """Postgres only: instead of one in the URL. A function, asynchronous or not, is called for each new connection."""
+
+    _given: frozenset[str] = PrivateAttr(default=frozenset())
 
     pool_min: int = Field(default=5, ge=0, le=1000)
     """Connections opened when the store opens (Postgres)."""
@@ -115,8 +129,8 @@ class Settings(BaseSettings):
     """Newest checkpoints kept for each workflow."""
     checkpoint_every: int = Field(default=1, ge=0)
     """A run makes a checkpoint with every n-th step; 0 for none."""
-    lease_term: Seconds = timedelta(seconds=30)
-    """How long a worker that cannot be asked is believed to be alive."""
+    lease_term: LeaseTerm = timedelta(seconds=30)
+    """How long a worker that cannot be asked is believed to be alive. A day at most."""
     step_threads: int = Field(default=128, ge=1, le=10_000)
     """Most sync step functions that are called at the same time; the others wait for a thread."""
     max_attempts: int = Field(default=10, ge=1)
@@ -133,6 +147,19 @@ class Settings(BaseSettings):
     max_steps: int = Field(default=100_000, ge=1)
     """Most steps of a workflow."""
 
+    @property
+    def idle_limit(self) -> timedelta:
+        """How long Postgres bears one of our transactions in which nothing happens: its process is frozen, or gone.
+
+        It has let go of its locks then before the lease of that process ends.
+        """
+        return min(self.idle_limit_with_room, max(self.lease_term / 2, _SHORTEST_IDLE_LIMIT))
+
+    @property
+    def idle_limit_with_room(self) -> timedelta:
+        """The same, where code of the caller's runs in it."""
+        return self.command_timeout * 2
+
     @model_validator(mode="after")
     def _pool_bounds(self) -> Self:
         if self.pool_min > self.pool_max:
@@ -145,9 +172,20 @@ class Settings(BaseSettings):
 
         Raises `ConfigurationError` naming the setting, never its value.
         """
+        given = {name: value for name, value in given.items() if value is not None}
         try:
-            return cls(**{name: value for name, value in given.items() if value is not None})
+            settings = cls(**given)
         except ValidationError as error:
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
             setting = str(first["loc"][0]) if first["loc"] else "settings"
             raise ConfigurationError(f"{setting}: {first['msg']}", setting=setting) from None
+        settings._given = frozenset(given)
+        return settings
+
+    def refuse(self, setting: str, reason: str) -> None:
+        """Raise `ConfigurationError` for a setting that is of no use here, if the caller gave it.
+
+        The environment is that of a whole fleet: what is in there for other stores is left alone.
+        """
+        if setting in self._given:
+            raise ConfigurationError(reason)

@@ -23,13 +23,15 @@ _Result = TypeVar("_Result")
 
 def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments: Any) -> aiosqlite.Connection:
     """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
+    made: list[sqlite3.Connection] = []
 
     def open_file() -> sqlite3.Connection:
         file.before_opening()
-        connection: sqlite3.Connection = sqlite3.connect(file.uri, uri=True, **arguments)
-        return connection
+        made.append(sqlite3.connect(file.uri, uri=True, **arguments))
+        return made[0]
 
     connection = _Connection(open_file, iter_chunk_size=64)
+    connection.made = made
     # As SQLAlchemy does with its own: a store that was left open must not keep the interpreter from exiting.
     connection._thread.daemon = True  # noqa: SLF001
     opened.add(connection)
@@ -47,6 +49,8 @@ async def wait_until_closed(opened: WeakSet[Any]) -> None:
 class _Connection(aiosqlite.Connection):
     files: OpenFiles | None = None
     """Looked at whenever something was read or committed, before anybody is told of it."""
+    made: Sequence[sqlite3.Connection] = ()
+    """The one that the thread has opened, also if whoever asked for it was cancelled and never told."""
     _abandoned = False
     _closing: asyncio.Future[Any] | None = None
 
@@ -59,11 +63,17 @@ class _Connection(aiosqlite.Connection):
         """Close in the connection's thread, after what runs there now, and only once.
 
         SQLAlchemy closes the connection of a call that is cancelled, and if that is cancelled too, closes it by force.
-        aiosqlite would forget the open file, with its locks, and wait for ever for a thread that has ended.
+        aiosqlite would forget the open file, with its locks, and wait for ever for a thread that has ended. It also
+        forgets a file that was being opened.
         """
         if self._closing is None:
+            self._tx.put_nowait((None, self._close_file))
             self._closing = super().stop()
         return self._closing
+
+    def _close_file(self) -> None:
+        for connection in self.made:
+            connection.close()
 
     async def close(self) -> None:
         closing = self.stop()

@@ -22,7 +22,9 @@ _Identity = tuple[int, int]
 
 
 def refuse_what_is_no_database(path: Path) -> None:
-    """SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes.
+    """Raise `ConfigurationError` for what stands at the path, or does not, and can be no database.
+
+    SQLite takes a file of fewer than 512 bytes for an empty database, and would write over somebody's notes.
 
     It refuses a longer one by itself.
     """
@@ -31,9 +33,13 @@ def refuse_what_is_no_database(path: Path) -> None:
             raise ConfigurationError("the SQLite path is a directory; give a file in it")
         if not path.parent.is_dir():
             raise ConfigurationError("the directory of the SQLite file does not exist; create it")
+        if path.exists() and not path.is_file():
+            raise ConfigurationError("the SQLite path is a pipe or a device; give a file")
         size = path.stat().st_size if path.is_file() else 0
     except OSError as error:
-        raise ConfigurationError(f"the SQLite file cannot be opened ({type(error).__name__})") from None
+        raise ConfigurationError(
+            f"the SQLite file cannot be opened ({type(error).__name__}); check its path and its directory"
+        ) from None
     if 0 < size < _SMALLEST:
         raise ConfigurationError("the file is not a SQLite database")
 
@@ -42,7 +48,12 @@ class SqliteFile:
     """The file of a store. A connection made later must have the same one open as the first."""
 
     def __init__(self, path: Path) -> None:
-        self.path: Final = Path.cwd() / path  # the process may change its directory
+        try:
+            self.path: Final = Path.cwd() / path  # the process may change its directory
+        except FileNotFoundError:
+            raise ConfigurationError(
+                "the directory in which this process was started is gone; give the absolute path of the SQLite file"
+            ) from None
         self._opened: OpenFiles | None = None
 
     @property
@@ -53,7 +64,7 @@ class SqliteFile:
     def before_opening(self) -> None:
         """Make the file if this is the first time, or raise `AccessLost` if it is not the same."""
         if self._opened is None:
-            _create_for_owner(self.path)
+            _create_for_owner(os.path.realpath(self.path))  # where a link leads, as SQLite would
         else:
             self._opened.require_same()
 
@@ -104,11 +115,15 @@ def _identity(path: str) -> _Identity:
     return found.st_dev, found.st_ino
 
 
-def _create_for_owner(path: Path) -> None:
+def _create_for_owner(path: str) -> None:
     """Make a file that does not exist yet readable by its owner alone; SQLite gives -wal and -shm the same mode.
 
-    Never opens one that exists: to close it would take away all locks that this process, with another store, has on it.
-    What stands in the way SQLite says better.
+    Also under a umask that would take that from its owner. Never opens one that exists: to close it would take away all
+    locks that this process, with another store, has on it. What stands in the way SQLite says better.
     """
     with suppress(OSError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY))
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
+        try:
+            os.fchmod(descriptor, _OWNER_ONLY)
+        finally:
+            os.close(descriptor)

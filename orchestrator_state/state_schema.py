@@ -18,17 +18,19 @@ from uuid import UUID
 
 from pydantic import BaseModel, RootModel
 
+from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.codecs import MOST_BYTES, MOST_DEPTH, MOST_VALUES, copied, encode
 from orchestrator_state.errors import (
     ConfigurationError,
+    InvalidPayload,
     NewerSchemaVersion,
     PayloadError,
     StateMismatch,
     UpcasterFailed,
     UpcasterMissing,
 )
+from orchestrator_state.failures import name_of
 from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value
-from orchestrator_state.user_code import RAISED_BY_ITSELF
 
 Upcaster = Callable[[Any], Any]
 _Upcaster = TypeVar("_Upcaster", bound=Upcaster)
@@ -58,7 +60,12 @@ class StateSchema:
         """Raises `ConfigurationError` for what is no version or no model, or a type that pydantic does not know."""
         if type(version) is not int or not FIRST <= version < 2**31:
             raise ConfigurationError("the version of a schema is a whole number, 1 or more")
-        self.workflow_name: Final = workflow_name
+        try:
+            self.workflow_name: Final = as_stored_name(workflow_name, "workflow_name")
+        except InvalidPayload as error:
+            raise ConfigurationError(str(error)) from None
+        if outputs is not None and not isinstance(outputs, Mapping):
+            raise ConfigurationError(f"outputs is a {type(outputs).__name__}; give a mapping of step ids to types")
         self.version: Final = version
         self.state: Final = None if state is None else as_model(state)
         self.outputs: Final = dict(outputs or {})
@@ -159,8 +166,8 @@ class StateSchema:
     def _apply(self, upcaster: Upcaster, value: Any, path: str, found: int, version: int) -> Any:
         try:
             upcast = upcaster(value)
-        except RAISED_BY_ITSELF as error:  # its message may quote the payload
-            raise self._failed(path, found, version, f"raised {type(error).__qualname__}") from None
+        except BaseException as error:  # noqa: BLE001 - its message may quote the payload
+            raise self._failed(path, found, version, f"raised {name_of(error)}") from None
         try:
             return copied(upcast, path)  # so that what it returns is JSON, and nobody else's
         except PayloadError as error:
@@ -180,6 +187,8 @@ class Schemas:
     def __init__(self, schemas: Iterable[StateSchema] = ()) -> None:
         """Raises `ConfigurationError` for two of one name."""
         self._schemas: dict[str, StateSchema] = {}
+        if not isinstance(schemas, Iterable):
+            raise ConfigurationError(f"schemas is a {type(schemas).__name__}; give a list of StateSchema objects")
         for schema in schemas:
             if not isinstance(schema, StateSchema):
                 raise ConfigurationError(f"schemas are StateSchema objects, not {type(schema).__qualname__}")

@@ -31,7 +31,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import Select
 
-from orchestrator_state.database_time import database_now
+from orchestrator_state.cells import next_count, one_more
+from orchestrator_state.claimable import LEASE_IS_FREE
+from orchestrator_state.database_time import database_now, is_moment
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
@@ -41,8 +43,10 @@ _workflow = workflow_states.c
 _step = step_states.c
 _checkpoint = checkpoints.c
 
+HANGING: Final = (step_states, checkpoints, signals)
+"""The tables whose rows hang on a workflow's."""
+
 _IN_NAMESPACE: Final = _workflow.namespace == bindparam("namespace")
-LEASE_IS_FREE: Final = or_(_workflow.lease_expires_at.is_(None), _workflow.lease_expires_at <= database_now())
 _NEWEST_FIRST: Final = (_workflow.updated_at.desc(), _workflow.started_at.desc(), _workflow.id)
 
 
@@ -78,8 +82,10 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
         _absent(_step.context_patch_digest),
         _workflow.digested_at,
         _workflow.schema_version,
-        # A run makes deltas, and the last owner's id stays.
-        (_workflow.lease_owner.is_not(None) & (_workflow.checkpoint_seq > 0)).label("may_have_deltas"),
+        # A run makes deltas, and the last owner's id stays. Never NULL, which it is for a step.
+        (_workflow.lease_owner.is_not(None) & (func.coalesce(_workflow.checkpoint_seq, 1) > 0)).label(
+            "may_have_deltas"
+        ),
     ).where(_workflow.id.in_(select(wanted.c.id)))
     steps = select(
         _step.workflow_state_id,
@@ -107,9 +113,10 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
 _IDS: Final = select(_workflow.id).where(_IN_NAMESPACE)
 
 STATE_BY_ID: Final = _states(_IDS.where(_workflow.id == bindparam("id")))
-STATE_BY_WORKFLOW_ID: Final = _states(
-    _IDS.where(_workflow.workflow_id == bindparam("workflow_id")).order_by(*_NEWEST_FIRST).limit(1)
-)
+_NEWEST: Final = _IDS.where(_workflow.workflow_id == bindparam("workflow_id")).order_by(*_NEWEST_FIRST).limit(1)
+STATE_BY_WORKFLOW_ID: Final = _states(_NEWEST.where(is_moment(_workflow.updated_at)))
+DAMAGED_BY_WORKFLOW_ID: Final = _states(_NEWEST)
+"""Where that finds none: one of which the time is damaged, that would sort before all others, may be left."""
 # Not IN: its list is put together anew for each execution, which only SQLAlchemy's own way can do.
 ACTIVE_STATES: Final = _states(_IDS.where(or_(*(_workflow.status == status.value for status in sorted(ACTIVE)))))
 
@@ -249,7 +256,7 @@ GUARDED_UPDATE: Final = (
     update(workflow_states)
     .where(*_OF_WORKFLOW, _workflow.version == bindparam("of_version"), LEASE_IS_FREE)
     # A worker whose lease ended, but which does not know yet, must not write over this save.
-    .values(lease_token=_workflow.lease_token + 1)
+    .values(lease_token=one_more(_workflow.lease_token))
     .returning(_workflow.parent_id)
 )
 """Sets the columns that it is given values for."""
@@ -266,7 +273,7 @@ WAKE: Final = update(workflow_states).where(*_OF_WORKFLOW).values(wake_at=NOW_IF
 NEXT_CHECKPOINT_SEQ: Final = (
     update(workflow_states)
     .where(*_OF_WORKFLOW)
-    .values(checkpoint_seq=_workflow.checkpoint_seq + 1)
+    .values(checkpoint_seq=next_count(_workflow.checkpoint_seq, checkpoints))
     .returning(
         _workflow.checkpoint_seq,
         _workflow.workflow_name,
@@ -331,15 +338,28 @@ DELETE_SUPERSEDED: Final = delete(checkpoints).where(
 )
 
 
+def has_leftovers(workflow_state_id: ColumnElement[UUID]) -> ColumnElement[bool]:
+    """Whether rows hang on an id that a workflow is just given: a column named `has_leftovers`.
+
+    They are of another workflow, whose own row alone somebody has deleted. SQLite leaves such rows if foreign keys are
+    off, as they are in its shell.
+    """
+    owners = (table.c.workflow_state_id for table in HANGING)
+    return or_(*(exists().where(owner == workflow_state_id) for owner in owners)).label("has_leftovers")
+
+
 @cache
 def insert_workflow(dialect: str) -> Insert:
-    return conflict_aware_insert(dialect, workflow_states).on_conflict_do_nothing()
+    """Returns `updated_at` and `has_leftovers` of `of_id`, which is the id; nothing if that is taken."""
+    of_id = bindparam("of_id", type_=_workflow.id.type)
+    insert = conflict_aware_insert(dialect, workflow_states).on_conflict_do_nothing()
+    return insert.returning(_workflow.updated_at, has_leftovers(of_id))
 
 
 @cache
 def insert_workflow_now(dialect: str) -> Insert:
-    """Like `insert_workflow`, updated at the time of the statement; returns it, or nothing if the id is taken."""
-    return insert_workflow(dialect).values(_NOW).returning(_workflow.updated_at)
+    """Like `insert_workflow`, updated at the time of the statement."""
+    return insert_workflow(dialect).values(_NOW)
 
 
 @cache

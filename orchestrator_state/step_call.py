@@ -18,25 +18,38 @@ _T = TypeVar("_T")
 StepFunction = Callable[..., Awaitable[_T]] | Callable[..., _T]
 
 
+class NotBegun(Exception):
+    """The function was not called: it no longer was the moment for it."""
+
+
 async def call(
-    threads: Threads, fn: StepFunction[Any], args: tuple[Any, ...] = (), *, limit: timedelta | None = None
+    threads: Threads,
+    fn: StepFunction[Any],
+    args: tuple[Any, ...] = (),
+    *,
+    limit: timedelta | None = None,
+    may_begin: Callable[[], bool] | None = None,
 ) -> Returned[Any]:
     """Call `fn`, a sync one in one of `threads`. Raises what it raises, as an `Exception`: see `call_apart`.
 
     Raises `TimeoutError` when `limit` is over, counted from the moment that `fn` is called. A thread cannot be
-    stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped.
+    stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped. `may_begin` is asked
+    at the last moment, in the thread that is to call `fn`: if it says no, `NotBegun` is raised instead.
     """
     seconds = None if limit is None else limit.total_seconds()
     if is_async(fn):
-        return await call_apart(partial(_call_async, fn, args, seconds))
-    return await call_apart(partial(_call_in_thread, threads, fn, args, seconds))
+        return await call_apart(partial(_call_async, fn, args, seconds, may_begin))
+    return await call_apart(partial(_call_in_thread, threads, fn, args, seconds, may_begin))
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 
-async def _call_async(fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], seconds: float | None) -> _T:
+async def _call_async(
+    fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], seconds: float | None, may_begin: Callable[[], bool] | None
+) -> _T:
+    _require_moment(may_begin)
     if seconds is None:
         return await fn(*args)
     async with asyncio.timeout(seconds):
@@ -44,9 +57,18 @@ async def _call_async(fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], s
 
 
 async def _call_in_thread(
-    threads: Threads, fn: Callable[..., Any], args: tuple[Any, ...], seconds: float | None
+    threads: Threads,
+    fn: Callable[..., Any],
+    args: tuple[Any, ...],
+    seconds: float | None,
+    may_begin: Callable[[], bool] | None,
 ) -> Any:
     loop = asyncio.get_running_loop()
+
+    def work() -> Any:
+        _require_moment(may_begin)  # there may have been a queue for the thread
+        return fn(*args)
+
     async with asyncio.timeout(None) as clock:
 
         def start_the_clock() -> None:
@@ -54,5 +76,10 @@ async def _call_in_thread(
                 with contextlib.suppress(RuntimeError):  # nobody waits for the call any more
                     clock.reschedule(loop.time() + seconds)
 
-        result = await threads.call(partial(fn, *args), start_the_clock)
+        result = await threads.call(work, start_the_clock)
         return await result if inspect.isawaitable(result) else result
+
+
+def _require_moment(may_begin: Callable[[], bool] | None) -> None:
+    if may_begin is not None and not may_begin():
+        raise NotBegun

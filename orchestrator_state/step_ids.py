@@ -7,7 +7,6 @@ caller's that ends as a number of ours does, such as `load#2`, always has a numb
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Container
 from typing import Final
 
@@ -24,13 +23,12 @@ class StepIds:
     def __init__(self, recorded: Container[str]) -> None:
         self.asked: Final[set[str]] = set()
         self._recorded = recorded
-        self._calls: Counter[str] = Counter()
+        self._calls: dict[str, int] = {}
 
     def number(self, step_id: str) -> str:
         """The id of the next call of `step_id`, in the order of the calls. Raises `InvalidPayload`."""
         as_stored_name(step_id, "step_id")
-        self._calls[step_id] += 1
-        call = self._calls[step_id]
+        call = self._calls[step_id] = self._calls.get(step_id, 0) + 1
         numbered = step_id if call == 1 else f"{step_id}#{call}"
         if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
             numbered = f"{step_id}#1"

@@ -14,6 +14,7 @@ from typing import Final, TypeGuard, TypeVar, cast
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
 from orchestrator_state.errors import AbnormalExit, ConfigurationError, InvalidPayload, PayloadError
+from orchestrator_state.failures import note
 
 _T = TypeVar("_T")
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
@@ -78,7 +79,7 @@ class Retry:
             return bool(cast("Callable[[BaseException], bool]", self.on)(raised))
         except BaseException as failure:  # noqa: BLE001 - the step's own failure is what counts
             name = type(failure).__qualname__
-            error.add_note(f"the function that `Retry(on=…)` was given raised {name}, so the step was not called again")
+            note(error, f"the function that `Retry(on=…)` was given raised {name}, so the step was not called again")
             hooks.logger.warning("the function given to Retry(on=...) raised %s", name)
             return False
 

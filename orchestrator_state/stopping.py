@@ -17,6 +17,7 @@ from orchestrator_state.errors import (
     RunCancelled,
     RunPaused,
 )
+from orchestrator_state.failures import message_of
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.run_requests import CANCEL, PAUSE
 
@@ -39,6 +40,7 @@ class StopSwitch:
         self._handler: asyncio.Task[Any] | None = None
         self._request: str | None = None
         self._ended = False
+        self._is_left = False
         self.reason: OrchestratorStateError | None = None
 
     def watch(self, handler: asyncio.Task[Any]) -> None:
@@ -47,7 +49,7 @@ class StopSwitch:
     def stop(self, reason: OrchestratorStateError) -> NoReturn:
         """End the run from inside one of its calls."""
         self.trip(reason)
-        raise asyncio.CancelledError(str(reason))
+        raise asyncio.CancelledError(message_of(reason))
 
     @contextmanager
     def on_fault(self) -> Iterator[None]:
@@ -67,11 +69,11 @@ class StopSwitch:
         self.reason = reason
         # A call that runs in the handler's own task raises by itself: a second cancellation would hit its clean-up.
         if self._handler is not None and self._handler is not asyncio.current_task():
-            self._handler.cancel(str(reason))
+            self._handler.cancel(message_of(reason))
 
-    def end(self) -> None:
-        """The handler is done: calls of tasks that it left behind are refused."""
-        self._ended = True
+    def end(self, *, is_left: bool) -> None:
+        """The handler is done, or the run `is_left` in the middle: calls of tasks that outlive it are not let pass."""
+        self._ended, self._is_left = True, is_left
 
     def notice(self, request: str | None) -> None:
         """Remember a request; the next step acts on it. A cancel is not forgotten for an older answer without it."""
@@ -79,11 +81,17 @@ class StopSwitch:
             self._request = request
 
     def check(self) -> None:
-        """Let a call of the run pass, or stop it."""
+        """Let a call of the run pass, or stop it.
+
+        A branch may outlive the handler that awaits it: what cancels `asyncio.wait` does not cancel its tasks. So where
+        the run was stopped, or left, the branch is, too. Only a handler that came to its end has forgotten to await it.
+        """
+        if self.reason is not None:
+            raise asyncio.CancelledError(message_of(self.reason))
+        if self._is_left:
+            raise asyncio.CancelledError(f"run {self._workflow_state_id} is left to whoever comes next")
         if self._ended:
             raise ConfigurationError(f"run {self._workflow_state_id} has ended; its handler must await all its steps")
-        if self.reason is not None:
-            raise asyncio.CancelledError(str(self.reason))
 
     def obey(self) -> None:
         """Act on a request, between steps."""

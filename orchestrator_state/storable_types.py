@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
+from pydantic_core import to_jsonable_python
+
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.typed_values import adapter_of
+from orchestrator_state.typed_values import adapter_of, name_of
 
 _Schema = Mapping[str, Any]
 _Found = tuple[str, str]
@@ -28,6 +30,9 @@ _HIDDEN: Final = (
     "a secret is dumped as asterisks: give it a serializer that calls `get_secret_value`, "
     "and encrypt the store, or keep it out of what is stored"
 )
+_NOT_BY_VALUE: Final = (
+    "JSON has none of its members' values: give them others, such as texts, or give it a validator and a serializer"
+)
 _EXCLUDED: Final = "it is excluded from the JSON, and has no default to load: give it one"
 _TWO_NAMES: Final = "it is dumped under one name and loaded from another: use `alias=`, or `validate_by_name=True`"
 
@@ -42,8 +47,7 @@ def require_storable(kind: Any) -> None:
         found = _flaw(kind)
     if found is not None:
         place, reason = found
-        name = getattr(kind, "__qualname__", None) or str(kind)
-        raise ConfigurationError(f"no {name}{place} can be stored: {reason}")
+        raise ConfigurationError(f"no {name_of(kind)}{place} can be stored: {reason}")
 
 
 def _flaw(kind: Any) -> _Found | None:
@@ -61,6 +65,8 @@ def _flaws(schema: _Schema, place: str, known: dict[str, _Schema], *, is_dumped_
         yield place, _HOPELESS[kind]
     elif serializer is not None and is_dumped_by_itself and _hides(serializer):
         yield place, _HIDDEN
+    elif kind == "enum" and serializer is None and is_dumped_by_itself and _is_lost(schema):
+        yield place, _NOT_BY_VALUE
     elif kind in _PARTS:
         is_dumped_by_itself = is_dumped_by_itself and serializer is None
         for below, part in _PARTS[kind](schema, known):
@@ -68,6 +74,18 @@ def _flaws(schema: _Schema, place: str, known: dict[str, _Schema], *, is_dumped_
                 yield place + below, part
             else:
                 yield from _flaws(part, place + below, known, is_dumped_by_itself=is_dumped_by_itself)
+
+
+def _is_lost(enum: _Schema) -> bool:
+    """Whether no member of it is found again by the value that JSON makes of its own."""
+    return enum.get("missing") is None and not any(_is_its_json(member.value) for member in enum["members"])
+
+
+def _is_its_json(value: Any) -> bool:
+    try:
+        return bool(to_jsonable_python(value) == value)
+    except Exception:  # noqa: BLE001 - a value of the application's
+        return False
 
 
 def _hides(serializer: _Schema) -> bool:

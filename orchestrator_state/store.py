@@ -9,15 +9,16 @@ from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Self, TypeVar, Unpack, overload
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from orchestrator_state import hooks, retention, schema
-from orchestrator_state.arguments import as_duration, as_stored_name, as_uuid
+from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_stored_name, as_uuid
+from orchestrator_state.aside import Aside
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import adopt_engine, open_database
@@ -27,12 +28,14 @@ from orchestrator_state.errors import (
     NewerSchemaVersion,
     StaleVersion,
     StoreUnavailable,
+    concerning,
 )
+from orchestrator_state.event_loops import running_loop
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
-from orchestrator_state.payload_repository import Progress, row_counter
+from orchestrator_state.payload_repository import CHECKED_TABLES, Progress, row_counter
 from orchestrator_state.payloads import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
@@ -70,6 +73,7 @@ class StateStore:
         self._executor = Executor(transactions, hook)
         self._control = RunControl(transactions)
         self._asking: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
 
     @classmethod
     def open(
@@ -102,8 +106,12 @@ class StateStore:
         """
         if engine is not None and database is not None:
             raise ConfigurationError("give a database or an engine, not both")
-        path_or_url = None if database is None else os.fspath(database)
+        path_or_url = None if database is None else _path_or_url(database)
         settings = Settings.load(database_url=path_or_url, **options)
+        if not isinstance(payloads, Payloads):
+            raise ConfigurationError(f"payloads is a {type(payloads).__name__}; give Payloads([...])")
+        if hook is not None and not callable(getattr(hook, "on_event", None)):
+            raise ConfigurationError(f"hook is a {type(hook).__name__} without a method on_event")
         known = Schemas(schemas)
         return Opening(lambda: cls._open(settings, engine, known, payloads, migrate=migrate, hook=hook))
 
@@ -118,6 +126,7 @@ class StateStore:
         migrate: bool | None,
         hook: hooks.Hook | None,
     ) -> Self:
+        running_loop()
         database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
         database.enter()
         try:
@@ -132,8 +141,13 @@ class StateStore:
         except BaseException:
             await database.close()
             raise
-        limited = payloads.within(_limits(settings))
+        limited = payloads.within(_limits(settings), Aside())
+        if limited.protects:
+            database.note_protected(settings.namespace)
         return cls(Transactions(database, settings, limited, schemas), hook or hooks.Silence())
+
+    def __reduce__(self) -> NoReturn:
+        raise ConfigurationError("a store belongs to its process, and does not pickle: open another one there")
 
     @property
     def namespace(self) -> str:
@@ -145,16 +159,28 @@ class StateStore:
         return self._transactions.payloads
 
     async def close(self) -> None:
-        """Close the store's connections. Closing twice is harmless; any other call afterwards raises."""
-        if self._transactions.closed:
-            return
-        self._transactions.enter()
+        """Close the store's connections. Closing twice is harmless; any other call afterwards raises.
+
+        Runs under way are stopped where they are, as by a fault of the database, and let go of for whoever comes next.
+        Once begun, it goes on if the call is cancelled: closing again waits for the end of it.
+        """
+        if self._closing is not None and self._closing.cancelled():  # with the event loop that it ran in
+            self._closing = None
+        if self._closing is None or not self._closing.done():
+            self._transactions.database.enter()
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close(), name="orchestrator_state closing")
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
         if self._asking:
             await asyncio.wait(self._asking)
+        await self._executor.keeper.stop_runs()
         await self._executor.lookout.close()
         await self._executor.keeper.close()
         await self._executor.writer.close()
         self._executor.threads.close()
+        self.payloads.aside.close()
         await self._transactions.close()
 
     async def __aenter__(self) -> Self:
@@ -174,12 +200,22 @@ class StateStore:
         """
         return self._transactions.begin()
 
+    def unit_of_work(self, session: AsyncSession) -> UnitOfWork:
+        """The repositories on a session of the application's own, as this store writes and reads.
+
+        Its namespace, schema, codecs, limits and versions, that is. What they write commits with the session's
+        transaction, which is the caller's; see `UnitOfWork`.
+        """
+        self._transactions.enter()
+        return self._transactions.unit(session, self._transactions.unit_payloads())
+
     async def save_workflow_state(self, state: WorkflowState) -> None:
         """Insert `state`, or update the rows that changed since it was loaded or saved, in one transaction.
 
         Raises `StaleVersion` if somebody else saved it meanwhile; nothing is written then. See
         `WorkflowRepository.save`.
         """
+        as_instance(state, WorkflowState, "state")
         written: list[WorkflowState] = []
 
         async def save(uow: UnitOfWork) -> None:
@@ -198,7 +234,8 @@ class StateStore:
             state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
             return True
 
-        await self._transactions.write_or_compare(save, StaleVersion, landed)
+        with concerning(workflow_state_id=state.id):
+            await self._transactions.write_or_compare(save, StaleVersion, landed)
 
     async def load_workflow_state(self, workflow_state_id: UUID | str) -> WorkflowState:
         """Return the workflow with all its steps, as of one moment. Raises `WorkflowNotFound`."""
@@ -215,7 +252,9 @@ class StateStore:
         and `on_damaged` is called with its error, whose `workflow_state_id` says which it is. By default the error is
         logged; the first one is raised if nothing can be read at all.
         """
-        return await self._transactions.read(lambda uow: uow.workflows.list_active(on_damaged))
+        return await self._transactions.read(
+            lambda uow: uow.workflows.list_active(as_listener(on_damaged, "on_damaged"))
+        )
 
     async def create_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Insert `checkpoint`, which is given its `seq`, and prune the workflow's to the newest `keep_checkpoints`.
@@ -229,7 +268,8 @@ class StateStore:
             await uow.checkpoints.prune(checkpoint.workflow_state_id, keep=self._settings.keep_checkpoints)
             return checkpoint.seq
 
-        checkpoint.seq = await self._transactions.write_once("checkpoint", create)
+        with concerning(workflow_state_id=checkpoint.workflow_state_id):
+            checkpoint.seq = await self._transactions.write_once("checkpoint", create)
 
     async def get_latest_checkpoint(self, workflow_state_id: UUID | str) -> Checkpoint | None:
         """Return the checkpoint with the highest `seq`, or None."""
@@ -241,12 +281,17 @@ class StateStore:
         It carries the live row's version, so that the save is refused if the workflow moved on in between. Raises
         `CheckpointNotFound`, or `InvalidPayload` if the snapshot is not a state of its workflow.
         """
+        origin = as_uuid(checkpoint_id, "checkpoint_id")
+        with concerning(checkpoint_id=origin):
+            return await self._restored(origin)
+
+    async def _restored(self, checkpoint_id: UUID) -> WorkflowState:
         checkpoint = await self._transactions.read(lambda uow: uow.checkpoints.get(checkpoint_id))
         live = await self.load_workflow_state(checkpoint.workflow_state_id)
         restored = WorkflowState.from_snapshot(checkpoint.snapshot)
         if restored.id != live.id:
             raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
-        rebase(restored, live, self.payloads)
+        await rebase(restored, live, self.payloads)
         version = loaded_from(live).stamps.get(None) or FIRST
         known = self._transactions.schemas.version_of(live.workflow_name)
         if known is not None and version < known:
@@ -268,14 +313,14 @@ class StateStore:
         writers in; if it is interrupted, those that committed stay deleted. After each `progress` is called with a
         `DeletionProgress`. Returns the number of workflows deleted.
         """
-        return await retention.delete_old_states(self._transactions, older_than, progress)
+        return await retention.delete_old_states(self._transactions, older_than, as_listener(progress, "progress"))
 
     async def prune_checkpoints(self, *, keep: int, progress: OnProgress | None = None) -> int:
         """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
 
         In transactions of some 5,000 checkpoints, after each of which `progress` is called.
         """
-        return await retention.prune_checkpoints(self._transactions, keep, progress)
+        return await retention.prune_checkpoints(self._transactions, keep, as_listener(progress, "progress"))
 
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
@@ -297,6 +342,7 @@ class StateStore:
     async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:  # noqa: ASYNC109 - no task is cut off
         """Raise `StoreUnavailable` unless the database answers a query within `timeout`, by default 5 seconds."""
         limit = as_duration(timeout, "timeout").total_seconds()
+        self._transactions.enter()
 
         async def ask(uow: UnitOfWork) -> None:
             with database_errors():
@@ -329,7 +375,8 @@ class StateStore:
         which fail, and where. Nothing is written, damage is reported and not raised, and memory does not grow with the
         database. Each page of rows is a transaction of its own. `progress(done, total)` is told of rows.
         """
-        return await verify(self._transactions, load=load, on_rows=await row_counter(self._transactions, progress))
+        counted = await row_counter(self._transactions, as_listener(progress, "progress"), CHECKED_TABLES)
+        return await verify(self._transactions, load=load, on_rows=counted)
 
     async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
         """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.
@@ -338,7 +385,8 @@ class StateStore:
         row that somebody changes or locks meanwhile, to which it comes back some times. Versions, times and leases stay
         as they are. Payloads that do not open, as under an unknown key, are reported and stay. `dry_run` only counts.
         """
-        return await rekey(self._transactions, dry_run=dry_run, on_rows=await row_counter(self._transactions, progress))
+        counted = await row_counter(self._transactions, as_listener(progress, "progress"))
+        return await rekey(self._transactions, dry_run=dry_run, on_rows=counted)
 
     # --- durable runs --------------------------------------------------------------------------------------------
 
@@ -422,10 +470,12 @@ class StateStore:
         `RunPaused` or `RunCancelled` if somebody asked for that. `SchemaMismatch`, `DecryptionFailed`, `UnknownCodec`
         and `UnprotectedPayload` leave the run, unfinished, for a store that can read it; `CorruptPayload` fails it.
         """
+        as_function(handler, "handler")
         types = self._executor.types_of(name, state, returns)
-        request = self._request(types, workflow_id, context, user_id, idempotency_key)
+        request = await self._request(types, workflow_id, context, user_id, idempotency_key)
         patience = as_duration(0 if wait is None else wait, "wait")
-        return await self._executor.run(request, handler, wait=patience, strict=strict)
+        outcome = await self._executor.run(request, handler, wait=patience, strict=strict)
+        return outcome.result()
 
     async def start(
         self,
@@ -438,7 +488,9 @@ class StateStore:
         idempotency_key: str | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`."""
-        request = self._request(self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key)
+        request = await self._request(
+            self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key
+        )
         workflow_state_id = await self._executor.start(request)
         with after_an_effect():
             return await self.load_workflow_state(workflow_state_id)
@@ -453,7 +505,7 @@ class StateStore:
 
     def recovery(self, handlers: Mapping[str, Handler[Any]], *, patience: timedelta | None = None) -> Recovery:
         """The parts of `recover`, for `Worker`."""
-        return Recovery(self._transactions, self._executor, handlers, patience=patience)
+        return Recovery(self._transactions.for_runs(), self._executor, handlers, patience=patience)
 
     def listening(self, wake: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Call `wake` when Postgres announces that there is a run to claim, for the time of the block."""
@@ -488,14 +540,17 @@ class StateStore:
         self._executor.lookout.look_now()
 
     async def fork(self, checkpoint_id: UUID | str, *, workflow_id: str | None = None) -> WorkflowState:
-        """Create a new, pending workflow that starts from that checkpoint, and remembers where it came from."""
+        """Create a new, pending workflow that starts from that checkpoint, and remembers where it came from.
+
+        With a `workflow_id` it is made once: the same call returns the fork that is there, as it is by now.
+        """
         return await self._control.fork(checkpoint_id, workflow_id)
 
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
         """Put a run back to that checkpoint: later steps and checkpoints are forgotten. Raises `LeaseHeld`."""
         return await self._control.rewind(checkpoint_id)
 
-    def _request(
+    async def _request(
         self,
         types: RunTypes,
         workflow_id: str | None,
@@ -514,10 +569,17 @@ class StateStore:
             types=types,
             name=checked.workflow_name,
             workflow_id=checked.workflow_id,
-            context=None if context is None else types.context_text(context),
+            context=None if context is None else await types.started_with(context),
             user_id=user_id,
             idempotency_key=idempotency_key,
         )
+
+
+def _path_or_url(database: str | os.PathLike[str]) -> str:
+    given: object = os.fspath(database) if isinstance(database, os.PathLike) else database
+    if isinstance(given, str):
+        return given
+    raise ConfigurationError(f"the database is a {type(given).__name__}; give a URL or a path, as a str or a Path")
 
 
 def _limits(settings: Settings) -> Limits:
@@ -536,6 +598,17 @@ class Opening:
     def __init__(self, open_store: Callable[[], Awaitable[StateStore]]) -> None:
         self._open_store = open_store
         self._store: StateStore | None = None
+
+    if not TYPE_CHECKING:  # a type checker says it better
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what was forgotten to who takes this for the store."""
+            if hasattr(StateStore, name):
+                raise ConfigurationError(
+                    "the store is not open yet: write `store = await StateStore.open(...)`, or "
+                    "`async with StateStore.open(...) as store`"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __await__(self) -> Generator[Any, None, StateStore]:
         return self._open_store().__await__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -14,8 +15,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.engine import Database
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
+from orchestrator_state.lent_connections import lend
 from orchestrator_state.offload import MoveFirst, Offload, parse_name
-from orchestrator_state.open_transactions import Places
+from orchestrator_state.open_transactions import Idling, Places, idling
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.request_log import MOST_AT_ONCE
 from orchestrator_state.retry import while_transient
@@ -41,27 +43,45 @@ class Transactions:
         self.settings = settings
         self.payloads = payloads
         self.places: Final = Places(_places(database, settings))
-        self.closed = False
+        self.endures_crowds = False
         self._noted = 0
+
+    def for_runs(self) -> Transactions:
+        """The same for what a run has to get done: a full pool is waited for like a database that is away.
+
+        Else what a run has paid for would be paid for again, because its application, or its neighbours, were busy.
+        Who calls from outside is told after `pool_timeout`.
+        """
+        same = copy.copy(self)
+        same.endures_crowds = True
+        return same
+
+    @property
+    def closed(self) -> bool:
+        return self.database.closed
 
     async def close(self) -> None:
         if not self.closed:
-            self.closed = True
             await self.database.close()
 
     @asynccontextmanager
-    async def begin(self, payloads: Payloads | None = None, *, urgent: bool = False) -> AsyncIterator[UnitOfWork]:
+    async def begin(
+        self, payloads: Payloads | None = None, *, urgent: bool = False, idles: Idling = Idling.WITH_ROOM
+    ) -> AsyncIterator[UnitOfWork]:
         """One unit of work: committed at the end of the block, rolled back on any exception, never repeated.
 
-        `urgent` is as in `Database.writing`.
+        `urgent` is as in `Database.writing`, `idles` how long Postgres bears it if its process is frozen.
         """
         self.enter()
         payloads = payloads or self.unit_payloads()
         if payloads.offload is not None:
             payloads.offload.discarded.clear()  # by a try before, which was rolled back
         async with self.database.writing(urgent=urgent) as session:
-            uow, since = self._unit(session, payloads), time.monotonic()
-            yield uow
+            if idles is not Idling.BRIEFLY and self.database.is_direct:
+                lend(session)
+            uow, since = self.unit(session, payloads), time.monotonic()
+            async with idling(session, idles, self.settings, is_limited=self.database.has_idle_limit):
+                yield uow
             held = timedelta(seconds=time.monotonic() - since)
             if self.database.has_one_writer and held > _SHORT:
                 await uow.runs.prolong_leases(held)
@@ -75,28 +95,37 @@ class Transactions:
             self.enter()
             payloads = self.unit_payloads()
             try:
-                return await work(self._unit(self.database.reading(), payloads))
+                return await work(self.unit(self.database.reading(), payloads))
             except CorruptPayload:
                 if payloads.offload is None or not payloads.offload.missing:
                     raise
             # Perhaps the row was deleted between its reading and that of the blob.
-            return await work(self._unit(self.database.reading(), self.unit_payloads()))
+            return await work(self.unit(self.database.reading(), self.unit_payloads()))
 
-        return await while_transient(attempt, self._patience(patience))
+        return await self.repeated(attempt, patience)
 
-    async def write(self, work: Work[_Result], *, urgent: bool = False, patience: timedelta | None = None) -> _Result:
+    async def write(
+        self,
+        work: Work[_Result],
+        *,
+        urgent: bool = False,
+        patience: timedelta | None = None,
+        idles: Idling = Idling.BRIEFLY,
+    ) -> _Result:
         """Run `work` in one transaction, again if the database gave up on it: `work` must bear being done twice.
 
         Twice, because nobody knows the outcome when the connection drops during COMMIT. `patience` is for who has
-        less of it than `retry_timeout`.
+        less of it than `retry_timeout`; `idles` is as in `begin`.
         """
 
         async def write(payloads: Payloads) -> _Result:
             async def attempt() -> _Result:
-                async with self.begin(payloads, urgent=urgent) as uow:
+                moves_blobs = payloads.offload is not None and not payloads.offload.ahead
+                how = Idling.WITH_ROOM if moves_blobs and idles is Idling.BRIEFLY else idles
+                async with self.begin(payloads, urgent=urgent, idles=how) as uow:
                     return await work(uow)
 
-            return await while_transient(attempt, self._patience(patience))
+            return await self.repeated(attempt, patience)
 
         return await self._moving_blobs_first(write)
 
@@ -133,7 +162,7 @@ class Transactions:
             async def attempt() -> None:
                 nonlocal outcome_unknown
                 try:
-                    async with self.begin(payloads) as uow:
+                    async with self.begin(payloads, idles=Idling.BRIEFLY) as uow:
                         await work(uow)
                 except StoreUnavailable as error:
                     outcome_unknown = outcome_unknown or error.outcome_unknown
@@ -142,7 +171,7 @@ class Transactions:
                     if not (outcome_unknown and await landed()):
                         raise
 
-            await while_transient(attempt, self.settings.retry_timeout)
+            await self.repeated(attempt)
 
         await self._moving_blobs_first(write)
 
@@ -154,16 +183,19 @@ class Transactions:
         try:
             forgotten = MOST_AT_ONCE
             while forgotten == MOST_AT_ONCE:
-                async with self.begin() as uow:
+                async with self.begin(idles=Idling.BRIEFLY) as uow:
                     forgotten = await uow.requests.forget_old()
         except StoreUnavailable as error:
             _logger.warning("the ids of old calls were left for the next time: %s", error)
 
-    async def payloads_of(self, rows: Iterable[Iterable[Any]]) -> Payloads:
-        """Return what opens the payloads in `rows`, with those fetched that are in the blob store."""
+    async def payloads_of(self, rows: Iterable[Iterable[Any]], *, for_many: bool = False) -> Payloads:
+        """Return what opens the payloads in `rows`, with those fetched that are in the blob store.
+
+        `for_many` is as in `Offload.fetch`.
+        """
         payloads = self.unit_payloads()
         if payloads.offload is not None:
-            await payloads.offload.fetch(rows)
+            await payloads.offload.fetch(rows, for_many=for_many)
         return payloads
 
     async def remove_discarded(self, offload: Offload, *, own: bool = False) -> None:
@@ -204,18 +236,21 @@ class Transactions:
         """Payloads for one piece of work, which has blobs of its own to move."""
         return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
 
-    def _unit(self, session: AsyncSession, payloads: Payloads) -> UnitOfWork:
+    def unit(self, session: AsyncSession, payloads: Payloads) -> UnitOfWork:
+        """The repositories on `session`, as this store writes and reads."""
         return UnitOfWork(
             session,
             namespace=self.settings.namespace,
-            schema=self.settings.db_schema,
+            schema=self.database.schema,
             payloads=payloads,
             schemas=self.schemas,
         )
 
-    def _patience(self, given: timedelta | None) -> timedelta:
+    async def repeated(self, attempt: Callable[[], Awaitable[_Result]], patience: timedelta | None = None) -> _Result:
+        """Await `attempt`, one whole transaction, again if the database gave up on it, for `retry_timeout` at most."""
         longest = self.settings.retry_timeout
-        return longest if given is None else min(given, longest)
+        limit = longest if patience is None else min(patience, longest)
+        return await while_transient(attempt, limit, endures_crowds=self.endures_crowds)
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""

@@ -5,16 +5,16 @@ What was stored is what is returned, the first time too: a value that does not l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from functools import lru_cache
+from collections.abc import Awaitable, Callable, Iterable
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from orchestrator_state.codecs import Encode, decode, encode
+from orchestrator_state.aside import Aside
+from orchestrator_state.codecs import Encode, decode_long, encode
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
-from orchestrator_state.round_trip import difference, same_to
-from orchestrator_state.user_code import RAISED_BY_ITSELF
+from orchestrator_state.round_trip import UNDONE, difference, same_to
 
 _MOST_PATHS: Final = 5
 
@@ -32,47 +32,61 @@ class Unreadable(Exception):
 def adapter_of(kind: Any) -> TypeAdapter[Any]:
     """The adapter of a type, made once. Raises `ConfigurationError` for what pydantic has no schema for."""
     try:
-        return _cached_adapter(kind)
-    except TypeError:  # not hashable, such as Annotated[int, [...]]
+        hash(kind)
+    except BaseException:  # noqa: BLE001 - not hashable, such as Annotated[int, [...]]
         return _adapter(kind)
+    return _cached_adapter(kind)
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:
+    if isinstance(kind, str):
+        raise ConfigurationError("a type is to be given by itself, not by its name")
     try:
-        return TypeAdapter(kind)
+        adapter = TypeAdapter(kind)
+        adapter.core_schema["type"]  # where a name in it is not defined yet, pydantic says so only now
+        return adapter
     except PydanticUserError as error:
-        raise ConfigurationError(f"pydantic cannot validate {kind!r} ({error.code})") from None
+        raise ConfigurationError(f"pydantic cannot validate {name_of(kind)} ({error.code})") from None
+    except BaseException as error:  # noqa: BLE001 - a type of the application's may make its schema by itself
+        raise ConfigurationError(f"pydantic cannot validate {name_of(kind)} ({type(error).__qualname__})") from None
 
 
 _cached_adapter: Final = lru_cache(maxsize=1024)(_adapter)
 
 
 def encode_value(kind: Any, value: Any, path: str, encode: Encode = encode) -> tuple[str, Any]:
-    """Return the JSON text of `value`, and the value as it loads from there; `kind` None is plain JSON.
+    """Return the JSON text of `value`, and the value as it loads from there.
 
     Raises `InvalidPayload` if `kind` does not accept it, or if it would not load back equal.
     """
-    if kind is None:
-        return _encode_plain(value, path, encode), value
     adapter = adapter_of(kind)
     try:
         accepted = validated(lambda: adapter.validate_python(value), path)
-        text = dump(adapter, accepted, path, encode)
-        loaded = validated(lambda: adapter.validate_json(text), path)
     except Unreadable as error:
         raise InvalidPayload(f"the type does not accept {error}", path=error.paths[0]) from None
+    text = dump(adapter, accepted, path, encode)
+    try:
+        loaded = validated(lambda: adapter.validate_json(text), path)
+    except Unreadable as error:
+        message = f"{error} would not load back as {name_of(kind)}, which does not accept its JSON: {UNDONE}"
+        raise InvalidPayload(message, path=error.paths[0]) from None
     if not same_to(adapter, accepted, loaded):
         found = difference(accepted, loaded)
         path += found.path
-        raise InvalidPayload(f"{path} would not load back equal as {_name(kind)}: {found.remedy}", path=path)
+        raise InvalidPayload(f"{path} would not load back equal as {name_of(kind)}: {found.remedy}", path=path)
     return text, loaded
 
 
 def decode_value(kind: Any, text: str, path: str) -> Any:
     """Return the value of stored JSON `text`; `kind` None is plain JSON. Raises `Unreadable`, `CorruptPayload`."""
     if kind is None:
-        return decode(text, path)
+        return decode_long(text, path)
     return validated(lambda: adapter_of(kind).validate_json(text), path)
+
+
+async def decode_aside(aside: Aside, kind: Any, text: str, path: str) -> Any:
+    """`decode_value`, beside the event loop if it is long; validators of a type are called in the loop all the same."""
+    return await aside.call(partial(decode_value, kind, text, path), len(text) if kind is None else 0)
 
 
 def dump(adapter: TypeAdapter[Any], value: Any, path: str, encode: Encode = encode) -> str:
@@ -80,7 +94,7 @@ def dump(adapter: TypeAdapter[Any], value: Any, path: str, encode: Encode = enco
     try:
         # Without pydantic's warnings, which quote values: what they warn of does not load back equal.
         plain = adapter.dump_python(value, mode="json", by_alias=True, round_trip=True, warnings=False)
-    except RAISED_BY_ITSELF as error:  # a serializer of the application's may raise anything, values in it
+    except BaseException as error:  # noqa: BLE001 - a serializer of the application's may raise anything, values in it
         raise InvalidPayload(f"{path} cannot be dumped to JSON ({type(error).__qualname__})", path=path) from None
     return encode(plain, path)
 
@@ -92,17 +106,22 @@ def validated(validate: Callable[[], Any], path: str) -> Any:
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False, include_context=False)
         raise Unreadable((_spell(path, each["loc"]) for each in found), (each["type"] for each in found)) from None
-    except RAISED_BY_ITSELF as error:  # a validator of the application's may raise anything, values in it
+    except BaseException as error:  # noqa: BLE001 - a validator of the application's may raise anything, values in it
         raise Unreadable((path,), (type(error).__qualname__,)) from None
 
 
-def _encode_plain(value: Any, path: str, encode: Encode) -> str:
+async def encode_plain(value: Any, path: str, encode: Callable[[Any, str], Awaitable[str]]) -> str:
+    """`encode_value` of plain JSON, with an `encode` that takes its time."""
     try:
-        return encode(value, path)
+        return await encode(value, path)
     except InvalidPayload as error:
-        if "found" not in error.about:
-            raise
-        raise InvalidPayload(f"{error}, or pass `returns=` with its type", **error.about) from None
+        raise _hinting_at_types(error) from None
+
+
+def _hinting_at_types(error: InvalidPayload) -> InvalidPayload:
+    if "found" not in error.about:
+        return error
+    return InvalidPayload(f"{error}, or pass `returns=` with its type", **error.about)
 
 
 def _spell(path: str, location: tuple[int | str, ...]) -> str:
@@ -111,5 +130,9 @@ def _spell(path: str, location: tuple[int | str, ...]) -> str:
     return path + "".join(parts)
 
 
-def _name(kind: Any) -> str:
-    return getattr(kind, "__qualname__", None) or str(kind)
+def name_of(kind: Any) -> str:
+    """What a type is called in messages."""
+    try:
+        return str(getattr(kind, "__qualname__", None) or str(kind))
+    except BaseException:  # noqa: BLE001 - of the application's
+        return type(kind).__qualname__

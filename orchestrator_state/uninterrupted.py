@@ -52,6 +52,18 @@ async def outlasted(future: asyncio.Future[Any]) -> asyncio.CancelledError | Non
     return cancelled
 
 
+async def outlasting(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.CancelledError | None]:
+    """Return what `await work` returns, and a cancellation that came meanwhile, for us to raise when we are done.
+
+    If `work` raises, a cancellation goes before.
+    """
+    task = asyncio.ensure_future(work)
+    cancelled = await outlasted(task)
+    if cancelled is not None and (task.cancelled() or task.exception() is not None):
+        raise cancelled
+    return task.result(), cancelled
+
+
 def _wake(end: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
     if not end.done():
         end.set_result(None)

@@ -8,13 +8,15 @@ from typing import Any
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.adopted_engine import refuse_autocommit
-from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
 from orchestrator_state.request_log import RequestRepository
 from orchestrator_state.run_commits import CommitRepository
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
+from orchestrator_state.undeclared_payloads import UndeclaredPayloads
 from orchestrator_state.undo import StoreSession
 from orchestrator_state.wait_repository import WaitRepository
 
@@ -22,11 +24,12 @@ from orchestrator_state.wait_repository import WaitRepository
 class UnitOfWork:
     """The repositories on one `AsyncSession`: what they write commits or rolls back with that session.
 
-    `store.begin()` yields one and commits it at the end of the block. Made by hand from a session of the caller's, it
-    joins the caller's transaction and never commits: business rows and workflow state stand or fall together.
-    `schema` is the Postgres schema of our tables, if they are not on the session's search path. `payloads` and
-    `schemas` are what the store was opened with, if it was given any: `UnitOfWork(session, payloads=store.payloads)`.
-    Blobs are moved while the caller's transaction is open, and those of rows that it deletes are left as garbage.
+    `store.begin()` yields one and commits it at the end of the block. On a session of the caller's, it joins the
+    caller's transaction and never commits: business rows and workflow state stand or fall together. Then it is made by
+    `store.unit_of_work(session)`, or, where there is no store at hand, by hand: `schema` is the Postgres schema of our
+    tables, if they are not on the session's search path, `payloads` and `schemas` what a store would be opened with.
+    Without `payloads` they are plain, and writing them beside encrypted ones raises `ConfigurationError`. Blobs are
+    moved while the caller's transaction is open, and those of rows that it deletes are left as garbage.
     """
 
     def __init__(
@@ -35,14 +38,17 @@ class UnitOfWork:
         *,
         namespace: str = DEFAULT_NAMESPACE,
         schema: str | None = None,
-        payloads: Payloads = PLAIN,
+        payloads: Payloads | None = None,
         schemas: Iterable[StateSchema] = NO_SCHEMAS,
     ) -> None:
         """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name.
 
         So does the first statement, if the session's connection commits each by itself (AUTOCOMMIT).
         """
+        if not isinstance(session, AsyncSession):
+            raise ConfigurationError(f"session is a {type(session).__name__}; give an AsyncSession")
         self.session = session
+        payloads = UndeclaredPayloads() if payloads is None else payloads
         if not isinstance(session.sync_session, StoreSession):
             refuse_autocommit(session)
         if payloads.offload is None:

@@ -21,7 +21,8 @@ _SQLITE_SCHEMES = frozenset({"sqlite", "sqlite+aiosqlite"})
 _POSTGRES_SCHEMES = frozenset({"postgresql", "postgres", "postgresql+asyncpg"})
 # Taken for a file name, it would stand in the directory with the password in it.
 _ALMOST_A_URL = re.compile(
-    r"\s*((postgres|postgresql|sqlite)(\+\w+)?:|(host|hostaddr|port|dbname|user|password|service)\s*=)", re.IGNORECASE
+    r"\s*((postgres|postgresql|sqlite)(\+\w+)?:|(host|hostaddr|port|dbname|user|password|service)\s*=|[^/]*:[^/]*@)",
+    re.IGNORECASE,
 )
 _FORMS = "a path, :memory:, sqlite:///path, or postgresql://user@host/database"
 
@@ -44,11 +45,12 @@ class PostgresLocation:
 def locate(database: str | os.PathLike[str]) -> SqliteLocation | PostgresLocation:
     """Say where `database` is. Raises `ConfigurationError` (without quoting the URL) if it is neither."""
     text = os.fspath(database)
-    if not text or "\0" in text:
+    if not text.strip() or "\0" in text:
         raise ConfigurationError(f"the database is empty or contains a NUL character; give {_FORMS}")
-    scheme, separator, rest = text.partition("://")
+    # A secret that was read from a file ends with a line feed.
+    scheme, separator, rest = (text.strip() if "://" in text else text).partition("://")
     if not separator:
-        if text.startswith("file:"):
+        if text.lower().startswith("file:"):
             raise ConfigurationError(f"file: URIs are not supported; give {_FORMS}")
         if _ALMOST_A_URL.match(text):
             raise ConfigurationError(f"the database is neither a URL nor a plain file name; give {_FORMS}")
@@ -97,7 +99,7 @@ def _postgres_location(rest: str) -> PostgresLocation:
 
 
 def _ports(hosts: str, option: str) -> list[int]:
-    return [int(port) for port in re.findall(r":([0-9]+)(?=,|$)", hosts) + re.findall("[0-9]+", option)]
+    return [int(port) for port in re.findall(r":(-?[0-9]+)(?=,|$)", hosts) + re.findall("-?[0-9]+", option)]
 
 
 def _are_ports(listed: str) -> bool:

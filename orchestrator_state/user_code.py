@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from orchestrator_state.errors import AbnormalExit
+from orchestrator_state.failures import name_of
 
 _T = TypeVar("_T")
-
-RAISED_BY_ITSELF: Final = (Exception, asyncio.CancelledError, SystemExit, GeneratorExit)
-"""What a function that awaits nothing may raise by itself. A `KeyboardInterrupt` is somebody's who ends the program."""
 
 
 class Outcome(NamedTuple, Generic[_T]):
@@ -61,6 +60,14 @@ async def outcome_of(work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.sleep(0)
     return outcome
+
+
+async def awaiting(what: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """Return `await fn(*args)`. Raises `TypeError` as Python would, but in words, if that is nothing to await."""
+    answer = fn(*args)
+    if not inspect.isawaitable(answer):
+        raise TypeError(f"{what} returned a {type(answer).__name__} and nothing to await: define it with `async def`")
+    return await answer
 
 
 async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
@@ -120,6 +127,7 @@ def as_exception(error: BaseException) -> Exception:
     kind = type(error)  # not isinstance, which asks the object
     if issubclass(kind, Exception) and not issubclass(kind, StopIteration):
         return error  # type: ignore[return-value]
-    exit_ = AbnormalExit(f"the code raised {kind.__qualname__}, which counts as its failure", raised=kind.__qualname__)
+    name = name_of(error)
+    exit_ = AbnormalExit(f"the code raised {name}, which counts as its failure", raised=name)
     exit_.__cause__ = error
     return exit_

@@ -8,15 +8,16 @@ from functools import partial
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Select, select
+from sqlalchemy import ColumnElement, Select, select
 
 from orchestrator_state.cells import is_addressable, require_sound
-from orchestrator_state.codecs import decode
+from orchestrator_state.codecs import decode_long
 from orchestrator_state.domain import ACTIVE
-from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
+from orchestrator_state.families import DESCENDED_FROM_THEMSELVES
 from orchestrator_state.models import workflow_states
 from orchestrator_state.offload import parse_name, parse_reference, references
-from orchestrator_state.payload_repository import PAYLOAD_TABLES, PayloadRow, StoredPayload, pages, payload_repository
+from orchestrator_state.payload_repository import CHECKED_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads import check_digest, is_encoded
 from orchestrator_state.recorded import open_rows
 from orchestrator_state.run_records import RunNames
@@ -27,7 +28,12 @@ from orchestrator_state.unit_of_work import UnitOfWork
 
 _PAGE_ROWS: Final = 500
 _LISTED: Final = 1000
-_OWN_ID: Final = {"workflow_states": "workflow_state_id", "checkpoints": "checkpoint_id", "signals": "signal_id"}
+_OWN_ID: Final = {
+    "workflow_states": "workflow_state_id",
+    "checkpoints": "checkpoint_id",
+    "signals": "signal_id",
+    "requests": "request_id",
+}
 _w: Final = workflow_states.c
 _Blobs = Mapping[str, str | None]
 """The content of blobs by name; None: it is gone."""
@@ -39,10 +45,12 @@ class Damage:
 
     table: str
     column: str
-    workflow_state_id: str
+    workflow_state_id: str | None = None
+    """None of a request, which is of no single workflow."""
     step_id: str | None = None
     checkpoint_id: str | None = None
     signal_id: str | None = None
+    request_id: str | None = None
     reason: str
 
 
@@ -72,7 +80,11 @@ class VerifyReport:
     """Older software changed them, and left the digest. They are JSON where they have to be."""
     damaged: int = 0
     damaged_cells: int = 0
-    """Ids, times, numbers and names, beside the payloads, that are none. They are in `damage` as well."""
+    """Ids, times, numbers and names, beside the payloads, that are none, ids of workflows that are not there, and
+    parents that make a run its own ancestor.
+
+    They are in `damage` as well. What belongs to no namespace any more is told to whoever asks.
+    """
     damage: list[Damage] = field(default_factory=list)
     loaded: int = 0
     """Live workflows that load, with their newest checkpoint; only counted when asked to load."""
@@ -90,16 +102,17 @@ async def verify(
 ) -> VerifyReport:
     """Check every payload of the namespace, page by page; see `StateStore.verify`. `on_rows` is told of progress."""
     report = VerifyReport()
-    for source in PAYLOAD_TABLES:
-        async for rows in pages(transactions, source, max_rows=_PAGE_ROWS):
+    for source in CHECKED_TABLES:
+        async for rows in pages(transactions, source, max_rows=_PAGE_ROWS, strays=True):
             blobs = await _blobs_of(transactions, rows)
-            for row in rows:
-                for payload in row.payloads:
-                    _check(row, payload, blobs, report)
-                _check_cells(row, report)
+            texts = (payload.text for row in rows for payload in row.payloads)
+            length = transactions.payloads.length([*texts, *blobs.values()])
+            await transactions.payloads.aside.call(partial(_check_rows, rows, blobs, report), length)
             on_rows(len(rows))
+    async for children in _workflows(transactions, _w.parent_id.is_not(None)):
+        await _check_parents(transactions, [child.id for child in children], report)
     if load:
-        async for live in _live_workflows(transactions):
+        async for live in _workflows(transactions, _w.status.in_(sorted(ACTIVE))):
             for workflow in live:
                 await _load(transactions, workflow, report)
     return report
@@ -107,11 +120,12 @@ async def verify(
 
 async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _Blobs:
     """The blobs that `rows` refer to; None for one that is not there although a row still refers to it."""
-    payloads = await transactions.payloads_of([payload.text for payload in row.payloads] for row in rows)
+    texts = [[payload.text for payload in row.payloads] for row in rows]
+    payloads = await transactions.payloads_of(texts, for_many=True)
     offload = payloads.offload
     if offload is None:
         return {}
-    found = references([payload.text for payload in row.payloads] for row in rows)
+    found = references(texts)
     blobs = {reference.name: offload.text(reference.name) for reference in found}
     missing = [name for name, content in blobs.items() if content is None]
     if missing:
@@ -124,6 +138,13 @@ async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _
 
 async def _list_blobs(uow: UnitOfWork, workflow_state_ids: Sequence[UUID]) -> set[str]:
     return await uow.workflows.list_blobs(workflow_state_ids)
+
+
+def _check_rows(rows: Sequence[PayloadRow], blobs: _Blobs, report: VerifyReport) -> None:
+    for row in rows:
+        for payload in row.payloads:
+            _check(row, payload, blobs, report)
+        _check_cells(row, report)
 
 
 def _check(row: PayloadRow, payload: StoredPayload, blobs: _Blobs, report: VerifyReport) -> None:
@@ -145,6 +166,9 @@ def _check(row: PayloadRow, payload: StoredPayload, blobs: _Blobs, report: Verif
 
 
 def _check_cells(row: PayloadRow, report: VerifyReport) -> None:
+    if row.is_orphan:
+        report.damaged_cells += 1
+        _list(_damage(row, "workflow_state_id", "the workflow that it belongs to is not there"), report)
     for column in row.damaged_cells:
         report.damaged_cells += 1
         _list(_damage(row, column, f"the stored {column} is no value of the column's type"), report)
@@ -176,7 +200,9 @@ def _check_blob(payload: StoredPayload, blobs: _Blobs) -> None:
     if reference is not None and reference.name in blobs:
         content = blobs[reference.name]
         if content is None:
-            raise CorruptPayload(f"the blob of the stored {payload.column} is not there", path=payload.column)
+            raise CorruptPayload(
+                f"the blob of the stored {payload.column} is not there, or cannot be read", path=payload.column
+            )
         check_digest(content, reference.digest, payload.identity, payload.column)
 
 
@@ -190,7 +216,7 @@ def _check_text(payload: StoredPayload) -> None:
         except UnicodeEncodeError:
             raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column) from None
     if column not in FREE_TEXTS and not is_encoded(text):
-        decode(text, column)
+        decode_long(text, column)
 
 
 def _damage(row: PayloadRow, column: str, reason: str) -> Damage:
@@ -201,13 +227,29 @@ def _damage(row: PayloadRow, column: str, reason: str) -> Damage:
     return Damage(table=row.source.name, column=column, reason=reason, **ids)
 
 
-async def _live_workflows(transactions: Transactions) -> AsyncIterator[Sequence[Any]]:
-    """The unfinished workflows of the namespace in pages: (id, workflow_id)."""
+async def _check_parents(transactions: Transactions, ids: Sequence[UUID], report: VerifyReport) -> None:
+    parameters = {"ids": ids, "namespace": transactions.settings.namespace}
+    statement = DESCENDED_FROM_THEMSELVES.params(parameters)
+    for (found,) in await transactions.read(partial(_fetch, transactions, statement)):
+        report.damaged_cells += 1
+        _list(
+            Damage(
+                table=workflow_states.name,
+                column=_w.parent_id.name,
+                workflow_state_id=str(found),
+                reason="the run descends from itself: it is its own parent, or that of one of its ancestors",
+            ),
+            report,
+        )
+
+
+async def _workflows(transactions: Transactions, wanted: ColumnElement[bool]) -> AsyncIterator[Sequence[Any]]:
+    """The `wanted` workflows of the namespace in pages: (id, workflow_id)."""
     after: UUID | None = None
     while True:
         statement = select(_w.id, _w.workflow_id).where(
             _w.namespace == transactions.settings.namespace,
-            _w.status.in_(sorted(ACTIVE)),
+            wanted,
             is_addressable(_w.id),
             *([] if after is None else [_w.id > after]),
         )
@@ -228,7 +270,9 @@ async def _load(transactions: Transactions, workflow: Any, report: VerifyReport)
     for what, load in (("workflow", _load_workflow), ("newest checkpoint", _load_checkpoint)):
         try:
             await transactions.read(partial(load, transactions, workflow.id))
-        except PayloadError as error:
+        except (PayloadError, StoreUnavailable) as error:
+            if not (isinstance(error, PayloadError) or error.one_blob):
+                raise
             found.append(
                 Unloadable(
                     workflow_state_id=workflow.id,
@@ -260,7 +304,7 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     recorded = open_rows(row, steps, payloads)
     if recorded.is_sound:  # else its context is no object, so that it is no run
         history, _ = recorded.history()
-        types = RunTypes.of(transactions.schemas, transactions.payloads.encode, row.workflow_name)
+        types = RunTypes.of(transactions.schemas, transactions.payloads, row.workflow_name)
         transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         as_of_today(row, types, (recorded.steps, history))
 

@@ -9,18 +9,17 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, or_, select, union_all
 
-from orchestrator_state.database_time import database_now
+from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import signals, workflow_states
 from orchestrator_state.repositories import Repository, chunks
-from orchestrator_state.statements import LEASE_IS_FREE
 
 _w = workflow_states.c
 _PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters
 _IS_CLAIMABLE: Final = and_(
     _w.status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)),
     LEASE_IS_FREE,
-    or_(_w.wake_at.is_(None), _w.wake_at <= database_now()),
+    IS_AWAKE,
 )
 
 
@@ -37,6 +36,8 @@ class News:
     """Those child runs that there are, of the ones that may not have been started yet."""
     owners: set[str] = field(default_factory=set)
     """The processes that have child runs under way."""
+    claimed: set[UUID] = field(default_factory=set)
+    """Those of the idle child runs that are leased to the owner who asks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +52,9 @@ class Awaited:
     children: Collection[UUID]
     unsure: Collection[UUID]
     """Child runs that may not have been started yet."""
+    idle: Collection[UUID]
+    """Child runs that are not under way with `owner`."""
+    owner: UUID
 
 
 class WaitRepository(Repository):
@@ -64,6 +68,7 @@ class WaitRepository(Repository):
             *(self._requests(ids) for ids in chunks(list(awaited.runs))),
             *(part for ids in chunks(list(awaited.children)) for part in (self._ready(ids), self._owners(ids))),
             *(self._known(ids) for ids in chunks(list(awaited.unsure))),
+            *(self._claimed(ids, awaited.owner) for ids in chunks(list(awaited.idle))),
         ]
         for some in (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS)):
             for row in await self._execute(union_all(*some)):
@@ -83,7 +88,11 @@ class WaitRepository(Repository):
 
     def _owners(self, ids: Sequence[UUID]) -> Select[Any]:
         query = _row("owner", _nothing(_w.id), _w.lease_process)
-        return query.where(_w.id.in_(ids), _w.lease_expires_at > database_now()).distinct()
+        return query.where(_w.id.in_(ids), IS_LEASED).distinct()
+
+    def _claimed(self, ids: Sequence[UUID], owner: UUID) -> Select[Any]:
+        query = _row("claimed", _w.id, _nothing(_w.request))
+        return query.where(_w.id.in_(ids), _w.lease_owner == owner, IS_LEASED)
 
     def _known(self, ids: Sequence[UUID]) -> Select[Any]:
         return _row("known", _w.id, _nothing(_w.request)).where(_w.id.in_(ids))
@@ -106,5 +115,7 @@ def _note(news: News, row: Any) -> None:
         news.ready.add(row.run)
     elif row.kind == "known":
         news.known.add(row.run)
+    elif row.kind == "claimed":
+        news.claimed.add(row.run)
     elif row.text is not None:
         news.owners.add(row.text)

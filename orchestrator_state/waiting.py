@@ -8,14 +8,13 @@ what it waits for is there.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.database_clock import FAR_FUTURE, DatabaseClock
+from orchestrator_state.database_clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.errors import RunSuspended
 from orchestrator_state.lookout import Lookout, Watch
 from orchestrator_state.run_tasks import busy_runs
@@ -136,9 +135,14 @@ class WaitingRoom:
                 await self._woken(watch, until)
             self._switch.obey()
         finally:
-            if not isinstance(self._switch.reason, RunSuspended):
+            if type(self._switch.reason) is not RunSuspended:
                 self._parked.remove(parked)
                 self._stay()
+
+    def wake_all(self) -> None:
+        """The run is over: a branch that outlives its handler would wait, and look into the database, for ever."""
+        for parked in self._parked:
+            parked.watch.woken.set()
 
     async def is_to_wait_for(self, child: UUID) -> bool:
         """Whether a child run has been started before, and somebody else has it, or it waits."""
@@ -148,10 +152,16 @@ class WaitingRoom:
         return not question.is_met
 
     async def _woken(self, watch: Watch, until: datetime | None) -> None:
-        limit = None if until is None else min(_LONGEST_NAP, max(0.0, self.seconds_until(until)))
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(limit):
-                await watch.woken.wait()
+        if until is None:
+            await watch.woken.wait()
+            return
+        # Not `asyncio.timeout`, which would be taken for a time limit of the handler's.
+        limit = min(_LONGEST_NAP, max(0.0, self.seconds_until(until)))
+        alarm = asyncio.get_running_loop().call_later(limit, watch.woken.set)
+        try:
+            await watch.woken.wait()
+        finally:
+            alarm.cancel()
 
     def seconds_until(self, moment: datetime) -> float:
         """By the database's clock; less than nothing once it is over."""
@@ -162,7 +172,8 @@ class WaitingRoom:
     @property
     def wake_at(self) -> datetime:
         """When a suspended run has to go on, a signal aside."""
-        return min((parked.until for parked in self._parked if parked.until), default=FAR_FUTURE)
+        due = min((parked.until for parked in self._parked if parked.until), default=FAR_FUTURE)
+        return due if due == FAR_FUTURE else min(due, LATEST_WAKING)
 
     @property
     def awaited_signals(self) -> frozenset[str]:

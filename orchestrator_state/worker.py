@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration
+from orchestrator_state.arguments import as_duration, as_handlers, as_positive
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.recovery import RecoveredRun, Recovery
 from orchestrator_state.runs import Duration, Handler
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
 
 _LOOK_FOR_THE_DEAD: Final = 3.0  # seconds between looks for leases of dead processes
-_TIDY: Final = 3600.0  # seconds between looks for the ids of old calls
+_TIDY: Final = 3600.0  # seconds between looks for the ids of old calls, and for runs that nobody can claim
 _TRY_FOR: Final = timedelta(seconds=1)  # while the database is away; a stop must not wait for `retry_timeout`
 _LINGER: Final = timedelta(seconds=1)
 
@@ -54,14 +54,14 @@ class Worker:
         grace: Duration = timedelta(seconds=10),
         handle_signals: bool = True,
     ) -> None:
-        if not handlers:
+        if not hasattr(store, "recovery"):  # the class is not known here: it stands above
+            raise ConfigurationError(f"store is a {type(store).__name__}; give a StateStore that is open")
+        if not as_handlers(handlers):
             raise ConfigurationError("a worker needs at least one handler")
-        if concurrency < 1:
-            raise ConfigurationError("concurrency must be 1 or more")
         self._store = store
         self._recovery: Recovery = store.recovery(handlers, patience=_TRY_FOR)
         self._pulse = Pulse()
-        self._concurrency = concurrency
+        self._concurrency = as_positive(concurrency, "concurrency")
         self._poll = as_duration(poll, "poll").total_seconds()
         if self._poll == 0:
             raise ConfigurationError("poll must be more than nothing")
@@ -124,7 +124,7 @@ class Worker:
         """Claim what there is a place for, and wait for more. Whatever goes wrong is no reason to end."""
         self._news.clear()
         try:
-            await self._claim()
+            has_looked = await self._claim()
         except Exception as error:
             if _is_misuse(error):
                 raise
@@ -133,20 +133,24 @@ class Worker:
             hooks.logger.warning("no work can be claimed (%s); next look in %.1f s", _in_words(error), pause)
             await _wait(self._stopping, pause)
         else:
-            self._pulse.could_look()
+            if has_looked:
+                self._pulse.could_look()
             await self._wait_for_news()
 
-    async def _claim(self) -> None:
+    async def _claim(self) -> bool:
+        """Whether it asked the database: not, if there is no place for more."""
         free = self._concurrency - len(self._under_way)
         if free <= 0 or self._stopping.is_set():
-            return
+            return False
         if time.monotonic() - self._looked_for_the_dead_at >= _LOOK_FOR_THE_DEAD:
             await self._recovery.end_dead_leases()
             self._looked_for_the_dead_at = time.monotonic()
         if time.monotonic() - self._tidied_at >= _TIDY:
             self._tidied_at = time.monotonic()
             await self._recovery.forget_old_requests()
+            await self._recovery.list_unknown()  # says in the log which are damaged
         await self._recovery.start(free, self._watch, linger=_LINGER)
+        return True
 
     def _watch(self, task: asyncio.Task[RecoveredRun]) -> None:
         self._under_way.add(task)

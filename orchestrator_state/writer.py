@@ -13,29 +13,37 @@ import copy
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state.errors import ConfigurationError, StoreUnavailable
-from orchestrator_state.retry import while_transient
+from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, InvalidPayload, StoreUnavailable
+from orchestrator_state.open_transactions import Idling
 from orchestrator_state.run_commits import commit_at_once
 from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
 
 MOST_IN_A_BATCH: Final = 256
 MOST_CHARACTERS_IN_A_BATCH: Final = 4 * 1024 * 1024
 """A change that has more goes by itself."""
 MOST_WAITING: Final = 4096
+# From a commit to the next one of a run whose step does not wait for anything. Whoever has waited for the batch lets
+# them join in: else two halves of the runs would take turns for ever, with twice as many commits.
+_TURNS_OF_A_STEP: Final = 4
+_MAY_BE_A_COUNTS: Final = (Conflict, CorruptPayload, InvalidPayload)
+"""What a damaged count of checkpoints is refused with, these classes and not those of them: it is set right once."""
 
 
 class _Waiting:
     """A change on its way, and the caller who waits for what becomes of it."""
 
-    __slots__ = ("before_sending", "change", "outcome", "size")
+    __slots__ = ("before_sending", "change", "is_refused", "outcome", "size")
 
     def __init__(self, change: RunChange, before_sending: Callable[[], None]) -> None:
         self.change = change
         self.before_sending = before_sending
+        self.is_refused = False
         self.outcome: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         step = change.step
         self.size = len(step.outputs) + len(step.context_patch or "") + len(step.error or "")
@@ -137,13 +145,16 @@ class Writer:
 
     # --- batches -------------------------------------------------------------------------------------------------
 
-    def _make_due(self) -> None:
-        """Send once everybody who is awake at this moment has had a turn to join in."""
+    def _make_due(self, turns: int = 1) -> None:
+        """Send once everybody who is awake at this moment has had so many turns of the loop to join in."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._send_batches)
+            asyncio.get_running_loop().call_soon(self._send_batches, turns - 1)
 
-    def _send_batches(self) -> None:
+    def _send_batches(self, turns_left: int) -> None:
+        if turns_left:
+            asyncio.get_running_loop().call_soon(self._send_batches, turns_left - 1)
+            return
         self._is_due = False
         while len(self._batches) < self._most_batches and (batch := self._next_batch()):
             task = asyncio.create_task(self._write(batch), name="orchestrator_state group commit")
@@ -153,7 +164,7 @@ class Writer:
     def _batch_ended(self, task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
         if self._queue:
-            self._make_due()
+            self._make_due(_TURNS_OF_A_STEP)
 
     def _next_batch(self) -> list[_Waiting]:
         """Those who have waited longest. Of one run only one change is under way: its commits are in order."""
@@ -204,8 +215,11 @@ class Writer:
                 raise
 
         try:
-            return await while_transient(attempt, self.transactions.settings.retry_timeout)
+            return await self.transactions.repeated(attempt)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
+            if len(batch) == 1 and type(error) in _MAY_BE_A_COUNTS:
+                batch[0].is_refused = True
+                return {*batch} if not batch[0].outcome.done() else set()
             if len(batch) == 1 or isinstance(error, StoreUnavailable | ConfigurationError):
                 _fail_all(batch, error)
                 return set()
@@ -231,8 +245,8 @@ class Writer:
     async def _commit(self, changes: list[RunChange]) -> list[Ack | None]:
         if self.transactions.database.is_direct:
             return await commit_at_once(self.transactions.database, changes)
-        async with self.transactions.begin() as uow:
-            return await uow.commits.commit_free(changes)
+        async with self.transactions.begin(idles=Idling.AS_IT_SAYS) as uow:
+            return await uow.commits.commit_free(changes, idle_limit=self.transactions.settings.idle_limit)
 
     # --- one by one ----------------------------------------------------------------------------------------------
 
@@ -240,7 +254,7 @@ class Writer:
         """Wait for whatever stands in the way, without anybody else waiting too."""
         try:
             async with self._places_alone:
-                waiting.succeed(await self.transactions.write(lambda uow: uow.commits.commit(waiting.change)))
+                waiting.succeed(await self.transactions.write(partial(_commit_alone, waiting=waiting)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             waiting.fail(error)
         finally:
@@ -253,6 +267,11 @@ class Writer:
             self._under_way.discard(waiting.run_id)
         if self._queue:
             self._make_due()
+
+
+async def _commit_alone(uow: UnitOfWork, waiting: _Waiting) -> Ack:
+    commits = uow.commits
+    return await (commits.commit_counting_anew if waiting.is_refused else commits.commit)(waiting.change)
 
 
 def _fail_all(batch: list[_Waiting], error: Exception) -> None:

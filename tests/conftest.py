@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_state import StateStore
+from tests.chance import a_seed
 from tests.pgbouncer import pgbouncer, through
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
 from tests.running import let_workers_vanish
@@ -94,12 +96,15 @@ def sqlite_url(tmp_path: Path, sqlite_template: Path) -> str:
 
 @pytest.fixture(scope="session")
 def bouncer(postgres: Postgres) -> Iterator[Path | None]:
-    """With TEST_PGBOUNCER set, the tests reach their databases through PgBouncer in transaction mode."""
+    """With TEST_PGBOUNCER set, the tests reach their databases through PgBouncer in transaction mode.
+
+    With TEST_PGBOUNCER=untold the stores do not know.
+    """
     if "TEST_PGBOUNCER" not in os.environ:
         yield None
         return
     assert isinstance(postgres, PrivatePostgres)
-    with pgbouncer(postgres) as directory:
+    with pgbouncer(postgres, is_lenient=os.environ["TEST_PGBOUNCER"] == "untold") as directory:
         yield directory
 
 
@@ -112,7 +117,8 @@ def postgres_url(
         if bouncer is None:
             yield postgres.url(name)
         else:
-            monkeypatch.setenv("ORCHESTRATOR_STATE_PGBOUNCER", "true")
+            is_told = os.environ["TEST_PGBOUNCER"] != "untold"
+            monkeypatch.setenv("ORCHESTRATOR_STATE_PGBOUNCER", str(is_told).lower())
             yield through(bouncer, postgres.url(name))
 
 
@@ -120,6 +126,28 @@ def postgres_url(
 def database_url(request: pytest.FixtureRequest, backend: str) -> str:
     """The URL of a fresh database with today's schema, on the backend of this run of the test."""
     return str(request.getfixturevalue(f"{backend}_url"))
+
+
+@pytest.fixture
+def fresh_database_urls(
+    backend: str, postgres: Postgres, postgres_template: str, sqlite_template: Path, tmp_path: Path
+) -> Iterator[Callable[[], str]]:
+    """Makes another fresh database with today's schema with each call: see `tests.chance.tries`."""
+    with ExitStack() as databases:
+
+        def fresh() -> str:
+            if backend == "postgres":
+                return postgres.url(databases.enter_context(postgres.database(postgres_template)))
+            directory = Path(tempfile.mkdtemp(dir=tmp_path))
+            return f"sqlite:///{shutil.copyfile(sqlite_template, directory / 'workflows.db')}"
+
+        yield fresh
+
+
+@pytest.fixture
+def seed() -> int:
+    """Another one each time; a report of faults names it."""
+    return a_seed()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ class FatedCommits:
     def __init__(self, store: StateStore) -> None:
         self.fates: deque[Fate] = deque()
         self.commits = 0
+        self.faults = 0
         database: Any = store._transactions.database
         self._writing = database.writing
         database.writing = self._fated_unit
@@ -41,7 +42,9 @@ class FatedCommits:
 
     def _next(self) -> Fate:
         self.commits += 1
-        return self.fates.popleft() if self.fates else "sound"
+        fate = self.fates.popleft() if self.fates else "sound"
+        self.faults += fate != "sound"
+        return fate
 
     @asynccontextmanager
     async def _fated_unit(self, *arguments: Any, **options: Any) -> AsyncIterator[AsyncSession]:

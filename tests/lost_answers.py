@@ -12,10 +12,13 @@ _Act = Callable[[], Awaitable[object]]
 
 
 @contextmanager
-def answer_lost(store: StateStore, then: _Act | None = None, *, commit: int = 1) -> Iterator[list[str]]:
+def answer_lost(
+    store: StateStore, then: _Act | None = None, *, commit: int = 1, is_late: bool = False
+) -> Iterator[list[str]]:
     """Lose the answer to that COMMIT of the store's; run `then` before anybody can find out.
 
-    Yields a list that holds what was done: without it the test would prove nothing.
+    An answer that `is_late` arrives, after `then`. Yields a list that holds what was done: without it the test would
+    prove nothing.
     """
     faults: list[str] = []
     seen = 0
@@ -31,7 +34,8 @@ def answer_lost(store: StateStore, then: _Act | None = None, *, commit: int = 1)
             faults.append("lost")
             if then is not None:
                 await then()
-            raise ConnectionResetError
+            if not is_late:
+                raise ConnectionResetError
 
     with patch.object(AsyncSession, "commit", lossy):
         yield faults

@@ -27,16 +27,24 @@ pool_mode = transaction
 default_pool_size = 5
 max_client_conn = 500
 logfile = {directory}/log
+ignore_startup_parameters = {ignored}
 """
+_OURS = "application_name,jit,statement_timeout,lock_timeout,idle_in_transaction_session_timeout"
 
 
 @contextmanager
-def pgbouncer(server: PrivatePostgres) -> Iterator[Path]:
-    """The directory of the socket at which all databases of `server` are reached, while the block lasts."""
+def pgbouncer(server: PrivatePostgres, *, is_lenient: bool = False) -> Iterator[Path]:
+    """The directory of the socket at which all databases of `server` are reached, while the block lasts.
+
+    A lenient one takes the settings with which a store connects that is not told of it, and ignores them. Else it
+    refuses such a store, before anything can go wrong.
+    """
     program = find("pgbouncer")
     directory = Path(tempfile.mkdtemp(prefix="pgb-", dir="/tmp"))
     configuration = directory / "pgbouncer.ini"
-    configuration.write_text(_CONFIGURATION.format(sockets=server.sockets, directory=directory))
+    configuration.write_text(
+        _CONFIGURATION.format(sockets=server.sockets, directory=directory, ignored=_OURS if is_lenient else "")
+    )
     account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
     if account is not None:  # like Postgres it does not run as root
         for path in (directory, configuration):

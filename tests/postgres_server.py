@@ -102,10 +102,11 @@ class Postgres:
         return run_in_own_loop(main)
 
     @contextlib.contextmanager
-    def database(self, template: str = "template0") -> Iterator[str]:
+    def database(self, template: str = "template0", *, encoding: str | None = None) -> Iterator[str]:
         """The name of a new database, a copy of `template`, dropped at the end whoever is still connected."""
         name = f"orchestrator_state_test_{uuid.uuid4().hex}"
-        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+        encoded = f" ENCODING '{encoding}' LOCALE 'C'" if encoding else ""
+        self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"{encoded}')
         try:
             yield name
         finally:

@@ -19,6 +19,10 @@ Program = tuple[Statement, ...]
 START: dict[str, Any] = {"n": 0, "log": ["start"], "deep": {"rows": [{"marks": []}], "words": "start" * 60}}
 
 
+MADE = ("made", "found", "sorted", "table")
+"""Keys that are made by whoever needs them first."""
+
+
 class Crash(BaseException):
     """The worker is gone: nothing more is committed."""
 
@@ -67,6 +71,12 @@ class Attempt:
         elif how == "deep":
             context["deep"]["rows"][0]["marks"].append(mark)
             context["deep"]["words"] += f" {mark}"
+        elif how == "new":
+            context["made"] = context.get("made", 0) + 1
+            context.setdefault("found", {})[mark] = 1
+            context.setdefault("sorted", {}).setdefault("new", {"marks": []})["marks"].append(mark)
+        elif how == "table":
+            context.setdefault("table", {}).setdefault("rows", [{"marks": []}])[0]["marks"].append(mark)
 
     async def step(self, step_id: str, turns: int, change: str | None, *, fails: bool = False) -> None:
         with self.history.call():
@@ -171,9 +181,15 @@ async def pause(turns: int) -> None:
 def check(context: dict[str, str]) -> list[str]:
     """The marks in a context, none of them twice."""
     values = {key: json.loads(text) for key, text in context.items()}
-    counted = {key: count for key, count in values.items() if key not in START}
+    counted = {key: count for key, count in values.items() if key not in START and key not in MADE}
     words = values["deep"]["words"].split()[1:]
-    marks = [*values["log"][1:], *values["deep"]["rows"][0]["marks"]]
+    found = values.get("found", {})
+    assert all(count == 1 for count in found.values())
+    assert values.get("made", 0) == len(found), f"made {values.get('made')} of {found}"
+    news = values.get("sorted", {}).get("new", {}).get("marks", [])
+    assert sorted(news) == sorted(found), f"{news} and {found}"
+    marks = [*values["log"][1:], *values["deep"]["rows"][0]["marks"], *found]
+    marks += [mark for row in values.get("table", {}).get("rows", []) for mark in row["marks"]]
     assert all(count == 1 for count in counted.values()), f"counted twice: {counted}"
     assert len({*marks}) == len(marks), f"appended twice: {marks}"
     assert len({*words}) == len(words), f"added to the text twice: {words}"
@@ -186,6 +202,7 @@ async def execute(program: Program, crashes: Sequence[int], speeds: Sequence[int
     attempt = Attempt(recorded)
     for crash_after, speed in zip([*crashes, None], speeds, strict=False):
         attempt = Attempt(recorded, crash_after=crash_after, speed=speed)
+        attempt.history.enter()
         try:
             await attempt.run(program)
             await attempt.settle()
@@ -205,7 +222,7 @@ async def execute(program: Program, crashes: Sequence[int], speeds: Sequence[int
     marks = sorted(check(final))
     expected = sorted(attempt.executed | recorded.marks)
     assert marks == expected, f"{marks} instead of {expected}"
-    assert values["n"] == sum(key not in START for key in values), "each counts once"
+    assert values["n"] == sum(key not in START and key not in MADE for key in values), "each counts once"
 
 
 def commits_of(program: Program) -> int:

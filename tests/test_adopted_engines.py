@@ -1,6 +1,7 @@
 """Every pool and isolation level that an application's engine may have: a unit is one transaction, or refused."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,6 +14,7 @@ from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, NullPool, Stat
 
 from orchestrator_state import ConfigurationError, Run, StateStore, UnitOfWork
 from tests.engines import count_orders, create_orders, orders
+from tests.running import seconds
 from tests.states import a_state, is_stored
 
 LEVELS = {
@@ -152,6 +154,49 @@ async def test_an_engine_that_never_rolls_back_is_refused(sqlite_url: str) -> No
             await StateStore.open(engine=engine)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"stream_results": True}, "stream_results"),
+        ({"yield_per": 10}, "yield_per"),
+        ({"schema_translate_map": {None: "elsewhere"}}, "schema_translate_map"),
+    ],
+)
+async def test_options_that_no_statement_of_the_store_can_bear_are_refused_by_name(
+    database_url: str, options: dict[str, Any], named: str
+) -> None:
+    async with an_engine(database_url) as engine:
+        with pytest.raises(ConfigurationError, match=named):
+            await StateStore.open(engine=engine.execution_options(**options), migrate=True)
+
+
+async def test_an_isolation_level_that_the_database_does_not_have_is_refused_by_name(database_url: str) -> None:
+    async with an_engine(database_url, isolation_level="SNAPSHOT") as engine:
+        with pytest.raises(ConfigurationError, match="isolation_level"):
+            await StateStore.open(engine=engine, migrate=True)
+
+
+@pytest.mark.parametrize("enforced", ["ON", "OFF"])
+async def test_a_migration_is_refused_where_the_applications_events_begin_transactions(
+    sqlite_url: str, enforced: str
+) -> None:
+    async with an_engine(sqlite_url.replace(".db", "-new.db"), {"isolation_level": None}) as engine:
+        event.listen(
+            engine.sync_engine, "connect", lambda raw, _: raw.cursor().execute(f"PRAGMA foreign_keys={enforced}")
+        )
+        event.listen(engine.sync_engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN"))
+        with pytest.raises(ConfigurationError, match="begins transactions by itself"):
+            await StateStore.open(engine=engine, migrate=True)
+
+
+@pytest.mark.filterwarnings("ignore:The default timestamp converter")  # as of Python 3.12
+@pytest.mark.parametrize("native", [False, True])
+async def test_a_driver_that_converts_timestamps_is_refused_by_name(sqlite_url: str, native: bool) -> None:
+    async with an_engine(sqlite_url, {"detect_types": sqlite3.PARSE_DECLTYPES}, native_datetime=native) as engine:
+        with pytest.raises(ConfigurationError, match="PARSE_DECLTYPES"):
+            await StateStore.open(engine=engine)
+
+
 @pytest.mark.parametrize("what", ["a URL", object(), 5])
 async def test_what_is_no_engine_is_refused(what: Any) -> None:
     with pytest.raises(ConfigurationError, match="AsyncEngine"):
@@ -195,3 +240,16 @@ async def test_a_unit_joins_a_transaction_that_the_applications_events_begin(
             await UnitOfWork(session).workflows.save(state)
             await session.rollback()
         assert (state.version, await count_orders(engine)) == (0, 0)
+
+
+async def test_a_transaction_that_the_application_left_open_on_a_pooled_connection_is_in_nobodys_way(
+    postgres_url: str,
+) -> None:
+    async with (
+        an_engine(postgres_url, pool_size=1, max_overflow=0) as engine,
+        StateStore.open(engine=engine, retry_timeout=seconds(0.5)) as store,
+    ):
+        async with engine.connect() as connection:
+            await connection.execution_options(isolation_level="AUTOCOMMIT")
+            await connection.exec_driver_sql("BEGIN")
+        await store.start("n")

@@ -406,7 +406,7 @@ class Full(BlobStore):
 
 async def test_what_cannot_be_uploaded_is_not_saved(database_url: str, tmp_path: Path) -> None:
     payloads = Payloads(blobs=Full(f"file://{tmp_path}/full", above=ABOVE))
-    async with StateStore.open(database_url, payloads=payloads) as store:
+    async with StateStore.open(database_url, payloads=payloads, retry_timeout=timedelta(seconds=0.3)) as store:
         state = large_workflow()
         with pytest.raises(StoreUnavailable) as caught:
             await store.save_workflow_state(state)
@@ -421,6 +421,25 @@ async def test_what_cannot_be_uploaded_is_not_saved(database_url: str, tmp_path:
         with pytest.raises(StoreUnavailable):
             await store.run("n", handler, workflow_id="w")
         assert await steps_of(store, "w") == {}
+
+
+async def test_a_step_that_was_paid_for_outlasts_a_blob_store_that_is_away_for_a_moment(
+    database_url: str, on_disk: Place
+) -> None:
+    effect = Effect()
+
+    async def paid() -> Any:
+        on_disk.unmount()
+        asyncio.get_running_loop().call_later(1, on_disk.mount)
+        return await effect(LARGE)
+
+    async def handler(run: Run) -> Any:
+        await run.step("first", Effect(), LARGE)
+        return await run.step("paid", paid)
+
+    async with opened(database_url, on_disk) as store:
+        assert await store.run("n", handler, workflow_id="w") == LARGE
+    assert effect.calls == [LARGE]
 
 
 class Slow(BlobStore):

@@ -56,6 +56,25 @@ def shell(
     return run
 
 
+async def _waiting(url: str, workflow_id: str) -> None:
+    async with StateStore.open(url, payloads=encrypted("k1")) as store:
+        await store.start("w", workflow_id=workflow_id, context={"secret": CANARY})
+
+
+def test_runs_of_an_encrypted_store_are_looked_at_and_controlled_as_the_application_opens_it(
+    shell: Command, database_url: str
+) -> None:
+    run_in_own_loop(lambda: _waiting(database_url, "w-1"))
+    assert shell("runs", "list")[0] == 1, "not without its keys"
+    for command in (["list"], ["show", "w-1"], ["pause", "w-1"], ["resume", "w-1"], ["signal", "w-1", "go", '"now"']):
+        status, out, err = shell("runs", *command, "--app", "an_application:options")
+        assert (status, CANARY in out + err) == (0, False), command
+    status, out, _ = shell("runs", "cancel", "w-1", "--app", "an_application:options")
+    assert (status, "cancelled" in out) == (0, True)
+    assert CANARY not in "".join(map(str, contents(database_url)))
+    assert shell("prune", "--older-than", "0m", "--app", "an_application:options")[0] == 0
+
+
 @pytest.fixture
 def filled(database_url: str) -> str:
     """The URL of a database with payloads encrypted under the key k1."""

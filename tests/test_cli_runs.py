@@ -5,12 +5,14 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Run, RunPaused, StateStore, WorkflowState
+from orchestrator_state import Run, RunPaused, StateStore, StoreUnavailable, WorkflowState
 from orchestrator_state.cli import main
+from orchestrator_state.engine import Database
 
 _T = TypeVar("_T")
 Command = Callable[..., tuple[int, str, str]]
@@ -129,6 +131,27 @@ def test_a_live_run_is_asked_and_obeys_at_its_next_step(database_url: str, shell
     assert len(told) == 1
     assert told[0].endswith("is running; it is paused at its worker's next step\n")
     assert "  paused\n" in shell("show", "w-1")[1]
+
+
+@pytest.mark.parametrize("arguments", [["pause", "w-1"], ["cancel", "w-1"], ["signal", "w-1", "approved"]])
+def test_a_command_that_may_have_taken_effect_says_so(
+    database_url: str, shell: Command, monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
+    started(database_url, "w-1")
+    monkeypatch.setenv("ORCHESTRATOR_STATE_RETRY_TIMEOUT", "0.1")
+    commit = AsyncSession.commit
+
+    def away(_: Database) -> NoReturn:
+        raise StoreUnavailable("the server is away", transient=True)
+
+    async def last(session: AsyncSession) -> None:
+        await commit(session)
+        monkeypatch.setattr(Database, "reading", away)
+
+    monkeypatch.setattr(AsyncSession, "commit", last)
+    status, out, err = shell(*arguments)
+    assert (status, out) == (1, "")
+    assert re.fullmatch("error: the server is away; the command may have taken effect.*\n", err)
 
 
 @pytest.mark.parametrize(

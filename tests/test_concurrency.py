@@ -18,6 +18,7 @@ from orchestrator_state import Checkpoint, StaleVersion, StateStore, StepState, 
 from orchestrator_state.codecs import decode, encode
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
+from tests.chance import tries
 from tests.children import Child, child, ready, together
 
 PROCESSES = 4
@@ -85,8 +86,8 @@ def test_four_processes_that_increment_one_workflow_lose_no_increment(database_u
     assert count_of(database_url, increment, 100) == PROCESSES * 100
 
 
-def test_the_count_shows_when_the_update_is_not_guarded(database_url: str) -> None:
-    assert count_of(database_url, increment_unguarded, 25) < PROCESSES * 25
+def test_the_count_shows_when_the_update_is_not_guarded(fresh_database_urls: Callable[[], str]) -> None:
+    assert any(count_of(fresh_database_urls(), increment_unguarded, 25) < PROCESSES * 25 for _ in tries())
 
 
 # --- Torn reads -------------------------------------------------------------------------------------------------
@@ -296,10 +297,13 @@ def test_checkpoints_created_at_once_are_numbered_without_gap_or_double(database
     assert asyncio.run(stored()) == expected[::-1]
 
 
-def test_numbers_taken_without_the_row_lock_collide(database_url: str) -> None:
-    state = WorkflowState(workflow_id="w", workflow_name="n")
-    saved(database_url, state)
-    assert ["refused"] in together(PROCESSES, report, database_url, checkpoint_by_hand, state.id)
+def test_numbers_taken_without_the_row_lock_collide(fresh_database_urls: Callable[[], str]) -> None:
+    def collide(url: str) -> bool:
+        state = WorkflowState(workflow_id="w", workflow_name="n")
+        saved(url, state)
+        return ["refused"] in together(PROCESSES, report, url, checkpoint_by_hand, state.id)
+
+    assert any(collide(fresh_database_urls()) for _ in tries())
 
 
 # --- Deletion beside writers ------------------------------------------------------------------------------------

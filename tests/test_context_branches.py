@@ -5,9 +5,10 @@ First over all programs of a small grammar, without a database; then the program
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ BRANCHES: list[Program] = [
     (("step", 1, "count"), ("line", "append")),
     (("step", 2, "deep"), ("line", "deep"), ("step", 1, None)),
     (("line", "deep"), ("pause", 3), ("line", "count")),
+    (("pause", 2), ("step", 1, "new")),
+    (("line", "table"), ("step", 1, "new"), ("line", "new"), ("step", 2, "table")),
 ]
 SPEEDS = ((1, 1, 1), (1, 4, 1), (3, 0, 1))
 """Of the steps in each attempt: branches come in another order each time."""
@@ -58,7 +61,9 @@ def crashes_of(program: Program) -> Iterator[tuple[int, ...]]:
     yield from ((first, most - first) for first in range(1, most))
 
 
-@pytest.mark.parametrize(("change", "speeds"), [*zip(["count", "append", "deep"], SPEEDS, strict=True)])
+@pytest.mark.parametrize(
+    ("change", "speeds"), [*zip(["count", "append", "deep", "new", "table"], [*SPEEDS, *SPEEDS[1:]], strict=True)]
+)
 async def test_in_every_small_program_each_change_counts_once_wherever_the_worker_vanishes(
     change: str, speeds: tuple[int, ...]
 ) -> None:
@@ -189,6 +194,120 @@ async def test_what_the_functions_of_steps_do_side_by_side_is_kept(store: StateS
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w", context={"n": 0})
     assert await store.run("n", handler, workflow_id="w") == [3, "done", "done", ["a", "b"]]
+
+
+MAKERS: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "counter": lambda context, name: context.update(k=context.get("k", 0) + 1),
+    "list": lambda context, name: context.setdefault("k", []).append(name),
+    "object": lambda context, name: context.setdefault("k", {}).update({name: 1}),
+    "numbers as keys": lambda context, name: context.setdefault("k", {}).update({str(ord(name)): 1}),
+    "counter inside": lambda context, name: count(context.setdefault("k", {})),
+    "rows": lambda context, name: context.setdefault("k", {}).setdefault("rows", [{"in": []}])[0]["in"].append(name),
+    "list set anew": lambda context, name: context.update(k=[*context.get("k", []), name]),
+    "list at its front": lambda context, name: context.setdefault("k", []).insert(0, name),
+    "list that was null": lambda context, name: context.update(k=[*(context["k"] or []), name]),
+    "text from the start": lambda context, name: context.update(k=context["k"] + name),
+    "counter that was null": lambda context, name: context.update(k=(context["k"] or 0) + 1),
+    "object that was null": lambda context, name: context.update(k={**(context["k"] or {}), name: 1}),
+}
+
+MAKERS_OF_TEXTS: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "text": lambda context, name: context.update(k=context.get("k", "") + name),
+    "text inside": lambda context, name: add_to(context.setdefault("k", {}), "words", name),
+    "text that was null": lambda context, name: context.update(k=(context["k"] or "") + name),
+}
+"""A function that makes a text sets it: what others have made of nothing by then is no part of it."""
+
+
+def add_to(inside: dict[str, Any], key: str, text: str) -> None:
+    inside[key] = inside.get(key, "") + text
+
+
+def count(inside: dict[str, Any]) -> None:
+    inside["n"] = inside.get("n", 0) + 1
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, str):  # in whichever order they were added
+        return sorted(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sorted((leaf for each in inner for leaf in leaves(each)), key=str) or [value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [
+        *itertools.product(MAKERS, ["functions", "a function and a line"]),
+        *((kind, "functions") for kind in MAKERS_OF_TEXTS),
+    ],
+)
+async def test_what_whoever_needs_it_first_makes_is_made_once(store: StateStore, kind: str, by: str) -> None:
+    """Both branches begin in plain code, and come to their steps in another order when the run is resumed."""
+    make, order, attempts = (MAKERS | MAKERS_OF_TEXTS)[kind], ["a", "b"], list[Any]()
+
+    async def branch(run: Run, name: str) -> None:
+        await asyncio.sleep(0.05 * order.index(name))
+        if name == "b" and by != "functions":
+            make(run.context, name)
+        await run.step(name, note, run, name)
+
+    async def note(run: Run, name: str) -> None:
+        if name == "a" or by == "functions":
+            make(run.context, name)
+
+    async def handler(run: Run) -> Any:
+        await asyncio.gather(branch(run, "a"), branch(run, "b"))
+        if len(attempts) < 2:
+            attempts.append(copy.deepcopy(run.context["k"]))
+            order.reverse()
+            vanish()
+        return run.context["k"]
+
+    context = {"k": None} if "null" in kind else {"k": ""} if "start" in kind else {}
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context=context)
+    assert [leaves(found) for found in (*attempts, await store.run("n", handler, workflow_id="w"))] == [
+        leaves(attempts[0])
+    ] * 3
+
+
+@pytest.mark.parametrize("start", [{}, {"log": []}])
+async def test_what_a_recorded_step_brings_while_a_function_is_at_work_is_not_that_functions_doing(
+    store: StateStore, start: dict[str, Any]
+) -> None:
+    attempt = 0
+
+    async def handler(run: Run) -> Any:
+        at_work, is_back = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            run.append("log", "slow")
+            at_work.set()
+            if attempt == 1:
+                await asyncio.Event().wait()
+            await is_back.wait()
+            run.append("log", "slow, too")
+
+        async def quick_one() -> None:
+            if attempt == 2:
+                await at_work.wait()
+            await run.step("quick", lambda: run.append("log", "quick"))
+            is_back.set()
+            if attempt == 1:
+                vanish()
+
+        await asyncio.gather(run.step("slow", slow), quick_one())
+        if attempt == 2:
+            vanish()
+        return sorted(run.context["log"])
+
+    while attempt < 2:
+        attempt += 1
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context=start)
+    attempt = 3
+    assert await store.run("n", handler, workflow_id="w") == ["quick", "slow", "slow, too"]
 
 
 class Orders(BaseModel):

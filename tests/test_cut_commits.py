@@ -1,7 +1,6 @@
 """A connection cut around the COMMIT: a call settles by itself, and what it cannot know it says."""
 
 import asyncio
-import random
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -18,6 +17,7 @@ from orchestrator_state import (
     StepState,
     StoreUnavailable,
 )
+from tests.chance import dice
 from tests.cutting_proxy import CuttingProxy, Fault
 from tests.running import Effect, steps_of
 from tests.running import checkpoints_of as runs_checkpoints
@@ -136,12 +136,13 @@ async def test_four_workers_count_right_although_every_third_commit_is_cut(
     state = a_state()
     await near.save_workflow_state(state)
     acknowledged = unknown = 0
+    chance = dice()
 
     async def count(store: StateStore) -> None:
         nonlocal acknowledged, unknown
         for number in range(12):
             if number % 3 == 0:
-                proxy.fail_next_commit(random.choice([Fault.CUT_BEFORE, Fault.CUT_AFTER]))
+                proxy.fail_next_commit(chance.choice([Fault.CUT_BEFORE, Fault.CUT_AFTER]))
             while True:
                 fresh = await store.load_workflow_state(state.id)
                 fresh.context += 1

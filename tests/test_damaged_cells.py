@@ -2,15 +2,18 @@
 
 import contextlib
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from uuid import UUID
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from orchestrator_state import Run, StateStore, Worker
-from orchestrator_state.errors import CorruptPayload, OrchestratorStateError, PayloadError
-from tests.raw_sql import execute
+from orchestrator_state import Checkpoint, Run, StateStore, Worker, WorkflowState
+from orchestrator_state.errors import CorruptPayload, InvalidTransition, OrchestratorStateError, PayloadError
+from tests.engines import own_engine
+from tests.raw_sql import execute, fetch
 from tests.running import becomes, row_of
 
 TIMES = ("started_at", "updated_at", "completed_at", "digested_at", "wake_at", "lease_expires_at")
@@ -26,6 +29,19 @@ NOT_OF_THE_TYPE = ("'garbage'", "x'ff00'", NO_UTF_8)
 
 async def done(run: Run) -> str:
     return "done"
+
+
+async def refusal(ask: Callable[[], Awaitable[object]]) -> PayloadError | None:
+    try:
+        await ask()
+    except PayloadError as error:
+        return error
+    return None
+
+
+async def waits(run: Run) -> object:
+    await run.step("a", lambda: "a")
+    return await run.wait_for("go")
 
 
 async def three_runs(store: StateStore) -> list[UUID]:
@@ -112,6 +128,112 @@ async def test_a_count_that_cannot_grow_stops_nobody_else(
     (found,) = report.unknown or report.failed
     assert isinstance(found.error, CorruptPayload)
     assert column in str(found.error)
+
+
+@pytest.mark.parametrize("table", ["workflow_states", "step_states"])
+async def test_whoever_loads_a_damaged_workflow_is_told_of_the_very_cell(
+    store: StateStore, database_url: str, backend: str, table: str
+) -> None:
+    (_, damaged, _) = await three_runs(store)
+    await store.recover({"n": waits})
+    where = f"{'id' if table == 'workflow_states' else 'workflow_state_id'} = '{damaged}'"
+    damage(database_url, "started_at", NO_TIMES[backend][0], table, where)
+    with pytest.raises(CorruptPayload) as caught:
+        await store.load_workflow_state(damaged)
+    assert caught.value.path == "started_at"
+    assert caught.value.about["workflow_state_id"] == damaged
+    assert caught.value.about["workflow_id"] == "damaged"
+
+
+async def test_whoever_asks_for_a_result_that_is_no_json_is_told_whose_it_is(
+    store: StateStore, database_url: str
+) -> None:
+    await store.run("n", done, workflow_id="w", context={})
+    execute(database_url, "UPDATE workflow_states SET result = '[[', result_digest = NULL")
+    with pytest.raises(CorruptPayload) as caught:
+        await store.run("n", done, workflow_id="w", context={})
+    assert caught.value.path == "result"
+    assert caught.value.about["workflow_state_id"] == (await row_of(store, "w")).id
+
+
+@pytest.mark.parametrize("value", ["'unknown'", "''", NO_UTF_8])
+async def test_a_run_of_no_known_status_is_not_taken_up(sqlite_url: str, value: str) -> None:
+    async with StateStore.open(sqlite_url) as store:
+        (_, damaged, _) = await three_runs(store)
+        execute(
+            sqlite_url,
+            "PRAGMA ignore_check_constraints = ON",
+            f"UPDATE workflow_states SET status = {value} WHERE id = '{damaged}'",
+        )
+        with pytest.raises(CorruptPayload) as caught:
+            await store.run("n", done, workflow_id="damaged", context={})
+        assert caught.value.path == "status"
+
+
+async def test_the_id_of_a_damaged_run_is_told_as_an_id_in_whatever_form_it_was_given(postgres_url: str) -> None:
+    async with StateStore.open(postgres_url) as store:
+        (_, damaged, _) = await three_runs(store)
+        damage(postgres_url, "version", str(2**31 - 1), where=f"id = '{damaged}'")
+        for ask in (store.pause, store.cancel):
+            with pytest.raises(CorruptPayload) as caught:
+                await ask(str(damaged))
+            assert caught.value.about["workflow_state_id"] == damaged
+
+
+async def test_a_step_whose_id_is_longer_than_any_fails_its_run_alone(sqlite_url: str) -> None:
+    async with StateStore.open(sqlite_url) as store:
+        ids = await three_runs(store)
+        await store.recover({"n": waits})
+        execute(
+            sqlite_url,
+            "PRAGMA ignore_check_constraints = ON",
+            f"UPDATE step_states SET step_id = '{'x' * 256}' WHERE workflow_state_id = '{ids[1]}'",
+        )
+        for each in ids:
+            await store.signal(each, "go")
+        report = await store.recover({"n": waits})
+        assert {run.workflow_id for run in report.completed} == {"before", "after"}
+        (failed,) = report.failed
+        assert isinstance(failed.error, CorruptPayload)
+        assert failed.error.about["path"] == "step_id"
+
+
+@pytest.mark.parametrize("column", ["version", "lease_token", "checkpoint_seq", "signal_seq"])
+async def test_whoever_writes_to_a_run_of_which_a_count_cannot_grow_is_told_which_run_it_is(
+    store: StateStore, database_url: str, backend: str, column: str
+) -> None:
+    (_, damaged, _) = await three_runs(store)
+    await store.recover({"n": waits})
+    latest = await store.get_latest_checkpoint(damaged)
+    assert latest is not None
+    largest = (2**63 if backend == "sqlite" else 2**31) - 1
+    damage(database_url, column, str(largest), where=f"id = '{damaged}'")
+
+    refused: list[PayloadError] = []
+
+    async def save() -> None:
+        state = await store.load_workflow_state(damaged)
+        state.context["more"] = 1
+        await store.save_workflow_state(state)
+
+    for ask in (
+        save,
+        partial(store.create_checkpoint, Checkpoint(workflow_state_id=damaged, step_id="c", snapshot={})),
+        partial(store.signal, damaged, "go"),
+        partial(store.pause, damaged),
+        partial(store.resume, damaged),
+        partial(store.rewind, latest.id),
+        partial(store.cancel, damaged),
+    ):
+        with contextlib.suppress(InvalidTransition):
+            refused += [error] if (error := await refusal(ask)) is not None else []
+    assert all({damaged, latest.id} & set(error.about.values()) for error in refused)
+    assert "refused a value" not in " ".join(map(str, refused))
+    if column.endswith("_seq"):
+        await store.create_checkpoint(Checkpoint(workflow_state_id=damaged, step_id="last", snapshot={}))
+        latest = await store.get_latest_checkpoint(damaged)
+        assert latest is not None
+        assert latest.step_id == "last"
 
 
 async def test_a_damaged_run_is_set_aside_and_goes_on_once_it_is_mended(
@@ -224,6 +346,27 @@ async def test_verify_names_a_moment_that_is_none(
     assert [(found.workflow_state_id, found.column) for found in report.damage] == [(str(damaged), column)]
 
 
+async def test_verify_names_a_request_of_which_a_cell_is_damaged(
+    store: StateStore, database_url: str, backend: str
+) -> None:
+    await three_runs(store)
+    (request, *others) = [str(found) for (found,) in fetch(database_url, "SELECT id FROM requests")]
+    assert (await store.verify()).is_sound
+    for column, value in (("made_at", NO_TIMES[backend][0]), ("namespace", "''")):
+        damage(database_url, column, value, "requests", f"id = '{request}'")
+
+    async with StateStore.open(database_url, namespace="theirs") as theirs:
+        for each in (store, theirs):
+            report = await each.verify()
+            assert not report.is_sound
+            assert report.damaged_cells == 2
+            assert {(found.table, found.request_id, found.column) for found in report.damage} == {
+                ("requests", request, "made_at"),
+                ("requests", request, "namespace"),
+            }
+    assert others
+
+
 async def test_a_list_tells_of_each_workflow_that_it_leaves_out(store: StateStore, database_url: str) -> None:
     (_, damaged, _) = await three_runs(store)
     damage(database_url, "context", "'{'", where=f"id = '{damaged}'")
@@ -242,3 +385,79 @@ async def test_a_list_of_nothing_but_damage_is_an_error_and_not_an_empty_one(
     execute(database_url, "UPDATE workflow_states SET context = '{'")
     with pytest.raises(CorruptPayload):
         await store.list_active_workflows()
+
+
+@pytest.mark.parametrize("column", TIMES)
+async def test_a_moment_that_is_none_stops_nobody_on_an_engine_of_the_applications(
+    database_url: str, backend: str, column: str
+) -> None:
+    engine = own_engine(database_url)
+    async with StateStore.open(engine=engine) as store:
+        for value in NO_TIMES[backend]:
+            (_, damaged, _) = await three_runs(store)
+            damage(database_url, column, value, where=f"id = '{damaged}'")
+            await assert_neighbours_are_served(store)
+            execute(database_url, "DELETE FROM workflow_states")
+    await engine.dispose()
+
+
+async def test_what_the_application_reads_on_its_own_engine_is_as_it_was(sqlite_url: str) -> None:
+    engine = own_engine(sqlite_url)
+    async with StateStore.open(engine=engine) as store:
+        await three_runs(store)
+        damage(sqlite_url, "user_id", NO_UTF_8, where="workflow_id = 'damaged'")
+        await store.list_active_workflows(on_damaged=lambda _: None)
+        async with engine.connect() as connection:
+            assert (await connection.exec_driver_sql("SELECT 'text'")).scalar() == "text"
+            with pytest.raises(OperationalError):
+                await connection.exec_driver_sql("SELECT user_id FROM workflow_states")
+    await engine.dispose()
+
+
+async def test_a_worker_names_a_run_that_it_marks_failed_for_damage(
+    store: StateStore, database_url: str, backend: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (_, damaged, _) = await three_runs(store)
+    damage(database_url, "started_at", NO_TIMES[backend][0], where=f"id = '{damaged}'")
+    with caplog.at_level(logging.WARNING, "orchestrator_state"):
+        async with Worker(store, {"n": done}, poll=0.05, handle_signals=False):
+            await becomes(lambda row: row.status == "failed", store, "damaged")
+    (said,) = [line for line in caplog.messages if str(damaged) in line]
+    assert "started_at" in said
+    assert "is left" not in said
+
+
+async def test_a_count_behind_what_it_counts_is_set_right(store: StateStore, database_url: str) -> None:
+    heard: list[str] = []
+
+    async def handler(run: Run) -> None:
+        for at in range(3):
+            await run.step(f"before {at}", lambda: None)
+        heard.extend([await run.wait_for("go") for _ in range(3)])
+        await run.step("last", lambda: None)
+
+    run_id = (await store.start("n", workflow_id="w", context={})).id
+    await store.recover({"n": handler})
+    for said in ("one", "two"):
+        await store.signal(run_id, "go", said)
+    damage(database_url, "checkpoint_seq", "0", where=f"id = '{run_id}'")
+    damage(database_url, "signal_seq", "0", where=f"id = '{run_id}'")
+    await store.signal(run_id, "go", "three")
+
+    assert len((await store.recover({"n": handler})).completed) == 1
+
+    assert heard == ["one", "two", "three"]
+    latest = await store.get_latest_checkpoint(run_id)
+    assert latest is not None
+    assert latest.step_id == "last"
+
+
+async def test_a_checkpoint_by_hand_comes_after_those_that_are_there(store: StateStore, database_url: str) -> None:
+    state = WorkflowState(workflow_id="w", workflow_name="n")
+    await store.save_workflow_state(state)
+    for at in range(2):
+        await store.create_checkpoint(Checkpoint(workflow_state_id=state.id, step_id=str(at), snapshot={}))
+        damage(database_url, "checkpoint_seq", "0", where=f"id = '{state.id}'")
+    latest = await store.get_latest_checkpoint(state.id)
+    assert latest is not None
+    assert latest.step_id == "1"

@@ -14,6 +14,7 @@ from sqlalchemy import exc
 from orchestrator_state import (
     ConfigurationError,
     Conflict,
+    CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
     PayloadTooLarge,
@@ -22,8 +23,8 @@ from orchestrator_state import (
 )
 from orchestrator_state.driver_errors import fault_in, translate
 
-REFUSALS = (Conflict, InvalidPayload, PayloadTooLarge)
-"""What the value that was sent deserves."""
+REFUSALS = (Conflict, CorruptPayload, InvalidPayload, PayloadTooLarge)
+"""What the value that was sent, or is stored, deserves."""
 
 
 def subclasses(kind: type[Any]) -> Iterator[type[Any]]:
@@ -161,3 +162,39 @@ def test_a_fault_under_the_callers_own_statement_is_found_in_any_wrapping(error:
     wrapped = exc.DBAPIError("INSERT", {}, error)
     for raised in (error, wrapped, ExceptionGroup("", [ValueError(), ExceptionGroup("", [wrapped])])):
         assert isinstance(fault_in(raised), StoreUnavailable)
+
+
+# --- in words -----------------------------------------------------------------------------------------------------
+
+
+def sqlite_error(code: int) -> sqlite3.OperationalError:
+    error = sqlite3.OperationalError("canary")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (sqlite_error(sqlite3.SQLITE_FULL), "disk with the SQLite file is full; free some space"),
+        (asyncpg.DiskFullError("canary"), "disk is full; free some space"),
+        (sqlite_error(sqlite3.SQLITE_READONLY), "read-only"),
+        (asyncpg.ReadOnlySQLTransactionError("canary"), "may only be read"),
+        (asyncpg.TooManyConnectionsError("canary"), "lower pool_max"),
+        (asyncpg.InsufficientPrivilegeError("canary"), "selects, inserts, updates and deletes"),
+        (asyncpg.InvalidPasswordError("canary"), "check both"),
+        (asyncpg.InvalidCatalogNameError("canary"), "create it"),
+        (sqlite_error(sqlite3.SQLITE_CANTOPEN), "check its permissions"),
+    ],
+)
+def test_what_is_wrong_and_what_to_do_is_said_and_nothing_of_the_drivers(raised: Exception, words: str) -> None:
+    for opening in (True, False):
+        ours = translate(raised, opening=opening)
+        assert words in str(ours)
+        assert "canary" not in str(ours)
+
+
+def test_at_an_opening_an_error_of_a_driver_inside_another_is_a_fault_too() -> None:
+    adapted = RuntimeError("canary")
+    adapted.__cause__ = asyncpg.TargetServerAttributeNotMatched("no host")
+    assert isinstance(translate(exc.DBAPIError("", None, adapted), opening=True), StoreUnavailable)

@@ -90,6 +90,27 @@ async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(
     assert len(await store.list_active_workflows()) == 1
 
 
+def without_a_loop(call: Callable[[], Awaitable[Any]]) -> None:
+    """As another framework than asyncio, or code that drives coroutines by itself, would begin it."""
+    next(call().__await__())
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_call_where_no_loop_of_asyncio_runs_is_refused(
+    store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
+) -> None:
+    with pytest.raises(ConfigurationError, match="no event loop"):
+        await asyncio.to_thread(without_a_loop, lambda: call(store))
+
+
+async def test_to_open_a_store_where_no_loop_of_asyncio_runs_is_refused(database_url: str) -> None:
+    async def opened() -> None:
+        await StateStore.open(database_url)
+
+    with pytest.raises(ConfigurationError, match="no event loop"):
+        await asyncio.to_thread(without_a_loop, opened)
+
+
 async def test_many_threads_with_loops_of_their_own_harm_nobody(store: StateStore) -> None:
     with ThreadPoolExecutor(8) as threads:
         loop = asyncio.get_running_loop()

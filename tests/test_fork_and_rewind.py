@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -268,3 +269,25 @@ async def test_what_a_step_did_to_the_context_after_the_checkpoint_is_not_kept(s
     assert again.context == {"asked": 1, "done": 0}
     await store.run("n", handler, workflow_id=again.workflow_id)
     assert (await store.load_workflow_state(again.id)).context == {"asked": 1, "done": 1}
+
+
+async def test_a_fork_with_a_name_is_made_once_however_often_it_is_asked_for(store: StateStore) -> None:
+    """By a process that was killed after its commit, say, and by the one that was started in its place."""
+
+    async def handler(run: Run) -> str:
+        return await run.step("a", Effect(), "done")
+
+    await store.run("n", handler, workflow_id="w")
+    [checkpoint] = await checkpoints_of(store, "w")
+    first = await store.fork(checkpoint.id, workflow_id="fork")
+    await store.run("n", handler, workflow_id="fork")
+    again = await store.fork(str(checkpoint.id), workflow_id="fork")
+    assert (again.id, again.status) == (first.id, "completed")
+    others = [(await store.fork(checkpoint.id, workflow_id=name)).id for name in ("another", None, None)]
+    assert len({first.id, *others}) == 4
+
+
+@pytest.mark.parametrize("name", ["", 7, "\0", "\ud800", "n" * 256])
+async def test_a_fork_cannot_have_a_name_that_cannot_be_stored(store: StateStore, name: Any) -> None:
+    with pytest.raises(InvalidPayload, match="workflow_id"):
+        await store.fork(uuid4(), workflow_id=name)

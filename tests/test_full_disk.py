@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import (
@@ -119,3 +119,18 @@ def test_a_write_that_fails_in_the_middle_of_a_unit_leaves_the_file_as_it_was(sq
         process.finish()
     with closing(sqlite3.connect(sqlite_url.removeprefix("sqlite:///"))) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+@pytest.mark.parametrize("spare", [1, 8, 12, 16, 20, 24])
+async def test_a_migration_says_that_the_disk_is_full_and_leaves_nothing(
+    empty_sqlite_url: str, request: pytest.FixtureRequest, spare: int
+) -> None:
+    def limit(connection: Any, _: object) -> None:
+        connection.execute(f"PRAGMA max_page_count = {spare}")
+
+    event.listen(Engine, "connect", limit)
+    request.addfinalizer(lambda: event.remove(Engine, "connect", limit))
+    with pytest.raises(StoreUnavailable, match="full"):
+        await StateStore.open(empty_sqlite_url)
+    with closing(sqlite3.connect(empty_sqlite_url.removeprefix("sqlite:///"))) as connection:
+        assert connection.execute("SELECT count(*) FROM sqlite_master").fetchone() == (0,)

@@ -4,17 +4,18 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text, update
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Run, StateStore, UnprotectedPayload, WorkflowState
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.compression import Zstd
-from orchestrator_state.errors import CorruptPayload, DecryptionFailed, LeaseHeld, PayloadTooLarge
+from orchestrator_state.errors import CorruptPayload, DecryptionFailed, LeaseHeld, LeaseLost, PayloadTooLarge
 from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.payloads import Payloads, digest_of
 from orchestrator_state.sealing import SignalPlace, workflow_identity
 from tests.payload_samples import encrypted
-from tests.running import change_row, change_step, fetch, row_of
+from tests.running import change_row, change_step, fetch, row_of, steps_of
 
 LARGE = "x" * 5_000
 
@@ -51,6 +52,48 @@ async def test_a_run_that_a_worker_owns_is_not_deleted(store: StateStore) -> Non
 
     await store.run("n", deletes_itself, workflow_id="w", context={})
     assert (await store.load_workflow_state_by_workflow_id("w")).status == "completed"
+
+
+# --- a version that somebody else has moved on -----------------------------------------------------------------------
+
+
+async def moved_on(session: AsyncSession) -> None:
+    await session.execute(update(workflow_states).values(version=workflow_states.c.version + 1))
+
+
+async def test_a_step_is_not_acknowledged_because_somebody_has_moved_the_version_on(store: StateStore) -> None:
+    calls: list[str] = []
+
+    async def interfered_with() -> str:
+        calls.append("called")
+        if len(calls) == 1:
+            async with store.begin() as uow:
+                await moved_on(uow.session)
+        return "done"
+
+    async def handler(run: Run) -> str:
+        return await run.step("s", interfered_with)
+
+    with pytest.raises(LeaseLost):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == "done"
+    assert list(await steps_of(store, "w")) == ["s"]
+
+
+async def test_a_transaction_that_moves_the_version_on_leaves_no_rows_without_its_step(store: StateStore) -> None:
+    async def own_sql(session: AsyncSession) -> None:
+        await session.execute(text("INSERT INTO ledger VALUES (1)"))
+        await moved_on(session)
+
+    async def handler(run: Run) -> None:
+        await run.transact("t", own_sql)
+
+    async with store.begin() as uow:
+        await uow.session.execute(text("CREATE TABLE ledger (n INTEGER)"))
+    with pytest.raises(LeaseLost):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await fetch(store, text("SELECT n FROM ledger")) == []
+    assert await steps_of(store, "w") == {}
 
 
 # --- ids that somebody else has guessed ------------------------------------------------------------------------------
@@ -133,6 +176,24 @@ async def test_outputs_that_were_replaced_by_null_are_unprotected(database_url: 
             await store.load_workflow_state(run_id)
         assert refused.value.about["step_id"] == "screen"
         assert not (await store.verify(load=True)).is_sound
+
+
+async def test_null_beside_its_digest_is_not_taken_for_what_older_software_wrote(database_url: str) -> None:
+    async def handler(run: Run) -> object:
+        return [await run.step("screen", lambda: "clean"), await run.wait_for("go")]
+
+    async with StateStore.open(database_url, payloads=encrypted("k", strict=True)) as store:
+        run_id = (await store.start("n", workflow_id="w", context={})).id
+        await store.recover({"n": handler})
+        await change_step(store, run_id, "screen", outputs=None)
+        await change_row(store, run_id, digested_at=None)
+        with pytest.raises(CorruptPayload):
+            await store.load_workflow_state(run_id)
+        await store.signal(run_id, "go", "on")
+        assert await store.run("n", handler, workflow_id="w") == ["clean", "on"]
+        await change_row(store, run_id, result=None, digested_at=None)
+        with pytest.raises(CorruptPayload):
+            await store.run("n", handler, workflow_id="w")
 
 
 @pytest.mark.parametrize("status", ["completed", "skipped"])

@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from orchestrator_state.run_records import Ack, Lease
 from orchestrator_state.run_repository import RunRepository
 from tests.cutting_proxy import CuttingProxy, Fault
 from tests.lost_answers import answer_lost
-from tests.running import Effect, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
+from tests.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
 from tests.test_writer import a_change, leased
 
 
@@ -140,6 +140,45 @@ async def test_what_ends_late_does_not_end_what_came_after(store: StateStore) ->
     assert await row_of(store, "w") == before
 
 
+async def test_who_has_let_go_of_a_run_writes_nothing_more(store: StateStore) -> None:
+    """Letting go moves the row on, too: that is no sign that an earlier attempt took effect."""
+    [lease] = await leased(store)
+    async with store.begin() as uow:
+        assert await uow.runs.release(lease)
+    with pytest.raises(LeaseLost):
+        await store._executor.writer.commit(a_change(lease, "s"))
+    with pytest.raises(LeaseLost):
+        async with store.begin() as uow:
+            await uow.commits.commit(a_change(lease, "s"))
+    with pytest.raises(LeaseLost):
+        async with store.begin() as uow:
+            await uow.runs.hold_owned(lease)
+    assert await count_rows(store, "step_states") == 0
+
+
+@pytest.mark.parametrize("end", ["stopped", "returned"])
+async def test_a_branch_that_outlives_its_handler_is_acknowledged_nothing(store: StateStore, end: str) -> None:
+    gate, acknowledged = Gate(), Effect()
+    branches: list[asyncio.Task[None]] = []
+
+    async def branch(run: Run) -> None:
+        await acknowledged(await run.step("paid", gate, 1))
+
+    async def handler(run: Run) -> None:
+        branches.append(asyncio.create_task(branch(run)))
+        await gate.reached.wait()
+        if end == "stopped":
+            vanish()
+
+    with suppress(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    before = await row_of(store, "w")
+    gate.opened.set()
+    await asyncio.wait(branches)
+    assert acknowledged.calls == []
+    assert (await row_of(store, "w"), await count_rows(store, "step_states")) == (before, 0)
+
+
 async def test_the_end_of_a_run_settles_by_itself(store: StateStore) -> None:
     async def handler(run: Run) -> str:
         await run.step("a", Effect())
@@ -178,7 +217,8 @@ async def test_a_transaction_refused_for_what_its_first_try_wrote_is_done(store:
     async def blind(*arguments: Any, **options: Any) -> Any:
         nonlocal looks
         looks += 1
-        return None if looks <= 2 else await find(*arguments, **options)
+        found = await find(*arguments, **options)
+        return None if looks <= 2 else found
 
     async def pay(session: Any) -> str:
         await session.execute(text("INSERT INTO payments VALUES (1)"))

@@ -1,9 +1,12 @@
 """Leases: one owner at a time, whoever claims, renews, dawdles or vanishes."""
 
 import asyncio
+import threading
 from datetime import UTC, datetime
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import pytest
@@ -14,16 +17,21 @@ from orchestrator_state import (
     InvalidPayload,
     LeaseHeld,
     LeaseLost,
+    Retry,
     Run,
     StateStore,
     StoreUnavailable,
+    leases,
 )
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.run_records import Lease
 from orchestrator_state.run_repository import RunRepository
+from orchestrator_state.runs import Handler
 from tests.engines import own_engine
-from tests.running import Effect, Gate, change_row, count_rows, expire_lease, row_of, seconds
+from tests.lost_answers import answer_lost
+from tests.postgres_server import Postgres
+from tests.running import Effect, Gate, becomes, change_row, count_rows, expire_lease, row_of, seconds
 from tests.statements import traffic_of
 
 # --- claims ---
@@ -126,8 +134,8 @@ async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_end
         with pytest.raises(LeaseLost):
             await first
 
-        await asyncio.sleep(1.5)  # more than two terms: without renewal the lease is over by then
-        assert not (await store.recover({"w": lambda run: run.step("s", Effect())})).runs
+        taken = (await row_of(store, "w")).lease_expires_at
+        await becomes(lambda row: row.lease_expires_at > taken + seconds(0.7), store, "w")
         gate.opened.set()
         assert await second == "second"
 
@@ -168,10 +176,10 @@ async def test_a_transaction_of_a_run_may_take_longer_than_its_lease_and_harms_n
         calls += 1
         values = {"id": uuid4(), "namespace": "n", "kind": "k", "made_at": datetime.now(UTC)}
         await session.execute(insert(requests).values(values))
-        await asyncio.sleep(2)  # more than three terms
+        await asyncio.sleep(4)  # more than three terms
         return "done"
 
-    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store, StateStore.open(database_url) as other:
+    async with StateStore.open(database_url, lease_term=seconds(1.2)) as store, StateStore.open(database_url) as other:
         gate, effect = Gate(), Effect()
         neighbour = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="neighbour"))
         await gate.reached.wait()
@@ -223,6 +231,31 @@ async def test_leases_are_renewed_beside_an_applications_engine_that_is_at_its_l
     assert not effect.calls
 
 
+async def test_leases_are_renewed_by_the_pool_where_the_server_has_no_connection_beside_it(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    database = urlsplit(postgres_url).path[1:]
+    postgres.execute(f'CREATE ROLE "{database}" LOGIN CONNECTION LIMIT 1', database=database)
+    postgres.execute(f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{database}"', database=database)
+    effect = Effect()
+
+    async def long(run: Run) -> Any:
+        return await run.step("long", dawdle)
+
+    async def dawdle() -> Any:
+        await asyncio.sleep(2.5)
+        return await effect("answer")
+
+    url = postgres_url.replace("//postgres@", f"//{database}@")
+    try:
+        async with StateStore.open(url, lease_term=seconds(0.9), pool_min=1, pool_max=1) as store:
+            assert await store.run("w", long, workflow_id="w") == "answer"
+    finally:
+        postgres.execute(f'DROP OWNED BY "{database}"', database=database)
+        postgres.execute(f'DROP ROLE "{database}"', database=database)
+    assert effect.calls == ["answer"]
+
+
 async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
     sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,6 +282,87 @@ async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
         await task
     assert order.count(-1) > 3, "each as soon as it was due"
     assert [number for number in order if number >= 0] == list(range(20)), "the others in their order"
+
+
+async def test_a_lease_that_is_not_held_is_not_fresh_however_short_a_time_ago_the_machine_was_started(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease = Lease(workflow_state_id=uuid4(), owner=uuid4(), token=1, version=1)
+    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: 1.0))
+    assert not store._executor.keeper.is_fresh(lease)
+
+
+async def test_a_step_that_waits_to_be_called_again_is_not_called_by_a_worker_that_lost_the_run(
+    database_url: str,
+) -> None:
+    calls: list[str] = []
+
+    def runs_in(worker: str, retry: Retry) -> Handler[str]:
+        async def fn() -> str:
+            calls.append(worker)
+            if worker == "frozen":
+                raise ConnectionError
+            return worker
+
+        async def handler(run: Run) -> str:
+            return await run.step("s", fn, retry=retry)
+
+        return handler
+
+    slow = Retry(attempts=2, wait_initial=2.5, wait_jitter=0)
+    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store, StateStore.open(database_url) as other:
+        frozen = asyncio.create_task(store.run("n", runs_in("frozen", slow), workflow_id="w"))
+        await called(calls, 1)
+        stop_the_heartbeat(store)
+        assert await other.run("n", runs_in("other", Retry()), workflow_id="w", wait=60) == "other"
+        with pytest.raises(LeaseLost):
+            await frozen
+    assert calls == ["frozen", "other"]
+
+
+async def test_a_step_that_waits_for_a_thread_is_not_called_by_a_worker_that_lost_the_run(database_url: str) -> None:
+    calls: list[str] = []
+    occupied, let_go = threading.Event(), threading.Event()
+
+    def occupy() -> None:
+        occupied.set()
+        let_go.wait(60)
+
+    def note(worker: str) -> str:
+        calls.append(worker)
+        return worker
+
+    async def handler(run: Run, worker: str) -> str:
+        return await run.step("s", note, worker)
+
+    async with (
+        StateStore.open(database_url, lease_term=seconds(0.6), step_threads=1) as store,
+        StateStore.open(database_url) as other,
+    ):
+        neighbour = asyncio.create_task(store.run("busy", lambda run: run.step("s", occupy), workflow_id="busy"))
+        await asyncio.to_thread(occupied.wait)
+        frozen = asyncio.create_task(store.run("n", lambda run: handler(run, "frozen"), workflow_id="w"))
+        while not store._executor.threads._waiting:  # noqa: ASYNC110 - a thread changes it
+            await asyncio.sleep(0.005)
+        stop_the_heartbeat(store)
+        assert await other.run("n", lambda run: handler(run, "other"), workflow_id="w", wait=60) == "other"
+        let_go.set()
+        with pytest.raises(LeaseLost):
+            await frozen
+        await asyncio.gather(neighbour, return_exceptions=True)
+    assert calls == ["other"]
+
+
+def stop_the_heartbeat(store: StateStore) -> None:
+    """As if the process were frozen."""
+    heartbeat = store._executor.keeper._heartbeat
+    assert heartbeat is not None
+    heartbeat.cancel()
+
+
+async def called(calls: list[str], count: int) -> None:
+    while len(calls) < count:  # noqa: ASYNC110 - a step's function changes it
+        await asyncio.sleep(0.005)
 
 
 async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
@@ -362,3 +476,26 @@ async def test_many_leases_are_renewed_in_several_transactions(
     for gate in gates:
         gate.opened.set()
     await asyncio.gather(*tasks)
+
+
+# --- a process that was frozen ---
+
+
+async def test_a_worker_that_was_frozen_since_its_claim_makes_sure_of_its_lease_before_it_calls(
+    database_url: str, store: StateStore
+) -> None:
+    gate, effect = Gate(), Effect()
+    others: list[asyncio.Task[Any]] = []
+
+    async def another_takes_over() -> None:
+        run = store.run("w", lambda run: run.step("s", gate, "the other"), workflow_id="w", wait=seconds(20))
+        others.append(asyncio.create_task(run))
+        await gate.reached.wait()
+
+    await store.start("w", workflow_id="w")
+    async with StateStore.open(database_url, lease_term=seconds(0.5)) as frozen:
+        with answer_lost(frozen, another_takes_over, is_late=True), pytest.raises(LeaseLost):
+            await frozen.run("w", lambda run: run.step("s", effect), workflow_id="w")
+    assert effect.calls == []
+    gate.opened.set()
+    assert await others[0] == "the other"

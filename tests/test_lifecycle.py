@@ -5,13 +5,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Checkpoint, ConfigurationError, StateStore
+from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, StoreUnavailable
 from tests.held import checked_out, comes_true
 from tests.postgres_server import Postgres
+from tests.running import row_of
 from tests.states import a_state
 
 # --- Exit -------------------------------------------------------------------------------------------------------
@@ -89,6 +93,92 @@ async def test_closing_ends_every_thread_and_connection(database_url: str, backe
         name = urlsplit(database_url).path[1:]
         assert await comes_true(lambda: not postgres.execute("SELECT 1 FROM pg_stat_activity WHERE datname = $1", name))
     assert await comes_true(lambda: set(threading.enumerate()) <= before)
+
+
+async def _in_a_step(run: Run) -> None:
+    await run.step("s", asyncio.sleep, 60)
+
+
+async def _between_steps(run: Run) -> None:
+    for number in range(10_000):
+        await run.step(f"s{number}", int)
+        await asyncio.sleep(0)
+
+
+async def _in_transact(run: Run) -> None:
+    async def idly(session: AsyncSession) -> None:
+        await session.execute(select(1))
+        await asyncio.sleep(60)
+
+    await run.transact("t", idly)
+
+
+async def _waiting(run: Run) -> None:
+    await run.wait_for("never")
+
+
+async def _waiting_for_a_while(run: Run) -> None:
+    await run.wait_for("never", timeout=60)
+
+
+async def _child_waiting(run: Run) -> None:
+    await run.child("child", _waiting)
+
+
+@pytest.mark.parametrize(
+    "handler", [_in_a_step, _between_steps, _in_transact, _waiting, _waiting_for_a_while, _child_waiting]
+)
+async def test_closing_stops_runs_where_they_are_and_lets_go_of_them(
+    database_url: str, handler: Callable[[Run], Awaitable[None]]
+) -> None:
+    seen: list[str] = []
+
+    async def watched(run: Run) -> None:
+        try:
+            began.set()
+            await handler(run)
+        except Exception as error:
+            seen.append(type(error).__name__)  # what a handler would compensate for
+            raise
+
+    began = asyncio.Event()
+    store = await StateStore.open(database_url)
+    running = asyncio.create_task(store.run("n", watched, workflow_id="w", context={}))
+    await began.wait()
+    await asyncio.sleep(0.1)
+    await store.close()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await running
+    assert seen == []
+    async with StateStore.open(database_url) as other:
+        row = await row_of(other, "w")
+    assert (row.status, row.lease_expires_at) == ("running", None)
+
+
+async def test_a_run_that_is_claimed_while_its_store_closes_is_stopped(store: StateStore) -> None:
+    await store._executor.keeper.stop_runs()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await store.run("n", _waiting, workflow_id="w", context={})
+
+
+async def test_closing_does_not_wait_for_a_run_that_will_not_stop(database_url: str) -> None:
+    async def stubborn() -> None:
+        while not closed.is_set():
+            with suppress(asyncio.CancelledError):
+                began.set()
+                await closed.wait()
+
+    async def handler(run: Run) -> None:
+        await run.step("s", stubborn)
+
+    began, closed = asyncio.Event(), asyncio.Event()
+    store = await StateStore.open(database_url)
+    running = asyncio.create_task(store.run("n", handler, workflow_id="w", context={}))
+    await began.wait()
+    await store.close()
+    closed.set()
+    with pytest.raises(StoreUnavailable, match="the store is closed"):
+        await running
 
 
 async def test_two_hundred_tasks_share_a_pool_of_five(database_url: str) -> None:

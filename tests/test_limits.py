@@ -114,3 +114,38 @@ async def test_a_step_that_is_recorded_twice_counts_once(database_url: str) -> N
         await store.run("n", handler, workflow_id="w")
         steps = (await store.load_workflow_state((await row_of(store, "w")).id)).steps
         assert len(steps) == 70
+
+
+async def test_the_values_of_a_context_are_counted_together(database_url: str) -> None:
+    async def handler(run: Run) -> None:
+        for number in range(40):
+            run.context[f"key {number}"] = [number]
+        await run.step("fits", lambda: 1)
+        run.context["text"] = "," * 300
+        await run.step("a text is one value", lambda: 1)
+        for number in range(20):
+            run.context[f"more {number}"] = [number]
+        with pytest.raises(PayloadTooLarge) as caught:
+            await run.step("one by one they fit", lambda: 1)
+        assert caught.value.path == "context"
+        assert caught.value.expected == 100
+
+    async with StateStore.open(database_url, max_values=100) as store:
+        with pytest.raises(PayloadTooLarge):
+            await store.run("n", handler, workflow_id="w")
+        assert (await row_of(store, "w")).status == "failed"
+
+
+async def test_what_a_context_becomes_after_the_last_step_has_its_limit_too(database_url: str) -> None:
+    async def handler(run: Run) -> None:
+        await run.step("a", lambda: 1)
+        for key in ("a", "b"):
+            run.context[key] = "x" * 600
+
+    async with StateStore.open(database_url, max_payload_bytes=1024) as store:
+        with pytest.raises(PayloadTooLarge) as caught:
+            await store.run("n", handler, workflow_id="w")
+        assert caught.value.path == "context"
+        row = await row_of(store, "w")
+        assert row.status == "failed"
+        assert (await store.load_workflow_state(row.id)).context == {}

@@ -9,7 +9,18 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Checkpoint, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus, retention
+from orchestrator_state import (
+    AesGcm,
+    Checkpoint,
+    KeyRing,
+    Payloads,
+    Run,
+    StateStore,
+    StoreUnavailable,
+    Worker,
+    WorkflowStatus,
+    retention,
+)
 from orchestrator_state.models import requests
 from tests.lost_answers import answer_lost
 from tests.running import (
@@ -238,7 +249,7 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
         assert raised.value.outcome_unknown
 
 
-@pytest.mark.parametrize("call", ["start", "run", "delete", "prune"])
+@pytest.mark.parametrize("call", ["start", "run", "delete", "prune", "rekey", "recover"])
 async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unknown_too(
     database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
@@ -250,8 +261,12 @@ async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unkno
         await near.save_workflow_state(old)
         for _ in range(3):
             await near.create_checkpoint(a_checkpoint(old))
-    async with StateStore.open(database_url, retry_timeout=seconds(0.3)) as store:
+    await near.start("n")
+    payloads = Payloads([AesGcm(KeyRing({"a": b"a" * 32}, "a"))] if call == "rekey" else [])
+    async with StateStore.open(database_url, retry_timeout=seconds(0.3), payloads=payloads) as store:
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
+            "rekey": store.rekey,
+            "recover": lambda: store.recover({"n": two_waits}),
             "start": lambda: store.start("n", workflow_id="w"),
             "run": lambda: store.run("n", two_waits),
             "delete": lambda: store.delete_old_states(LONG_AGO + seconds(1)),

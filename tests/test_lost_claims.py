@@ -1,6 +1,7 @@
 """A claim whose answer is lost: its repetition takes up what it claimed; else the next look does."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -98,3 +99,70 @@ async def test_a_worker_looks_for_it_as_soon_as_it_can(
         await worker._claim()
         await becomes(lambda row: row.status == "completed", near, "w")
         await worker._cancel_the_rest()
+
+
+async def test_a_parent_takes_up_a_child_whose_claim_was_cancelled(database_url: str) -> None:
+    """And does not wait until the lease ends, which nobody renews."""
+
+    async def parent(run: Run) -> Any:
+        return await run.child("part", handler)
+
+    async with StateStore.open(database_url, lease_term=seconds(3600)) as store, asyncio.timeout(60):
+        running = asyncio.create_task(store.run("n", parent, workflow_id="w"))
+
+        async def cancel() -> None:
+            running.cancel()
+
+        with answer_lost(store, cancel, commit=2), pytest.raises(asyncio.CancelledError):
+            await running
+        child = await row_of(store, f"{(await row_of(store, 'w')).id}/child:part")
+        assert (child.status, child.lease_token) == ("running", 1)
+        assert await store.run("n", parent, workflow_id="w") == "done"
+
+
+# --- a claim that is cancelled ---
+
+
+async def cancelled_at_the_commit(store: StateStore, work: Coroutine[Any, Any, object], number: int) -> None:
+    """Cancel `work` once its COMMIT of that number has taken effect, and before it hears of it."""
+    task = asyncio.create_task(work)
+
+    async def cancel() -> None:
+        task.cancel()
+
+    with answer_lost(store, cancel, commit=number, is_late=True), pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_a_run_whose_call_is_cancelled_while_it_is_claimed_is_let_go_of(
+    store: StateStore, near: StateStore, is_new: bool
+) -> None:
+    if not is_new:
+        await near.start("n", workflow_id="w")
+    await cancelled_at_the_commit(store, store.run("n", handler, workflow_id="w"), 1)
+    row = await row_of(near, "w")
+    assert (row.status, row.lease_expires_at, row.attempts) == ("running", None, 0)
+    assert await near.run("n", handler, workflow_id="w") == "done"
+
+
+async def test_runs_that_are_claimed_while_recover_is_cancelled_are_let_go_of(
+    store: StateStore, near: StateStore
+) -> None:
+    for number in range(3):
+        await near.start("n", workflow_id=f"w{number}")
+    await cancelled_at_the_commit(store, store.recover({"n": handler}), 1)
+    assert [(await row_of(near, f"w{number}")).lease_expires_at for number in range(3)] == [None] * 3
+    assert len((await near.recover({"n": handler})).completed) == 3
+
+
+async def test_a_child_that_is_started_while_its_parent_is_cancelled_is_let_go_of(
+    store: StateStore, near: StateStore
+) -> None:
+    async def parent(run: Run) -> Any:
+        return await run.child("n", handler)
+
+    await cancelled_at_the_commit(store, store.run("parent", parent, workflow_id="w"), 2)
+    above = await row_of(near, "w")
+    assert (await row_of(near, f"{above.id}/child:n")).lease_expires_at is None
+    assert await near.run("parent", parent, workflow_id="w") == "done"

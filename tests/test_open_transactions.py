@@ -1,15 +1,18 @@
-"""Transactions that are open while the caller's code runs: a frozen process frees its locks, a busy one keeps them."""
+"""Open transactions: a frozen process frees its locks before its lease ends, a busy one keeps them."""
 
 import asyncio
+import os
+import signal
+from itertools import product
 from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from orchestrator_state import Run, StateStore
 from tests.chaos.children import Child
-from tests.engines import business
+from tests.engines import business, own_engine
 from tests.running import row_of, seconds
 
 TERM = 3.0  # seconds
@@ -60,6 +63,87 @@ async def test_a_process_that_freezes_inside_a_transaction_frees_its_rows_before
     assert row.lease_token == 2
 
 
+class FreezesAtCommit:
+    """Once it is told to: at the next COMMIT of this process, before that is sent."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe, self.is_due = pipe, False
+        event.listen(Engine, "commit", self._freeze)
+
+    def _freeze(self, _: object) -> None:
+        if self.is_due:
+            self._pipe.send("frozen")
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    async def now(self) -> None:
+        self.is_due = True
+
+    async def in_a_while(self) -> None:
+        """Until the next renewal of leases."""
+        self.is_due = True
+        await asyncio.sleep(60)
+
+
+def freezes_between(url: str, whose: str, moment: str, pipe: Connection) -> None:
+    """A worker that freezes between a statement of ours and its COMMIT."""
+
+    async def work() -> None:
+        engine = own_engine(url) if whose == "the application's" else None
+        opening = StateStore.open(None if engine else url, engine=engine, lease_term=seconds(TERM))
+        async with opening as store:
+            await drive(store, FreezesAtCommit(pipe))
+
+    async def drive(store: StateStore, freezer: FreezesAtCommit) -> None:
+        async def handler(run: Run) -> str:
+            if moment == "a step":
+                await run.step("s", freezer.now)
+            elif moment == "a renewal":
+                await run.step("s", freezer.in_a_while)
+            elif moment == "a block of the caller's":
+                await run.step("s", in_a_block)
+            await freezer.now()
+            return "taken"
+
+        async def in_a_block() -> None:
+            async with store.begin() as uow:
+                await uow.session.execute(text("UPDATE workflow_states SET user_id = 'somebody'"))
+                await freezer.now()
+
+        freezer.is_due = moment == "the claim"
+        await store.run("w", handler, workflow_id="w")
+
+    asyncio.run(work())
+
+
+@pytest.mark.parametrize("backend", ["postgres"])
+@pytest.mark.parametrize(
+    ("whose", "moment"),
+    [
+        *product(["ours", "the application's"], ["the claim", "a step", "a renewal", "the end"]),
+        ("ours", "a block of the caller's"),  # of its own engine's the application says how long they may idle
+    ],
+)
+async def test_nor_does_one_that_freezes_between_a_statement_and_its_commit_keep_its_run_from_others(
+    shop_url: str, whose: str, moment: str
+) -> None:
+    async with StateStore.open(shop_url, lease_term=seconds(TERM)) as store:
+        await store.start("w", workflow_id="w")
+        with Child(freezes_between, shop_url, whose, moment) as child:
+            assert await child.message() == "frozen"
+            async with asyncio.timeout(TERM + 5):
+                while (await row_of(store, "w")).status != "completed":
+                    await store.recover({"w": lambda run: run.step("s", lambda: "taken")})
+                    await asyncio.sleep(0.1)
+
+
+@pytest.mark.parametrize("backend", ["postgres"])
+async def test_a_block_of_the_callers_may_idle_for_longer_than_a_lease(shop_url: str) -> None:
+    async with StateStore.open(shop_url, lease_term=seconds(1)) as store, store.begin() as uow:
+        await take(uow.session)
+        await asyncio.sleep(3)
+        assert await uow.session.scalar(text("SELECT item FROM orders")) == "the last one"
+
+
 async def test_a_transaction_may_idle_for_as_long_as_its_process_lives(shop_url: str) -> None:
     calls = 0
 
@@ -77,14 +161,14 @@ async def test_a_transaction_may_idle_for_as_long_as_its_process_lives(shop_url:
 
 async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str) -> None:
     async def busy(session: Any) -> str:
-        for item in range(1, 200):
+        for item in range(1, 500):
             await take(session, item)
         async with session.begin_nested():
             await take(session, 1000)
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.3)
         return "done"
 
-    async with StateStore.open(shop_url, lease_term=seconds(0.1)) as store:
+    async with StateStore.open(shop_url, lease_term=seconds(1)) as store:
         assert await store.run("w", lambda run: run.transact("t", busy)) == "done"
 
 

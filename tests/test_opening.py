@@ -86,12 +86,20 @@ async def test_without_a_database_the_environment_names_it(here: Path, monkeypat
     assert files(here) == ["given.db", "named.db"]
 
 
+@pytest.mark.parametrize("database", ["sqlite:///named.db\n", " sqlite:///named.db\r\n"])
+async def test_white_space_around_a_url_is_none_of_the_files_name(here: Path, database: str) -> None:
+    await save_and_load(database)
+    assert files(here) == ["named.db"]
+
+
 @pytest.mark.parametrize(
     ("database", "hint"),
     [
         ("", "empty"),
         ("a\0b", "NUL"),
         ("file:flows.db?mode=ro", "file: URIs"),
+        ("FILE:flows.db", "file: URIs"),
+        (" \n", "is empty"),
         ("sqlite://flows.db", "three slashes"),
         ("sqlite:///flows.db?mode=ro", "options in a SQLite URL"),
     ],

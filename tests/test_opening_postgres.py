@@ -15,7 +15,9 @@ from orchestrator_state import (
 )
 from orchestrator_state.engine import open_database
 from orchestrator_state.settings import Settings
+from tests.engines import own_engine
 from tests.old_databases import FIRST, downgrade, upgrade
+from tests.postgres_server import Postgres
 from tests.raw_sql import contents, execute, fetch, tables
 from tests.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
 from tests.workflows import saved
@@ -178,3 +180,25 @@ async def test_a_schema_that_does_not_exist_is_not_made_unless_asked(empty_postg
 async def test_sqlite_has_no_schemas(sqlite_url: str) -> None:
     with pytest.raises(ConfigurationError, match="db_schema"):
         await StateStore.open(sqlite_url, db_schema="one")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "EUC_JP"])
+async def test_a_database_that_cannot_hold_every_text_is_refused_before_anything_is_written_to_it(
+    postgres: Postgres, encoding: str
+) -> None:
+    with postgres.database(encoding=encoding) as name:
+        url = postgres.url(name)
+        with pytest.raises(ConfigurationError, match=f"encoding is {encoding}.*UTF8"):
+            await StateStore.open(url, migrate=True)
+        assert tables(url) == []
+        engine = own_engine(url)
+        with pytest.raises(ConfigurationError, match=f"encoding is {encoding}"):
+            await StateStore.open(engine=engine)
+        await engine.dispose()
+
+
+async def test_a_database_without_an_encoding_holds_every_text(postgres: Postgres) -> None:
+    with postgres.database(encoding="SQL_ASCII") as name:
+        async with StateStore.open(postgres.url(name), migrate=True) as store:
+            state = await saved(store, "日本 🙂")
+            assert await store.load_workflow_state(state.id) == state

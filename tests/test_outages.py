@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from orchestrator_state import AesGcm, KeyRing, Payloads, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus
 from tests.cutting_proxy import CuttingProxy
 from tests.held import checked_out
+from tests.postgres_proxy import Link, PostgresProxy
 from tests.postgres_server import Postgres, PrivatePostgres
 from tests.running import Effect, becomes, row_of, seconds, steps_of
 
@@ -130,6 +132,66 @@ async def test_a_step_that_was_paid_for_outlasts_a_restart(own_server: PrivatePo
         assert await ran(store, paid) == "answer"
         await restarts[0]
     assert calls.calls == ["answer"]
+
+
+class _Refusing(PostgresProxy):
+    """Answers the next message that holds `refused` with an error of the server's, and keeps the connection."""
+
+    refused: bytes | None = None
+    times = 0
+
+    async def pass_on(self, link: Link) -> None:
+        while data := await link.message():
+            if self.refused is not None and self.refused in data:
+                self.refused, self.times = None, self.times + 1
+                link.to_client.write(_OUT_OF_MEMORY + _IDLE)
+            else:
+                link.to_server.write(data)
+
+
+_FIELDS = b"SERROR\0VERROR\0C53200\0Mout of memory\0\0"
+_OUT_OF_MEMORY = b"E" + (len(_FIELDS) + 4).to_bytes(4, "big") + _FIELDS
+_IDLE = b"Z\0\0\0\x05I"  # ready for a query, outside a transaction
+
+
+async def test_a_begin_that_was_refused_spoils_no_connection(postgres_url: str, tmp_path: Path) -> None:
+    """The driver takes the next one for a savepoint, for ever."""
+    calls = Effect()
+    async with (
+        _Refusing(postgres_url, tmp_path).running() as proxy,
+        StateStore.open(proxy.url, pool_min=1, pool_max=1, retry_timeout=seconds(2)) as store,
+    ):
+
+        async def paid() -> Any:
+            proxy.refused = b"BEGIN"
+            return await calls("answer")
+
+        assert await ran(store, paid) == "answer"
+        await store.signal((await store.start("w", workflow_id="another")).id, "s")
+    assert (proxy.times, calls.calls) == (1, ["answer"])
+
+
+async def test_a_connection_is_used_although_the_server_has_no_other_in_place_of_a_lost_one(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    database = urlsplit(postgres_url).path[1:]
+    postgres.execute(f'CREATE ROLE "{database}" LOGIN CONNECTION LIMIT 2', database=database)
+    postgres.execute(f'GRANT ALL ON ALL TABLES IN SCHEMA public TO "{database}"', database=database)
+    url = postgres_url.replace("//postgres@", f"//{database}@")
+    try:
+        async with StateStore.open(url, pool_min=2, pool_max=2, retry_timeout=seconds(1)) as store:
+            run = await store.start("w")
+            postgres.execute(
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE usename = current_database() "
+                "ORDER BY state_change DESC LIMIT 1",
+                database=database,
+            )
+            another = await asyncpg.connect(url)
+            await store.signal(run.id, "s")
+            await another.close()
+    finally:
+        postgres.execute(f'DROP OWNED BY "{database}"', database=database)
+        postgres.execute(f'DROP ROLE "{database}"', database=database)
 
 
 # --- a server that refuses ------------------------------------------------------------------------------------------

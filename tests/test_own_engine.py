@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from sqlalchemy import event, func, insert, select, text
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import registry
 
 from orchestrator_state import (
     Checkpoint,
@@ -22,6 +25,17 @@ from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from tests.engines import count_orders, create_orders, orders, own_engine
 from tests.states import a_checkpoint, a_state, is_stored
+
+
+class Order:
+    """A row of the application's table."""
+
+    def __init__(self, **columns: Any) -> None:
+        for name, value in columns.items():
+            setattr(self, name, value)
+
+
+registry().map_imperatively(Order, orders)
 
 
 class Regretted(Exception):
@@ -87,6 +101,46 @@ async def test_the_repositories_of_a_caller_neither_commit_nor_end_the_callers_t
             assert await onlooker.list_active_workflows() == []
         await session.rollback()
     assert state.version == 0
+
+
+@pytest.mark.parametrize("how", ["session", "connection", "store first", "savepoint first"])
+async def test_a_savepoint_that_comes_first_goes_with_the_transaction_around_it(engine: AsyncEngine, how: str) -> None:
+    state = a_state()
+    async with AsyncExitStack() as stack:
+        if how in ("store first", "savepoint first"):
+            await stack.enter_async_context(StateStore.open(engine=engine))
+        connection = await stack.enter_async_context(engine.connect())
+        outer = await connection.begin()
+        own = how == "connection"
+        bind = connection if own else engine
+        session = await stack.enter_async_context(AsyncSession(bind, join_transaction_mode="create_savepoint"))
+        uow = None if how == "savepoint first" else UnitOfWork(session)
+        async with session.begin_nested():
+            await session.execute(insert(orders).values(item="book"))
+            await (uow or UnitOfWork(session)).workflows.save(state)
+        await (session.commit() if own else session.rollback())
+        await outer.rollback()
+    assert await count_orders(engine) == 0
+    async with StateStore.open(engine=engine) as store:
+        assert not await is_stored(store, state)
+
+
+async def test_a_session_in_which_a_flush_has_failed_says_that_it_is_to_be_rolled_back(engine: AsyncEngine) -> None:
+    state = a_state()
+    async with AsyncSession(engine) as session:
+        await session.execute(insert(orders).values(id=1, item="book"))
+        session.add(Order(id=1, item="the same"))
+        with suppress(IntegrityError):
+            await session.flush()
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable, match=r"failed before.*roll it back") as refused:
+                await UnitOfWork(session).workflows.save(state)
+            assert refused.value.failed_before
+        await session.rollback()
+        await UnitOfWork(session).workflows.save(state)
+        await session.commit()
+    async with StateStore.open(engine=engine) as store:
+        assert await is_stored(store, state)
 
 
 async def test_a_session_goes_on_after_a_rollback_and_each_transaction_keeps_its_own_account(

@@ -20,6 +20,7 @@ from orchestrator_state import ConfigurationError, OrchestratorStateError, Run, 
 from orchestrator_state.engine import _asyncpg_arguments
 from orchestrator_state.settings import Settings
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
+from tests.engines import own_engine
 from tests.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
 from tests.tls_proxy import TlsProxy
 from tests.workflows import saved
@@ -138,6 +139,8 @@ def test_libpqs_variables_hold_for_what_the_url_leaves_out(monkeypatch: pytest.M
         "postgresql:app",
         "sqlite:workflows.db",
         "postgresql:/app:value-canary-4711@db/app",
+        "app:value-canary-4711@db",
+        "app:value-canary-4711@db:5432/app",
     ],
 )
 def test_a_connection_string_is_not_taken_for_the_name_of_a_file(database: str) -> None:
@@ -311,8 +314,29 @@ async def test_a_password_that_an_open_store_cannot_use_fails_no_run(tcp_postgre
 
 
 async def test_a_sqlite_file_and_an_engine_take_no_password(sqlite_url: str) -> None:
-    with pytest.raises(ConfigurationError, match="password"):
-        await StateStore.open(sqlite_url, password="x")
+    engine = own_engine(sqlite_url)
+    for opening in (StateStore.open(sqlite_url, password="x"), StateStore.open(engine=engine, password="x")):
+        with pytest.raises(ConfigurationError, match="password"):
+            await opening
+    await engine.dispose()
+
+
+async def test_what_the_environment_of_a_fleet_says_of_other_stores_is_left_alone(
+    database_url: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORCHESTRATOR_STATE_PASSWORD", CANARY)
+    engine = own_engine(database_url)
+    async with StateStore.open(engine=engine) as store:
+        await store.health_check()
+    await engine.dispose()
+    monkeypatch.setenv("ORCHESTRATOR_STATE_DB_SCHEMA", "workflows")
+    monkeypatch.setenv("ORCHESTRATOR_STATE_PGBOUNCER", "1")
+    for place in (sqlite_url, ":memory:"):
+        async with StateStore.open(place) as store:
+            assert await store.run("n", lambda run: run.step("s", lambda: "done"), workflow_id="w") == "done"
+            await store.verify()
+    with pytest.raises(ConfigurationError, match="db_schema"):
+        await StateStore.open(sqlite_url, db_schema="workflows")
 
 
 # --- TLS ----------------------------------------------------------------------------------------------------------
@@ -344,6 +368,55 @@ def a_certificate(directory: Path, name: str, host: str) -> tuple[Path, Path]:
     unencrypted = serialization.NoEncryption()
     paths[1].write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unencrypted))
     return paths
+
+
+SERVICES = f"""
+[mine]
+host = 127.0.0.1
+[half]
+password = {CANARY}%of what it is
+"""
+
+
+def test_a_service_of_libpqs_is_looked_up_before_it_is_believed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver says nothing of one that it does not find, and connects to whatever is the default."""
+    file = tmp_path / "services"
+    file.write_text(SERVICES)
+    monkeypatch.setenv("PGSERVICEFILE", str(file))
+    assert options_of("postgresql://?service=mine").options.kept["service"] == "mine"
+    for name, hint in (("yours", "not in the service file"), ("half", "write it twice")):
+        with pytest.raises(ConfigurationError, match=hint) as refused:
+            locate(f"postgresql://?service={name}")
+        assert CANARY not in repr(refused.value)
+        monkeypatch.setenv("PGSERVICE", name)
+        with pytest.raises(ConfigurationError, match=hint):
+            locate("postgresql://")
+    monkeypatch.setenv("PGSERVICE", "mine")
+    for content in (None, b"\xff\xfe", b"no section"):
+        file.unlink() if content is None else file.write_bytes(content)
+        with pytest.raises(ConfigurationError, match="PGSERVICEFILE"):
+            locate("postgresql://")
+
+
+@pytest.mark.parametrize("variable", ["PGSSLMODE", "PGTARGETSESSIONATTRS", "PGSERVICE", "PGOPTIONS", "PGPORT"])
+async def test_a_variable_that_is_set_to_nothing_means_nothing(
+    tcp_postgres: TcpPostgres, database: str, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    with monkeypatch.context() as here:
+        here.setenv(variable, "")
+        async with StateStore.open(tcp_postgres.url(database), migrate=True) as store:
+            await store.health_check()
+
+
+@pytest.mark.parametrize(
+    "rest", [f"127.0.0.1,/{CANARY}", f"127.0.0.1:-1/{CANARY}", f"/x?host=a,b&port=1,2,3&application_name={CANARY}"]
+)
+async def test_a_list_of_hosts_that_cannot_be_read_is_the_callers_to_mend(rest: str) -> None:
+    with pytest.raises(ConfigurationError, match="Postgres URL") as refused:
+        await StateStore.open(f"postgresql://app:{CANARY}@{rest}")
+    assert CANARY not in repr(refused.value)
 
 
 @pytest.fixture

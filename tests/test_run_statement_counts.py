@@ -106,6 +106,16 @@ async def test_the_cost_of_a_step_does_not_grow_with_their_number(store: StateSt
     assert set(costs[1:]) == {(1, 1 if backend == "postgres" else 4)}
 
 
+async def test_a_new_run_is_a_look_its_creation_and_its_end(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        pass
+
+    with traffic_of(store) as traffic:
+        await store.run("n", handler, workflow_id="w")
+    assert [statement.split()[0] for statement in traffic.statements] == ["SELECT", "INSERT", "UPDATE"]
+    assert traffic.commits == 2
+
+
 async def test_resuming_is_one_load_and_a_recorded_step_costs_nothing(store: StateStore) -> None:
     async def handler(run: Run) -> int:
         with traffic_of(store) as replay:

@@ -1,18 +1,20 @@
 """A run that kills its workers is found and put aside on both databases, and its neighbours are spared."""
 
 import asyncio
+import itertools
 import os
 from multiprocessing.connection import Connection
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from sqlalchemy import select
 
 from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.models import workflow_states
-from orchestrator_state.suspects import Suspects
+from orchestrator_state.suspects import Suspect, Suspects
 from tests.children import child
-from tests.running import LONG_AGO, Effect, Gate, change_row, expire_lease, fetch, row_of, vanish
+from tests.running import LONG_AGO, Effect, Gate, becomes, change_row, expire_lease, fetch, row_of, seconds, vanish
 
 
 async def steps(run: Run) -> str:
@@ -150,6 +152,48 @@ async def test_the_least_suspect_are_tried_first(store: StateStore) -> None:
     assert order == ["w-5", "w-6", "w-7", "w-8", "w-9"]
 
 
+async def test_those_that_rested_the_longest_are_tried_first(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        order.append(run.workflow_id)
+        await run.step("first", Effect())
+
+    order: list[str] = []
+    for minutes, attempts in ((3, 9), (1, 7), (2, 5)):
+        row = await vanished(store, f"w-{attempts}", attempts)
+        await change_row(store, row.id, lease_expires_at=LONG_AGO + seconds(60 * minutes))
+    await store.recover({"n": handler})
+    assert order == ["w-7", "w-5", "w-9"]
+
+
+async def test_no_newcomer_is_claimed_beside_one_that_is_tried_alone(store: StateStore) -> None:
+    gate, newcomer = Gate(), Gate()
+    newcomer.opened.set()
+
+    async def suspect(run: Run) -> None:
+        await run.step("work", gate)
+
+    async def fresh(run: Run) -> None:
+        await run.step("work", newcomer)
+
+    await vanished(store, "suspect", 10, "suspect")
+    async with Worker(store, {"suspect": suspect, "fresh": fresh}, poll=0.05, handle_signals=False):
+        await gate.reached.wait()
+        await store.start("fresh", workflow_id="fresh")
+        await asyncio.sleep(0.5)
+        assert not newcomer.reached.is_set()
+        gate.opened.set()
+        await becomes(lambda row: row.status == "completed", store, "fresh")
+
+
+def test_one_that_is_tried_alone_waits_until_the_others_have_ended() -> None:
+    suspects, other, suspect = Suspects(), uuid4(), Suspect(uuid4(), attempts=5)
+    suspects.add(other, 0)
+    assert suspects.choose([suspect], beside=0) == []
+    suspects.remove(other)
+    assert suspects.choose([suspect], beside=1) == []
+    assert suspects.choose([suspect], beside=0) == [suspect.workflow_state_id]
+
+
 async def test_those_that_have_never_vanished_need_not_wait_for_suspects(store: StateStore) -> None:
     gate, fresh = Gate(), Gate()
 
@@ -188,6 +232,26 @@ async def test_a_child_is_tried_before_the_parent_that_vanishes_with_it(store: S
     await change_row(store, below.id, parent_id=row.id)
     await store.recover({"parent": parent, "child": part})
     assert order == ["child", "parent"]
+
+
+async def test_the_workers_that_vanished_over_a_child_do_not_count_against_the_runs_above_it(store: StateStore) -> None:
+    """A run whose children kill their workers, one after the other, and which goes on without them."""
+
+    async def above(run: Run) -> None:
+        attempts[run.workflow_id] = run.attempts
+
+    async def never(run: Run) -> None:
+        raise AssertionError("it has used up its budget")
+
+    attempts: dict[str, int] = {}
+    family = [await vanished(store, name, 10, "above") for name in ("grandparent", "parent")]
+    family.append(await vanished(store, "child", 11, "child"))
+    for one, other in itertools.pairwise(family):
+        await change_row(store, other.id, parent_id=one.id)
+    report = await store.recover({"above": above, "child": never})
+    assert (await row_of(store, "child")).status == "failed"
+    assert len(report.completed) == 2
+    assert attempts == {"grandparent": 1, "parent": 1}
 
 
 async def test_a_worker_lets_a_suspect_rest_and_a_recovery_does_not(store: StateStore) -> None:
@@ -245,6 +309,21 @@ async def test_one_run_that_kills_its_process_is_put_aside_and_all_others_finish
         rows = await fetch(store, select(workflow_states.c.workflow_name, workflow_states.c.status))
         assert sorted(map(tuple, rows)) == [("innocent", "completed")] * 6 + [("poison", "failed")]
         assert "7 workers vanished" in str((await store.load_workflow_state(state.id)).error)
+
+
+async def test_newcomers_that_kill_without_end_do_not_harm_an_innocent_run(database_url: str) -> None:
+    """However many there are: each life of the worker meets a new one, and those of before."""
+    async with StateStore.open(database_url) as store:
+        await vanished(store, "innocent", 3, "innocent")
+        for number in range(3):
+            await vanished(store, f"poison-{number}", 5, "poison")
+        for life in range(100):
+            await store.start("poison", workflow_id=f"newcomer-{life}")
+            with child(recover_all, database_url) as process:
+                await asyncio.to_thread(process.hear_all)
+            if (await row_of(store, "innocent")).status != "running":
+                break
+        assert (await row_of(store, "innocent")).status == "completed"
 
 
 def _survives(process: Any) -> bool:

@@ -5,16 +5,20 @@ import os
 import shutil
 import sqlite3
 import stat
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from orchestrator_state import AccessLost, Run, StateStore, StoreUnavailable
+from orchestrator_state import AccessLost, BlobStore, ConfigurationError, Payloads, Run, StateStore, StoreUnavailable
 from tests.engines import own_engine
+from tests.running import fetch
 from tests.states import a_state
+from tests.workflows import saved
 
 
 @pytest.fixture
@@ -46,6 +50,24 @@ async def test_a_new_file_and_those_beside_it_are_their_owners_alone(tmp_path: P
 
 
 @pytest.mark.usefixtures("_wide_umask")
+@pytest.mark.parametrize("umask", [0o277, 0o777])
+async def test_its_owner_can_open_it_again_under_whatever_umask(tmp_path: Path, umask: int) -> None:
+    path, blobs = tmp_path / "new.db", tmp_path / "blobs" / "of" / "mine"
+    payloads = Payloads(blobs=BlobStore(f"file://{blobs}", above=10))
+    before = os.umask(umask)
+    try:
+        async with StateStore.open(path, payloads=payloads) as store:
+            await saved(store, context={"page": "x" * 2000})
+        async with StateStore.open(":memory:") as store:
+            row = (await fetch(store, text("PRAGMA database_list")))[0]
+            assert (mode(Path(row.file)), mode(Path(row.file).parent)) == (0o600, 0o700)
+    finally:
+        os.umask(before)
+    modes = {found: mode(found) for found in tmp_path.rglob("*")}
+    assert modes == {found: 0o700 if found.is_dir() else 0o600 for found in modes}
+    assert len(modes) > 5
+
+
 async def test_a_file_that_was_there_keeps_its_mode(path: Path) -> None:
     path.chmod(0o640)
     async with StateStore.open(path) as store:
@@ -209,3 +231,72 @@ async def test_a_store_stays_with_its_file_when_the_process_changes_its_director
         await asyncio.gather(*(store.save_workflow_state(a_state(str(number))) for number in range(4)))
         assert len(await store.list_active_workflows()) == 4
     assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+# --- where they are -----------------------------------------------------------------------------------------------
+
+
+async def test_a_link_that_leads_to_no_file_yet_has_it_made_where_it_leads(tmp_path: Path) -> None:
+    link, target = tmp_path / "link.db", tmp_path / "elsewhere" / "target.db"
+    target.parent.mkdir()
+    link.symlink_to(target)
+    async with StateStore.open(link) as store:
+        await store.save_workflow_state(a_state())
+    assert mode(target) == 0o600
+    assert [file.name for file in tmp_path.iterdir() if file.is_file() and not file.is_symlink()] == []
+
+
+def a_pipe(path: Path) -> object:
+    os.mkfifo(path)
+    return path
+
+
+def a_loop_of_links(path: Path) -> object:
+    path.symlink_to(path)
+    return path
+
+
+def in_a_file(path: Path) -> object:
+    path.write_text("notes")
+    return path / "x.db"
+
+
+NO_FILES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a pipe": (a_pipe, "pipe"),
+    "a loop": (a_loop_of_links, "cannot be opened"),
+    "in a file": (in_a_file, "does not exist; create it"),
+    "too long": (lambda path: path.with_name("x" * 300), "check its path"),
+    "a directory": (lambda path: path.parent, "is a directory"),
+    "bytes": (os.fsencode, "bytes; give a URL or a path"),
+    "a number": (lambda _: 5, "int; give a URL or a path"),
+}
+
+
+@pytest.mark.parametrize("case", NO_FILES)
+async def test_what_can_be_no_file_of_a_database_is_refused_with_a_reason(tmp_path: Path, case: str) -> None:
+    place, reason = NO_FILES[case]
+    database: Any = place(tmp_path / "w.db")
+    with pytest.raises(ConfigurationError, match=reason):
+        await StateStore.open(database)
+
+
+async def test_a_relative_path_means_the_directory_at_the_opening(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here := tmp_path / "here").mkdir()
+    (there := tmp_path / "there").mkdir()
+    monkeypatch.chdir(here)
+    async with StateStore.open("w.db") as store:
+        monkeypatch.chdir(there)
+        await asyncio.gather(*(store.save_workflow_state(a_state(f"w-{number}")) for number in range(20)))
+    assert {file.name for file in here.iterdir()} == {"w.db"}
+    assert list(there.iterdir()) == []
+    there.rmdir()
+    with pytest.raises(ConfigurationError, match="absolute path"):
+        await StateStore.open("w.db")
+
+
+async def test_a_database_in_memory_says_where_it_wanted_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        await StateStore.open(":memory:")

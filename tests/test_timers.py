@@ -78,6 +78,16 @@ async def test_a_restart_waits_for_what_is_left_and_not_anew(store: StateStore) 
     assert (await row_of(store, "w")).wake_at == datetime.fromisoformat(json.loads(until))
 
 
+@pytest.mark.parametrize("recorded", ["null", "5", '"soon"', '"2020-01-01T00:00:00"', '[""]', '{"at":1}'])
+async def test_a_recorded_end_that_was_changed_into_no_time_is_recorded_anew(store: StateStore, recorded: str) -> None:
+    row = await asleep(store)
+    await change_step(store, row.id, "sleep", outputs=recorded, outputs_digest=None)
+    await change_row(store, row.id, wake_at=LONG_AGO)
+    assert len((await store.recover({"n": sleep_for_days})).suspended) == 1
+    await let_the_time_come(store, row)
+    assert await store.run("n", sleep_for_days, workflow_id="w") == "rested"
+
+
 async def test_a_sleep_survives_a_worker_that_vanishes_at_every_event(database_url: str) -> None:
     async def handler(run: Run) -> list[Any]:
         effects = [await run.step("before", Effect(), 1)]
@@ -130,7 +140,7 @@ async def test_a_sleeping_run_that_is_owned_can_be_cancelled(database_url: str, 
     assert (await row_of(store, "w")).status == "cancelled"
 
 
-@pytest.mark.parametrize("duration", [timedelta.max, 1e300])
+@pytest.mark.parametrize("duration", [timedelta.max, 1e300, 10**400])
 async def test_a_sleep_for_ever_is_possible(store: StateStore, duration: Any) -> None:
     async def handler(run: Run) -> None:
         await run.sleep(duration)

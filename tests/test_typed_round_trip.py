@@ -27,6 +27,7 @@ from pydantic import (
     SecretStr,
     computed_field,
     field_serializer,
+    model_serializer,
 )
 from typing_extensions import TypedDict
 
@@ -190,6 +191,19 @@ class Derived(Holder):
     pass
 
 
+class AlsoByText(Enum):
+    ROUND = (1, 2)
+    SQUARE = "square"
+
+
+class Renamed(BaseModel):
+    count: int
+
+    @model_serializer
+    def named_otherwise(self) -> dict[str, int]:
+        return {"number": self.count}
+
+
 LOST: list[tuple[Any, Any, str, str]] = [
     (Holder, Holder(queue=deque([1], maxlen=3)), ".queue", "maxlen"),
     (deque[int], deque([1], maxlen=3), "", "maxlen"),
@@ -223,6 +237,17 @@ def test_what_would_lose_something_is_refused_with_the_place_and_a_remedy(
         encode_value(kind, value, "outputs")
     assert caught.value.path == f"outputs{place}"
     assert f"outputs{place} would not load back equal" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "place"),
+    [(AlsoByText, AlsoByText.ROUND, "outputs"), (Renamed, Renamed(count=1), "outputs.count")],
+)
+def test_what_loads_as_nothing_at_all_is_refused_with_the_place_and_a_remedy(kind: Any, value: Any, place: str) -> None:
+    with pytest.raises(InvalidPayload, match="a validator and a serializer that undo each other") as caught:
+        encode_value(kind, value, "outputs")
+    assert "would not load back" in str(caught.value)
+    assert caught.value.path == place
 
 
 async def test_a_state_with_such_defaults_is_one(store: StateStore) -> None:
@@ -315,6 +340,7 @@ HOPELESS: list[tuple[Any, str]] = [
     (Keyed, "Keyed['secret']"), (Callable[[], int], "a function"), (type[int], "JSON"),
     (Iterable[int], "an iterator"),
     (Annotated[SecretStr, Field(min_length=1)], "a secret"),
+    (Shape, "Shape can be stored: JSON has none of its members' values"),
 ]  # fmt: skip
 
 
@@ -353,6 +379,7 @@ async def test_a_type_of_which_nothing_can_be_stored_is_refused_before_the_call(
         (Perhaps, Perhaps(thing=None)),
         (SecretStr | int, 1),
         (list[SecretStr], []),
+        (AlsoByText, AlsoByText.SQUARE),
     ],
 )
 async def test_a_type_of_which_something_can_be_stored_is_left_to_its_values(

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import exc, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from orchestrator_state import (
     Checkpoint,
     ConfigurationError,
+    InvalidPayload,
     OrchestratorStateError,
     StaleVersion,
     StateStore,
@@ -212,6 +214,28 @@ async def test_a_unit_kept_after_its_block_does_nothing_and_holds_nothing(store:
     assert state.version == 0
     assert store._transactions.database._pool.sync_engine.pool.checkedout() == 0  # type: ignore[attr-defined]
     await store.save_workflow_state(a_state("next"))
+
+
+async def test_an_object_of_the_callers_that_its_table_cannot_hold_is_no_damage_of_ours(postgres_url: str) -> None:
+    class Base(DeclarativeBase):
+        pass
+
+    class Reading(Base):
+        __tablename__ = "readings"
+        id: Mapped[int] = mapped_column(primary_key=True)
+
+    async with StateStore.open(postgres_url) as store:
+        async with store.begin() as uow:
+            await uow.session.execute(text("CREATE TABLE readings (id SMALLINT PRIMARY KEY)"))
+
+        async def save() -> None:
+            async with store.begin() as uow:
+                uow.session.add(Reading(id=70_000))
+                await uow.workflows.save(a_state("one"))
+
+        with pytest.raises(InvalidPayload):
+            await save()
+        assert await store.list_active_workflows() == []
 
 
 # --- Savepoints -------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
-from orchestrator_state import ConfigurationError, OrchestratorStateError, StateStore, StoreUnavailable
+from orchestrator_state import AccessLost, ConfigurationError, OrchestratorStateError, StateStore, StoreUnavailable
 from orchestrator_state.settings import Settings
 from orchestrator_state.urls import locate
 from tests.command_line import environment
@@ -144,6 +144,33 @@ async def test_a_wrong_password_or_user(tcp_postgres: TcpPostgres, user: str) ->
 async def test_a_database_that_does_not_exist(tcp_postgres: TcpPostgres) -> None:
     error = await refused(tcp_postgres.url("missing"), ConfigurationError)
     assert "no such database" in str(error)
+
+
+async def test_a_server_without_the_tls_that_is_asked_for(tcp_postgres: TcpPostgres) -> None:
+    error = await refused(f"{tcp_postgres.url('postgres')}?sslmode=require", AccessLost)
+    assert "did not take up TLS" in str(error)
+
+
+@pytest.mark.parametrize("migrate", [None, True])
+async def test_no_host_that_is_what_is_asked_for(tcp_postgres: TcpPostgres, *, migrate: bool | None) -> None:
+    url = f"{tcp_postgres.url('postgres')}?target_session_attrs=standby"
+    error = await refused(url, StoreUnavailable, migrate=migrate)
+    assert "target_session_attrs=standby" in str(error)
+
+
+async def test_a_user_who_may_have_no_more_connections(tcp_postgres: TcpPostgres) -> None:
+    tcp_postgres.admin.execute("CREATE USER crowded CONNECTION LIMIT 0 PASSWORD 'pw'")
+    error = await refused(tcp_postgres.url("postgres", "pw", user="crowded"), StoreUnavailable)
+    assert "no connection free" in str(error)
+
+
+async def test_a_database_that_may_only_be_read_says_so_when_it_is_written_to(postgres_url: str) -> None:
+    separator = "&" if "?" in postgres_url else "?"
+    url = f"{postgres_url}{separator}default_transaction_read_only=on"
+    async with StateStore.open(url, retry_timeout=timedelta(seconds=0.1)) as store:
+        assert await store.list_active_workflows() == []
+        with pytest.raises(StoreUnavailable, match="may only be read"):
+            await store.start("n")
 
 
 async def test_an_option_that_the_server_does_not_know(tcp_postgres: TcpPostgres) -> None:

@@ -123,6 +123,46 @@ async def test_a_branch_in_plain_code_is_not_cut_off_because_another_one_waits(s
         await becomes(is_over, store, "w")
 
 
+async def limited_by_timeout(wait: Awaitable[Any], seconds: float) -> None:
+    async with asyncio.timeout(seconds):
+        await wait
+
+
+async def limited_by_wait(wait: Awaitable[Any], seconds: float) -> None:
+    task = asyncio.ensure_future(wait)
+    if not (await asyncio.wait({task}, timeout=seconds))[0]:
+        task.cancel()
+        raise TimeoutError
+
+
+async def limited_by_as_completed(wait: Awaitable[Any], seconds: float) -> None:
+    task = asyncio.ensure_future(wait)
+    try:
+        for each in asyncio.as_completed([task], timeout=seconds):
+            await each
+    finally:
+        task.cancel()
+
+
+@pytest.mark.parametrize("limited", [limited_by_timeout, asyncio.wait_for, limited_by_wait, limited_by_as_completed])
+async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateStore, limited: Any) -> None:
+    """A run that is let go of has forgotten it, and would wait for ever."""
+
+    async def handler(run: Run) -> str:
+        try:
+            await limited(run.wait_for("never"), 1.5)
+        except TimeoutError:
+            return await run.step("late", Effect(), "late")
+        return "in time"
+
+    await store.start("n", workflow_id="w")
+    async with asyncio.timeout(30), Worker(store, {"n": handler}, poll=0.1, handle_signals=False):
+        await becomes(is_over, store, "w")
+    await store.start("n", workflow_id="recovered")
+    assert len((await store.recover({"n": handler})).completed) == 1
+    assert await store.run("n", handler, workflow_id="recovered") == "late"
+
+
 @pytest.mark.parametrize("join", JOINS)
 async def test_a_run_is_let_go_of_however_it_joins_its_branches(store: StateStore, join: Any) -> None:
     async def handler(run: Run) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from orchestrator_state import ConfigurationError, Run, StateStore, Worker, WorkflowStatus
 from tests.postgres_server import PrivatePostgres
-from tests.running import Effect, becomes, seconds
+from tests.running import Effect, Gate, becomes, seconds
 
 LONG = 60  # seconds; far below the hour for which the stores in here would try
 
@@ -46,6 +46,20 @@ async def test_a_worker_tells_what_it_does(store: StateStore) -> None:
         worker.stop()
         assert worker.health().state == "stopping"
     assert worker.health().state == "stopped"
+
+
+async def test_a_worker_that_has_no_place_for_more_does_not_say_that_it_looked(store: StateStore) -> None:
+    gate = Gate()
+    worker = Worker(store, {"w": lambda run: run.step("s", gate)}, concurrency=1, poll=0.01, handle_signals=False)
+    await store.start("w")
+    async with worker:
+        await gate.reached.wait()
+        await asyncio.sleep(0.1)  # the look that found the run is over
+        looked_at = worker.health().looked_at
+        await asyncio.sleep(0.1)
+        assert worker.health().looked_at == looked_at
+        gate.opened.set()
+        await until(lambda: worker.health().looked_at != looked_at)
 
 
 async def test_a_table_that_is_gone_for_a_while_ends_no_worker_and_fails_no_run(database_url: str) -> None:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 from orchestrator_state.cli.app import app
-from orchestrator_state.errors import OrchestratorStateError
+from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 
 __all__ = ["app", "main"]
+
+_MAY_HAVE_ACTED: Final = "; the command may have taken effect, or a part of it: look before you repeat it"
 
 
 def main() -> None:
@@ -16,5 +19,6 @@ def main() -> None:
     try:
         app(prog_name="orchestrator-state")
     except OrchestratorStateError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
+        warning = _MAY_HAVE_ACTED if isinstance(error, StoreUnavailable) and error.outcome_unknown else ""
+        print(f"error: {error}{warning}", file=sys.stderr)  # noqa: T201 - this is the command line
         raise SystemExit(1) from None

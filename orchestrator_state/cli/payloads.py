@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from orchestrator_state import StateStore
 from orchestrator_state.cli.application import App, OptionalApp, store_options
+from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.cli.tables import add_row, new_table, show_table
 from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.verification import VerifyReport
-
-_Result = TypeVar("_Result")
 
 
 def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
@@ -29,7 +26,7 @@ def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, n
     """
     options = store_options(app, url, db_schema, namespace)
     with _progress("verify") as progress:
-        report = _with_store(options, lambda store: store.verify(load=app is not None, progress=progress))
+        report = with_store(options, lambda store: store.verify(load=app is not None, progress=progress))
     _show_damage(report)
     if app is not None:
         _show_unloadable(report)
@@ -51,7 +48,7 @@ def rekey(
     """
     options = store_options(app, url, db_schema, namespace)
     with _progress("rekey") as progress:
-        report = _with_store(options, lambda store: store.rekey(dry_run=dry_run, progress=progress))
+        report = with_store(options, lambda store: store.rekey(dry_run=dry_run, progress=progress))
     _show_rekeyed(report, dry_run=dry_run)
     raise typer.Exit(0 if report.is_complete else 1)
 
@@ -59,7 +56,7 @@ def rekey(
 def collect_garbage(app: App, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
     """Remove blobs, older than an hour, that no row refers to any more: what crashes and overwritten values left."""
     options = store_options(app, url, db_schema, namespace)
-    removed = _with_store(options, lambda store: store.collect_garbage())
+    removed = with_store(options, lambda store: store.collect_garbage())
     typer.echo(f"{removed} blobs removed")
 
 
@@ -71,8 +68,8 @@ def _show_damage(report: VerifyReport) -> None:
         return
     table = new_table("table", "workflow", "step or id", "column", "damage")
     for one in report.damage:
-        place = one.step_id or one.checkpoint_id or one.signal_id or ""
-        add_row(table, one.table, one.workflow_state_id, place, one.column, one.reason)
+        place = one.step_id or one.checkpoint_id or one.signal_id or one.request_id or ""
+        add_row(table, one.table, one.workflow_state_id or "", place, one.column, one.reason)
     _show_list(table, len(report.damage), report.damaged + report.damaged_cells)
 
 
@@ -112,11 +109,3 @@ def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(name, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _with_store(options: dict[str, Any], work: Callable[[StateStore], Awaitable[_Result]]) -> _Result:
-    async def run() -> _Result:
-        async with StateStore.open(**options) as store:
-            return await work(store)
-
-    return asyncio.run(run())

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator_state import StateStore
+from orchestrator_state.cli.application import OptionalApp, store_options
 from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.retention import DeletionProgress, OnProgress
@@ -33,6 +34,7 @@ def prune(
             "--keep-checkpoints", min=0, help="Delete all but the newest so many checkpoints of each workflow."
         ),
     ] = None,
+    app: OptionalApp = None,
     url: Url = None,
     db_schema: Schema = None,
     namespace: Namespace = None,
@@ -53,7 +55,7 @@ def prune(
                 done.append(f"deleted {_counted(pruned, 'checkpoint')}")
         return done
 
-    for line in with_store(url, db_schema, namespace, work):
+    for line in with_store(store_options(app, url, db_schema, namespace), work):
         typer.echo(line)
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import typer
 
 from orchestrator_state import StateStore, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.cli.application import OptionalApp, store_options
 from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.cli.tables import add_row, new_table, plain, show_table
 from orchestrator_state.codecs import decode
 from orchestrator_state.errors import CorruptPayload, WorkflowNotFound
+from orchestrator_state.retry import after_an_effect
 
 runs = typer.Typer(no_args_is_help=True, help="Look at durable runs, and ask something of them.")
 
@@ -22,14 +24,14 @@ Id = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its work
 
 
 @runs.command("list")
-def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+def list_runs(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
     """List the runs that are not finished, most recently changed first."""
 
     async def work(store: StateStore) -> list[WorkflowState]:
         return await store.list_active_workflows()
 
     table = new_table("id", "workflow id", "name", "status", "steps", "updated")
-    for state in with_store(url, db_schema, namespace, work):
+    for state in with_store(store_options(app, url, db_schema, namespace), work):
         finished = sum(step.status is StepStatus.COMPLETED for step in state.steps.values())
         row = [str(state.id), state.workflow_id, state.workflow_name, state.status, str(finished)]
         add_row(table, *row, _time(state.updated_at))
@@ -37,9 +39,11 @@ def list_runs(url: Url = None, db_schema: Schema = None, namespace: Namespace = 
 
 
 @runs.command()
-def show(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+def show(
+    run_id: Id, app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None
+) -> None:
     """Show a run and its steps. Payloads are not shown."""
-    state = with_store(url, db_schema, namespace, lambda store: _find(store, run_id))
+    state = with_store(store_options(app, url, db_schema, namespace), lambda store: _find(store, run_id))
     typer.echo(f"{state.id}  {plain(state.workflow_id)}  {plain(state.workflow_name)}  {state.status}")
     if state.error:
         typer.echo(plain(state.error))
@@ -58,6 +62,7 @@ def signal(
     run_id: Id,
     name: Annotated[str, typer.Argument(help="What the run waits for.")],
     payload: Annotated[str, typer.Argument(help="JSON that the run receives.")] = "null",
+    app: OptionalApp = None,
     url: Url = None,
     db_schema: Schema = None,
     namespace: Namespace = None,
@@ -67,32 +72,36 @@ def signal(
         value = decode(payload, "payload")
     except CorruptPayload:
         raise typer.BadParameter("the payload is not JSON; a text needs quotes of its own, as in '\"yes\"'") from None
-    _ask(run_id, url, db_schema, namespace, lambda store, found: store.signal(found, name, value))
+    _ask(run_id, store_options(app, url, db_schema, namespace), lambda store, found: store.signal(found, name, value))
 
 
 @runs.command()
-def pause(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+def pause(
+    run_id: Id, app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None
+) -> None:
     """Pause a run: now, or at its worker's next step."""
-    _ask(run_id, url, db_schema, namespace, StateStore.pause, becomes=WorkflowStatus.PAUSED)
+    _ask(run_id, store_options(app, url, db_schema, namespace), StateStore.pause, becomes=WorkflowStatus.PAUSED)
 
 
 @runs.command()
-def resume(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+def resume(
+    run_id: Id, app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None
+) -> None:
     """Let a paused or failed run go on; a worker picks it up."""
-    _ask(run_id, url, db_schema, namespace, StateStore.resume)
+    _ask(run_id, store_options(app, url, db_schema, namespace), StateStore.resume)
 
 
 @runs.command()
-def cancel(run_id: Id, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
+def cancel(
+    run_id: Id, app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None
+) -> None:
     """Cancel a run and its child runs: now, or at their worker's next step."""
-    _ask(run_id, url, db_schema, namespace, StateStore.cancel, becomes=WorkflowStatus.CANCELLED)
+    _ask(run_id, store_options(app, url, db_schema, namespace), StateStore.cancel, becomes=WorkflowStatus.CANCELLED)
 
 
 def _ask(
     run_id: str,
-    url: str | None,
-    db_schema: str | None,
-    namespace: str | None,
+    options: Mapping[str, Any],
     question: Callable[[StateStore, UUID], Awaitable[None]],
     becomes: WorkflowStatus | None = None,
 ) -> None:
@@ -101,9 +110,10 @@ def _ask(
     async def work(store: StateStore) -> WorkflowState:
         found = (await _find(store, run_id)).id
         await question(store, found)
-        return await store.load_workflow_state(found)
+        with after_an_effect():
+            return await store.load_workflow_state(found)
 
-    state = with_store(url, db_schema, namespace, work)
+    state = with_store(options, work)
     later = "" if becomes in (None, state.status) else f"; it is {becomes} at its worker's next step"
     typer.echo(f"run {state.id} is {state.status}{later}")
 

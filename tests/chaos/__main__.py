@@ -1,4 +1,7 @@
-"""The long form: `python -m tests.chaos`. The exit status says whether every proof held, and every control failed."""
+"""The long form: `python -m tests.chaos`.
+
+The exit status: 0 if every proof held and every control was found, 1 if not, 2 if some could not be run here.
+"""
 
 import argparse
 import asyncio
@@ -7,40 +10,34 @@ import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from time import monotonic
-from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from tests.chaos.experiments import EXPERIMENTS, Experiment, fresh_place
-from tests.chaos.report import KINDS, Report
+from tests.chaos.catalogue import EXPERIMENTS, Experiment
+from tests.chaos.rows import Row, exit_status, play, table_of
 from tests.postgres_server import PrivatePostgres
 
 
 async def main() -> int:
     """Run every experiment on each of its databases; returns the exit status."""
     options = _options()
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    chosen = _chosen(options.databases, options.only)
+    if not chosen:
+        raise SystemExit(f"no experiment on {' or '.join(options.databases)} has {options.only!r} in its name")
+    console = Console(width=None if sys.stdout.isatty() else 180, highlight=False)
     console.print(f"seed {options.seed}")
-    table = Table("", "database", "experiment", "rounds", "acknowledged", *KINDS, "recovered in", "figures", "seconds")
-    rows: list[dict[str, Any]] = []
-    with PrivatePostgres() as server:
-        for experiment, database in _chosen(options.databases, options.only):
-            start = monotonic()
-            async with fresh_place(database, server, options.seed, options.scale) as place:
-                report = await experiment.run(place)
-            holds, seconds = bool(report.faults) == experiment.is_control, monotonic() - start
-            console.print(f"{'ok' if holds else 'FAILED':7}{database:9}{report.name} ({seconds:.0f} s)")
-            if not holds:
-                console.print(str(report), style="red", markup=False)
-            table.add_row(*_row(report, database, experiment, holds=holds, seconds=seconds))
-            row = {"database": database, "is_control": experiment.is_control, "holds": holds}
-            rows.append(row | {"seconds": round(seconds, 1)} | report.as_json())
-    console.print(table)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"seed": options.seed, "rows": rows}, indent=1) + "\n")
-    return 0 if all(row["holds"] for row in rows) else 1
+    rows: list[Row] = []
+    try:
+        with PrivatePostgres() as server:
+            for experiment, database in chosen:
+                rows.append(await play(experiment, database, server, options.seed, options.scale))
+                console.print(str(rows[-1]), style="red" if rows[-1].verdict == "FAILED" else None, markup=False)
+    finally:  # also of what somebody interrupts
+        console.print(table_of(rows))
+        if options.json is not None:
+            report = {"seed": options.seed, "scale": options.scale, "rows": [row.as_json() for row in rows]}
+            options.json.write_text(json.dumps(report, indent=1) + "\n")
+    return exit_status(rows)
 
 
 def _options() -> argparse.Namespace:
@@ -60,18 +57,6 @@ def _chosen(databases: Sequence[str], only: str) -> list[tuple[Experiment, str]]
         for database in experiment.databases
         if database in databases and only in experiment.name
     ]
-
-
-def _row(report: Report, database: str, experiment: Experiment, *, holds: bool, seconds: float) -> tuple[str, ...]:
-    mark = "[green]ok[/]" if holds else "[red]FAILED[/]"
-    kind = "[dim]control[/] " if experiment.is_control else ""
-    counts = (str(number) if number else "0" for number in report.counts().values())
-    recovered = "" if report.recovery_seconds is None else f"{report.recovery_seconds:.1f} s"
-    figures = ", ".join(f"{number} {what}" for what, number in report.figures.items())
-    return (
-        *(mark, database, f"{kind}{report.name}", str(report.rounds), str(report.acknowledged)),
-        *(*counts, recovered, figures, f"{seconds:.0f}"),
-    )
 
 
 if __name__ == "__main__":

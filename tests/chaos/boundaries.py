@@ -49,14 +49,15 @@ async def kill_at_boundaries(
     return report
 
 
-async def kill_between_lines(url: str, *, rounds: int, seed: int) -> Report:
+async def kill_between_lines(url: str, *, rounds: int, seed: int, is_flawed: bool = False) -> Report:
     """Die at `rounds` random lines of ours, of all those that the transaction and the step after it execute."""
-    report = Report(name="SIGKILL between two lines", seed=seed)
+    report = Report(name=f"SIGKILL between two lines{_flaw(is_flawed)}", seed=seed)
     async with _store(url) as store:
-        with Child(work, Job(url=url, workflow_id="lines", die_at=sys.maxsize)) as child:
+        with Child(work, Job(url=url, workflow_id="lines", die_at=sys.maxsize, is_flawed=is_flawed)) as child:
             lines = int((await child.end())[-1])
         report.figures["lines executed"] = lines
-        await _play(store, url, random.Random(seed).sample(range(1, lines), k=min(rounds, lines - 1)), report)
+        moments = random.Random(seed).sample(range(1, lines), k=min(rounds, lines - 1))
+        await _play(store, url, moments, report, is_flawed=is_flawed)
     return report
 
 
@@ -81,6 +82,7 @@ async def _play(
                 report.rounds += child.exit_code == -signal.SIGKILL
             with Child(work, replace(job, die_at=None)) as child:
                 await child.end()
+                report.acknowledged += len(_STEPS) if child.exit_code == 0 else 0
             report.find("doubled", *(f"killed at {where}: {fault}" for fault in await _faults(store, job.workflow_id)))
 
     await asyncio.gather(*map(play, moments))

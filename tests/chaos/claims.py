@@ -12,11 +12,11 @@ from typing import Any, Final, Literal
 from sqlalchemy import func, select, text, update
 
 from orchestrator_state import Run, StateStore, Worker
+from orchestrator_state.claimable import LEASE_IS_FREE
 from orchestrator_state.database_time import database_now
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_records import Owner
 from orchestrator_state.run_repository import RunRepository
-from orchestrator_state.statements import LEASE_IS_FREE
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 from tests.chaos.witness import Journal, read_journal
@@ -52,7 +52,7 @@ async def race_for_runs(url: str, directory: Path, *, runs: int, workers: int = 
                 await child.end()
                 if child.exit_code != 0:
                     report.find("other", f"a worker ended with {child.exit_code}")
-        report.rounds = runs
+        report.rounds = report.acknowledged = runs
         report.find("doubled", *await _faults(store, read_journal(job.journal)))
     return report
 

@@ -46,6 +46,7 @@ def server_crashes(server: PrivatePostgres, rounds: int) -> Storm:
     """Stop the server in the middle of everything, as `pg_ctl stop -m immediate` does, and start it a while later."""
 
     async def storm(world: World) -> None:
+        await asyncio.to_thread(server.execute, "CHECKPOINT")  # a lazy server has the empty tables, at least
         for _ in range(rounds):
             await world.pause(0.3, 1.5)
             await asyncio.to_thread(server.stop, "immediate")
@@ -78,14 +79,29 @@ def ended_sessions(url: str, rounds: int) -> Storm:
 
 
 def bad_network(proxy: StormyProxy, seconds: float, probability: float = 0.02) -> Storm:
-    """Let each message of a client meet a fault with that probability."""
+    """Let each message of a client meet a fault with that probability; for longer, if by chance none did."""
 
     async def storm(world: World) -> None:
         proxy.probability = probability
         await asyncio.sleep(seconds)
+        while not proxy.made:  # noqa: ASYNC110 - once in a blue moon
+            await asyncio.sleep(0.1)
         proxy.probability = 0.0
         world.report.rounds += proxy.made.total()
         world.report.figures.update({str(fault): number for fault, number in proxy.made.items()})
+
+    return storm
+
+
+def impatience(seconds: float, probability: float) -> Storm:
+    """Let customers give up calls that are under way; for longer, if by chance none did."""
+
+    async def storm(world: World) -> None:
+        world.impatience = probability
+        await asyncio.sleep(seconds)
+        while not world.report.rounds:  # noqa: ASYNC110 - once in a blue moon
+            await asyncio.sleep(0.1)
+        world.impatience = 0.0
 
     return storm
 
@@ -106,12 +122,12 @@ def failover(primary: PrivatePostgres, standby: PrivatePostgres, *, is_late: boo
     return storm
 
 
-def clock_steps(offset: Path, rounds: int) -> Storm:
-    """Put the wall clock of whoever reads `offset` an hour ahead, back, and right again."""
+def clock_steps(offset: Path, rounds: int, seconds: int) -> Storm:
+    """Put the wall clock of whoever reads `offset` so far ahead, back, and right again."""
 
     async def storm(world: World) -> None:
         for _ in range(rounds):
-            for step in ("+3600s", "-3600s", "+0s"):
+            for step in (f"+{seconds}s", f"-{seconds}s", "+0s"):
                 await world.pause(1.5, 2.5)
                 await asyncio.to_thread(offset.write_text, f"{step}\n")
                 world.report.rounds += 1

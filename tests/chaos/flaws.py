@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, Literal
 from unittest import mock
 from uuid import UUID, uuid4
 
-from orchestrator_state import StoreUnavailable, transactions, writer
+from sqlalchemy import Engine, event
+
+from orchestrator_state import StateStore, StoreUnavailable, transactions
+from orchestrator_state.database_clock import DatabaseClock
+from orchestrator_state.driver_statements import DriverStatement
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.request_log import RequestRepository
-from orchestrator_state.run_records import Ack
+from orchestrator_state.run_records import Ack, StepRecord
+from tests.statements import unfenced
 
-Flaw = Literal["forgets what finished", "takes a fault for success"]
+Flaw = Literal[
+    "forgets what finished",
+    "takes a fault for success",
+    "writes without a fence",
+    "goes by its own clock",
+]
 
 
 def plant(flaw: Flaw) -> None:
@@ -39,15 +50,27 @@ def blind_repetitions() -> Iterator[None]:
         yield
 
 
-def _forget_what_finished() -> None:
-    def replay(self: Journal, step_id: str) -> Any:
-        return None
+@contextmanager
+def dropped_cancels() -> Iterator[None]:
+    """In this block a store acknowledges a cancel, and does nothing."""
 
-    Journal.replay = replay  # type: ignore[method-assign]
+    async def cancel(self: StateStore, workflow_state_id: UUID) -> None:
+        await self.load_workflow_state(workflow_state_id)
+
+    with mock.patch.object(StateStore, "cancel", cancel):
+        yield
+
+
+async def _find_nothing(self: Journal, step_id: str) -> StepRecord | None:
+    return None
+
+
+def _forget_what_finished() -> None:
+    Journal.replay = _find_nothing  # type: ignore[method-assign]
 
 
 def _take_faults_for_success() -> None:
-    async def once(work: Callable[[], Awaitable[Any]], patience: timedelta) -> Any:
+    async def once(work: Callable[[], Awaitable[Any]], *_: object, **__: object) -> Any:
         return await work()
 
     def accept_outcome(self: Journal, entry: Entry, writing: asyncio.Future[Ack]) -> None:
@@ -57,11 +80,31 @@ def _take_faults_for_success() -> None:
             ack = Ack(request=None)
         self.accept(entry, ack)
 
-    transactions.while_transient = writer.while_transient = once  # type: ignore[attr-defined]
+    transactions.while_transient = once  # type: ignore[attr-defined]
     Journal._accept_outcome = accept_outcome  # type: ignore[method-assign]
+
+
+def _write_without_a_fence() -> None:
+    event.listen(Engine, "before_cursor_execute", _without_the_fence, retval=True)
+    DriverStatement.__init__ = unfenced  # type: ignore[method-assign, assignment]
+
+
+def _without_the_fence(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    """Let any owner's token match, at any place. The parameters keep theirs."""
+    fence = r"(workflow_states\.(?:lease_owner|lease_token|version) = (?:\?|\$\d+(?:::\w+)?))"
+    return re.sub(fence, r"(\1 OR 1 = 1)", statement), parameters
+
+
+def _go_by_its_own_clock() -> None:
+    def now(self: DatabaseClock) -> datetime:
+        return datetime.now(UTC)
+
+    DatabaseClock.now = now  # type: ignore[method-assign]
 
 
 _PLANT: Final[dict[Flaw, Callable[[], None]]] = {
     "forgets what finished": _forget_what_finished,
     "takes a fault for success": _take_faults_for_success,
+    "writes without a fence": _write_without_a_fence,
+    "goes by its own clock": _go_by_its_own_clock,
 }

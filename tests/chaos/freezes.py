@@ -2,20 +2,15 @@
 
 import asyncio
 import random
-import re
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
 from typing import Any, Final
-from unittest import mock
-
-from sqlalchemy import Engine, event
 
 from orchestrator_state import LeaseLost, OrchestratorStateError, Run, StateStore, StoreUnavailable, WorkflowStatus
-from orchestrator_state.driver_statements import DriverStatement
 from tests.chaos.children import Child, Pipe
+from tests.chaos.flaws import plant
 from tests.chaos.report import Report
-from tests.statements import unfenced
 
 _STEPS: Final = 6
 _TERM: Final = timedelta(seconds=1)
@@ -66,7 +61,7 @@ class _TakeOver:
 
     async def play(self, report: Report) -> bool:
         """Returns whether the run was taken over from the frozen worker."""
-        if not await self._recover():
+        if not await self._recover(report):
             return False
         ended = (await self._first.end())[-1]
         report.figures[f"ended with {ended}"] += 1
@@ -76,7 +71,7 @@ class _TakeOver:
         report.find("stale", *(f"{self._workflow_id}: {fault}" for fault in await self._faults()))
         return True
 
-    async def _recover(self) -> bool:
+    async def _recover(self, report: Report) -> bool:
         """Look for the run until it is completed; False if the frozen worker stands in the way."""
         give_up_at = monotonic() + 6 * _TERM.total_seconds()
         while True:
@@ -85,6 +80,7 @@ class _TakeOver:
             except StoreUnavailable:
                 return False
             if found.completed:
+                report.acknowledged += _STEPS + 1
                 return True
             if self._inherited is None and monotonic() > give_up_at:
                 return False
@@ -115,7 +111,9 @@ class _TakeOver:
             for step_id, step in state.steps.items()
             if step.outputs != inherited.get(step_id, "second")
         ]
-        if state.status is not WorkflowStatus.COMPLETED or len(state.steps) != _STEPS + 1:
+        # On a busy machine the first worker may have gone further than the second one's handler goes.
+        wanted = {*inherited, *(f"step {step}" for step in range(_STEPS)), "last"}
+        if state.status is not WorkflowStatus.COMPLETED or state.steps.keys() != wanted:
             found.append(f"the run is {state.status} with the steps {sorted(state.steps)}")
         return found
 
@@ -125,8 +123,7 @@ class _TakeOver:
 
 def work(job: Job, pipe: Pipe) -> None:
     if not job.is_fenced:
-        event.listen(Engine, "before_cursor_execute", _without_the_fence, retval=True)
-        mock.patch.object(DriverStatement, "__init__", unfenced).start()
+        plant("writes without a fence")
     asyncio.run(_work(job, pipe))
 
 
@@ -147,9 +144,3 @@ async def _work(job: Job, pipe: Pipe) -> None:
             await store.run(job.workflow_id, handler, workflow_id=job.workflow_id)
         except OrchestratorStateError as error:
             pipe.send(type(error).__name__)
-
-
-def _without_the_fence(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
-    """Let any owner's token match, at any place. The parameters keep theirs."""
-    fence = r"(workflow_states\.(?:lease_owner|lease_token|version) = (?:\?|\$\d+(?:::\w+)?))"
-    return re.sub(fence, r"(\1 OR 1 = 1)", statement), parameters

@@ -9,9 +9,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Literal, TypeVar
 
-from orchestrator_state import Run, StateStore, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.journal import Journal as RunJournal
+from orchestrator_state import Checkpoint, Run, StateStore, StepStatus, WorkflowState, WorkflowStatus
 from tests.chaos.children import Child, Pipe
+from tests.chaos.flaws import plant
 from tests.chaos.report import Fault, Kind, Report
 from tests.chaos.witness import Journal, book, create_ledger, entries, read_journal
 
@@ -93,7 +93,7 @@ class _Story:
 
     async def faults(self) -> list[Fault]:
         """What is wrong after a kill."""
-        state = await _find(self.store, self.workflow_id)
+        state, checkpoint = await self._what_is_there()
         if state is None:
             return [self._fault("lost", f"{step} was acknowledged, and there is no run") for step in self.acknowledged]
         lines = read_journal(self.journal)
@@ -113,7 +113,7 @@ class _Story:
         booked = await entries(self.store, self.workflow_id)
         if booked != sorted(step_id for step_id in completed if step_id.startswith("book")):
             found.append(self._fault("doubled", f"the ledger has {booked}"))
-        return found + [self._fault("stale", what) for what in await self._disagreements(state)]
+        return found + [self._fault("stale", what) for what in _disagreements(state, checkpoint)]
 
     async def faults_of_a_finished_run(self) -> list[Fault]:
         state = await self.store.load_workflow_state_by_workflow_id(self.workflow_id)
@@ -127,20 +127,30 @@ class _Story:
     def _fault(self, kind: Kind, what: str) -> Fault:
         return Fault(kind, f"{self.workflow_id}: {what}")
 
-    async def _disagreements(self, state: WorkflowState) -> list[str]:
-        """The newest checkpoint was made by the newest commit: it is the state."""
-        checkpoint = await self.store.get_latest_checkpoint(state.id)
-        if checkpoint is None:
-            return ["there are steps and no checkpoint"] if state.steps else []
-        then = WorkflowState.from_snapshot(checkpoint.snapshot)
-        found = []
-        if then.context != state.context:
-            found.append(f"the context is {state.context}, in the checkpoint {then.context}")
-        if {step_id: step.outputs for step_id, step in then.steps.items()} != {
-            step_id: step.outputs for step_id, step in state.steps.items()
-        }:
-            found.append("the newest checkpoint has other steps than the state")
-        return found
+    async def _what_is_there(self) -> tuple[WorkflowState | None, Checkpoint | None]:
+        """The state and its newest checkpoint, of one moment: a server may still be at a killed one's last commit."""
+        seen: Checkpoint | None = None
+        while True:
+            state = await _find(self.store, self.workflow_id)
+            newest = None if state is None else await self.store.get_latest_checkpoint(state.id)
+            if newest == seen:
+                return state, newest
+            seen = newest
+
+
+def _disagreements(state: WorkflowState, checkpoint: Checkpoint | None) -> list[str]:
+    """The newest checkpoint was made by the newest commit: it is the state."""
+    if checkpoint is None:
+        return ["there are steps and no checkpoint"] if state.steps else []
+    then = WorkflowState.from_snapshot(checkpoint.snapshot)
+    found = []
+    if then.context != state.context:
+        found.append(f"the context is {state.context}, in the checkpoint {then.context}")
+    if {step_id: step.outputs for step_id, step in then.steps.items()} != {
+        step_id: step.outputs for step_id, step in state.steps.items()
+    }:
+        found.append("the newest checkpoint has other steps than the state")
+    return found
 
 
 async def _find(store: StateStore, workflow_id: str) -> WorkflowState | None:
@@ -153,7 +163,7 @@ async def _find(store: StateStore, workflow_id: str) -> WorkflowState | None:
 
 def work(job: Job, pipe: Pipe) -> None:
     if job.flaw == "forgets what finished":
-        RunJournal.replay = lambda self, step_id: None  # type: ignore[method-assign]
+        plant(job.flaw)
     asyncio.run(_work(job, pipe))
 
 

@@ -93,18 +93,20 @@ def _record(directory: Path, synchronous: str) -> list[Call]:
     command = [find("strace"), "-f", "-y", "-qq", "-xx", "-s", "100000000", "-o", str(trace), "-e", f"trace={_TRACED}"]
     worker = [sys.executable, "-m", "tests.chaos.power_cuts", str(database), synchronous]
     subprocess.run([*command, *worker], cwd=_ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
-    return list(_parsed(trace, str(database)))
+    return list(parsed(trace, str(database)))
 
 
+# The number of a process is padded to five digits.
 _CALL: Final = re.compile(
-    r"^\d+ (?P<name>\w+)\((?P<fd>\d+)<(?P<path>[^>]*)>"
+    r"^\d+ +(?P<name>\w+)\((?P<fd>\d+)<(?P<path>[^>]*)>"
     r'(?:, "(?P<data>[^"]*)")?(?:, (?P<first>\d+))?(?:, (?P<second>\d+))?\)\s+= (?P<result>\d+)'
 )
-_RESUMED: Final = re.compile(r"^(?P<pid>\d+) <\.\.\. \w+ resumed>(?P<rest>.*)$")
+_RESUMED: Final = re.compile(r"^(?P<pid>\d+) +<\.\.\. \w+ resumed>(?P<rest>.*)$")
 _UNFINISHED: Final = " <unfinished ...>"
 
 
-def _parsed(trace: Path, database: str) -> Iterator[Call]:
+def parsed(trace: Path, database: str) -> Iterator[Call]:
+    """The calls in what strace wrote that concern the database, or acknowledge a step."""
     for line in _whole_lines(trace):
         found = _CALL.match(line)
         if found is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,27 +31,41 @@ class Order:
     """By serial number and attempt."""
 
 
-async def reckon(store: StateStore, orders: Iterable[Order], diaries: Path, report: Report) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Notes:
+    """What the workers noted."""
+
+    of_runs: Mapping[str, Sequence[Note]]
+    """In the order of time."""
+    are_timers_checked: bool
+
+    @classmethod
+    def of(cls, diaries: Path, *, are_timers_checked: bool) -> Notes:
+        of_runs: defaultdict[str, list[Note]] = defaultdict(list)
+        for note in sorted(read_diaries(diaries), key=lambda note: note.at):
+            of_runs[note.run].append(note)
+        return cls(of_runs=of_runs, are_timers_checked=are_timers_checked)
+
+
+async def reckon(store: StateStore, orders: Iterable[Order], notes: Notes, report: Report) -> None:
     """Put everything that is wrong into the report."""
-    notes: defaultdict[str, list[Note]] = defaultdict(list)
-    for note in read_diaries(diaries):
-        notes[note.run].append(note)
-        report.acknowledged += note.what == "ack"
+    report.acknowledged += sum(note.what == "ack" for run in notes.of_runs.values() for note in run)
     for order in orders:
         report.acknowledged += order.acknowledged + list(order.signals.values()).count("acknowledged")
         report.figures["runs"] += 1
-        await _Reckoning(store, order, report).reckon(notes)
+        await _Reckoning(store, order, notes, report).reckon()
 
 
 class _Reckoning:
     """Of one order."""
 
-    def __init__(self, store: StateStore, order: Order, report: Report) -> None:
+    def __init__(self, store: StateStore, order: Order, notes: Notes, report: Report) -> None:
         self._store = store
         self._order = order
+        self._notes = notes
         self._report = report
 
-    async def reckon(self, notes: dict[str, list[Note]]) -> None:
+    async def reckon(self) -> None:
         order = self._order
         try:
             state = await self._store.load_workflow_state(order.id)
@@ -59,13 +73,13 @@ class _Reckoning:
             self._find("lost", "its start was acknowledged, and there is no run")
             return
         self._end(state)
-        await self._steps(state, notes[str(state.id)])
+        await self._steps(state)
         self._signals(state)
         if state.status is WorkflowStatus.COMPLETED and state.context != {"laps": LAPS, "log": list(range(LAPS))}:
             self._find("doubled", f"its context is {state.context}")
         if "child:part" in state.steps:
             child = await self._store.load_workflow_state_by_workflow_id(f"{state.id}/child:part")
-            await self._steps(child, notes[str(child.id)])
+            await self._steps(child)
 
     def _end(self, state: WorkflowState) -> None:
         self._report.figures[str(state.status)] += 1
@@ -78,17 +92,8 @@ class _Reckoning:
         elif state.status is WorkflowStatus.CANCELLED and not self._order.is_cancelled:
             self._find("other", "nobody cancelled it, and it is cancelled")
 
-    async def _steps(self, state: WorkflowState, notes: list[Note]) -> None:
-        acknowledged: dict[str, Note] = {}
-        for note in sorted(notes, key=lambda note: note.at):
-            if note.what == "call":
-                if note.step in acknowledged:
-                    self._find("doubled", f"{note.step} was acknowledged, and called again")
-                continue
-            first = acknowledged.setdefault(note.step, note)
-            if first.value != note.value:
-                self._find("stale", f"{note.step} was acknowledged with two values")
-        for step_id, note in acknowledged.items():
+    async def _steps(self, state: WorkflowState) -> None:
+        for step_id, note in self._acknowledged(self._notes.of_runs.get(str(state.id), ())).items():
             step = state.steps.get(step_id)
             if step is None or step.status != "completed":
                 self._find("lost", f"{step_id} was acknowledged, and is not on record")
@@ -96,6 +101,26 @@ class _Reckoning:
                 self._find("stale", f"{step_id} was acknowledged as {note.value}, and is {step.outputs}")
         for step_id in ("pay", "bye", "part pay"):
             await self._payment(state, step_id)
+
+    def _acknowledged(self, notes: Iterable[Note]) -> dict[str, Note]:
+        """By step."""
+        acknowledged: dict[str, Note] = {}
+        timers: dict[str, Note] = {}
+        for note in notes:
+            if note.what == "call":
+                if (before := acknowledged.get(note.step)) is None:
+                    continue
+                who = f"worker {note.worker} called it {note.at - before.at:.3f} s later"
+                self._find("doubled", f"{note.step} was acknowledged to worker {before.worker}, and {who}")
+            elif note.what == "sleep":
+                timers.setdefault(note.step, note)
+            elif note.what == "awake":
+                slept = note.at - timers[note.step].at
+                if self._notes.are_timers_checked and slept < note.value / 2:
+                    self._find("other", f"{note.step} ended after {slept:.3f} of {note.value} s")
+            elif acknowledged.setdefault(note.step, note).value != note.value:
+                self._find("stale", f"{note.step} was acknowledged with two values")
+        return acknowledged
 
     async def _payment(self, state: WorkflowState, step_id: str) -> None:
         booked = await entries(self._store, f"{state.id} {step_id}")

@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Final
 
-from orchestrator_state import Run, StateStore, WorkflowStatus
+from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
 from orchestrator_state.processes import ProcessIdentity
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
@@ -34,6 +34,7 @@ async def restart_after_kill(url: str, *, is_flawed: bool = False) -> Report:
         state = await store.load_workflow_state_by_workflow_id("restart")
         if state.status is not WorkflowStatus.COMPLETED:
             report.find("unrecovered", f"the run is {state.status}")
+        report.acknowledged = sum(step.status is StepStatus.COMPLETED for step in state.steps.values())
     return report
 
 

@@ -11,17 +11,19 @@ import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from orchestrator_state import InvalidTransition, StateStore, StoreUnavailable, WorkflowNotFound, WorkflowStatus
-from tests.chaos.reckoning import Order, reckon
+from tests.chaos.reckoning import Notes, Order, reckon
 from tests.chaos.report import Report
-from tests.chaos.workload import LAST, NAME, Job, command, create_tables
+from tests.chaos.witness import create_ledger
+from tests.chaos.workload import LAST, NAME, Job, command
 
+_T = TypeVar("_T")
 _ROOT: Final = Path(__file__).parents[2]
-_PATIENCE: Final = 60.0  # seconds after the last fault, until a run that is not finished never will be
 _CUSTOMERS: Final = 6
 
 
@@ -92,6 +94,28 @@ class World:
     chance: random.Random
     report: Report
     orders: list[Order] = field(default_factory=list)
+    impatience: float = 0.0
+    """How likely a customer is to give up a call while it is under way."""
+    jumps_to_conclusions: bool = False
+    _call_takes: float = 0.02
+
+    async def call(self, call: Callable[[], Awaitable[_T]]) -> _T:
+        """A customer's call. Raises `StoreUnavailable` of unknown outcome if the customer gave it up."""
+        began = monotonic()
+        if self.chance.random() >= self.impatience:
+            answer = await call()
+            self._call_takes = monotonic() - began
+            return answer
+        task = asyncio.ensure_future(call())
+        await asyncio.wait({task}, timeout=self.chance.uniform(0, 1.5 * self._call_takes))
+        for _ in range(self.chance.randrange(1, 3)):  # the second hits the clean-up after the first
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.wait({task})
+        if not task.cancelled():
+            return task.result()
+        self.report.rounds += 1
+        raise StoreUnavailable("the customer gave it up", outcome_unknown=not self.jumps_to_conclusions)
 
     async def pause(self, shortest: float, longest: float) -> None:
         await asyncio.sleep(self.chance.uniform(shortest, longest))
@@ -113,6 +137,12 @@ class Scene:
     workers_url: str | None = None
     customers_url: str | None = None
     term: float = 3.0
+    patience: float = 5.0
+    """Seconds beyond the lease term, after the last fault, until a run that is not finished never will be."""
+    jumps_to_conclusions: bool = False
+    """Whether a customer takes a call that it gave up for one that did nothing."""
+    are_timers_checked: bool = False
+    """Whether the database's clock goes right and its answers are not delayed, so that no timer may end early."""
     wrapper: tuple[str, ...] = ()
     """A command that starts the worker's."""
     environment: dict[str, str] = field(default_factory=dict)
@@ -135,9 +165,15 @@ async def _weather(scene: Scene, storm: Storm, report: Report) -> None:
         StateStore.open(scene.url, migrate=False, pool_min=1) as auditor,
         StateStore.open(scene.customers_url or scene.url, migrate=False, pool_min=1) as customers,
     ):
-        await create_tables(auditor)
+        await create_ledger(auditor)
         async with _workers(scene) as workers:
-            world = World(store=customers, workers=workers, chance=random.Random(scene.seed), report=report)
+            world = World(
+                store=customers,
+                workers=workers,
+                chance=random.Random(scene.seed),
+                report=report,
+                jumps_to_conclusions=scene.jumps_to_conclusions,
+            )
             is_over = asyncio.Event()
             crowd = [asyncio.create_task(_buy(world, number, is_over)) for number in range(_CUSTOMERS)]
             try:
@@ -147,8 +183,9 @@ async def _weather(scene: Scene, storm: Storm, report: Report) -> None:
             healed_at = monotonic()
             report.find("other", *(f"a worker ended by itself: {w.process.poll()}" for w in workers if not w.is_alive))
             await asyncio.gather(*crowd)
-            await _all_finished(auditor, world, healed_at)
-        await reckon(auditor, world.orders, scene.directory, report)
+            await _all_finished(auditor, world, healed_at, scene.term + scene.patience)
+        notes = Notes.of(scene.directory, are_timers_checked=scene.are_timers_checked)
+        await reckon(auditor, world.orders, notes, report)
 
 
 @asynccontextmanager
@@ -169,10 +206,10 @@ async def _workers(scene: Scene) -> AsyncIterator[list[WorkerProcess]]:
                 worker.close()
 
 
-async def _all_finished(auditor: StateStore, world: World, healed_at: float) -> None:
+async def _all_finished(auditor: StateStore, world: World, healed_at: float, patience: float) -> None:
     """Wait for every run; how long that took since the fault's end is in the report."""
     finished_at = healed_at
-    while monotonic() < healed_at + _PATIENCE:
+    while monotonic() < healed_at + patience:
         active = {state.id for state in await auditor.list_active_workflows()}
         if not active:
             break
@@ -193,7 +230,7 @@ async def _buy(world: World, number: int, is_over: asyncio.Event) -> None:
         count += 1
         world.orders.append(order)
         try:
-            await _order(world.store, order, chance)
+            await _order(world, order, chance)
             await _wait_for(world.store, order, is_over)
         except WorkflowNotFound:
             world.report.find("lost", f"{order.workflow_id}: its start was acknowledged, and there is no run")
@@ -201,30 +238,32 @@ async def _buy(world: World, number: int, is_over: asyncio.Event) -> None:
             world.report.find("other", f"{order.workflow_id}: {error}")
 
 
-async def _order(store: StateStore, order: Order, chance: random.Random) -> None:
-    order.id = (await _insist(order, lambda: store.start(NAME, workflow_id=order.workflow_id))).id
+async def _order(world: World, order: Order, chance: random.Random) -> None:
+    store = world.store
+    order.id = (await _insist(world, order, lambda: store.start(NAME, workflow_id=order.workflow_id))).id
     run_id = order.id
     is_cancelled = chance.random() < 0.2
     for serial in range(1, LAST + 1):
         await asyncio.sleep(chance.uniform(0, 0.3))
         if is_cancelled and serial == LAST:
-            await _insist(order, lambda: store.cancel(run_id))
+            await _insist(world, order, lambda: store.cancel(run_id))
             order.is_cancelled = True
             return
         if chance.random() < 0.2:
-            await _insist(order, lambda: store.pause(run_id))
+            await _insist(world, order, lambda: store.pause(run_id))
             await asyncio.sleep(chance.uniform(0, 0.1))
-            await _insist(order, lambda: store.resume(run_id))
-        await _signal(store, order, serial)
+            await _insist(world, order, lambda: store.resume(run_id))
+        await _signal(world, order, serial)
 
 
-async def _signal(store: StateStore, order: Order, serial: int) -> None:
+async def _signal(world: World, order: Order, serial: int) -> None:
     """Send a signal until one was acknowledged, each try with a payload of its own."""
     attempt = 0
     while True:
         sent = (serial, attempt)
+        payload = {"serial": serial, "attempt": attempt}
         try:
-            await store.signal(order.id, "go", {"serial": serial, "attempt": attempt})
+            await world.call(partial(world.store.signal, order.id, "go", payload))
         except StoreUnavailable as error:
             order.signals[sent] = "maybe" if error.outcome_unknown else "refused"
             attempt += 1
@@ -238,11 +277,11 @@ async def _signal(store: StateStore, order: Order, serial: int) -> None:
             return
 
 
-async def _insist(order: Order, call: Callable[[], Awaitable[Any]]) -> Any:
+async def _insist(world: World, order: Order, call: Callable[[], Awaitable[Any]]) -> Any:
     """Call again until it is acknowledged."""
     while True:
         try:
-            answer = await call()
+            answer = await world.call(call)
         except StoreUnavailable:
             await asyncio.sleep(0.1)
         else:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
-from urllib.parse import parse_qs, quote, urlsplit
 
-from tests.cutting_proxy import SOCKET
+from tests.postgres_proxy import Link, PostgresProxy
 
 Fault = Literal["cut before", "cut after", "stalled", "delivered late"]
 FAULTS: Final[tuple[Fault, ...]] = ("cut before", "cut after", "stalled", "delivered late")
 
 
-class StormyProxy:
-    """Passes everything on to `url`; while `probability` is not 0, each message of a client may meet a fault.
+class StormyProxy(PostgresProxy):
+    """Passes everything on; while `probability` is not 0, each message of a client may meet a fault.
 
     cut before
         The connection is gone before the server hears of the message.
@@ -31,87 +29,35 @@ class StormyProxy:
     """
 
     def __init__(self, url: str, directory: Path, chance: random.Random, faults: tuple[Fault, ...] = FAULTS) -> None:
-        self._upstream = urlsplit(url)
-        self._directory = directory
+        super().__init__(url, directory)
         self._chance = chance
-        self._open: set[asyncio.StreamWriter] = set()
-        self._serving: set[asyncio.Task[None]] = set()
         self._faults = faults
         self.probability = 0.0
         self.made: Counter[Fault] = Counter()
 
-    @property
-    def url(self) -> str:
-        """Where the database is reached through the proxy."""
-        account, _, _ = self._upstream.netloc.rpartition("@")
-        return f"postgresql://{account}@{self._upstream.path}?host={quote(str(self._directory))}"
+    async def pass_on(self, link: Link) -> None:
+        while data := await link.message():
+            if self._chance.random() < self.probability:
+                fault = self._chance.choice(self._faults)
+                self.made[fault] += 1
+                if fault != "stalled":
+                    await self._cut(fault, data, link)
+                    return
+                await self._a_while()
+            link.to_server.write(data)
 
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[StormyProxy]:
-        server = await asyncio.start_unix_server(self._serve, str(self._directory / SOCKET))
-        try:
-            yield self
-        finally:
-            server.close()
-            for writer in self._open:
-                writer.transport.abort()
-            await asyncio.gather(*self._serving, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        socket = parse_qs(self._upstream.query)["host"][0]
-        server_reader, server_writer = await asyncio.open_unix_connection(f"{socket}/{SOCKET}")
-        pair = {writer, server_writer}
-        self._open |= pair
-        task = asyncio.current_task()
-        assert task is not None
-        self._serving.add(task)
-        task.add_done_callback(self._serving.discard)
-        answers = asyncio.create_task(_pass_on(server_reader, writer))
-        try:
-            with suppress(ConnectionError):
-                await self._messages(reader, writer, server_reader, server_writer, answers)
-        finally:
-            answers.cancel()
-            await asyncio.gather(answers, return_exceptions=True)
-            for each in pair:
-                each.transport.abort()
-            self._open -= pair
-
-    async def _messages(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        server_reader: asyncio.StreamReader,
-        server_writer: asyncio.StreamWriter,
-        answers: asyncio.Task[None],
-    ) -> None:
-        while data := await reader.read(65536):
-            if self._chance.random() >= self.probability:
-                server_writer.write(data)
-                continue
-            fault = self._chance.choice(self._faults)
-            self.made[fault] += 1
-            if fault == "stalled":
-                await asyncio.sleep(self._chance.uniform(0.2, 2.0))
-                server_writer.write(data)
-                continue
-            answers.cancel()
-            await asyncio.gather(answers, return_exceptions=True)
-            if fault == "cut before":
-                return
-            if fault == "delivered late":
-                writer.transport.abort()
-                await asyncio.sleep(self._chance.uniform(0.2, 2.0))
-            server_writer.write(data)
-            await server_writer.drain()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(0.5):
-                    await server_reader.read(65536)
+    async def _cut(self, fault: Fault, data: bytes, link: Link) -> None:
+        await link.silence()
+        if fault == "cut before":
             return
+        if fault == "delivered late":
+            link.to_client.transport.abort()
+            await self._a_while()
+        link.to_server.write(data)
+        await link.to_server.drain()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await link.answer()
 
-
-async def _pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
-            writer.write(data)
-    writer.close()
+    async def _a_while(self) -> None:
+        await asyncio.sleep(self._chance.uniform(0.2, 2.0))

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
@@ -42,6 +41,8 @@ class Job:
     journal: str
     term: float
     concurrency: int = 20
+    nap: float = 0.05
+    """Seconds that each order sleeps."""
     flaw: Flaw | None = None
     pgbouncer: bool = False
 
@@ -50,12 +51,16 @@ class Note(NamedTuple):
     """A line of a worker's journal."""
 
     what: str
-    """`call` before a step's function does anything; `ack` once its value has come back to the handler."""
+    """`call` before a step's function does anything; `ack` once its value has come back to the handler; `sleep` and
+    `awake` around a timer.
+    """
     run: str
     step: str
     value: Any
     at: float
     """By the machine's monotonic clock, which all processes share."""
+    worker: str = ""
+    """The name of its journal."""
 
 
 class Diary:
@@ -73,14 +78,16 @@ def read_diaries(directory: Path) -> Iterator[Note]:
     for path in sorted(directory.glob("*.diary")):
         for line in path.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
-                yield Note(*json.loads(line))
+                what, run, step, value, at = json.loads(line)
+                yield Note(what, run, step, value, at, worker=path.stem)
 
 
 class Handlers:
     """The handlers of one worker."""
 
-    def __init__(self, diary: Diary) -> None:
+    def __init__(self, diary: Diary, nap: float) -> None:
         self._diary = diary
+        self._nap = nap
 
     async def order(self, run: Run) -> Any:
         """Steps with a context that grows, a transaction, a timer, signals, and a child run."""
@@ -90,7 +97,9 @@ class Handlers:
             await self._step(run, f"step {lap}")
         await asyncio.gather(*(self._step(run, side) for side in ("left", "right")))
         await self._acknowledged(run, "pay", run.transact("pay", self._pay, run, "pay"))
-        await run.sleep(0.05)
+        self._diary.note("sleep", run, "nap", self._nap)
+        await run.sleep(self._nap)
+        self._diary.note("awake", run, "nap", self._nap)
         await self._wait_for_the_last_signal(run)
         await self._acknowledged(run, "child:part", run.child("part", self.part))
         await self._acknowledged(run, "bye", run.transact("bye", self._pay, run, "bye"))
@@ -126,18 +135,12 @@ class Handlers:
         return value
 
 
-async def create_tables(store: StateStore) -> None:
-    """A business table without any constraint that would hide a double."""
-    async with store.begin() as uow:
-        await uow.session.execute(text("CREATE TABLE IF NOT EXISTS ledger (workflow_id TEXT, entry TEXT)"))
-
-
 async def work(job: Job) -> None:
     """Work until SIGTERM. A worker whose database is away when it starts tries again, as a supervisor would."""
     logging.getLogger("orchestrator_state").setLevel(logging.CRITICAL)
     if job.flaw is not None:
         plant(job.flaw)
-    handlers = Handlers(Diary(job.journal))
+    handlers = Handlers(Diary(job.journal), job.nap)
     async with await _open(job) as store:
         sys.stdout.write("ready\n")
         sys.stdout.flush()

@@ -1,0 +1,43 @@
+"""When a run is anybody's: no lease on it is good, and it is not asleep.
+
+A time that cannot be one holds nobody up. Damage may leave a lease, or a sleep, that no clock comes to the end of: what
+is unreadable, or further away than anything that is ever written there, is taken for over. Taking the run then writes
+both columns anew. If the lease was somebody's after all, its token is not, and its owner writes nothing any more.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Float, and_, literal, literal_column, not_, or_
+
+from orchestrator_state.column_types import UtcTimestamp
+from orchestrator_state.database_clock import FAR_FUTURE, LATEST_WAKING
+from orchestrator_state.database_time import database_now, database_time_in, lies_ahead
+from orchestrator_state.models import workflow_states
+from orchestrator_state.settings import LONGEST_LEASE
+
+_w = workflow_states.c
+# Twice: a lease is prolonged by the time in which nobody could write, and clocks are set back a little.
+# A constant: the statements that ask this have parameters enough.
+_FURTHEST_LEASE: Final = database_time_in(literal_column(str(2 * LONGEST_LEASE.total_seconds())))
+
+IS_LEASED: Final = lies_ahead(_w.lease_expires_at, _FURTHEST_LEASE)
+LEASE_IS_FREE: Final = not_(IS_LEASED)
+# Never NULL, as the negation of that would be neither.
+_IS_ASLEEP_FOR_EVER: Final = and_(_w.wake_at.is_not(None), _w.wake_at == FAR_FUTURE)
+IS_ASLEEP: Final = or_(lies_ahead(_w.wake_at, literal(LATEST_WAKING, UtcTimestamp)), _IS_ASLEEP_FOR_EVER)
+IS_AWAKE: Final = not_(IS_ASLEEP)
+
+
+def lease_was_good(ago: timedelta) -> ColumnElement[bool]:
+    """Whether a lease had not ended that long ago."""
+    earliest = database_time_in(literal(-ago.total_seconds(), Float))
+    return and_(_w.lease_expires_at > earliest, _w.lease_expires_at <= _FURTHEST_LEASE)
+
+
+def rested_since(moment: ColumnElement[Any]) -> ColumnElement[bool]:
+    """Of a run whose lease is free: whether it has been so since then."""
+    end = _w.lease_expires_at
+    return or_(end.is_(None), end <= moment, end > database_now())

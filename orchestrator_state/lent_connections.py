@@ -1,0 +1,77 @@
+"""Connections that the caller's code has had, in a unit of work or in `run.transact`: put in order for who comes next.
+
+What a session sets outlives its transaction: `SET search_path`, `SET ROLE`, `SET synchronous_commit`, a PRAGMA. On the
+next call, or the next run's commit, it would be somebody else's: who is refused a table that is there, or is told that
+something is durable which is not. So such a connection is put back to how it was made before it is used again, or, if
+that is not certain, replaced by a new one. The connections of an application's engine are the application's.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.util import await_only
+
+from orchestrator_state.undo import StoreSession
+
+_LENT: Final = "orchestrator_state.lent"
+_POSTGRES: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; "
+_SQLITE: Final = {"query_only": "OFF", "ignore_check_constraints": "OFF"}
+
+
+def lend(session: AsyncSession) -> None:
+    """The caller's code is about to have `session`, and every connection that it takes."""
+    session.sync_session.info[_LENT] = True
+
+
+def _note(session: StoreSession, _: SessionTransaction, connection: Connection) -> None:
+    if _LENT in session.info:
+        connection.info[_LENT] = True
+
+
+event.listen(StoreSession, "after_begin", _note)
+
+
+def put_back_postgres(engine: Engine) -> None:
+    """Let the connections of `engine`, which we made, be put back."""
+    _before_use(engine, _put_back_postgres)
+
+
+def put_back_sqlite(engine: Engine, pragmas: Mapping[str, object]) -> None:
+    """The same; `pragmas` are those that they were made with."""
+    _before_use(engine, partial(_put_back_sqlite, pragmas={**pragmas, **_SQLITE}))
+
+
+def _before_use(engine: Engine, put_back: Callable[[Any], None]) -> None:
+    def checked_out(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
+        if not entry.info.pop(_LENT, False):
+            return
+        try:
+            put_back(dbapi_connection.driver_connection)
+        except Exception:  # noqa: BLE001 - whatever it is, the pool can open another
+            raise exc.DisconnectionError from None
+
+    event.listen(engine, "checkout", checked_out)
+
+
+def _put_back_postgres(driver: Any) -> None:
+    """In one round trip. Prepared statements stay: the driver goes on to use them."""
+    await_only(driver.execute(_POSTGRES + driver.get_reset_query()))
+
+
+def _put_back_sqlite(driver: Any, pragmas: Mapping[str, object]) -> None:
+    def run() -> None:
+        raw: sqlite3.Connection = driver.raw
+        for pragma, value in pragmas.items():
+            raw.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
+        if len(raw.execute("PRAGMA database_list").fetchall()) > 1:  # tables that hide ours, or another file
+            raise exc.DisconnectionError
+
+    await_only(driver.hop(run))
