@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextvars import ContextVar
 from itertools import count
 from typing import Any, Final
@@ -68,23 +67,6 @@ class Place:
 _place: Final[ContextVar[Place | None]] = ContextVar("orchestrator_state_place", default=None)
 
 
-class Call:
-    """What `Branches.call` returns. A class, since each step passes through it, and a generator costs more."""
-
-    __slots__ = ("_branches", "_ended", "_place")
-
-    def __init__(self, branches: Branches, ended: Callable[[int], object]) -> None:
-        self._branches = branches
-        self._ended = ended
-
-    def __enter__(self) -> None:
-        self._place = self._branches.begin_call()
-
-    def __exit__(self, *_: object) -> None:
-        self._ended(self._place.tick)
-        self._branches.end_call(self._place)
-
-
 class Branches:
     """Those of one attempt of one handler."""
 
@@ -119,15 +101,8 @@ class Branches:
         _place.set(place)
         return place
 
-    def call(self, ended: Callable[[int], object]) -> Call:
-        """In here the calling branch waits for a step: whoever does something does it for that step.
-
-        `ended` is called at the end of it, with its tick.
-        """
-        return Call(self, ended)
-
     def begin_call(self) -> Place:
-        """See `call`."""
+        """From now on the calling branch waits for a step: whoever does something does it for that step."""
         before = self.here()
         tick = next(self._ticks)
         place = Place(self, before.branch, tick, before.parent, before.last, tick)
@@ -135,7 +110,7 @@ class Branches:
         return place
 
     def end_call(self, place: Place) -> None:
-        """See `call`."""
+        """The step that began at `place` is over."""
         _place.set(Place(self, place.branch, place.tick, place.parent, place.last))
 
     def enter(self) -> None:

@@ -93,7 +93,7 @@ class RunRequest:
 class Executor:
     """Runs of one store in one process."""
 
-    def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
+    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
         settings = transactions.settings
         self._of_callers = transactions
         transactions = transactions.for_runs()
@@ -313,8 +313,13 @@ class Executor:
         *,
         strict: bool,
     ) -> Outcome[_T]:
-        started = hooks.RunStarted(workflow_state_id=row.id, name=row.workflow_name, attempts=row.attempts)
-        hooks.tell(self._hook, started)
+        hooks.tell(
+            self._hook,
+            hooks.RunStarted,
+            workflow_state_id=row.id,
+            name=row.workflow_name,
+            attempts=row.attempts,
+        )
         outcome = "released"
         try:
             result = await self._supervise(run, switch, handler)
@@ -340,7 +345,7 @@ class Executor:
         finally:
             switch.end(is_left=outcome == "released")
             room.wake_all()
-            hooks.tell(self._hook, hooks.RunEnded(workflow_state_id=row.id, outcome=outcome))
+            hooks.tell(self._hook, hooks.RunEnded, workflow_state_id=row.id, outcome=outcome)
 
     async def _supervise(self, run: Run, switch: StopSwitch, handler: Handler[_T]) -> _T:
         """Call the handler in a task of its own, which can be stopped without stopping our caller.
@@ -373,7 +378,7 @@ class Executor:
         if strict:
             raise UnusedSteps(message, workflow_state_id=journal.row.id, step_ids=unused)
         hooks.logger.warning("%s", message)
-        hooks.tell(self._hook, hooks.StepsUnused(workflow_state_id=journal.row.id, step_ids=unused))
+        hooks.tell(self._hook, hooks.StepsUnused, workflow_state_id=journal.row.id, step_ids=unused)
 
     # --- how it ended --------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ ignored. Events carry ids and never a payload.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, ParamSpec, Protocol
 from uuid import UUID
 
 from orchestrator_state.failures import message_of, name_of, places_of
@@ -34,6 +35,9 @@ def _visible(character: str) -> str:
 
 logger: Final = logging.getLogger("orchestrator_state")
 logger.addFilter(_keep_to_one_line)
+
+
+_Fields = ParamSpec("_Fields")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,20 +113,19 @@ class Hook(Protocol):
     def on_event(self, event: Event) -> None: ...
 
 
-class Silence:
-    """The hook of a store that was given none."""
+def tell(hook: Hook | None, kind: Callable[_Fields, Event], *args: _Fields.args, **fields: _Fields.kwargs) -> None:
+    """Call the hook with an event of that kind. What it raises is its own problem, never the run's.
 
-    def on_event(self, event: Event) -> None:
-        return None
-
-
-def tell(hook: Hook, event: Event) -> None:
-    """Call the hook. What it raises is its own problem, never the run's."""
+    Without a hook the event is not made: several for each step would cost as much as all that is done to reuse one.
+    """
+    if hook is None:
+        return
+    event = kind(*args, **fields)
     try:
         hook.on_event(event)
     except KeyboardInterrupt:  # of somebody who ends the program
         raise
     except BaseException as error:  # noqa: BLE001
         # Not `logger.exception`: what the hook was told of may be a failure, whose text is chained to the hook's.
-        kind, failure = type(event).__name__, name_of(error)
-        logger.error("a hook failed on %s: %s(%r) at %s", kind, failure, message_of(error), places_of(error))  # noqa: TRY400
+        what, failure = type(event).__name__, name_of(error)
+        logger.error("a hook failed on %s: %s(%r) at %s", what, failure, message_of(error), places_of(error))  # noqa: TRY400

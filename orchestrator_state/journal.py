@@ -35,7 +35,7 @@ from orchestrator_state.run_records import (
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.uninterrupted import outlasted, outlasting
+from orchestrator_state.uninterrupted import outlasting
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.writer import Writer
 
@@ -93,7 +93,7 @@ class Journal:
         writer: Writer,
         switch: StopSwitch,
         policy: CheckpointPolicy,
-        hook: hooks.Hook,
+        hook: hooks.Hook | None,
     ) -> None:
         self.row = row
         self._id = str(row.id)  # a UUID is slow to spell, and this one is wanted in each step
@@ -140,8 +140,7 @@ class Journal:
         if self.history.length >= LONG and (long := self.history.foreseen(step.position, LONG)):
             ahead = await self._aside.call(partial(decoded, long), LONG)
         self.history.replay(step.position, ahead)
-        if not isinstance(self.hook, hooks.Silence):  # an event takes as long to make as the rest of a replayed step
-            hooks.tell(self.hook, hooks.StepReused(workflow_state_id=self.row.id, step_id=step_id))
+        hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.row.id, step_id=step_id)
         return step
 
     @property
@@ -351,7 +350,7 @@ class Journal:
         """Write `entry` in the unit of work, which commits it with rows of the caller's."""
         await self._upload(entry)
         ack = await uow.commits.commit(entry.change, with_callers_rows=True)
-        hooks.tell(self.hook, hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id))
+        self._tell(hooks.StepCommitting, entry.step)
         return ack
 
     def accept(self, entry: Entry, ack: Ack) -> None:
@@ -370,7 +369,7 @@ class Journal:
         is_whole = checkpoint is not None and checkpoint.position is None
         self._cadence.committed(self._size(), _added_by(entry.step), whole=is_whole)
         self._switch.notice(ack.request)
-        hooks.tell(self.hook, hooks.StepCommitted(workflow_state_id=self.row.id, step_id=entry.step.step_id))
+        self._tell(hooks.StepCommitted, entry.step)
 
     def adopt(self, step: StepRecord) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
@@ -395,19 +394,27 @@ class Journal:
 
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
-        committing = hooks.StepCommitting(workflow_state_id=self.row.id, step_id=entry.step.step_id)
+        cancelled = entry.cancelled
         try:
             await self._upload(entry, patiently=True)
-            writing = await self._writer.send(entry.change, partial(hooks.tell, self.hook, committing))
+            writing = self._writer.send(entry.change, partial(self._tell, hooks.StepCommitting, entry.step))
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
-        cancelled = await outlasted(writing) or entry.cancelled
+        try:
+            await writing
+        except asyncio.CancelledError as error:
+            cancelled = error
+        except Exception:  # noqa: BLE001, S110 - looked at next
+            pass
         try:
             self._accept_outcome(entry, writing)
         finally:
             if cancelled is not None:
                 raise cancelled
         await self._remove_superseded_snapshots(entry)
+
+    def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: StepRecord) -> None:
+        hooks.tell(self.hook, event, workflow_state_id=self.row.id, step_id=step.step_id)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:

@@ -71,7 +71,9 @@ class Page:
         return self._steps.pop(workflow_state_id)
 
 
-async def load_run(transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook, page: Page) -> LoadedRun:
+async def load_run(
+    transactions: Transactions, row: Any, lease: Lease, hook: hooks.Hook | None, page: Page
+) -> LoadedRun:
     """Return what is recorded of the run that was claimed as `row`: one statement for its page, if all is sound.
 
     Steps that cannot be read are taken from the newest checkpoint that can; those it does not have run again. That is
@@ -137,7 +139,7 @@ async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -
 
 
 async def _fall_back(
-    transactions: Transactions, row: Any, recorded: Recorded, lease: Lease, hook: hooks.Hook
+    transactions: Transactions, row: Any, recorded: Recorded, lease: Lease, hook: hooks.Hook | None
 ) -> LoadedRun:
     """Put the checkpoint's steps in the place of damaged ones, and find a context. What is not found runs again."""
     snapshot, seq = await _newest_sound_snapshot(transactions, row)
@@ -168,7 +170,7 @@ async def _fall_back(
     )
     what = f"steps {fell_back.step_ids} are" if fell_back.step_ids else "context is"
     hooks.logger.warning("run %s: its damaged %s taken from checkpoint %s", recorded.id, what, seq)
-    hooks.tell(hook, fell_back)
+    hooks.tell(hook, lambda: fell_back)
     return LoadedRun(steps=mended, history=history, fell_back=fell_back)
 
 

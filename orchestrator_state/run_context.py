@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
@@ -166,9 +165,14 @@ class ContextHistory:
         """The handler is about to be called in this context."""
         self._branches.enter()
 
-    def call(self) -> AbstractContextManager[None]:
-        """In here the calling branch waits for a step: what is done now is done by the step's function."""
-        return self._branches.call(self._functions.forget)
+    def begin_call(self) -> Place:
+        """The calling branch waits for a step: what is done until `end_call` is done by the step's function."""
+        return self._branches.begin_call()
+
+    def end_call(self, place: Place) -> None:
+        """See `begin_call`."""
+        self._functions.forget(place.tick)
+        self._branches.end_call(place)
 
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""

@@ -20,28 +20,14 @@ HANDLER: Final = "orchestrator_state run"
 _SOON: Final = 60.0  # seconds
 _OURS: Final = "orchestrator_state "
 _run: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_run", default=None)
-_in_step_of: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_in_step_of", default=None)
+IN_STEP_OF: Final[ContextVar[object | None]] = ContextVar("orchestrator_stateIN_STEP_OF", default=None)
+"""What is started while this is set to a run is the business of a step of that run, and not its handler's."""
 _JOINS: Final = frozenset({tasks.__file__, taskgroups.__file__})
 
 
 def mark(run: object) -> None:
     """This task, and all that it is going to start, belong to `run`."""
     _run.set(run)
-
-
-class step_of:  # noqa: N801 - a context manager reads as a phrase: `with step_of(run):`
-    """What is started inside the block is the business of a step of `run`, and not the handler's."""
-
-    __slots__ = ("_run", "_token")
-
-    def __init__(self, run: object) -> None:
-        self._run = run
-
-    def __enter__(self) -> None:
-        self._token = _in_step_of.set(self._run)
-
-    def __exit__(self, *_: object) -> None:
-        _in_step_of.reset(self._token)
 
 
 def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) -> set[object]:
@@ -76,7 +62,7 @@ def _with_time_limits(runs: Collection[object]) -> set[object]:
 def _run_of(context: Context | None) -> object | None:
     """Whose handler's; None for what a step has started."""
     run = None if context is None else context.get(_run)
-    return None if context is None or context.get(_in_step_of) is run else run
+    return None if context is None or context.get(IN_STEP_OF) is run else run
 
 
 def _is_our_own(task: asyncio.Task[Any]) -> bool:

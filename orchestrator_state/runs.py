@@ -35,7 +35,7 @@ from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.open_transactions import Idling, idle_limit
 from orchestrator_state.run_records import Ack, StepRecord
-from orchestrator_state.run_tasks import step_of
+from orchestrator_state.run_tasks import IN_STEP_OF
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import NotBegun, StepFunction, call
@@ -437,8 +437,14 @@ class Run(Generic[State]):
         self._require_handler()
         if (step := await self._journal.replay(step_id)) is not None:
             return await recorded(step)
-        with self.room.call(), self._journal.history.call():
+        room, history = self.room, self._journal.history
+        room.begin_call()
+        place = history.begin_call()
+        try:
             result = await work()
+        finally:
+            history.end_call(place)
+            room.end_call()
         self._went_on_at = time.monotonic()  # everybody else has had a turn
         return result
 
@@ -512,7 +518,7 @@ class Run(Generic[State]):
 
         async def attempt() -> Returned[Any]:
             number = begun.retry_count + len(failures) + 1
-            hooks.tell(journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=step_id, attempt=number))
+            hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=self.id, step_id=step_id, attempt=number)
             return await self._call_once(fn, args, limit)
 
         try:
@@ -632,7 +638,7 @@ class Run(Generic[State]):
         """
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, begun.step_id, limit)
-        hooks.tell(self._journal.hook, hooks.StepStarted(workflow_state_id=self.id, step_id=begun.step_id, attempt=1))
+        hooks.tell(self._journal.hook, hooks.StepStarted, workflow_state_id=self.id, step_id=begun.step_id, attempt=1)
         with _inside(self, begun.step_id):
             outputs = await call_inside(uow.session, partial(awaiting, _TRANSACT, fn, uow.session, *args), limit)
         encoded, outputs, cancelled = await self._encode(begun.step_id, returns, outputs)
@@ -782,20 +788,21 @@ class _AlreadyRecorded(Exception):
         self.step = step
 
 
-class _inside(step_of):  # noqa: N801 - a context manager reads as a phrase: `with _inside(run, step_id):`
-    __slots__ = ("_step", "_step_token")
+class _inside:  # noqa: N801 - a context manager reads as a phrase: `with _inside(run, step_id):`
+    """The function of a step is called in here, and what it starts is none of the handler's tasks."""
+
+    __slots__ = ("_of_a_step", "_step", "_token")
 
     def __init__(self, run: Run[Any], step_id: str) -> None:
-        super().__init__(run.room)
         self._step = run, step_id
 
     def __enter__(self) -> None:
-        super().__enter__()
-        self._step_token = _current_step.set(self._step)
+        self._of_a_step = IN_STEP_OF.set(self._step[0].room)
+        self._token = _current_step.set(self._step)
 
     def __exit__(self, *_: object) -> None:
-        _current_step.reset(self._step_token)
-        super().__exit__()
+        _current_step.reset(self._token)
+        IN_STEP_OF.reset(self._of_a_step)
 
 
 def child_run_id(parent: UUID, step_id: str) -> UUID:

@@ -118,8 +118,10 @@ def seal_workflow(payloads: Payloads, workflow_state_id: UUID | str, columns: Ma
 def seal_step(payloads: Payloads, workflow_state_id: UUID | str, step_id: str, columns: Mapping[str, Any]) -> Columns:
     sealed = dict(columns)
     for column in _STEP_PAYLOADS:
-        if column in columns:
+        if columns.get(column) is not None:
             _seal(payloads, sealed, column, step_identity(workflow_state_id, step_id, column))
+        elif column in columns:
+            sealed[f"{column}_digest"] = None
     return sealed
 
 

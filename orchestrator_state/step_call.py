@@ -43,6 +43,8 @@ async def call(
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
+    if (code := getattr(fn, "__code__", None)) is not None and code.co_flags & inspect.CO_COROUTINE:
+        return True  # as nearly always; `inspect` looks under partials and methods first
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 
 

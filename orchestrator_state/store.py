@@ -67,7 +67,7 @@ class StateStore:
     A store may be used by many tasks of one event loop at once.
     """
 
-    def __init__(self, transactions: Transactions, hook: hooks.Hook) -> None:
+    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
         self._transactions = transactions
         self._settings = transactions.settings
         self._executor = Executor(transactions, hook)
@@ -144,7 +144,7 @@ class StateStore:
         limited = payloads.within(_limits(settings), Aside())
         if limited.protects:
             database.note_protected(settings.namespace)
-        return cls(Transactions(database, settings, limited, schemas), hook or hooks.Silence())
+        return cls(Transactions(database, settings, limited, schemas), hook)
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError("a store belongs to its process, and does not pickle: open another one there")

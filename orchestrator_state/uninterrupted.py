@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 _T = TypeVar("_T")
+
+
+class Unstoppable(asyncio.Future[_T]):
+    """Whoever awaits it, and is cancelled meanwhile, learns of that once it is done.
+
+    It refuses to be cancelled, so asyncio keeps the cancellation, with its message, until it wakes the task. That takes
+    no second future in front of the first one, and no turn of the loop, in each step.
+    """
+
+    def cancel(self, msg: Any = None) -> bool:
+        return False
 
 
 async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
@@ -16,12 +26,7 @@ async def uninterrupted(work: Coroutine[Any, Any, _T]) -> _T:
     For commits and releases: after half of one, memory would not know what the database holds.
     """
     task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.wait({task})
-        except asyncio.CancelledError as error:
-            cancelled = error
+    cancelled = await outlasted(task)
     if cancelled is not None:
         if not task.cancelled():
             task.exception()  # looked at, so that it is not reported as lost
@@ -41,15 +46,15 @@ async def settled(task: asyncio.Task[Any]) -> None:
 
 async def outlasted(future: asyncio.Future[Any]) -> asyncio.CancelledError | None:
     """Wait until `future` is done, however it ends. Returns a cancellation that came meanwhile, for us to raise."""
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        end = future.get_loop().create_future()
-        future.add_done_callback(partial(_wake, end))
-        try:
-            await end
-        except asyncio.CancelledError as error:
-            cancelled = error
-    return cancelled
+    if future.done():
+        return None
+    end: Unstoppable[None] = Unstoppable(loop=future.get_loop())
+    future.add_done_callback(lambda _: end.set_result(None))
+    try:
+        await end
+    except asyncio.CancelledError as error:
+        return error
+    return None
 
 
 async def outlasting(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.CancelledError | None]:
@@ -62,8 +67,3 @@ async def outlasting(work: Coroutine[Any, Any, _T]) -> tuple[_T, asyncio.Cancell
     if cancelled is not None and (task.cancelled() or task.exception() is not None):
         raise cancelled
     return task.result(), cancelled
-
-
-def _wake(end: asyncio.Future[None], _: asyncio.Future[Any]) -> None:
-    if not end.done():
-        end.set_result(None)

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import inspect
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from orchestrator_state.errors import AbnormalExit
 from orchestrator_state.failures import name_of
+from orchestrator_state.uninterrupted import Unstoppable
 
 _T = TypeVar("_T")
 
@@ -70,6 +70,25 @@ async def awaiting(what: str, fn: Callable[..., Any], *args: Any) -> Any:
     return await answer
 
 
+class _Answer(Unstoppable[Outcome[_T]]):
+    """Of code that runs in a task of its own. A cancellation of whoever awaits it goes on to that task."""
+
+    task: asyncio.Task[None]
+
+    def cancel(self, msg: Any = None) -> bool:
+        self.task.cancel(msg)
+        return super().cancel(msg)
+
+    async def by(self, work: Callable[[], Awaitable[_T]]) -> None:
+        """In the task: by its last act, whoever waits goes on one turn of the loop sooner than by its callbacks."""
+        self.set_result(await outcome_of(work))
+
+    def give_up(self, _: asyncio.Task[None]) -> None:
+        """The task is done; perhaps cancelled before it began."""
+        if not self.done():
+            self.set_exception(asyncio.CancelledError())
+
+
 async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
     """Await `work()` in a task of its own. Raises what it raises, as an `Exception` in any case.
 
@@ -77,49 +96,18 @@ async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
     it. Only a value that it returned all the same is not thrown away.
     """
     loop = asyncio.get_running_loop()
-    end: asyncio.Future[None] = loop.create_future()
-    task = loop.create_task(_outcome_told_to(end, work))
-    task.add_done_callback(partial(_wake, end))  # for one that is cancelled before it begins
-    cancelled: asyncio.CancelledError | None = None
+    answer: _Answer[_T] = _Answer(loop=loop)
+    answer.task = loop.create_task(answer.by(work))
+    answer.task.add_done_callback(answer.give_up)
     try:
-        await end
+        outcome, cancelled = await answer, None
     except asyncio.CancelledError as error:
-        task.cancel(*error.args[:1])
-        cancelled = await _end_of(task) or error
-    if task.cancelled():
-        raise cancelled or asyncio.CancelledError  # before it began
-    outcome = task.result()
+        if answer.exception() is not None:
+            raise
+        outcome, cancelled = answer.result(), error
     if cancelled is not None and outcome.error is not None:
         raise cancelled
     return Returned(outcome.result(), cancelled)
-
-
-async def _outcome_told_to(end: asyncio.Future[None], work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
-    """By the task's own last act, whoever waits for it goes on one turn of the loop sooner than by its callbacks."""
-    outcome = await outcome_of(work)
-    _wake(end)
-    return outcome
-
-
-async def _end_of(task: asyncio.Task[Any]) -> asyncio.CancelledError | None:
-    """Wait until `task` is done. A cancellation of ours goes on to it, and is returned: its message is its sender's."""
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        end: asyncio.Future[None] = task.get_loop().create_future()
-        wake = partial(_wake, end)
-        task.add_done_callback(wake)
-        try:
-            await end
-        except asyncio.CancelledError as error:
-            cancelled = error
-            task.remove_done_callback(wake)
-            task.cancel(*error.args[:1])
-    return cancelled
-
-
-def _wake(end: asyncio.Future[None], _: asyncio.Future[Any] | None = None) -> None:
-    if not end.done():
-        end.set_result(None)
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -8,7 +8,6 @@ what it waits for is there.
 from __future__ import annotations
 
 import asyncio
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -60,21 +59,6 @@ class Exits:
         self._took = loop.time() - began
 
 
-class _Call:
-    """What `WaitingRoom.call` returns. A class, since each step passes through it."""
-
-    __slots__ = ("_room",)
-
-    def __init__(self, room: WaitingRoom) -> None:
-        self._room = room
-
-    def __enter__(self) -> None:
-        self._room.begin_call()
-
-    def __exit__(self, *_: object) -> None:
-        self._room.end_call()
-
-
 class WaitingRoom:
     """Counts the calls of a run that work and those that wait.
 
@@ -101,18 +85,14 @@ class WaitingRoom:
         self._timer: asyncio.TimerHandle | None = None
         self.clock: Final = clock
 
-    def call(self) -> AbstractContextManager[None]:
-        """One of the run's calls is under way."""
-        return _Call(self)
-
     def begin_call(self) -> None:
-        """See `call`."""
+        """One of the run's calls is under way from now on, until `end_call`. Not a `with`: each step passes here."""
         self._calls += 1
         if self._timer is not None:
             self._stay()
 
     def end_call(self) -> None:
-        """See `call`."""
+        """See `begin_call`."""
         self._calls -= 1
         if self._linger is not None:
             self._linger_if_all_wait()

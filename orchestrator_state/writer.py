@@ -22,15 +22,15 @@ from orchestrator_state.open_transactions import Idling
 from orchestrator_state.run_commits import commit_at_once
 from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.transactions import Transactions
+from orchestrator_state.uninterrupted import Unstoppable
 from orchestrator_state.unit_of_work import UnitOfWork
 
 MOST_IN_A_BATCH: Final = 256
 MOST_CHARACTERS_IN_A_BATCH: Final = 4 * 1024 * 1024
 """A change that has more goes by itself."""
-MOST_WAITING: Final = 4096
 # From a commit to the next one of a run whose step does not wait for anything. Whoever has waited for the batch lets
 # them join in: else two halves of the runs would take turns for ever, with twice as many commits.
-_TURNS_OF_A_STEP: Final = 4
+_TURNS_OF_A_STEP: Final = 3
 _MAY_BE_A_COUNTS: Final = (Conflict, CorruptPayload, InvalidPayload)
 """What a damaged count of checkpoints is refused with, these classes and not those of them: it is set right once."""
 
@@ -44,7 +44,7 @@ class _Waiting:
         self.change = change
         self.before_sending = before_sending
         self.is_refused = False
-        self.outcome: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+        self.outcome: Unstoppable[Ack] = Unstoppable(loop=asyncio.get_running_loop())
         step = change.step
         self.size = len(step.outputs) + len(step.context_patch or "") + len(step.error or "")
         if change.context is not None:
@@ -64,15 +64,11 @@ class _Waiting:
 
     def succeed(self, ack: Ack) -> None:
         self.change.lease.advance()
-        if not self.outcome.done():  # its caller may have given up
+        if not self.outcome.done():
             self.outcome.set_result(ack)
 
     def fail(self, error: BaseException) -> None:
-        if self.outcome.done():
-            return
-        if isinstance(error, asyncio.CancelledError):
-            self.outcome.cancel()
-        else:
+        if not self.outcome.done():
             self.outcome.set_exception(error)
 
 
@@ -96,7 +92,6 @@ class Writer:
     def _start_anew(self) -> None:
         self._pid = os.getpid()
         self._queue: deque[_Waiting] = deque()
-        self._room = asyncio.Semaphore(MOST_WAITING)
         self._is_due = False
         self._under_way: set[UUID] = set()
         self._batches: set[asyncio.Task[None]] = set()
@@ -108,13 +103,12 @@ class Writer:
         """Write `change` under its lease; returns once it is durable.
 
         Raises `LeaseLost`, having written nothing, if the lease is another's. A step that is recorded as completed is
-        not written again; the answer says so. If the caller is cancelled, a change that is not on its way yet is
-        withdrawn; one that is on its way comes to its end.
+        not written again; the answer says so. If the caller is cancelled, that is raised once the change is written.
         """
-        return await (await self.send(change, before_sending))
+        return await self.send(change, before_sending)
 
-    async def send(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> asyncio.Future[Ack]:
-        """Like `commit`, but returns, once there is room in the queue, what to wait for. Cancel it to withdraw.
+    def send(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> Unstoppable[Ack]:
+        """Like `commit`, but returns what to wait for.
 
         `before_sending` is called each time the change is about to go to the database; if it raises, the change does
         not go, and its error is the outcome.
@@ -123,9 +117,7 @@ class Writer:
             self._start_anew()  # in a forked child: what is under way is the parent's
         self.transactions.database.enter()
         self.transactions.database.refuse_inside_a_unit()
-        await self._room.acquire()
         if self._closed:
-            self._room.release()
             raise StoreUnavailable("the store is closed; open another")
         waiting = _Waiting(change, before_sending)
         self._queue.append(waiting)
@@ -176,14 +168,12 @@ class Writer:
             if batch and size + waiting.size > MOST_CHARACTERS_IN_A_BATCH:
                 break
             self._queue.popleft()
-            if waiting.run_id in self._under_way and not waiting.outcome.done():
+            if waiting.run_id in self._under_way:
                 held_back.append(waiting)
                 continue
-            self._room.release()
-            if not waiting.outcome.done():
-                batch.append(waiting)
-                self._under_way.add(waiting.run_id)
-                size += waiting.size
+            batch.append(waiting)
+            self._under_way.add(waiting.run_id)
+            size += waiting.size
         self._queue.extendleft(reversed(held_back))
         return batch
 

@@ -65,11 +65,11 @@ def let_workers_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
             while driver.cancelling() > requests:
                 driver.uncancel()  # the test goes on in it
 
-    def tell_or_vanish(hook: hooks.Hook, event: Event) -> None:
+    def tell_or_vanish(hook: hooks.Hook | None, kind: type[Event], **fields: Any) -> None:
         if isinstance(hook, VanishesEverywhere):
-            hook.on_event(event)
+            hook.on_event(kind(**fields))
         else:
-            tell(hook, event)
+            tell(hook, kind, **fields)
 
     monkeypatch.setattr(Executor, "drive", noted)
     monkeypatch.setattr(hooks, "tell", tell_or_vanish)

@@ -7,7 +7,7 @@ is made of tuples; each of its lines and functions leaves a mark of its own, so 
 import asyncio
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -78,8 +78,16 @@ class Attempt:
         elif how == "table":
             context.setdefault("table", {}).setdefault("rows", [{"marks": []}])[0]["marks"].append(mark)
 
+    @contextlib.contextmanager
+    def _calling(self) -> Iterator[None]:
+        place = self.history.begin_call()
+        try:
+            yield
+        finally:
+            self.history.end_call(place)
+
     async def step(self, step_id: str, turns: int, change: str | None, *, fails: bool = False) -> None:
-        with self.history.call():
+        with self._calling():
             if step_id in self.recorded.steps:
                 self.history.replay(self.recorded.steps[step_id])
                 return
