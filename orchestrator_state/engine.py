@@ -39,7 +39,7 @@ from orchestrator_state.driver_errors import (
     sqlite_code,
 )
 from orchestrator_state.driver_statements import DriverStatements
-from orchestrator_state.engine_beside import close_beside, engine_beside, leave_connections
+from orchestrator_state.engine_beside import close_beside, close_what_comes_back, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.event_loops import require_own_loop, running_loop
 from orchestrator_state.failed_statements import (
@@ -244,6 +244,8 @@ class Database:
         self.enter()
         self.closed = True
         if self._pid == os.getpid():
+            if self.owned:
+                close_what_comes_back(self._pool.sync_engine.pool)
             await close_beside(self._beside)
         if self.owned:
             await self._pool.dispose(close=self._pid == os.getpid())

@@ -5,10 +5,10 @@ What must not wait, as the renewal of a lease, does not queue for a connection b
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, Pool, StaticPool
+from sqlalchemy import Engine, Pool, StaticPool, event
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.ext.asyncio import AsyncEngine
-from sqlalchemy.pool import SingletonThreadPool
+from sqlalchemy.pool import ConnectionPoolEntry, SingletonThreadPool
 from sqlalchemy.util import greenlet_spawn
 
 
@@ -41,7 +41,21 @@ def engine_beside(engine: AsyncEngine) -> AsyncEngine:
 async def close_beside(beside: AsyncEngine) -> None:
     """Close the connections of an engine that `engine_beside` made; those of the other one stay."""
     if isinstance(beside.sync_engine, _EngineBeside):
+        close_what_comes_back(beside.sync_engine.pool)
         await greenlet_spawn(beside.sync_engine.pool.dispose)
+
+
+def close_what_comes_back(pool: Pool) -> None:
+    """Before `pool` is disposed of, which leaves those connections alone that are in use at the moment.
+
+    A call that was cancelled may still be rolling back. What it returns later would never be closed, but when Python
+    collects it.
+    """
+
+    def close(_: object, entry: ConnectionPoolEntry) -> None:
+        entry.invalidate()
+
+    event.listen(pool, "checkin", close)
 
 
 def leave_connections(beside: AsyncEngine) -> object:

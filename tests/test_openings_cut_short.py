@@ -8,13 +8,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, event, text
 
 from orchestrator_state import ConfigurationError, StateStore, StoreUnavailable
 from tests.cutting_proxy import CuttingProxy
 from tests.engines import own_engine
 from tests.held import comes_true
-from tests.postgres_proxy import Link
+from tests.postgres_proxy import Link, PostgresProxy
 from tests.postgres_server import Postgres
 from tests.running import Effect
 
@@ -130,6 +130,46 @@ async def test_a_closing_whose_task_was_cut_off_as_its_loop_ended_is_begun_anew(
     await store.close()
     with pytest.raises(ConfigurationError, match="closed"):
         await store.health_check()
+
+
+class _SlowToRollBack(PostgresProxy):
+    """Lets the server hear of a ROLLBACK when it is told to."""
+
+    def __init__(self, url: str, directory: Path) -> None:
+        super().__init__(url, directory)
+        self.reached, self.goes_on, self.is_slow = asyncio.Event(), asyncio.Event(), False
+
+    async def pass_on(self, link: Link) -> None:
+        while data := await link.message():
+            if self.is_slow and b"ROLLBACK" in data:
+                self.reached.set()
+                await self.goes_on.wait()
+            link.to_server.write(data)
+
+
+async def test_a_connection_that_comes_back_after_its_store_is_closed_is_closed_too(
+    postgres_url: str, tmp_path: Path, postgres: Postgres
+) -> None:
+    def is_connected() -> bool:
+        return bool(
+            postgres.execute("SELECT 1 FROM pg_stat_activity WHERE datname = $1", urlsplit(postgres_url).path[1:])
+        )
+
+    async def unit() -> None:
+        async with store.begin() as uow:
+            await uow.session.execute(text("SELECT 1"))
+            raise ValueError
+
+    async with _SlowToRollBack(postgres_url, tmp_path).running() as proxy:
+        store = await StateStore.open(proxy.url, pool_min=1)
+        proxy.is_slow = True
+        task = asyncio.ensure_future(unit())
+        await proxy.reached.wait()
+        task.cancel()
+        await asyncio.wait({task})
+        await store.close()
+        proxy.goes_on.set()
+        assert await comes_true(lambda: not is_connected(), within=10)
 
 
 class _Impatient(CuttingProxy):
