@@ -61,6 +61,10 @@ class LongValues(Exception):
 class ContextValue(Protocol):
     """One object for the whole attempt, which the handler may keep in a variable, and changes."""
 
+    @property
+    def may_have_changed(self) -> bool:
+        """False as long as nobody had it: it is what was put there."""
+
     def taken_up(self) -> Any:
         """The object, for the handler or the function of a step to read and change."""
 
@@ -96,8 +100,10 @@ class PlainContext:
         """Long values of which this is the JSON can be stored."""
         self._taken: set[str] = set()
         self._is_all_taken = False
+        self.may_have_changed = False
 
     def taken_up(self) -> ContextDict:
+        self.may_have_changed = True
         return self._value
 
     def _taken_up(self, key: str | None) -> None:
@@ -167,6 +173,7 @@ class PlainContext:
         self._value.drop(gone)
 
     def append(self, key: str, item: Any) -> None:
+        self.may_have_changed = True
         self._payloads.encode(item, f"context.{key}")
         _append(self._value.setdefault(key, []), key, item)
 
@@ -188,6 +195,9 @@ _to_json: Final = msgspec.json.Encoder().encode
 
 class TypedContext:
     """A model. Its JSON has the models' aliases as keys, and no computed fields."""
+
+    may_have_changed = True
+    """By its defaults, which may not be on record."""
 
     def __init__(self, model: type[BaseModel], start: Encoded, touch: Touch, encode: Encode = encode) -> None:
         """Raises `Unreadable` if the model does not accept `start`."""

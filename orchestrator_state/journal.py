@@ -193,7 +193,9 @@ class Journal:
     async def begin_step(self, step_id: str, *, outputs: str = "null") -> StepRecord:
         """Commit the intent to do a step, before it has any effect."""
         async with self.in_order:
-            step = self.new_step(step_id)._replace(status=StepStatus.RUNNING.value, outputs=outputs)
+            step = self.new_step(step_id)._replace(
+                position=self._next_position, status=StepStatus.RUNNING.value, outputs=outputs
+            )
             await self._commit(await self.entry(step, with_context=False))
         return step
 
@@ -208,6 +210,7 @@ class Journal:
             if consumed_signal in self._consumed:
                 return False
             step = begun._replace(
+                position=self._next_position,
                 status=StepStatus.FAILED.value,
                 outputs="null",
                 completed_at=utc_now(),
@@ -234,7 +237,10 @@ class Journal:
         )
 
     def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
-        return begun._replace(status=status.value, outputs=outputs, completed_at=utc_now())
+        """`begun`, over and in the next place. Call it with `in_order` held."""
+        return begun._replace(
+            position=self._next_position, status=status.value, outputs=outputs, completed_at=utc_now()
+        )
 
     def after_failures(self, begun: StepRecord, failures: Sequence[Exception]) -> StepRecord:
         """`begun` with what its failed calls left behind."""
@@ -310,9 +316,9 @@ class Journal:
         if with_context:
             context = self.history.unchanged() if look is None else look.change()
         patch = None if context is None else context.patch
-        step = step._replace(position=self._next_position, context_patch=None if patch is None else patch.to_json())
         fold = None
         if patch is not None and context is not None:
+            step = step._replace(context_patch=patch.to_json())
             self._check_context(context, payloads)
             self._unfolded += len(step.context_patch or "")
         if patch is not None and context is not None and self._is_fold_due(patch, context):
@@ -397,7 +403,7 @@ class Journal:
         cancelled = entry.cancelled
         try:
             await self._upload(entry, patiently=True)
-            writing = self._writer.send(entry.change, partial(self._tell, hooks.StepCommitting, entry.step))
+            writing = self._writer.send(entry.change, self._announcing(entry.step))
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
         try:
@@ -412,6 +418,9 @@ class Journal:
             if cancelled is not None:
                 raise cancelled
         await self._remove_superseded_snapshots(entry)
+
+    def _announcing(self, step: StepRecord) -> Callable[[], None] | None:
+        return None if self.hook is None else partial(self._tell, hooks.StepCommitting, step)
 
     def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: StepRecord) -> None:
         hooks.tell(self.hook, event, workflow_state_id=self.row.id, step_id=step.step_id)

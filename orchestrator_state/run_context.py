@@ -309,6 +309,8 @@ class ContextHistory:
 
         Raises `InvalidPayload`; and `LongValues`, unless `at_once`.
         """
+        if not (self._waiting or self.held.may_have_changed):
+            return None  # as in a run that has no use for a context
         self._redo()
         place = self._branches.here()
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from functools import partial
 from typing import Any, TypeVar
@@ -22,14 +22,14 @@ class NotBegun(Exception):
     """The function was not called: it no longer was the moment for it."""
 
 
-async def call(
+def call(
     threads: Threads,
     fn: StepFunction[Any],
     args: tuple[Any, ...] = (),
     *,
     limit: timedelta | None = None,
     may_begin: Callable[[], bool] | None = None,
-) -> Returned[Any]:
+) -> Coroutine[Any, Any, Returned[Any]]:
     """Call `fn`, a sync one in one of `threads`. Raises what it raises, as an `Exception`: see `call_apart`.
 
     Raises `TimeoutError` when `limit` is over, counted from the moment that `fn` is called. A thread cannot be
@@ -38,8 +38,8 @@ async def call(
     """
     seconds = None if limit is None else limit.total_seconds()
     if is_async(fn):
-        return await call_apart(partial(_call_async, fn, args, seconds, may_begin))
-    return await call_apart(partial(_call_in_thread, threads, fn, args, seconds, may_begin))
+        return call_apart(partial(_call_async, fn, args, seconds, may_begin))
+    return call_apart(partial(_call_in_thread, threads, fn, args, seconds, may_begin))
 
 
 def is_async(fn: Callable[..., Any]) -> bool:

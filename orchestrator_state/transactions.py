@@ -254,7 +254,7 @@ class Transactions:
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""
-        if self.closed:
+        if self.database.closed:
             raise ConfigurationError("the store is closed; open another")
         self.database.enter()
 

@@ -38,10 +38,11 @@ _MAY_BE_A_COUNTS: Final = (Conflict, CorruptPayload, InvalidPayload)
 class _Waiting:
     """A change on its way, and the caller who waits for what becomes of it."""
 
-    __slots__ = ("before_sending", "change", "is_refused", "outcome", "size")
+    __slots__ = ("before_sending", "change", "is_refused", "outcome", "run_id", "size")
 
-    def __init__(self, change: RunChange, before_sending: Callable[[], None]) -> None:
+    def __init__(self, change: RunChange, before_sending: Callable[[], None] | None) -> None:
         self.change = change
+        self.run_id = change.lease.workflow_state_id
         self.before_sending = before_sending
         self.is_refused = False
         self.outcome: Unstoppable[Ack] = Unstoppable(loop=asyncio.get_running_loop())
@@ -52,13 +53,10 @@ class _Waiting:
         if change.checkpoint is not None:
             self.size += len(change.checkpoint.snapshot)
 
-    @property
-    def run_id(self) -> UUID:
-        return self.change.lease.workflow_state_id
-
     def tell(self) -> None:
         try:
-            self.before_sending()
+            if self.before_sending is not None:
+                self.before_sending()
         except BaseException as error:  # noqa: BLE001 - the caller's, and none of the neighbours' business
             self.fail(error)
 
@@ -70,10 +68,6 @@ class _Waiting:
     def fail(self, error: BaseException) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)
-
-
-def _nothing() -> None:
-    pass
 
 
 class Writer:
@@ -99,7 +93,7 @@ class Writer:
         # The other half of the pool is for those who need not wait.
         self._places_alone = asyncio.Semaphore(max(1, self.transactions.settings.pool_max // 2))
 
-    async def commit(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> Ack:
+    async def commit(self, change: RunChange, before_sending: Callable[[], None] | None = None) -> Ack:
         """Write `change` under its lease; returns once it is durable.
 
         Raises `LeaseLost`, having written nothing, if the lease is another's. A step that is recorded as completed is
@@ -107,7 +101,7 @@ class Writer:
         """
         return await self.send(change, before_sending)
 
-    def send(self, change: RunChange, before_sending: Callable[[], None] = _nothing) -> Unstoppable[Ack]:
+    def send(self, change: RunChange, before_sending: Callable[[], None] | None = None) -> Unstoppable[Ack]:
         """Like `commit`, but returns what to wait for.
 
         `before_sending` is called each time the change is about to go to the database; if it raises, the change does
