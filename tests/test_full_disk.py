@@ -48,9 +48,11 @@ async def full_store(request: pytest.FixtureRequest, sqlite_url: str) -> AsyncIt
     else:
         engine = own_engine(sqlite_url)
         limit_pages(engine, 12)
-        async with StateStore.open(engine=engine, retry_timeout=timedelta(seconds=0.2)) as store:
-            yield store
-        await engine.dispose()
+        try:
+            async with StateStore.open(engine=engine, retry_timeout=timedelta(seconds=0.2)) as store:
+                yield store
+        finally:
+            await engine.dispose()
 
 
 def too_big(name: str) -> WorkflowState:

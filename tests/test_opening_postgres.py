@@ -128,15 +128,17 @@ async def test_migrating_one_schema_leaves_the_other_alone(postgres_url: str) ->
     before = contents(postgres_url)
     mine = Settings.load(database_url=postgres_url, db_schema="mine")
     database = open_database(mine, for_migration=True)
-    for move, revision in (
-        (schema.upgrade, FIRST),
-        (schema.upgrade, "head"),
-        (schema.downgrade, FIRST),
-        (schema.downgrade, "base"),
-    ):
-        await move(database, revision)
-        assert contents(postgres_url) == before
-    await database.close()
+    try:
+        for move, revision in (
+            (schema.upgrade, FIRST),
+            (schema.upgrade, "head"),
+            (schema.downgrade, FIRST),
+            (schema.downgrade, "base"),
+        ):
+            await move(database, revision)
+            assert contents(postgres_url) == before
+    finally:
+        await database.close()
 
 
 async def test_without_a_schema_the_search_path_says_where_the_tables_are(empty_postgres_url: str) -> None:
@@ -192,9 +194,11 @@ async def test_a_database_that_cannot_hold_every_text_is_refused_before_anything
             await StateStore.open(url, migrate=True)
         assert tables(url) == []
         engine = own_engine(url)
-        with pytest.raises(ConfigurationError, match=f"encoding is {encoding}"):
-            await StateStore.open(engine=engine)
-        await engine.dispose()
+        try:
+            with pytest.raises(ConfigurationError, match=f"encoding is {encoding}"):
+                await StateStore.open(engine=engine)
+        finally:
+            await engine.dispose()
 
 
 async def test_a_database_without_an_encoding_holds_every_text(postgres: Postgres) -> None:

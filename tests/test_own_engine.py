@@ -46,9 +46,11 @@ class Regretted(Exception):
 async def engine(database_url: str) -> AsyncIterator[AsyncEngine]:
     """The application's own engine, on a database with our schema and a table of the application's."""
     engine = own_engine(database_url)
-    await create_orders(engine)
-    yield engine
-    await engine.dispose()
+    try:
+        await create_orders(engine)
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 # --- UnitOfWork(session): the application's transaction ----------------------------------------------------------

@@ -443,7 +443,9 @@ async def test_what_an_applications_own_engine_shows_is_the_applications_to_hide
 ) -> None:
     """The control of the test above: it does see a canary in the echo of an engine that was not told to hide it."""
     engine = own_engine(database_url)
-    async with StateStore.open(engine=engine) as store:
-        await store.save_workflow_state(a_hidden_state())
-    await engine.dispose()
+    try:
+        async with StateStore.open(engine=engine) as store:
+            await store.save_workflow_state(a_hidden_state())
+    finally:
+        await engine.dispose()
     assert [record for record in echo.records if secrets_in(shown(record))]

@@ -133,11 +133,12 @@ HARMS = [
 @pytest.fixture(params=["own", "engine"])
 async def opened(request: pytest.FixtureRequest, path: Path) -> AsyncIterator[StateStore]:
     engine: AsyncEngine | None = own_engine(f"sqlite:///{path}") if request.param == "engine" else None
-    store = await (StateStore.open(path) if engine is None else StateStore.open(engine=engine))
-    yield store
-    await store.close()
-    if engine is not None:
-        await engine.dispose()
+    try:
+        async with StateStore.open(path) if engine is None else StateStore.open(engine=engine) as store:
+            yield store
+    finally:
+        if engine is not None:
+            await engine.dispose()
 
 
 def rows(path: Path) -> int:
