@@ -460,8 +460,8 @@ class Watched(BlobStore):
     loop: asyncio.AbstractEventLoop
 
     def _put(self, name: str, content: bytes) -> None:
-        asyncio.run_coroutine_threadsafe(self.store.health_check(), self.loop).result(5)
-        asyncio.run_coroutine_threadsafe(self._write_something(), self.loop).result(5)
+        asyncio.run_coroutine_threadsafe(self.store.health_check(), self.loop).result(30)
+        asyncio.run_coroutine_threadsafe(self._write_something(), self.loop).result(30)
         super()._put(name, content)
 
     async def _write_something(self) -> None:

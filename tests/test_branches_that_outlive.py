@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator_state import ConfigurationError, Run, RunCancelled, RunPaused, StateStore
 from tests.held import comes_true
-from tests.running import Effect, becomes, row_of
+from tests.running import Effect, row_of, steps_of
 
 Heard = list[dict[str, Any]]
 Branches = list["asyncio.Task[Any]"]
@@ -38,9 +38,21 @@ async def is_suspended(store: StateStore, handler: Callable[[Run], Awaitable[Any
     assert len((await store.recover({"n": handler})).suspended) == 1
 
 
+async def begun(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> asyncio.Task[Any]:
+    """The run, whose handler has come to its first `await`."""
+    called = asyncio.Event()
+
+    async def noted(run: Run) -> Any:
+        called.set()
+        return await handler(run)
+
+    task = asyncio.create_task(store.run("n", noted, workflow_id="w"))
+    await called.wait()
+    return task
+
+
 async def is_asked(ask: str, store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
-    task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
-    await becomes(lambda row: row.lease_expires_at is not None, store, "w")
+    task = await begun(store, handler)
     await getattr(store, ask)((await row_of(store, "w")).id)
     with suppress(RunCancelled, RunPaused):
         await task
@@ -56,9 +68,9 @@ async def is_paused(store: StateStore, handler: Callable[[Run], Awaitable[Any]])
 
 async def is_left(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
     """Its caller is cancelled, as a worker that stops is."""
-    task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
-    await becomes(lambda row: row.lease_expires_at is not None, store, "w")
-    await asyncio.sleep(0.1)  # until it waits
+    task = await begun(store, handler)
+    while "sleep" not in await steps_of(store, "w"):  # noqa: ASYNC110 - the run's commit, after which it waits
+        await asyncio.sleep(0.02)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
@@ -78,7 +90,7 @@ async def test_the_branches_of_a_run_that_was_stopped_end_with_it_and_are_no_mis
 
     await store.start("n", workflow_id="w")
     await end(store, handler)
-    assert await comes_true(lambda: all(branch.done() for branch in branches), within=5)
+    assert await comes_true(lambda: all(branch.done() for branch in branches))
     assert all(branch.cancelled() for branch in branches)
     branches.clear()
     gc.collect()
@@ -117,6 +129,6 @@ async def test_a_branch_that_its_handler_forgot_is_told_so_when_the_run_is_over(
         return "done"
 
     assert await store.run("n", handler, workflow_id="w") == "done"
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         with pytest.raises(ConfigurationError, match="must await all its steps"):
             await branches[0]

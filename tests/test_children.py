@@ -8,9 +8,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore
+from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore, execution
 from orchestrator_state.database_clock import FAR_FUTURE
 from orchestrator_state.models import workflow_states
+from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_records import Lease
 from tests.running import (
     Effect,
@@ -201,9 +202,15 @@ async def test_a_failed_parent_that_is_tried_again_tries_its_failed_child_again(
 
 
 async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
-    database_url: str, store: StateStore
+    database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, calls = Gate(), []
+    gate, calls, found_held = Gate(), [], asyncio.Event()
+
+    def noted(*arguments: Any) -> LeaseHeld:
+        found_held.set()
+        return lease_held(*arguments)
+
+    monkeypatch.setattr(execution, "lease_held", noted)
 
     async def handler(run: Run) -> None:
         calls.append(run.id)
@@ -213,8 +220,8 @@ async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
     async with StateStore.open(database_url) as other:
         theirs = asyncio.create_task(other.run("n", handler, workflow_id="w"))
         await gate.reached.wait()
-        ours = asyncio.create_task(store.run("n", handler, workflow_id="w", wait=seconds(30)))
-        await asyncio.sleep(0.1)
+        ours = asyncio.create_task(store.run("n", handler, workflow_id="w", wait=seconds(60)))
+        await found_held.wait()
         gate.opened.set()
         with pytest.raises(LookupError):
             await theirs

@@ -31,7 +31,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    async with StateStore.open(proxy.url, pool_min=2, command_timeout=seconds(1)) as store:
+    async with StateStore.open(proxy.url, pool_min=2, command_timeout=seconds(3)) as store:
         yield store
 
 

@@ -111,11 +111,17 @@ async def test_what_was_under_way_by_its_own_word_is_named(database_url: str) ->
 
 
 class Together:
-    """A handler that notes how many of its runs are in their first step at the same time."""
+    """A handler that notes how many of its runs are in their first step at the same time.
 
-    def __init__(self) -> None:
+    With `company`, the first of them waits for another to join it.
+    """
+
+    def __init__(self, *, company: bool = False) -> None:
         self.now: set[str] = set()
         self.most = 0
+        self.met = asyncio.Event()
+        if not company:
+            self.met.set()
 
     async def __call__(self, run: Run) -> str:
         await run.step("first", self.work, run.workflow_id)
@@ -125,13 +131,16 @@ class Together:
     async def work(self, workflow_id: str) -> None:
         self.now.add(workflow_id)
         self.most = max(self.most, len(self.now))
+        if self.most > 1:
+            self.met.set()
+        await self.met.wait()
         await asyncio.sleep(0.02)
         self.now.discard(workflow_id)
 
 
 @pytest.mark.parametrize(("attempts", "most"), [(1, 9), (2, 9), (3, 4), (4, 2), (5, 1), (10, 1)])
 async def test_runs_that_vanished_together_are_tried_again_apart(store: StateStore, attempts: int, most: int) -> None:
-    handler = Together()
+    handler = Together(company=most > 1)
     for number in range(9):
         await vanished(store, f"w-{number}", attempts)
     report = await store.recover({"n": handler})

@@ -130,7 +130,7 @@ async def test_a_sleeping_run_is_let_go_of_once_its_other_branches_are_done(stor
 
 
 async def test_a_sleeping_run_that_is_owned_can_be_cancelled(database_url: str, store: StateStore) -> None:
-    async with StateStore.open(database_url, lease_term=seconds(2)) as owner, asyncio.timeout(60):
+    async with StateStore.open(database_url, lease_term=seconds(5)) as owner, asyncio.timeout(60):
         state = await store.start("n", workflow_id="w")
         task = asyncio.create_task(owner.run("n", sleep_for_days, workflow_id="w"))
         await becomes(lambda row: row.status == "running", store, "w")
@@ -195,10 +195,10 @@ async def test_a_clock_that_is_set_meanwhile_ends_no_wait_early_and_keeps_none_f
     task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
     await becomes(lambda row: row.version >= 5, store, "w")
     set_clock(monkeypatch, by)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await both.wait()
     await asyncio.sleep(0.5)
-    assert over == ["short", "limited"]
+    assert sorted(over) == ["limited", "short"]
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task

@@ -54,7 +54,7 @@ async def test_a_worker_that_has_no_place_for_more_does_not_say_that_it_looked(s
     await store.start("w")
     async with worker:
         await gate.reached.wait()
-        await asyncio.sleep(0.1)  # the look that found the run is over
+        await until(lambda: worker.health().looked_at is not None)  # the look that found the run is over
         looked_at = worker.health().looked_at
         await asyncio.sleep(0.1)
         assert worker.health().looked_at == looked_at
