@@ -23,9 +23,11 @@ class DriverStatement:
         compiled: SQLCompiler = statement.compile(dialect=dialect, **options)  # type: ignore[attr-defined]
         self.sql: Final = compiled.string
         self._constants: Final = {name: value for name, value in compiled.params.items() if value is not None}
-        self._slots: Final[list[tuple[str, Callable[[Any], Any] | None]]] = [
-            (name, compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect))
-            for name in compiled.positiontup or ()
+        self._names: Final = tuple(compiled.positiontup or ())
+        self._sent_as: Final[list[tuple[int, Callable[[Any], Any]]]] = [
+            (index, convert)
+            for index, name in enumerate(self._names)
+            if (convert := compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect)) is not None
         ]
         selected = statement.selected_columns if isinstance(statement, SelectBase) else ()
         self._conversions: Final[list[tuple[int, Callable[[Any], Any]]]] = [
@@ -36,8 +38,12 @@ class DriverStatement:
 
     def arguments(self, values: Mapping[str, Any]) -> list[Any]:
         """What to send for `values`, which name every parameter."""
-        values = {**self._constants, **values}
-        return [values[name] if convert is None else convert(values[name]) for name, convert in self._slots]
+        if self._constants:
+            values = {**self._constants, **values}
+        arguments = [values[name] for name in self._names]
+        for index, convert in self._sent_as:
+            arguments[index] = convert(arguments[index])
+        return arguments
 
     def converted(self, rows: Sequence[Any]) -> Sequence[Any]:
         """A query's rows with Python's values in the place of the driver's."""
