@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from functools import partial
+from types import CodeType
 from typing import Any, TypeVar
 
 from orchestrator_state.threads import Threads
@@ -43,7 +44,8 @@ def call(
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
-    if (code := getattr(fn, "__code__", None)) is not None and code.co_flags & inspect.CO_COROUTINE:
+    code = getattr(fn, "__code__", None)  # of a proxy it may be anything
+    if type(code) is CodeType and code.co_flags & inspect.CO_COROUTINE:
         return True  # as nearly always; `inspect` looks under partials and methods first
     return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(fn, "__call__", None))  # noqa: B004
 

@@ -84,9 +84,13 @@ class _Answer(Unstoppable[Outcome[_T]]):
         self.set_result(await outcome_of(work))
 
     def give_up(self, _: asyncio.Task[None]) -> None:
-        """The task is done; perhaps cancelled before it began."""
+        """The task is done; perhaps cancelled before it began.
+
+        That is an answer, and no exception of this future's: in the place of one, asyncio raises no cancellation of
+        whoever awaits it, and its message would be lost.
+        """
         if not self.done():
-            self.set_exception(asyncio.CancelledError())
+            self.set_result(Outcome(None, asyncio.CancelledError()))
 
 
 async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
@@ -99,11 +103,10 @@ async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
     answer: _Answer[_T] = _Answer(loop=loop)
     answer.task = loop.create_task(answer.by(work))
     answer.task.add_done_callback(answer.give_up)
+    cancelled: asyncio.CancelledError | None = None
     try:
-        outcome, cancelled = await answer, None
+        outcome = await answer
     except asyncio.CancelledError as error:
-        if answer.exception() is not None:
-            raise
         outcome, cancelled = answer.result(), error
     if cancelled is not None and outcome.error is not None:
         raise cancelled

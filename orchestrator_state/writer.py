@@ -145,10 +145,12 @@ class Writer:
         while len(self._batches) < self._most_batches and (batch := self._next_batch()):
             task = asyncio.create_task(self._write(batch), name="orchestrator_state group commit")
             self._batches.add(task)
-            task.add_done_callback(self._batch_ended)
+            task.add_done_callback(partial(self._batch_ended, batch))
 
-    def _batch_ended(self, task: asyncio.Task[None]) -> None:
+    def _batch_ended(self, batch: list[_Waiting], task: asyncio.Task[None]) -> None:
         self._batches.discard(task)
+        if task.cancelled() or task.exception() is not None:  # perhaps before it began
+            self._settle(batch)
         if self._queue:
             self._make_due(_TURNS_OF_A_STEP)
 
@@ -173,16 +175,12 @@ class Writer:
 
     async def _write(self, batch: list[_Waiting]) -> None:
         """Bring every change of the batch to its outcome, or hand it over to a task of its own."""
-        try:
-            passed_over = await self._write_together(batch)
-        except BaseException:
-            self._settle(batch)
-            raise
+        passed_over = await self._write_together(batch)
         self._under_way.difference_update(waiting.run_id for waiting in batch if waiting not in passed_over)
         for waiting in passed_over:
             task = asyncio.create_task(self._write_alone(waiting), name="orchestrator_state commit")
             self._alone.add(task)
-            task.add_done_callback(self._alone.discard)
+            task.add_done_callback(partial(self._alone_ended, waiting))
 
     async def _write_together(self, batch: list[_Waiting]) -> set[_Waiting]:
         """Write a batch, or as much of it as can be written. Returns what was passed over."""
@@ -241,8 +239,10 @@ class Writer:
                 waiting.succeed(await self.transactions.write(partial(_commit_alone, waiting=waiting)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             waiting.fail(error)
-        finally:
-            self._settle([waiting])
+
+    def _alone_ended(self, waiting: _Waiting, task: asyncio.Task[None]) -> None:
+        self._alone.discard(task)
+        self._settle([waiting])
 
     def _settle(self, batch: Iterable[_Waiting]) -> None:
         """Who has no outcome by now was cut off by a shutdown, and must not go on from what memory holds."""

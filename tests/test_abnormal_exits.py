@@ -352,6 +352,35 @@ async def test_a_cancel_scope_of_another_library_around_a_step_knows_its_own_can
     assert list(await steps_of(store, "w")) == ["other"]
 
 
+async def test_a_cancel_scope_that_ends_before_the_function_begins_knows_its_own(
+    store: StateStore,
+) -> None:
+    paid = Effect()
+
+    async def handler(run: Run) -> Any:
+        with anyio.CancelScope() as scope:
+            asyncio.get_running_loop().call_soon(scope.cancel)
+            await run.step("paid", paid)
+        assert scope.cancelled_caught
+        return await run.step("other", Effect(), "in time")
+
+    assert await store.run("n", handler, workflow_id="w") == "in time"
+    assert paid.calls == []
+    assert list(await steps_of(store, "w")) == ["other"]
+
+
+async def test_a_function_whose_task_somebody_cancels_before_it_begins_has_failed(store: StateStore) -> None:
+    """As it has if that happens later."""
+
+    async def handler(run: Run) -> Any:
+        others = asyncio.all_tasks()
+        asyncio.get_running_loop().call_soon(lambda: [task.cancel() for task in asyncio.all_tasks() - others])
+        return await run.step("s", Effect(), "done", retry=2)
+
+    assert await store.run("n", handler, workflow_id="w") == "done"
+    assert (await steps_of(store, "w"))["s"].retry_count == 1
+
+
 async def test_a_cancellation_reaches_the_function_with_its_message(store: StateStore) -> None:
     gate = Gate()
     seen: list[Any] = []

@@ -96,6 +96,23 @@ async def test_a_sync_function_runs_in_a_thread_and_leaves_the_event_loop_free(s
     assert await store.run("n", handler) is True
 
 
+class Proxy:
+    """Of something far away, whatever it is asked for: as those of `xmlrpc.client`."""
+
+    def __getattr__(self, name: str) -> "Proxy":
+        return Proxy()
+
+    def __call__(self, value: str) -> str:
+        return value
+
+
+async def test_a_callable_that_has_every_attribute_is_called_like_any_other(store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        return await run.step("far", Proxy(), "away")
+
+    assert await store.run("n", handler) == "away"
+
+
 async def test_a_lambda_that_returns_a_coroutine_is_awaited(store: StateStore) -> None:
     effect = Effect()
 

@@ -1,19 +1,30 @@
 """Group commit beside locks, shutdowns and forks: what harms one run harms no other."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import Event, Run, StateStore
+from orchestrator_state import Event, Run, StateStore, StoreUnavailable
 from orchestrator_state import writer as writer_module
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
 from orchestrator_state.run_records import Ack, RunChange
+from orchestrator_state.writer import Writer
 from tests.running import Gate, row_of, seconds, steps_of
 from tests.test_fork import end_of, in_a_fork
-from tests.test_writer import Held, a_change, batches, held, in_the_way, leased, the_writer  # noqa: F401 - fixtures
+from tests.test_writer import (  # noqa: F401 - fixtures
+    Held,
+    a_change,
+    batches,
+    held,
+    in_the_way,
+    leased,
+    recorded,
+    the_writer,
+)
 
 
 async def test_more_locked_rows_than_connections_do_not_hold_up_their_neighbours(postgres_url: str) -> None:
@@ -100,6 +111,29 @@ async def test_a_shutdown_in_the_middle_of_a_commit_doubles_nothing(database_url
         positions = [step.position for step in (await steps_of(store, "w")).values()]
         assert len(positions) == len(set(positions))
         assert await store.run("n", handler, workflow_id="w") == ["once"]
+
+
+@pytest.mark.parametrize("name", ["_write", "_write_alone"])
+async def test_what_a_shutdown_cuts_off_before_it_begins_is_over_for_whoever_waits_for_it(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    [lease] = await leased(store)
+    writer, loop, method = the_writer(store), asyncio.get_running_loop(), getattr(Writer, name)
+
+    def cut_off(writer: Writer, work: Any) -> Any:
+        coroutine = method(writer, work)
+        loop.call_soon(lambda: [task.cancel() for task in asyncio.all_tasks() if task.get_coro() is coroutine])
+        return coroutine
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, name, cut_off)
+        lost = replace(lease, token=lease.token + 1)  # so it is passed over, and tried alone
+        waiting = writer.send(a_change(lost))
+        await asyncio.wait({waiting}, timeout=10)
+    assert waiting.done()
+    assert isinstance(waiting.exception(), StoreUnavailable)
+    await writer.commit(a_change(lease))
+    assert await recorded(store) == {lease.workflow_state_id}
 
 
 async def test_a_fork_closes_its_store_although_its_parent_is_committing(
