@@ -34,7 +34,7 @@ def mortal_postgres() -> Iterator[PrivatePostgres]:
         async with StateStore.open(url, migrate=True, pool_min=1):
             pass
 
-    with PrivatePostgres(deadlock_timeout="100ms") as server:
+    with PrivatePostgres(deadlock_timeout="3s") as server:
         asyncio.run(migrate(server.url()))
         yield server
 
@@ -162,18 +162,21 @@ async def test_a_save_that_is_the_victim_of_a_deadlock_is_repeated(mortal_postgr
     async with StateStore.open(mortal_postgres.url(), pool_min=1) as store:
         state = a_state()
         await store.save_workflow_state(state)
-        # Who looks for deadlocks first is the victim. This one hardly ever looks.
+        # Who looks for deadlocks first is the victim. This one hardly ever looks; the store looks once, three seconds
+        # after it began to wait, by when this one has come to wait for it, also on a busy machine.
         other = await asyncpg.connect(mortal_postgres.url(), server_settings={"deadlock_timeout": "5min"})
-        async with other.transaction():
-            await other.execute("UPDATE step_states SET retry_count = 7 WHERE workflow_state_id = $1", state.id)
-            state.context = state.steps["load"].outputs = 1
-            saving = asyncio.create_task(store.save_workflow_state(state))
-            await until_somebody_waits(other)
-            # The store has the workflow and waits for the step: this can only go on when the store is refused.
-            await other.execute("UPDATE workflow_states SET user_id = 'by hand' WHERE id = $1", state.id)
-            assert not saving.done()
-        await saving
-        await other.close()
+        try:
+            async with other.transaction():
+                await other.execute("UPDATE step_states SET retry_count = 7 WHERE workflow_state_id = $1", state.id)
+                state.context = state.steps["load"].outputs = 1
+                saving = asyncio.create_task(store.save_workflow_state(state))
+                await until_somebody_waits(other)
+                # The store has the workflow and waits for the step: this can only go on when the store is refused.
+                await other.execute("UPDATE workflow_states SET user_id = 'by hand' WHERE id = $1", state.id)
+                assert not saving.done()
+            await saving
+        finally:
+            await other.close()
         live = await store.load_workflow_state(state.id)
         assert (state.version, live.version, live.context, live.steps["load"].outputs) == (2, 2, 1, 1)
         assert "deadlock detected" in mortal_postgres.log.read_text()
@@ -196,10 +199,12 @@ async def hold_lock(database_url: str, backend: str) -> AsyncIterator[Callable[[
         async def let_go() -> None:
             await server.execute("COMMIT")
 
-        await server.execute("BEGIN")
-        await server.execute("LOCK TABLE workflow_states IN SHARE MODE")
-        yield let_go
-        await server.close()
+        try:
+            await server.execute("BEGIN")
+            await server.execute("LOCK TABLE workflow_states IN SHARE MODE")
+            yield let_go
+        finally:
+            await server.close()
 
 
 async def test_a_call_outlasts_a_lock_that_is_held_for_several_lock_timeouts(
