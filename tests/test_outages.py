@@ -15,7 +15,7 @@ from tests.cutting_proxy import CuttingProxy
 from tests.held import checked_out, comes_true
 from tests.postgres_proxy import Link, PostgresProxy
 from tests.postgres_server import Postgres, PrivatePostgres
-from tests.running import Effect, becomes, row_of, seconds, steps_of
+from tests.running import Effect, becomes, change_row, row_of, seconds, steps_of
 
 AWAY = 1.2  # seconds
 
@@ -372,15 +372,19 @@ async def test_the_pause_after_faults_in_a_row_grows_until_the_run_makes_progres
 async def test_a_run_that_is_left_alone_is_due_at_once_when_somebody_resumes_or_signals_it(
     store: StateStore, call: str
 ) -> None:
-    turns = [StoreUnavailable("away")]
+    is_away = True
 
     async def handler(_: Run) -> str:
-        if turns:
-            raise turns.pop()
+        if is_away:
+            raise StoreUnavailable("away")
         return "done"
 
-    run_id = (await store.start("w")).id
-    assert [run.outcome for run in (await store.recover({"w": handler})).runs] == ["interrupted"]
+    run_id = (await store.start("w", workflow_id="w")).id
+    assert {run.outcome for run in (await store.recover({"w": handler})).runs} == {"interrupted"}
+    is_away = False
+    row = await row_of(store, "w")
+    assert row.wake_at > row.updated_at
+    await change_row(store, run_id, wake_at=row.wake_at + seconds(3600))  # or a slow machine would outlast the pause
     assert (await store.recover({"w": handler})).runs == []
     await (store.resume(run_id) if call == "resume" else store.signal(run_id, "mended"))
     assert [run.outcome for run in (await store.recover({"w": handler})).runs] == ["completed"]

@@ -93,7 +93,7 @@ async def test_runs_whose_steps_cannot_be_read_are_let_go_for_the_next_worker(da
         execute(database_url, "ALTER TABLE step_states RENAME TO elsewhere")
         recovered = await store.recover({"report": report}, concurrency=20)
         execute(database_url, "ALTER TABLE elsewhere RENAME TO step_states")
-        assert len(recovered.runs) == 5
+        assert len({run.workflow_state_id for run in recovered.runs}) == 5
         assert recovered.completed == []
         assert len(fetch(database_url, "SELECT 1 FROM workflow_states WHERE lease_expires_at IS NULL")) == 5
         execute(database_url, "UPDATE workflow_states SET wake_at = NULL")
