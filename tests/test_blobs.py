@@ -250,18 +250,20 @@ async def test_a_unit_of_work_on_the_callers_session_uploads_before_it_writes(
 ) -> None:
     driver = database_url.replace("sqlite://", "sqlite+aiosqlite://").replace("postgresql://", "postgresql+asyncpg://")
     engine = create_async_engine(driver)
-    async with opened(database_url, on_disk) as store, AsyncSession(engine) as session:
-        uow = UnitOfWork(session, payloads=store.payloads)
-        state = large_workflow()
-        await uow.workflows.save(state)
-        assert len(on_disk.names()) == 3
-        assert await uow.workflows.get(state.id) == state
-        await session.rollback()
-        state = large_workflow()
-        await uow.workflows.save(state)
-        await session.commit()
-        assert await store.load_workflow_state(state.id) == state
-    await engine.dispose()
+    try:
+        async with opened(database_url, on_disk) as store, AsyncSession(engine) as session:
+            uow = UnitOfWork(session, payloads=store.payloads)
+            state = large_workflow()
+            await uow.workflows.save(state)
+            assert len(on_disk.names()) == 3
+            assert await uow.workflows.get(state.id) == state
+            await session.rollback()
+            state = large_workflow()
+            await uow.workflows.save(state)
+            await session.commit()
+            assert await store.load_workflow_state(state.id) == state
+    finally:
+        await engine.dispose()
 
 
 async def test_a_small_limit_is_met_before_anything_is_uploaded(database_url: str, on_disk: Place) -> None:

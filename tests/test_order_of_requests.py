@@ -173,7 +173,7 @@ class Runs:
 
 @pytest.fixture
 async def runs(database_url: str) -> AsyncIterator[Runs]:
-    async with StateStore.open(database_url, lease_term=seconds(3)) as store:
+    async with StateStore.open(database_url, lease_term=seconds(10)) as store:
         runs = Runs(store)
         yield runs
         for task in runs.tasks:

@@ -156,7 +156,6 @@ def rows(path: Path) -> int:
 @pytest.mark.parametrize("harm", HARMS)
 async def test_no_step_is_acknowledged_into_files_that_are_gone(path: Path, harm: Callable[[Path], None]) -> None:
     acknowledged = 0
-    store = await StateStore.open(path)
 
     async def handler(run: Run) -> None:
         nonlocal acknowledged
@@ -166,21 +165,21 @@ async def test_no_step_is_acknowledged_into_files_that_are_gone(path: Path, harm
             await run.step("load", lambda n=number: n)
             acknowledged += 1
 
-    with pytest.raises(StoreUnavailable, match="SQLite file") as stopped:
-        async with asyncio.timeout(20):
-            await store.run("n", handler, workflow_id="w")
-    assert not stopped.value.transient
-    assert acknowledged == 3
-    for call in (
-        store.save_workflow_state(a_state()),
-        store.list_active_workflows(),
-        store.health_check(),
-        store.start("n", workflow_id="late"),
-    ):
-        with pytest.raises(StoreUnavailable):
-            await call
-    assert not (path.exists() and harm in (delete, delete_all, move, move_directory)), "nobody made an empty one"
-    await store.close()
+    async with StateStore.open(path) as store:
+        with pytest.raises(StoreUnavailable, match="SQLite file") as stopped:
+            async with asyncio.timeout(20):
+                await store.run("n", handler, workflow_id="w")
+        assert not stopped.value.transient
+        assert acknowledged == 3
+        for call in (
+            store.save_workflow_state(a_state()),
+            store.list_active_workflows(),
+            store.health_check(),
+            store.start("n", workflow_id="late"),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await call
+        assert not (path.exists() and harm in (delete, delete_all, move, move_directory)), "nobody made an empty one"
 
 
 @pytest.mark.parametrize("harm", [delete, move, replace_by_an_empty_file, move_directory])

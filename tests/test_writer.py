@@ -377,9 +377,11 @@ async def in_the_way(store: StateStore, held: Held) -> AsyncIterator[None]:
         held.reached.clear()
         blockers.append(asyncio.ensure_future(writer.commit(a_change(lease, "blocker"))))
         await held.reached.wait()
-    yield
-    held.opened.set()
-    await asyncio.gather(*blockers)
+    try:
+        yield
+    finally:
+        held.opened.set()
+        await asyncio.gather(*blockers)
 
 
 async def test_a_change_that_waits_is_written_although_its_caller_gave_up(
