@@ -34,7 +34,8 @@ def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) 
     """Those of `runs` that have a task which is neither in `waiting` nor waits for other tasks to end; or a time limit.
 
     A task that waits for anything else, be it a timer, a socket or an event, is at work. So is one with a time limit of
-    asyncio's that is over soon: once the run is let go of, nobody knows of it. Looks at all tasks and timers there are.
+    asyncio's that is over soon: once the run is let go of, nobody knows of it. So is one which the loop is about to
+    wake, since what it waited for is over. Looks at all tasks, timers and calls there are.
     """
     found: set[object] = set()
     for task in asyncio.all_tasks():
@@ -43,7 +44,7 @@ def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) 
         run = _run_of(context_of(task))
         if run in runs and run not in found and not _waits_for_tasks(task):
             found.add(run)
-    return found | _with_time_limits(runs)
+    return found | _with_time_limits(runs) | _about_to_go_on(runs)
 
 
 def _with_time_limits(runs: Collection[object]) -> set[object]:
@@ -57,6 +58,12 @@ def _with_time_limits(runs: Collection[object]) -> set[object]:
         and not timer.cancelled()
         and _ends_a_wait(getattr(timer, "_callback", None))
     }
+
+
+def _about_to_go_on(runs: Collection[object]) -> set[object]:
+    """Those of which the loop is to call something next: what wakes a task of theirs, or a time limit that is over."""
+    ready = list(getattr(asyncio.get_running_loop(), "_ready", ()))  # as above
+    return {run for call in ready if (run := _run_of(getattr(call, "_context", None))) in runs and not call.cancelled()}
 
 
 def _run_of(context: Context | None) -> object | None:

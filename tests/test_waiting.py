@@ -1,6 +1,7 @@
 """What waiting costs, when it ends, and when a worker lets go of a run that waits."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -123,6 +124,26 @@ async def test_a_branch_in_plain_code_is_not_cut_off_because_another_one_waits(s
         await becomes(is_over, store, "w")
 
 
+@pytest.mark.parametrize("join", JOINS)
+async def test_nor_is_one_whose_tasks_have_still_to_hear_that_a_step_ended(store: StateStore, join: Any) -> None:
+    async def through_tasks(run: Run, levels: int) -> None:
+        if levels:
+            await asyncio.create_task(through_tasks(run, levels - 1))
+        else:
+            await run.step("before", Effect())
+
+    async def handler(run: Run) -> None:
+        async def plain() -> None:
+            await through_tasks(run, 3)  # each wakes the next one in another turn of the loop
+            await run.step("after", Effect())
+
+        await join(lambda: run.wait_for("go"), plain)
+
+    await store.start("n", workflow_id="w")
+    assert len((await store.recover({"n": handler})).suspended) == 1
+    assert "after" in (await store.load_workflow_state_by_workflow_id("w")).steps
+
+
 async def limited_by_timeout(wait: Awaitable[Any], seconds: float) -> None:
     async with asyncio.timeout(seconds):
         await wait
@@ -144,7 +165,10 @@ async def limited_by_as_completed(wait: Awaitable[Any], seconds: float) -> None:
         task.cancel()
 
 
-@pytest.mark.parametrize("limited", [limited_by_timeout, asyncio.wait_for, limited_by_wait, limited_by_as_completed])
+LIMITS = [limited_by_timeout, asyncio.wait_for, limited_by_wait, limited_by_as_completed]
+
+
+@pytest.mark.parametrize("limited", LIMITS)
 async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateStore, limited: Any) -> None:
     """A run that is let go of has forgotten it, and would wait for ever."""
 
@@ -161,6 +185,25 @@ async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateSt
     await store.start("n", workflow_id="recovered")
     assert len((await store.recover({"n": handler})).completed) == 1
     assert await store.run("n", handler, workflow_id="recovered") == "late"
+
+
+@pytest.mark.parametrize("limit", [0.15, 0.4])  # seconds: due before, and after, the run would be let go of
+@pytest.mark.parametrize("limited", LIMITS)
+async def test_so_is_one_that_is_over_while_the_process_stands_still(
+    store: StateStore, limited: Any, limit: float
+) -> None:
+    store._executor._exits._took = 0.05  # so the next look at all tasks is due in 0.2 seconds
+
+    async def handler(run: Run) -> str:
+        asyncio.get_running_loop().call_later(0.1, time.sleep, 0.6)
+        try:
+            await limited(run.wait_for("never"), limit)
+        except TimeoutError:
+            return await run.step("late", Effect(), "late")
+        return "in time"
+
+    await store.start("n", workflow_id="w")
+    assert len((await store.recover({"n": handler})).completed) == 1
 
 
 @pytest.mark.parametrize("join", JOINS)
