@@ -1,5 +1,7 @@
 """Engines and tables that belong to the application, as the tests' application makes them."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -19,6 +21,16 @@ def own_engine(url: str, **options: Any) -> AsyncEngine:
         return await asyncpg.connect(url)
 
     return create_async_engine("postgresql+asyncpg://", async_creator=connect, **options)
+
+
+@asynccontextmanager
+async def opened_engine(url: str, **options: Any) -> AsyncIterator[AsyncEngine]:
+    """`own_engine`, disposed of whatever becomes of the test: a connection that it left would fail the next one."""
+    engine = own_engine(url, **options)
+    try:
+        yield engine
+    finally:
+        await engine.dispose()
 
 
 async def create_orders(engine: AsyncEngine) -> None:

@@ -28,11 +28,19 @@ from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.run_records import Lease
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.runs import Handler
-from tests.engines import own_engine
+from tests.engines import opened_engine
 from tests.lost_answers import answer_lost
 from tests.postgres_server import Postgres
 from tests.running import Effect, Gate, becomes, change_row, count_rows, expire_lease, row_of, seconds
 from tests.statements import traffic_of
+
+TERM = seconds(3)  # so long that a process which stands still for a second keeps its leases
+
+
+async def a_term_is_over() -> None:
+    """And a half, by the clock of this process."""
+    await asyncio.sleep(1.5 * TERM.total_seconds())
+
 
 # --- claims ---
 
@@ -109,7 +117,7 @@ async def test_a_lease_that_was_let_go_is_not_renewed_and_is_good_for_no_commit(
 
 
 async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_ends_later(database_url: str) -> None:
-    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store:
+    async with StateStore.open(database_url, lease_term=TERM) as store:
         lost, gate = Gate(), Gate()
         told, dawdles = asyncio.Event(), asyncio.Event()
 
@@ -124,10 +132,10 @@ async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_end
         await lost.reached.wait()
         row = await row_of(store, "w")
         await change_row(store, row.id, lease_token=row.lease_token + 1)
-        await asyncio.wait_for(told.wait(), 10)
+        await told.wait()
         await expire_lease(store, row.id)
         second = asyncio.create_task(
-            store.run("w", lambda run: run.step("s", gate, "second"), workflow_id="w", wait=seconds(10))
+            store.run("w", lambda run: run.step("s", gate, "second"), workflow_id="w", wait=seconds(60))
         )
         await gate.reached.wait()
         dawdles.set()
@@ -135,13 +143,13 @@ async def test_a_run_claimed_anew_here_is_renewed_although_its_former_holder_end
             await first
 
         taken = (await row_of(store, "w")).lease_expires_at
-        await becomes(lambda row: row.lease_expires_at > taken + seconds(0.7), store, "w")
+        await becomes(lambda row: row.lease_expires_at > taken + TERM / 2, store, "w")  # renewed at least twice
         gate.opened.set()
         assert await second == "second"
 
 
 async def test_a_heartbeat_that_is_stuck_for_a_term_counts_as_a_lost_lease(postgres_url: str) -> None:
-    async with StateStore.open(postgres_url, lease_term=seconds(0.6)) as store, StateStore.open(postgres_url) as other:
+    async with StateStore.open(postgres_url, lease_term=TERM) as store, StateStore.open(postgres_url) as other:
         gate = Gate()
         task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate), workflow_id="w"))
         await gate.reached.wait()
@@ -149,19 +157,19 @@ async def test_a_heartbeat_that_is_stuck_for_a_term_counts_as_a_lost_lease(postg
             # Holds the row's lock until the run has ended.
             await uow.session.execute(update(workflow_states).values(user_id="blocker"))
             with pytest.raises(LeaseLost):
-                await asyncio.wait_for(task, 9)
+                await task
         assert gate.cancelled
 
 
 async def test_no_lease_ends_while_somebody_else_keeps_the_sqlite_file_to_himself(sqlite_url: str) -> None:
-    async with StateStore.open(sqlite_url, lease_term=seconds(0.6)) as store, StateStore.open(sqlite_url) as other:
+    async with StateStore.open(sqlite_url, lease_term=TERM) as store, StateStore.open(sqlite_url) as other:
         gate, effect = Gate(), Effect()
         task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
         await gate.reached.wait()
         async with other.begin() as uow:
             await uow.session.execute(update(workflow_states).values(user_id="blocker"))
             claim = asyncio.create_task(other.recover({"w": lambda run: run.step("s", effect)}))
-            await asyncio.sleep(2)  # more than three terms
+            await a_term_is_over()
         assert not (await claim).runs, "the lease has not ended with the end of the unit, either"
         gate.opened.set()
         await task
@@ -176,10 +184,11 @@ async def test_a_transaction_of_a_run_may_take_longer_than_its_lease_and_harms_n
         calls += 1
         values = {"id": uuid4(), "namespace": "n", "kind": "k", "made_at": datetime.now(UTC)}
         await session.execute(insert(requests).values(values))
-        await asyncio.sleep(4)  # more than three terms
+        await asyncio.sleep(7)
         return "done"
 
-    async with StateStore.open(database_url, lease_term=seconds(1.2)) as store, StateStore.open(database_url) as other:
+    # So long a term that Postgres, which ends a transaction that idles for half of it, bears a process with a hiccup.
+    async with StateStore.open(database_url, lease_term=seconds(4)) as store, StateStore.open(database_url) as other:
         gate, effect = Gate(), Effect()
         neighbour = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="neighbour"))
         await gate.reached.wait()
@@ -191,6 +200,11 @@ async def test_a_transaction_of_a_run_may_take_longer_than_its_lease_and_harms_n
     assert (calls, effect.calls) == (1, [])
 
 
+async def _look_for_a_term(store: StateStore, effect: Effect) -> None:
+    """And more: take over whatever is abandoned by then."""
+    await _look_until(store, effect, asyncio.create_task(a_term_is_over()))
+
+
 async def _look_until(store: StateStore, effect: Effect, end: asyncio.Task[Any]) -> None:
     """Take over whatever is abandoned, as a worker does."""
     while not end.done():
@@ -200,34 +214,32 @@ async def _look_until(store: StateStore, effect: Effect, end: asyncio.Task[Any])
 
 async def test_leases_are_renewed_although_no_connection_of_the_pool_is_free(database_url: str) -> None:
     async with (
-        StateStore.open(database_url, lease_term=seconds(0.9), pool_min=0, pool_max=1) as store,
+        StateStore.open(database_url, lease_term=TERM, pool_min=0, pool_max=1) as store,
         StateStore.open(database_url) as other,
     ):
         gate, effect = Gate(), Effect()
         task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
         await gate.reached.wait()
         async with store._transactions.database._pool.connect():
-            for _ in range(5):
-                await asyncio.sleep(0.5)
-                await other.recover({"w": lambda run: run.step("s", effect)})
+            await _look_for_a_term(other, effect)
         gate.opened.set()
         await task
     assert not effect.calls
 
 
 async def test_leases_are_renewed_beside_an_applications_engine_that_is_at_its_limit(database_url: str) -> None:
-    engine = own_engine(database_url, pool_size=1, max_overflow=0)
-    async with StateStore.open(engine=engine, lease_term=seconds(0.9)) as store, StateStore.open(database_url) as other:
+    async with (
+        opened_engine(database_url, pool_size=1, max_overflow=0) as engine,
+        StateStore.open(engine=engine, lease_term=TERM) as store,
+        StateStore.open(database_url) as other,
+    ):
         gate, effect = Gate(), Effect()
         task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
         await gate.reached.wait()
         async with engine.connect():
-            for _ in range(5):
-                await asyncio.sleep(0.5)
-                await other.recover({"w": lambda run: run.step("s", effect)})
+            await _look_for_a_term(other, effect)
         gate.opened.set()
         await task
-    await engine.dispose()
     assert not effect.calls
 
 
@@ -243,12 +255,12 @@ async def test_leases_are_renewed_by_the_pool_where_the_server_has_no_connection
         return await run.step("long", dawdle)
 
     async def dawdle() -> Any:
-        await asyncio.sleep(2.5)
+        await a_term_is_over()
         return await effect("answer")
 
     url = postgres_url.replace("//postgres@", f"//{database}@")
     try:
-        async with StateStore.open(url, lease_term=seconds(0.9), pool_min=1, pool_max=1) as store:
+        async with StateStore.open(url, lease_term=TERM, pool_min=1, pool_max=1) as store:
             assert await store.run("w", long, workflow_id="w") == "answer"
     finally:
         postgres.execute(f'DROP OWNED BY "{database}"', database=database)
@@ -309,11 +321,12 @@ async def test_a_step_that_waits_to_be_called_again_is_not_called_by_a_worker_th
 
         return handler
 
-    slow = Retry(attempts=2, wait_initial=2.5, wait_jitter=0)
-    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store, StateStore.open(database_url) as other:
+    slow = Retry(attempts=2, wait_initial=2 * TERM, wait_jitter=0)
+    async with StateStore.open(database_url, lease_term=TERM) as store, StateStore.open(database_url) as other:
         frozen = asyncio.create_task(store.run("n", runs_in("frozen", slow), workflow_id="w"))
         await called(calls, 1)
         stop_the_heartbeat(store)
+        await expire_lease(other, (await row_of(other, "w")).id)
         assert await other.run("n", runs_in("other", Retry()), workflow_id="w", wait=60) == "other"
         with pytest.raises(LeaseLost):
             await frozen
@@ -336,7 +349,7 @@ async def test_a_step_that_waits_for_a_thread_is_not_called_by_a_worker_that_los
         return await run.step("s", note, worker)
 
     async with (
-        StateStore.open(database_url, lease_term=seconds(0.6), step_threads=1) as store,
+        StateStore.open(database_url, lease_term=TERM, step_threads=1) as store,
         StateStore.open(database_url) as other,
     ):
         neighbour = asyncio.create_task(store.run("busy", lambda run: run.step("s", occupy), workflow_id="busy"))
@@ -378,10 +391,11 @@ async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
         return await renew(self, *args, **options)
 
     monkeypatch.setattr(RunRepository, "renew", fails_once)
-    async with StateStore.open(database_url, lease_term=seconds(0.9)) as store, StateStore.open(database_url) as other:
+    async with StateStore.open(database_url, lease_term=TERM) as store, StateStore.open(database_url) as other:
         gate = Gate()
         task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate, "done"), workflow_id="w"))
-        await asyncio.sleep(2)  # more than two terms
+        await gate.reached.wait()
+        await a_term_is_over()
         assert failures > 2
         with pytest.raises(LeaseHeld):
             await other.run("w", lambda run: run.step("s", Effect()), workflow_id="w")
@@ -401,7 +415,7 @@ async def test_recovery_ends_although_a_run_cannot_go_on_and_leaves_it_for_later
         raise StoreUnavailable("the handler's other store is away")
 
     await store.start("w", workflow_id="w")
-    report = await asyncio.wait_for(store.recover({"w": handler}), 10)
+    report = await store.recover({"w": handler})
     assert [run.outcome for run in report.runs] == ["interrupted"]
     assert calls == 1
     row = await row_of(store, "w")
@@ -414,7 +428,7 @@ async def test_a_run_whose_context_cannot_be_read_fails_with_a_reason(store: Sta
     state = await store.start("w", workflow_id="w")
     await change_row(store, state.id, context='{"torn')
 
-    report = await asyncio.wait_for(store.recover({"w": lambda run: run.step("s", Effect())}), 10)
+    report = await store.recover({"w": lambda run: run.step("s", Effect())})
 
     assert [type(run.error) for run in report.failed] == [CorruptPayload]
     row = await row_of(store, "w")
@@ -433,7 +447,7 @@ async def test_a_failed_run_keeps_its_status_when_its_lease_is_let_go(store: Sta
 
 
 async def test_a_row_that_somebody_has_locked_costs_no_other_run_its_lease(postgres_url: str) -> None:
-    async with StateStore.open(postgres_url, lease_term=seconds(0.9)) as store, StateStore.open(postgres_url) as other:
+    async with StateStore.open(postgres_url, lease_term=TERM) as store, StateStore.open(postgres_url) as other:
         gates = [Gate(), Gate()]
 
         def run(number: int) -> asyncio.Task[str]:
@@ -447,7 +461,7 @@ async def test_a_row_that_somebody_has_locked_costs_no_other_run_its_lease(postg
         async with other.begin() as uow:
             await uow.runs.lock((await row_of(store, "w0")).id)
             with pytest.raises(LeaseLost):
-                await asyncio.wait_for(tasks[0], 9)
+                await tasks[0]
             await asyncio.sleep(0.5)
             gates[1].opened.set()
             assert await tasks[1] == "done"
