@@ -16,6 +16,8 @@ from tests.engines import business, own_engine
 from tests.running import row_of, seconds
 
 TERM = 3.0  # seconds
+# A transaction may idle for half a term, and is pinged every eighth: its process may stand still for over a second.
+LONG_TERM = 4.0
 
 
 async def take(session: Any, item: int = 1) -> str:
@@ -56,7 +58,7 @@ async def test_a_process_that_freezes_inside_a_transaction_frees_its_rows_before
     with Child(freezes, shop_url) as child:
         assert await child.message() == "inside"
         child.freeze()
-        async with StateStore.open(shop_url, lease_term=seconds(TERM)) as store, asyncio.timeout(TERM + 5):
+        async with StateStore.open(shop_url, lease_term=seconds(TERM)) as store, asyncio.timeout(TERM + 30):
             while (row := await row_of(store, "w")).status != "completed":
                 await store.recover({"w": lambda run: run.transact("t", take)})
                 await asyncio.sleep(0.1)
@@ -130,7 +132,7 @@ async def test_nor_does_one_that_freezes_between_a_statement_and_its_commit_keep
         await store.start("w", workflow_id="w")
         with Child(freezes_between, shop_url, whose, moment) as child:
             assert await child.message() == "frozen"
-            async with asyncio.timeout(TERM + 5):
+            async with asyncio.timeout(TERM + 30):
                 while (await row_of(store, "w")).status != "completed":
                     await store.recover({"w": lambda run: run.step("s", lambda: "taken")})
                     await asyncio.sleep(0.1)
@@ -138,9 +140,9 @@ async def test_nor_does_one_that_freezes_between_a_statement_and_its_commit_keep
 
 @pytest.mark.parametrize("backend", ["postgres"])
 async def test_a_block_of_the_callers_may_idle_for_longer_than_a_lease(shop_url: str) -> None:
-    async with StateStore.open(shop_url, lease_term=seconds(1)) as store, store.begin() as uow:
+    async with StateStore.open(shop_url, lease_term=seconds(LONG_TERM)) as store, store.begin() as uow:
         await take(uow.session)
-        await asyncio.sleep(3)
+        await asyncio.sleep(1.5 * LONG_TERM)
         assert await uow.session.scalar(text("SELECT item FROM orders")) == "the last one"
 
 
@@ -151,15 +153,17 @@ async def test_a_transaction_may_idle_for_as_long_as_its_process_lives(shop_url:
         nonlocal calls
         calls += 1
         await take(session)
-        await asyncio.sleep(2)  # four times what a transaction may idle
+        await asyncio.sleep(1.5 * LONG_TERM)  # three times what a transaction may idle
         return await session.scalar(text("SELECT item FROM orders"))  # type: ignore[no-any-return]
 
-    async with StateStore.open(shop_url, lease_term=seconds(1)) as store:
+    async with StateStore.open(shop_url, lease_term=seconds(LONG_TERM)) as store:
         assert await store.run("w", lambda run: run.transact("t", idle)) == "the last one"
     assert calls == 1
 
 
-async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str) -> None:
+async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator_state.open_transactions._PINGS_PER_LIMIT", 32)
+
     async def busy(session: Any) -> str:
         for item in range(1, 500):
             await take(session, item)
@@ -168,25 +172,30 @@ async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str) ->
             await asyncio.sleep(0.3)
         return "done"
 
-    async with StateStore.open(shop_url, lease_term=seconds(1)) as store:
+    async with StateStore.open(shop_url, lease_term=seconds(LONG_TERM)) as store:
         assert await store.run("w", lambda run: run.transact("t", busy)) == "done"
 
 
 async def test_runs_that_transact_leave_the_pool_to_others_and_all_of_them_end(database_url: str) -> None:
+    inside, go_on = asyncio.Event(), asyncio.Event()
+
     async def slow(session: Any) -> None:
         await session.execute(text("SELECT 1"))
-        await asyncio.sleep(0.3)
+        inside.set()
+        await go_on.wait()
 
     async def handler(run: Run) -> str:
         await run.transact("t", slow)
         return "done"
 
-    options: Any = {"pool_min": 0, "pool_max": 2, "pool_timeout": seconds(1), "lease_term": seconds(2)}
+    options: Any = {"pool_min": 0, "pool_max": 2, "pool_timeout": seconds(3), "lease_term": seconds(LONG_TERM)}
     async with StateStore.open(database_url, **options) as store:
         runs = asyncio.gather(*(store.run("w", handler, workflow_id=f"w{n}") for n in range(12)))
-        while not runs.done():
+        await inside.wait()
+        for _ in range(8):  # for longer than anybody waits for a connection, or a turn to write
             await store.health_check()
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
+        go_on.set()
         assert await runs == ["done"] * 12
 
 
@@ -200,5 +209,5 @@ async def test_a_run_inside_a_transaction_of_another_does_not_wait_for_its_place
         async def outer(session: Any) -> str:
             return await asyncio.create_task(store.run("inner", lambda run: run.transact("t", inner)))
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await store.run("outer", lambda run: run.transact("t", outer)) == "inner"

@@ -11,6 +11,7 @@ import pytest
 from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUnavailable, Worker
 from orchestrator_state.runs import child_run_id
 from orchestrator_state.wait_repository import WaitRepository
+from tests.held import comes_true
 from tests.running import Effect, becomes, row_of, seconds, vanish
 from tests.statements import traffic_of
 
@@ -239,13 +240,12 @@ async def test_runs_that_wait_share_a_query_and_write_nothing(store: StateStore)
     for n in range(50):
         await store.start("n", workflow_id=f"w{n}")
     tasks = [asyncio.create_task(store.run("n", leaf, workflow_id=f"w{n}")) for n in range(50)]
-    for n in range(50):
-        await becomes(lambda row: row.lease_expires_at is not None, store, f"w{n}")
-    await asyncio.sleep(0.5)
+    assert await comes_true(lambda: len(store._executor.lookout._watches) == 50)
     with traffic_of(store) as traffic:
         await asyncio.sleep(2)
+        assert await comes_true(lambda: len(traffic.statements) > 1)
     assert traffic.commits == 0
-    assert 0 < len(traffic.statements) < 50
+    assert len(traffic.statements) < 50
     for n in range(50):
         await store.signal((await row_of(store, f"w{n}")).id, "go", n)
     assert await asyncio.gather(*tasks) == list(range(50))
@@ -254,10 +254,10 @@ async def test_runs_that_wait_share_a_query_and_write_nothing(store: StateStore)
 async def test_no_task_is_left_once_nobody_waits(store: StateStore) -> None:
     state = await store.start("n", workflow_id="w")
     task = asyncio.create_task(store.run("n", leaf, workflow_id="w"))
-    await asyncio.sleep(0.3)
+    assert await comes_true(lambda: bool(store._executor.lookout._watches))
     await store.signal(state.id, "go", 1)
     assert await task == 1
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await asyncio.wait({task for task in asyncio.all_tasks() if "lookout" in task.get_name()} or {task})
 
 
