@@ -36,7 +36,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    seconds = timedelta(seconds=0.5)
+    seconds = timedelta(seconds=2)
     async with StateStore.open(proxy.url, pool_min=1, command_timeout=seconds) as store:
         yield store
 

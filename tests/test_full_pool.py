@@ -10,7 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker, WorkflowState, WorkflowStatus
-from tests.engines import own_engine
+from tests.engines import opened_engine
 from tests.running import becomes, row_of, seconds, steps_of
 
 FULL_FOR = 0.8  # seconds: several times what a call waits for a connection
@@ -18,10 +18,11 @@ SHORT = 0.2
 
 
 class Shop:
-    """A store with one connection, and who takes it away."""
+    """A store with one connection, who takes it away, and a store that has its own `near` by, to look with."""
 
-    def __init__(self, store: StateStore, engine: AsyncEngine) -> None:
+    def __init__(self, store: StateStore, near: StateStore, engine: AsyncEngine) -> None:
         self.store = store
+        self.near = near
         self._engine = engine
         self._taken = AsyncExitStack()
 
@@ -48,14 +49,16 @@ async def shop(database_url: str, request: pytest.FixtureRequest) -> AsyncIterat
 async def _opened(url: str, whose: str) -> AsyncIterator[Shop]:
     # So long a patience that nothing which is repeated for as long can be taken for an answer.
     options: Any = {"retry_timeout": seconds(3600), "pool_timeout": seconds(SHORT)}
-    if whose == "ours":
-        async with StateStore.open(url, pool_min=0, pool_max=1, **options) as store:
-            yield Shop(store, store._transactions.database._pool)
-        return
-    engine = own_engine(url, pool_size=1, max_overflow=0, pool_timeout=SHORT)
-    async with StateStore.open(engine=engine, **options) as store:
-        yield Shop(store, engine)
-    await engine.dispose()
+    async with StateStore.open(url) as near:
+        if whose == "ours":
+            async with StateStore.open(url, pool_min=0, pool_max=1, **options) as store:
+                yield Shop(store, near, store._transactions.database._pool)
+            return
+        async with (
+            opened_engine(url, pool_size=1, max_overflow=0, pool_timeout=SHORT) as engine,
+            StateStore.open(engine=engine, **options) as store,
+        ):
+            yield Shop(store, near, engine)
 
 
 # --- what a run has to get done ---------------------------------------------------------------------------------------
@@ -71,7 +74,7 @@ async def test_a_step_that_was_paid_for_outlasts_a_full_pool(shop: Shop) -> None
         return "answer"
 
     assert await shop.store.run("w", lambda run: run.step("paid", paid), workflow_id="w") == "answer"
-    assert (calls, (await row_of(shop.store, "w")).attempts) == (1, 0)
+    assert (calls, (await row_of(shop.near, "w")).attempts) == (1, 0)
 
 
 async def write(session: Any) -> str:
@@ -110,7 +113,7 @@ async def test_a_step_under_way_is_not_cut_off_because_its_neighbour_needs_a_con
     started = await shop.store.start("w", workflow_id="w")
     await shop.store.signal(started.id, "go")
     assert await shop.store.run("w", handler, workflow_id="w") == "answer"
-    assert (calls, (await row_of(shop.store, "w")).attempts) == (1, 0)
+    assert (calls, (await row_of(shop.near, "w")).attempts) == (1, 0)
 
 
 async def test_a_failure_is_recorded_once_there_is_a_connection(shop: Shop) -> None:
@@ -120,8 +123,8 @@ async def test_a_failure_is_recorded_once_there_is_a_connection(shop: Shop) -> N
 
     with pytest.raises(LookupError):
         await shop.store.run("w", lambda run: run.step("s", declined), workflow_id="w")
-    assert (await row_of(shop.store, "w")).status == WorkflowStatus.FAILED
-    assert (await steps_of(shop.store, "w"))["s"].retry_count == 1
+    assert (await row_of(shop.near, "w")).status == WorkflowStatus.FAILED
+    assert (await steps_of(shop.near, "w"))["s"].retry_count == 1
 
 
 async def test_a_worker_goes_on_looking(shop: Shop) -> None:
@@ -129,7 +132,7 @@ async def test_a_worker_goes_on_looking(shop: Shop) -> None:
     await shop.fill_for_a_while()
     async with Worker(shop.store, {"w": lambda run: run.step("s", lambda: "done")}, poll=0.1, handle_signals=False):
         await asyncio.sleep(FULL_FOR + 0.4)
-        await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, shop.store, "w")
+        await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, shop.near, "w")
 
 
 # --- who calls the store ----------------------------------------------------------------------------------------------
@@ -155,7 +158,7 @@ async def test_a_call_of_the_store_fails_fast_and_says_which_settings_are_about_
             await CALLS[call](shop.store, state)
     assert (refusal.value.crowded, refusal.value.outcome_unknown) == (True, False)
     await shop.free_the_pool()
-    assert (await row_of(shop.store, "w")).status == WorkflowStatus.PENDING, "it had no effect"
+    assert (await row_of(shop.near, "w")).status == WorkflowStatus.PENDING, "it had no effect"
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])  # where the writers of a process take turns
