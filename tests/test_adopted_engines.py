@@ -247,7 +247,7 @@ async def test_a_transaction_that_the_application_left_open_on_a_pooled_connecti
 ) -> None:
     async with (
         an_engine(postgres_url, pool_size=1, max_overflow=0) as engine,
-        StateStore.open(engine=engine, retry_timeout=seconds(0.5)) as store,
+        StateStore.open(engine=engine, retry_timeout=seconds(10)) as store,
     ):
         async with engine.connect() as connection:
             await connection.execution_options(isolation_level="AUTOCOMMIT")

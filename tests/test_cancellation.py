@@ -89,8 +89,8 @@ async def test_a_call_cancelled_at_any_moment_leaves_nothing_behind(
     chance = dice()
     server = postgres if backend == "postgres" else None
     outcomes: set[tuple[str, bool]] = set()
-    options: dict[str, Any] = {"pool_min": 1, "pool_max": 3, "lock_timeout": timedelta(seconds=2)}
-    async with StateStore.open(database_url, retry_timeout=timedelta(seconds=2), **options) as store:
+    options: dict[str, Any] = {"pool_min": 1, "pool_max": 3, "lock_timeout": timedelta(seconds=10)}
+    async with StateStore.open(database_url, retry_timeout=timedelta(seconds=10), **options) as store:
         state = a_state()
         await store.save_workflow_state(state)
         number = 0

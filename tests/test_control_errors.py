@@ -168,7 +168,7 @@ async def test_whoever_started_the_run_is_raised_what_its_code_raised(store: Sta
     for kind in CONTROL:
         mine = kind("made by hand")
         with pytest.raises(kind) as raised:
-            await asyncio.wait_for(store.run("n", handler, workflow_id=kind.__name__), 10)
+            await asyncio.wait_for(store.run("n", handler, workflow_id=kind.__name__), 60)
         assert raised.value is mine
         row = await row_of(store, kind.__name__)
         assert (row.status, row.error) == ("failed", f"{kind.__name__}: made by hand")

@@ -316,7 +316,7 @@ async def test_a_wait_that_was_under_way_goes_on_after_a_rewind(
             await run.step("beside", lambda: 1)
             await run.step("vanish", vanish)
 
-        await asyncio.gather(run.sleep(0.5), beside() if not waits.is_set() else asyncio.sleep(0))
+        await asyncio.gather(run.sleep(2.5), beside() if not waits.is_set() else asyncio.sleep(0))
         return "done"
 
     with pytest.raises(asyncio.CancelledError):

@@ -63,7 +63,7 @@ CALLS: dict[str, Callable[[StateStore], Awaitable[Any]]] = {
 
 def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:
     async def main() -> Any:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await call()
 
     return asyncio.run(main())

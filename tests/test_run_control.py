@@ -98,7 +98,7 @@ async def test_a_waiting_handler_notices_a_pause_by_its_heartbeat(database_url: 
     async def handler(run: Run) -> Any:
         return await run.wait_for("approval")
 
-    async with StateStore.open(database_url, lease_term=seconds(2)) as owner:
+    async with StateStore.open(database_url, lease_term=seconds(3)) as owner:
         task = asyncio.create_task(owner.run("n", handler, workflow_id="w"))
         state = await store.start("n", workflow_id="w")
         await becomes(lambda row: row.lease_expires_at is not None, store, "w")
@@ -298,7 +298,7 @@ async def test_a_worker_whose_run_was_taken_over_writes_nothing_and_is_told(
 async def test_the_heartbeat_cancels_a_handler_whose_lease_was_taken(database_url: str) -> None:
     handler, log = TwoSteps(), Log()
     async with (
-        StateStore.open(database_url, lease_term=seconds(1), hook=log) as store,
+        StateStore.open(database_url, lease_term=seconds(3), hook=log) as store,
         under_way(store, handler) as (task, row),
     ):
         await change_row(store, row.id, lease_token=99)

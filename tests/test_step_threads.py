@@ -42,11 +42,11 @@ class Held:
 
 async def test_a_time_limit_does_not_count_the_wait_for_a_thread(sqlite_url: str) -> None:
     def call(number: int) -> int:
-        time.sleep(0.3)
+        time.sleep(0.5)
         return number
 
     async def handler(run: Run) -> list[int]:
-        return await asyncio.gather(*(run.step(f"step {n}", call, n, timeout=2) for n in range(10)))
+        return await asyncio.gather(*(run.step(f"step {n}", call, n, timeout=4) for n in range(10)))
 
     async with StateStore.open(sqlite_url, step_threads=1) as store:
         assert await store.run("n", handler) == list(range(10))
@@ -188,7 +188,7 @@ async def test_a_thread_that_is_idle_keeps_no_argument_alive() -> None:
     remembered = weakref.ref(large)
     await threads.call(partial(id, large))
     del large
-    for _ in range(100):
+    for _ in range(1000):
         gc.collect()
         if remembered() is None:
             break

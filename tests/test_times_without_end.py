@@ -86,7 +86,7 @@ async def test_whatever_is_asked_of_a_run_whose_lease_never_ends_is_done_at_once
 async def test_an_owner_whose_lease_is_damaged_takes_it_back_with_its_next_heartbeat(
     database_url: str, backend: str
 ) -> None:
-    async with StateStore.open(database_url, lease_term=seconds(0.6)) as store:
+    async with StateStore.open(database_url, lease_term=seconds(3)) as store:
 
         async def handler(run: Run) -> str:
             await run.step("a", lambda: write(database_url, run.id, "lease_expires_at", NEVER[backend][0]))
