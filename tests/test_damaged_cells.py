@@ -12,7 +12,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator_state import Checkpoint, Run, StateStore, Worker, WorkflowState
 from orchestrator_state.errors import CorruptPayload, InvalidTransition, OrchestratorStateError, PayloadError
-from tests.engines import own_engine
+from tests.engines import opened_engine
 from tests.raw_sql import execute, fetch
 from tests.running import becomes, row_of
 
@@ -391,19 +391,16 @@ async def test_a_list_of_nothing_but_damage_is_an_error_and_not_an_empty_one(
 async def test_a_moment_that_is_none_stops_nobody_on_an_engine_of_the_applications(
     database_url: str, backend: str, column: str
 ) -> None:
-    engine = own_engine(database_url)
-    async with StateStore.open(engine=engine) as store:
+    async with opened_engine(database_url) as engine, StateStore.open(engine=engine) as store:
         for value in NO_TIMES[backend]:
             (_, damaged, _) = await three_runs(store)
             damage(database_url, column, value, where=f"id = '{damaged}'")
             await assert_neighbours_are_served(store)
             execute(database_url, "DELETE FROM workflow_states")
-    await engine.dispose()
 
 
 async def test_what_the_application_reads_on_its_own_engine_is_as_it_was(sqlite_url: str) -> None:
-    engine = own_engine(sqlite_url)
-    async with StateStore.open(engine=engine) as store:
+    async with opened_engine(sqlite_url) as engine, StateStore.open(engine=engine) as store:
         await three_runs(store)
         damage(sqlite_url, "user_id", NO_UTF_8, where="workflow_id = 'damaged'")
         await store.list_active_workflows(on_damaged=lambda _: None)
@@ -411,7 +408,6 @@ async def test_what_the_application_reads_on_its_own_engine_is_as_it_was(sqlite_
             assert (await connection.exec_driver_sql("SELECT 'text'")).scalar() == "text"
             with pytest.raises(OperationalError):
                 await connection.exec_driver_sql("SELECT user_id FROM workflow_states")
-    await engine.dispose()
 
 
 async def test_a_worker_names_a_run_that_it_marks_failed_for_damage(

@@ -8,7 +8,8 @@ import pytest
 from sqlalchemy import create_engine, exc, text
 
 from orchestrator_state import ConfigurationError, SchemaOutOfDate, StateStore, StoreUnavailable, schema
-from tests.engines import own_engine
+from tests.engines import opened_engine
+from tests.held import comes_true
 from tests.old_databases import FIRST, downgrade, make_first_revision
 from tests.raw_sql import contents, fetch
 from tests.workflows import checkpointed, saved
@@ -95,7 +96,7 @@ async def test_tables_that_vanish_under_an_open_store_are_an_error_that_names_th
 async def test_the_pool_has_five_connections_when_the_store_opens(postgres_url: str) -> None:
     async with StateStore.open(postgres_url):
         assert connections(postgres_url) == 5
-    assert connections(postgres_url) == 0
+    assert await comes_true(lambda: connections(postgres_url) == 0)
 
 
 async def test_the_pool_grows_to_twenty(postgres_url: str) -> None:
@@ -194,8 +195,7 @@ def test_a_bad_environment_variable_is_named_and_its_value_is_not_shown(monkeypa
 
 
 async def test_the_engine_of_the_application_is_used_and_left_open(database_url: str) -> None:
-    engine = own_engine(database_url)
-    try:
+    async with opened_engine(database_url) as engine:
         async with StateStore.open(engine=engine) as store:
             state = await saved(store, "load")
             assert await store.load_workflow_state(state.id) == state
@@ -203,26 +203,20 @@ async def test_the_engine_of_the_application_is_used_and_left_open(database_url:
             assert await connection.scalar(text("SELECT count(*) FROM workflow_states")) == 1
         async with StateStore.open(engine=engine) as store:
             assert await store.load_workflow_state(state.id) == state
-    finally:
-        await engine.dispose()
 
 
 async def test_the_engine_of_the_application_is_verified_and_migrated_when_asked(empty_database_url: str) -> None:
-    engine = own_engine(empty_database_url)
-    try:
+    async with opened_engine(empty_database_url) as engine:
         with pytest.raises(SchemaOutOfDate, match="migrate=True"):
             await StateStore.open(engine=engine)
         async with StateStore.open(engine=engine, migrate=True) as store:
             await saved(store)
-    finally:
-        await engine.dispose()
 
 
 async def test_a_database_and_an_engine_are_one_too_many(sqlite_url: str) -> None:
-    engine = own_engine(sqlite_url)
-    with pytest.raises(ConfigurationError, match="not both"):
-        StateStore.open(sqlite_url, engine=engine)
-    await engine.dispose()
+    async with opened_engine(sqlite_url) as engine:
+        with pytest.raises(ConfigurationError, match="not both"):
+            StateStore.open(sqlite_url, engine=engine)
 
 
 async def test_an_engine_on_another_driver_is_refused_by_name() -> None:

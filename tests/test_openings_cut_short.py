@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text
 
 from orchestrator_state import ConfigurationError, StateStore, StoreUnavailable
 from tests.cutting_proxy import CuttingProxy
-from tests.engines import own_engine
+from tests.engines import opened_engine
 from tests.held import comes_true
 from tests.postgres_proxy import Link, PostgresProxy
 from tests.postgres_server import Postgres
@@ -114,7 +114,7 @@ async def test_a_closing_that_is_cancelled_at_any_await_closes_everything(
         await asyncio.wait({task})
         was_cancelled = attempt.was_cancelled
         await store.close()
-        assert await comes_true(lambda: not is_connected(), within=10)
+        assert await comes_true(lambda: not is_connected())
         with pytest.raises(ConfigurationError, match="closed"):
             await store.health_check()
     assert number > 1
@@ -169,7 +169,7 @@ async def test_a_connection_that_comes_back_after_its_store_is_closed_is_closed_
         await asyncio.wait({task})
         await store.close()
         proxy.goes_on.set()
-        assert await comes_true(lambda: not is_connected(), within=10)
+        assert await comes_true(lambda: not is_connected())
 
 
 class _Impatient(CuttingProxy):
@@ -193,12 +193,11 @@ async def test_a_server_that_goes_away_at_any_message_of_an_opening_is_unavailab
 
 
 async def test_a_failed_migration_leaves_the_applications_connection_its_foreign_keys(empty_sqlite_url: str) -> None:
-    engine = own_engine(empty_sqlite_url, pool_size=1, max_overflow=0)
-    event.listen(engine.sync_engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
-    async with engine.begin() as connection:
-        await connection.exec_driver_sql("CREATE TABLE checkpoints (of_something_else INTEGER)")
-    with pytest.raises(ConfigurationError, match="checkpoints"):
-        await StateStore.open(engine=engine, migrate=True)
-    async with engine.connect() as connection:
-        assert (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar() == 1
-    await engine.dispose()
+    async with opened_engine(empty_sqlite_url, pool_size=1, max_overflow=0) as engine:
+        event.listen(engine.sync_engine, "connect", lambda connection, _: connection.execute("PRAGMA foreign_keys=ON"))
+        async with engine.begin() as connection:
+            await connection.exec_driver_sql("CREATE TABLE checkpoints (of_something_else INTEGER)")
+        with pytest.raises(ConfigurationError, match="checkpoints"):
+            await StateStore.open(engine=engine, migrate=True)
+        async with engine.connect() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar() == 1

@@ -20,7 +20,7 @@ from orchestrator_state import ConfigurationError, OrchestratorStateError, Run, 
 from orchestrator_state.engine import _asyncpg_arguments
 from orchestrator_state.settings import Settings
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
-from tests.engines import own_engine
+from tests.engines import opened_engine
 from tests.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
 from tests.tls_proxy import TlsProxy
 from tests.workflows import saved
@@ -303,7 +303,7 @@ async def test_a_password_that_an_open_store_cannot_use_fails_no_run(tcp_postgre
         return await run.step("step", step)
 
     url = f"postgresql://app@127.0.0.1:{tcp_postgres.port}/{database}"
-    patience = timedelta(seconds=0.5)
+    patience = timedelta(seconds=3)
     async with StateStore.open(
         url, password=lambda: answers[0], migrate=True, pool_min=1, retry_timeout=patience
     ) as store:
@@ -314,21 +314,18 @@ async def test_a_password_that_an_open_store_cannot_use_fails_no_run(tcp_postgre
 
 
 async def test_a_sqlite_file_and_an_engine_take_no_password(sqlite_url: str) -> None:
-    engine = own_engine(sqlite_url)
-    for opening in (StateStore.open(sqlite_url, password="x"), StateStore.open(engine=engine, password="x")):
-        with pytest.raises(ConfigurationError, match="password"):
-            await opening
-    await engine.dispose()
+    async with opened_engine(sqlite_url) as engine:
+        for opening in (StateStore.open(sqlite_url, password="x"), StateStore.open(engine=engine, password="x")):
+            with pytest.raises(ConfigurationError, match="password"):
+                await opening
 
 
 async def test_what_the_environment_of_a_fleet_says_of_other_stores_is_left_alone(
     database_url: str, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ORCHESTRATOR_STATE_PASSWORD", CANARY)
-    engine = own_engine(database_url)
-    async with StateStore.open(engine=engine) as store:
+    async with opened_engine(database_url) as engine, StateStore.open(engine=engine) as store:
         await store.health_check()
-    await engine.dispose()
     monkeypatch.setenv("ORCHESTRATOR_STATE_DB_SCHEMA", "workflows")
     monkeypatch.setenv("ORCHESTRATOR_STATE_PGBOUNCER", "1")
     for place in (sqlite_url, ":memory:"):

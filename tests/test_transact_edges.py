@@ -19,7 +19,7 @@ from sqlalchemy.orm import registry
 
 from orchestrator_state import ConfigurationError, StateStore, WorkflowStatus
 from tests.cutting_proxy import CuttingProxy, Fault
-from tests.engines import business, create_orders, orders, own_engine
+from tests.engines import business, create_orders, opened_engine, orders
 from tests.running import count_rows, row_of, seconds, steps_of
 
 _mapping = registry(metadata=business)
@@ -37,15 +37,14 @@ Function = Callable[[AsyncSession], Awaitable[object]]
 
 @asynccontextmanager
 async def opened(url: str, whose: str, **options: Any) -> AsyncIterator[StateStore]:
-    engine = own_engine(url)
-    await create_orders(engine)
-    if whose == "ours":
-        async with StateStore.open(url, **options) as store:
-            yield store
-    else:
-        async with StateStore.open(engine=engine, **options) as store:
-            yield store
-    await engine.dispose()
+    async with opened_engine(url) as engine:
+        await create_orders(engine)
+        if whose == "ours":
+            async with StateStore.open(url, **options) as store:
+                yield store
+        else:
+            async with StateStore.open(engine=engine, **options) as store:
+                yield store
 
 
 @pytest.fixture(params=["ours", "the application's"])
@@ -287,7 +286,7 @@ async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_
             await session.execute(text("SELECT 'anybody'"))
 
         counted = Counted(meets_silence, only_first=True)
-        async with StateStore.open(proxy.url, command_timeout=seconds(0.5), lease_term=seconds(60)) as far:
+        async with StateStore.open(proxy.url, command_timeout=seconds(3), lease_term=seconds(60)) as far:
             assert await far.run("w", lambda run: run.transact("order", counted), workflow_id="w") == "placed"
             assert (counted.calls, (await steps_of(far, "w"))["order"].retry_count) == (2, 0)
 
