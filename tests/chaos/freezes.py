@@ -13,7 +13,7 @@ from tests.chaos.flaws import plant
 from tests.chaos.report import Report
 
 _STEPS: Final = 6
-_TERM: Final = timedelta(seconds=1)
+_TERM: Final = timedelta(seconds=2)
 _PATIENCE: Final = timedelta(seconds=0.6)
 """Of the second worker with a lock that the frozen one holds: on SQLite nobody can write until it wakes."""
 _TIMEOUT: Final = timedelta(seconds=1)
@@ -73,7 +73,7 @@ class _TakeOver:
 
     async def _recover(self, report: Report) -> bool:
         """Look for the run until it is completed; False if the frozen worker stands in the way."""
-        give_up_at = monotonic() + 6 * _TERM.total_seconds()
+        give_up_at = monotonic() + 3 * _TERM.total_seconds()
         while True:
             try:
                 found = await self._store.recover({self._workflow_id: self._handler})

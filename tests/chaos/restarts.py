@@ -27,7 +27,7 @@ async def restart_after_kill(url: str, *, is_flawed: bool = False) -> Report:
         first.kill()
         start = monotonic()
         command = [sys.executable, "-m", "tests.chaos.restarts", url, *([_FLAWED] if is_flawed else [])]
-        await asyncio.to_thread(subprocess.run, command, cwd=_ROOT, check=True, timeout=20)
+        await asyncio.to_thread(subprocess.run, command, cwd=_ROOT, check=True, timeout=60)
         report.rounds += 1
         report.recovered_after(monotonic() - start)
     async with StateStore.open(url) as store:
