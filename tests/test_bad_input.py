@@ -122,7 +122,7 @@ async def test_any_payload_that_is_not_json_is_refused_in_the_same_words_on_both
 
 
 # The work must not grow with the 2**60 values that the lists stand for. The mark turns a hang into a failure.
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(60)
 async def test_lists_shared_sixty_levels_deep_are_refused_before_they_unfold(store: StateStore) -> None:
     refused = await refusal_without_sql(store, lambda: store.save_workflow_state(a_workflow(context=SHARED)))
     assert type(refused) is PayloadTooLarge
