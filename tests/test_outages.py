@@ -408,6 +408,8 @@ async def test_runs_that_this_process_cannot_read_are_looked_at_ever_more_seldom
         for n in range(30):
             row = await row_of(store, f"unreadable {n}")
             assert (row.status, row.error) == (WorkflowStatus.RUNNING, None)
-            assert row.lease_token <= 3, "two claims in four seconds, or three"
+            took = (row.updated_at - row.started_at).total_seconds()  # from the first claim to the last
+            assert took >= 1.5 * (2 ** (row.lease_token - 1) - 1), "pauses of 1.5 s, then 3, then 6, or longer"
+            assert row.lease_token > 1
     async with StateStore.open(database_url, payloads=Payloads([AesGcm(theirs)])) as store:
         assert await store.run("w", handler, workflow_id="unreadable 0") == "done"
