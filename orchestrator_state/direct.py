@@ -14,7 +14,13 @@ import asyncpg
 from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from orchestrator_state.driver_errors import SQLITE_ROLLED_BACK, database_errors, spends_connection, sqlite_code
+from orchestrator_state.driver_errors import (
+    SQLITE_ROLLED_BACK,
+    database_errors,
+    is_out_of_step,
+    spends_connection,
+    sqlite_code,
+)
 
 _Result = TypeVar("_Result")
 
@@ -50,7 +56,7 @@ def _answer(pooled: PoolProxiedConnection, sql: str, arguments: Sequence[Any]) -
         if spends_connection(error):
             connection.terminate()  # there is nobody left to say goodbye to
             _invalidate(pooled, error)
-        elif not isinstance(error, asyncpg.PostgresError):
+        elif is_out_of_step(error) or not isinstance(error, asyncpg.PostgresError):
             pooled.invalidate()  # else the server's own words: the connection is as good as it says
         raise
 

@@ -118,6 +118,9 @@ _PG_REFUSED_VALUES: Final[dict[str, type[OrchestratorStateError]]] = {
 _PG_SCHEMA: Final = ("42P01", "42703", "3F000", "42883")
 # After these the connection leads nowhere, or to a server that takes no writes (any more).
 _PG_CONNECTION_IS_SPENT: Final = ("08", "57P", "25006", "25P03", "25P04", "28", "3D")
+# The driver takes statements for prepared there that are not, or the other way about: after `DEALLOCATE ALL`, or behind
+# a pooler that has exchanged the server's session. Of no other connection does it say anything.
+_PG_OUT_OF_STEP: Final = ("26", "42P05")
 # In a statement of the caller's own these are the caller's: a wrong name, statement or cursor, one row too many, what
 # a function of theirs raised, what may not stand in a transaction, or what follows a failed statement. But for those
 # after which the connection is spent.
@@ -196,6 +199,15 @@ def spends_connection(error: BaseException) -> bool:
     if state is not None:
         return state.startswith(_PG_CONNECTION_IS_SPENT)
     return isinstance(error, asyncpg.InternalClientError | ConnectionError | EOFError)
+
+
+def is_out_of_step(error: BaseException) -> bool:
+    """Whether the driver and the server disagree about what was prepared on the connection: it fails again and again.
+
+    Unless a statement of the caller's own named one that never was.
+    """
+    state = _sqlstate(_original(error) if isinstance(error, exc.DBAPIError) else error)
+    return state is not None and state.startswith(_PG_OUT_OF_STEP)
 
 
 def _original(error: exc.DBAPIError) -> Exception:

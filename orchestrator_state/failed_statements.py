@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.engine import ExceptionContext, Transaction
+from sqlalchemy.pool import ConnectionPoolEntry
 
-from orchestrator_state.driver_errors import fault_in_statement, spends_connection
+from orchestrator_state.driver_errors import fault_in_statement, is_out_of_step, spends_connection
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 
 _FAILURES: Final = "orchestrator_state_failures"  # connection info
+_OUT_OF_STEP: Final = "orchestrator_state_out_of_step"  # connection info
 _LOST: Final = "the connection of this unit was lost; nothing of the unit is kept"
 
 
@@ -39,6 +41,8 @@ def refuse_commits_after_failure(engine: Engine) -> None:
 
 def refuse_entangled_connections(engine: Engine) -> None:
     """Take no connection to Postgres from the pool that is inside a transaction, or whose driver believes so.
+
+    Nor one on which the driver takes statements for prepared that are not.
 
     As asyncpg does after a BEGIN that was refused: it would begin each further one with SAVEPOINT, in vain. And after a
     ROLLBACK that was, or a BEGIN that the application sent as plain text, it refuses to begin any.
@@ -96,9 +100,10 @@ def _is_closed(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and bool(driver.is_closed())
 
 
-def _refuse_entangled(dbapi_connection: Any, *_: object) -> None:
+def _refuse_entangled(dbapi_connection: Any, entry: ConnectionPoolEntry, _: object) -> None:
     driver = dbapi_connection.driver_connection
-    if driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
+    misleads = entry.info.pop(_OUT_OF_STEP, False)
+    if misleads or driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
         raise exc.DisconnectionError
 
 
@@ -114,6 +119,8 @@ def _note(context: ExceptionContext) -> None:
         return
     if connection.get_transaction() is None:
         return  # the first connection of an engine, while SQLAlchemy asks it about the server: it has no `info` either
+    if is_out_of_step(error):
+        connection.info[_OUT_OF_STEP] = True
     if connection.in_nested_transaction() and not context.is_disconnect:
         return
     failures = failures_on(connection)

@@ -9,11 +9,11 @@ that is not certain, replaced by a new one. The connections of an application's 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, event, exc
+from sqlalchemy import Connection, Engine, event, exc, func, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -23,6 +23,7 @@ from orchestrator_state.undo import StoreSession
 
 _LENT: Final = "orchestrator_state.lent"
 _POSTGRES: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; "
+_IN_THE_WAY: Final = ("session_authorization", "role", "search_path")
 _SQLITE: Final = {"query_only": "OFF", "ignore_check_constraints": "OFF"}
 
 
@@ -37,6 +38,23 @@ def _note(session: StoreSession, _: SessionTransaction, connection: Connection) 
 
 
 event.listen(StoreSession, "after_begin", _note)
+
+
+async def settings_in_force(session: AsyncSession) -> Sequence[str]:
+    """Those of the open transaction that say which tables a name means, and who may write to them."""
+    if session.get_bind().dialect.name == "sqlite":
+        return ()
+    current = await session.execute(select(*(func.current_setting(name) for name in _IN_THE_WAY)))
+    return current.one()
+
+
+async def put_in_force(session: AsyncSession, settings: Sequence[str]) -> None:
+    """Back to `settings`, whatever was set since, for the rest of the open transaction."""
+    if session.get_bind().dialect.name == "sqlite":
+        await (await session.connection()).exec_driver_sql("PRAGMA query_only=OFF")
+        return
+    again = zip(_IN_THE_WAY, settings, strict=True)
+    await session.execute(select(*(func.set_config(name, value, true()) for name, value in again)))
 
 
 def put_back_postgres(engine: Engine) -> None:

@@ -593,7 +593,7 @@ class Run(Generic[State]):
         async def attempt(uow: UnitOfWork) -> tuple[Any, Entry, Ack]:
             nonlocal tries
             tries += 1
-            return await self._transact_once(uow, begun, fn, args, returns)
+            return await self._transact_once(uow, begun, fn, args, returns, is_repeated=tries > 1)
 
         try:
             async with self._transactions.places.taken(), journal.in_order:
@@ -630,6 +630,8 @@ class Run(Generic[State]):
         fn: Callable[..., Awaitable[Any]],
         args: tuple[Any, ...],
         returns: Any,
+        *,
+        is_repeated: bool,
     ) -> tuple[Any, Entry, Ack]:
         """One try. After an unknown outcome it finds out whether the try before took effect.
 
@@ -640,7 +642,8 @@ class Run(Generic[State]):
         await self._refuse_to_repeat(uow, begun.step_id, limit)
         hooks.tell(self._journal.hook, hooks.StepStarted, workflow_state_id=self.id, step_id=begun.step_id, attempt=1)
         with _inside(self, begun.step_id):
-            outputs = await call_inside(uow.session, partial(awaiting, _TRANSACT, fn, uow.session, *args), limit)
+            call = partial(awaiting, _TRANSACT, fn, uow.session, *args)
+            outputs = await call_inside(uow.session, call, limit, is_repeated=is_repeated)
         encoded, outputs, cancelled = await self._encode(begun.step_id, returns, outputs)
         step = self._journal.completed(begun, encoded)
         entry = await self._journal.entry(step, with_context=True)

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from orchestrator_state.driver_errors import fault_in, is_unknown_to_sqlite
 from orchestrator_state.failed_statements import failures_on, fault_under, refuse_after_failure
+from orchestrator_state.lent_connections import put_in_force, settings_in_force
 from orchestrator_state.open_transactions import kept_open, transaction_ended
 from orchestrator_state.user_code import call_apart
 
@@ -35,13 +36,18 @@ class FunctionFailed(Exception):
         self.error = error
 
 
-async def call_inside(session: AsyncSession, call: Callable[[], Awaitable[_T]], idle_limit: timedelta) -> _T:
+async def call_inside(
+    session: AsyncSession, call: Callable[[], Awaitable[_T]], idle_limit: timedelta, *, is_repeated: bool = False
+) -> _T:
     """Return what `call` returns, with all that it wrote in the open transaction of `session`, and that one whole.
+
+    If it `is_repeated`, what it has set is no longer in force then: it may be what the step was refused for.
 
     Raises a fault of the database's, whatever the function made of it; or else `FunctionFailed`, with what the function
     raised, or a `ConfigurationError` if it let a failed statement pass, or ended the transaction.
     """
     connection = cast("Connection", (await session.connection()).sync_connection)
+    settings = await settings_in_force(session) if is_repeated else None
     failures = failures_on(connection)
     try:
         with _only_the_run_commits(session):
@@ -52,6 +58,8 @@ async def call_inside(session: AsyncSession, call: Callable[[], Awaitable[_T]], 
         refuse_after_failure(connection, failures)  # for the function may have swallowed it
         await _end_savepoints(session)
         await _require_same(session, failures.transaction)
+        if settings is not None:
+            await put_in_force(session, settings)
     except Exception as error:  # noqa: BLE001 - of any class
         # In whatever it has wrapped that; and what else it raised may have come of it.
         fault = fault_in(error) or fault_under(connection, failures)
