@@ -590,21 +590,21 @@ class RunRepository(Repository):
 
         Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing.
         """
-        active = _w.status.in_((*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value))
-        numbered = await self._execute(
+        active = (*_CLAIMABLE_STATUSES, WorkflowStatus.PAUSED.value)
+        number = (
             update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, active)
+            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, _w.status.in_(active))
             .values(
                 signal_seq=next_count(_w.signal_seq, signals),
                 wake_at=NOW_IF_ASLEEP,
             )
             .returning(_w.signal_seq, _w.status)
         )
-        row = numbered.first()
-        if row is None:
+        while (row := (await self._execute(number)).first()) is None:
             query = select(_w.status).where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             status: str | None = (await self._execute(query)).scalar()
-            return status
+            if status not in active:  # or it was resumed between the two statements
+                return status
         place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
         sealed = seal_signal(self._payloads, place, payload)
         await self._execute(

@@ -5,9 +5,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, event, text
 
 from orchestrator_state import InvalidPayload, InvalidTransition, Run, StateStore, WorkflowNotFound
+from tests import raw_sql
 from tests.running import (
     LONG_AGO,
     Effect,
@@ -258,6 +259,24 @@ async def test_a_signal_to_a_finished_run_is_refused_and_not_stored(store: State
         await store.signal(row.id, "approval")
     assert (refused.value.found, refused.value.workflow_state_id) == ("completed", row.id)  # type: ignore[attr-defined]
     assert await count_rows(store, "signals") == 0
+
+
+async def test_a_signal_to_a_run_that_is_resumed_at_that_moment_is_stored(postgres_url: str) -> None:
+    """SQLite lets nobody in between two statements of a transaction."""
+    async with StateStore.open(postgres_url) as store:
+        run_id = (await waiting(store)).id
+        await change_row(store, run_id, status="failed")
+
+        def resume(_: Any, cursor: Any, statement: str, *__: Any) -> None:
+            if "signal_seq" in statement and cursor.rowcount == 0:
+                raw_sql.execute(postgres_url, "UPDATE workflow_states SET status = 'running'")
+
+        event.listen(Engine, "after_cursor_execute", resume)
+        try:
+            await store.signal(run_id, "approval", "yes")
+        finally:
+            event.remove(Engine, "after_cursor_execute", resume)
+        assert await count_rows(store, "signals") == 1
 
 
 async def test_a_signal_to_a_paused_run_waits_for_it(store: StateStore) -> None:
