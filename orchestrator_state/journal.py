@@ -35,6 +35,7 @@ from orchestrator_state.run_records import (
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.turns import Turns
 from orchestrator_state.uninterrupted import outlasting
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.writer import Writer
@@ -118,7 +119,7 @@ class Journal:
         self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
-        self.in_order = asyncio.Lock()
+        self.in_order = Turns()
         self.on_progress: Callable[[], object] | None = None
         """Called once a step is finished that was not on record."""
 
@@ -183,6 +184,7 @@ class Journal:
         False, and nothing written, if another branch of the run consumed the signal first.
         """
         async with self.in_order:
+            self._switch.require_ground()
             if consumed_signal in self._consumed:
                 return False
             step = self.completed(begun, outputs, status=status)

@@ -20,7 +20,7 @@ HANDLER: Final = "orchestrator_state run"
 _SOON: Final = 60.0  # seconds
 _OURS: Final = "orchestrator_state "
 _run: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_run", default=None)
-IN_STEP_OF: Final[ContextVar[object | None]] = ContextVar("orchestrator_stateIN_STEP_OF", default=None)
+IN_STEP_OF: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_in_step_of", default=None)
 """What is started while this is set to a run is the business of a step of that run, and not its handler's."""
 _JOINS: Final = frozenset({tasks.__file__, taskgroups.__file__})
 

@@ -535,12 +535,17 @@ class Run(Generic[State]):
         return outputs
 
     async def _finish(self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None) -> None:
-        """Commit a step whose call came to its end, and raise the cancellation that came since it was made."""
+        """Commit a step whose call came to its end, and raise the cancellation that came since it was made.
+
+        One that comes while the step waits in line for its commit does not take away what was paid for either.
+        """
         finish = self._journal.finish_step(begun, encoded)
+        if cancelled is None and not self._journal.in_order.locked():
+            await finish
+            return
+        await uninterrupted(finish)
         if cancelled is not None:
-            await uninterrupted(finish)
             raise cancelled
-        await finish
 
     async def _encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any, asyncio.CancelledError | None]:
         """The outputs as JSON, and as they load from there; and a cancellation that came meanwhile.

@@ -93,6 +93,11 @@ class StopSwitch:
         if self._ended:
             raise ConfigurationError(f"run {self._workflow_state_id} has ended; its handler must await all its steps")
 
+    def require_ground(self) -> None:
+        """Let a step in line be committed, unless the run has lost its lease, or its database, to the one before it."""
+        if isinstance(self.reason, (LeaseLost, *NOT_THE_RUNS)):
+            raise asyncio.CancelledError(message_of(self.reason))
+
     def obey(self) -> None:
         """Act on a request, between steps."""
         self.check()

@@ -18,6 +18,13 @@ class Turns:
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._others: deque[asyncio.Future[None]] = deque()
 
+    async def __aenter__(self) -> None:
+        if not self.take():
+            await self.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        self.release()
+
     def locked(self) -> bool:
         """Whether somebody has the turn."""
         return self._is_taken

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import Event, Run, StateStore, StoreUnavailable
+from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state import writer as writer_module
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
 from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.writer import Writer
-from tests.running import Gate, row_of, seconds, steps_of
+from tests.running import Effect, Gate, change_row, row_of, seconds, steps_of
 from tests.test_fork import end_of, in_a_fork
 from tests.test_writer import (  # noqa: F401 - fixtures
     Held,
@@ -116,6 +116,47 @@ async def test_a_shutdown_in_the_middle_of_a_commit_doubles_nothing(database_url
         positions = [step.position for step in (await steps_of(store, "w")).values()]
         assert len(positions) == len(set(positions))
         assert await store.run("n", handler, workflow_id="w") == ["once"]
+
+
+async def test_what_was_returned_is_kept_although_its_branch_is_cancelled_in_line_for_the_commit(
+    store: StateStore,
+    held: Held,  # noqa: F811
+) -> None:
+    paid = Effect()
+
+    async def handler(run: Run) -> Any:
+        first = asyncio.create_task(run.step("first", Effect()))
+        await held.reached.wait()
+        branch = asyncio.create_task(run.step("paid", paid, "for"))
+        while not paid.calls:  # noqa: ASYNC110 - the next turn of the loop is soon
+            await asyncio.sleep(0)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        branch.cancel("enough")
+        held.opened.set()
+        await first
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            await branch
+
+    await store.run("n", handler, workflow_id="w")
+    assert (await steps_of(store, "w"))["paid"].outputs == '"for"'
+
+
+async def test_who_is_in_line_behind_a_commit_that_lost_the_lease_does_not_try_too(
+    store: StateStore,
+    held: Held,  # noqa: F811
+    batches: list[list[RunChange]],  # noqa: F811
+) -> None:
+    async def handler(run: Run) -> None:
+        await asyncio.gather(*(run.step(f"s{n}", Effect()) for n in range(5)))
+
+    running = asyncio.create_task(store.run("n", handler, workflow_id="w"))
+    await held.reached.wait()
+    await change_row(store, (await row_of(store, "w")).id, lease_token=7)
+    held.opened.set()
+    with pytest.raises(LeaseLost):
+        await running
+    assert [[change.step.step_id for change in batch] for batch in batches] == [["s0"]]
 
 
 @pytest.mark.parametrize("name", ["_write", "_write_alone"])
