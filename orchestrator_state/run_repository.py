@@ -202,9 +202,20 @@ class RunRepository(Repository):
                 IS_LEASED,
                 _w.status == WorkflowStatus.RUNNING.value,
             )
-            await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
+            locked = await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
+            await self._wait_for_creations({*chunk} - {*locked.scalars()})
             claimed += (await self._execute(of_owner)).all()
         return claimed
+
+    async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
+        """A row that a transaction under way creates is not there to be locked. Another of the same id waits for it."""
+        if self._dialect == "sqlite":
+            return  # nobody else writes
+        for run_id in sorted(ids):
+            columns = {"workflow_id": "", "workflow_name": "", "status": WorkflowStatus.PENDING.value, "context": "{}"}
+            savepoint = await self._session.begin_nested()
+            await self.create(columns | {"id": run_id}, None)
+            await savepoint.rollback()
 
     async def list_unclaimable_names(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
         """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged.

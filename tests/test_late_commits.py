@@ -16,6 +16,7 @@ from orchestrator_state import LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state.run_records import Ack, Lease
 from orchestrator_state.run_repository import RunRepository
 from tests.cutting_proxy import CuttingProxy, Fault
+from tests.held import comes_true
 from tests.lost_answers import answer_lost
 from tests.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
 from tests.test_writer import a_change, leased
@@ -97,6 +98,21 @@ async def test_a_late_context_does_not_overwrite_the_final_one(distant: StateSto
 
 
 # --- the fence itself, on both databases -------------------------------------------------------------------------
+
+
+async def test_a_run_that_is_created_after_its_caller_was_cancelled_is_let_go_of(
+    postgres_url: str, distant: StateStore, proxy: CuttingProxy
+) -> None:
+    proxy.fail_next_commit(Fault.HELD)
+    task = asyncio.create_task(distant.run("n", lambda run: run.step("s", Effect()), workflow_id="late"))
+    assert await comes_true(lambda: proxy.faults == 1)
+    task.cancel()
+    await asyncio.wait({task}, timeout=1)
+    await proxy.deliver()
+    await asyncio.wait({task})
+    assert task.cancelled()
+    async with StateStore.open(postgres_url) as near:
+        assert (await row_of(near, "late")).lease_expires_at is None
 
 
 async def test_a_commit_is_for_one_place_in_the_order(store: StateStore) -> None:
