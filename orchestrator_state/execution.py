@@ -286,17 +286,16 @@ class Executor:
 
         return await self._transactions.write(fail)
 
-    async def start(self, request: RunRequest) -> UUID:
-        """Create the run for a worker to claim, unless it is there already. Returns its id."""
+    async def start(self, request: RunRequest) -> tuple[UUID, bool]:
+        """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
         request = await self._prepared(request)
 
-        async def start(uow: UnitOfWork) -> UUID:
-            row = await uow.runs.find(self._names(request))
+        async def start(uow: UnitOfWork) -> tuple[UUID, bool]:
+            row, is_new = await uow.runs.find(self._names(request)), False
             if row is None:
                 columns = self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}
-                row, _ = await self._create(uow, request, columns, None)
-            run_id: UUID = _require_same(row, request).id
-            return run_id
+                row, is_new = await self._create(uow, request, columns, None)
+            return _require_same(row, request).id, is_new
 
         return await self._of_callers.write_once("start", start)
 
@@ -508,15 +507,22 @@ class Executor:
     async def _create(
         self, uow: UnitOfWork, request: RunRequest, columns: Columns, owner: Owner | None
     ) -> tuple[Any, bool]:
-        """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`."""
+        """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`.
+
+        What kept us from creating it may have been deleted before it was looked for: then the same id is free, and
+        whoever starts the run at the same time tries that.
+        """
         names = self._names(request)
         first: Columns = {} if request.prepared is None else {"context": request.prepared}
         for run_id in names.ids:
-            if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
-                return created, True
+            is_elsewhere = False
+            while not is_elsewhere:
+                if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
+                    return created, True
+                if found := await uow.runs.find(names):
+                    return found, False
+                is_elsewhere = await uow.runs.is_taken_elsewhere(run_id)
             first = {}
-            if found := await uow.runs.find(names):
-                return found, False
         raise Conflict("the run's ids are taken in other namespaces", workflow_id=request.workflow_id)
 
     def _names(self, request: RunRequest) -> RunNames:

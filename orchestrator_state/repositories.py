@@ -71,6 +71,7 @@ from orchestrator_state.statements import (
     DELTAS_OF,
     GUARDED_UPDATE,
     HANGING,
+    HELD_WORKFLOW,
     LATEST_CHECKPOINT_OF,
     LEASES_OF,
     NEXT_CHECKPOINT_SEQ,
@@ -722,13 +723,17 @@ class CheckpointRepository(Repository):
         return [row.id for row in await self._execute(statement, parameters)]
 
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
-        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
+        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
+
+        Waits for a rewind, which deletes the newest: counted among those to keep, they would take all others along.
+        """
         parameters = {
             "workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id"),
             "namespace": self._namespace,
-            "keep": as_count(keep, "keep"),
         }
-        return await self._delete(DELETE_SUPERSEDED, parameters)
+        kept = as_count(keep, "keep")
+        await self._execute(HELD_WORKFLOW, parameters)
+        return await self._delete(DELETE_SUPERSEDED, parameters | {"keep": kept})
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         return next(iter(await self._checkpoints(statement, parameters | {"namespace": self._namespace})), None)

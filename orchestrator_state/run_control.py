@@ -8,7 +8,13 @@ from uuid import UUID, uuid4, uuid5
 from orchestrator_state.arguments import as_signal_name, as_stored_name, as_uuid
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
-from orchestrator_state.errors import InvalidPayload, InvalidTransition, WorkflowNotFound, concerning
+from orchestrator_state.errors import (
+    CheckpointNotFound,
+    InvalidPayload,
+    InvalidTransition,
+    WorkflowNotFound,
+    concerning,
+)
 from orchestrator_state.mapping import rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_requests import CANCEL, PAUSE
@@ -102,7 +108,7 @@ class RunControl:
         fork_id = uuid4() if workflow_id is None else uuid5(origin, as_stored_name(workflow_id, "workflow_id"))
 
         async def fork(uow: UnitOfWork) -> WorkflowState:
-            row = await _locked(uow, await uow.checkpoints.get_owner(origin))
+            row = await _locked_owner(uow, origin)
             if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
                 return made
             # At the version of the patches that come with it: a resume upcasts them together.
@@ -127,7 +133,7 @@ class RunControl:
         origin = as_uuid(checkpoint_id, "checkpoint_id")
 
         async def rewind(uow: UnitOfWork) -> WorkflowState:
-            row = await _locked(uow, await uow.checkpoints.get_owner(origin))
+            row = await _locked_owner(uow, origin)
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
             checkpoint = await uow.checkpoints.get_as_of(origin, row.schema_version or FIRST)
@@ -168,6 +174,14 @@ async def _locked(uow: UnitOfWork, workflow_state_id: UUID) -> Any:
     row = await uow.runs.lock(workflow_state_id)
     if row is None:
         raise _not_found(workflow_state_id)
+    return row
+
+
+async def _locked_owner(uow: UnitOfWork, checkpoint_id: UUID) -> Any:
+    """Raises `CheckpointNotFound`, also if its workflow is deleted with it before it is locked."""
+    row = await uow.runs.lock(await uow.checkpoints.get_owner(checkpoint_id))
+    if row is None:
+        raise CheckpointNotFound(f"there is no checkpoint {checkpoint_id}", checkpoint_id=checkpoint_id)
     return row
 
 

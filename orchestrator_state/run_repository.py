@@ -122,11 +122,22 @@ class RunRepository(Repository):
             await self._begin_without_history(created.id, created)
         return created
 
+    async def is_taken_elsewhere(self, workflow_state_id: UUID) -> bool:
+        """Whether a run of another namespace has the id."""
+        elsewhere = select(_w.id).where(_w.id == workflow_state_id, _w.namespace.is_distinct_from(self._namespace))
+        return (await self._execute(elsewhere)).first() is not None
+
     async def claim(self, seen: Any, owner: Owner) -> Any:
-        """Take the lease of a row that was `seen`, unless it was taken or the run ended since: then None."""
+        """Take the lease of a row that was `seen`, unless that changed since: then None.
+
+        It may have been taken, the run may have ended, or its owner, who was late, has renewed the lease after all.
+        """
+        unchanged = [_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status]
+        if seen.lease_is_free:
+            unchanged.append(LEASE_IS_FREE)
         claimed = await self._execute(
             update(workflow_states)
-            .where(_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status)
+            .where(*unchanged)
             .values(self._taken_by(owner))
             .returning(workflow_states, database_now().label("now"))
         )
@@ -174,13 +185,15 @@ class RunRepository(Repository):
     async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
         """The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
+
+        Passed over is a row that is being changed, and not one that is kept from being deleted.
         """
         free = (
             select(_w.id)
             .where(*conditions)
             .order_by(_w.updated_at)
             .limit(limit)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, key_share=True)
             .cte("free")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
@@ -766,7 +779,9 @@ class RunRepository(Repository):
             children: list[UUID] = []
             for chunk in chunks(parents):
                 children_of = (_w.namespace == self._namespace, _w.parent_id.in_(chunk))
-                children += (await self._execute(select(_w.id).where(*children_of))).scalars()
+                # All of them: one that has failed may be resumed, and start others, before those are looked for.
+                locked = select(_w.id).where(*children_of).order_by(_w.id).with_for_update(key_share=True)
+                children += (await self._execute(locked)).scalars()
                 if children:
                     await self._execute(
                         update(workflow_states).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())

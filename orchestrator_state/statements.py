@@ -328,6 +328,13 @@ DELETE_OLDEST_SIGNALS: Final = delete(signals).where(
     )
 )
 
+HELD_WORKFLOW: Final = (
+    select(_workflow.id)
+    .where(_workflow.id == bindparam("workflow_state_id"), _IN_NAMESPACE)
+    .with_for_update(read=True, key_share=True)
+)
+"""Keeps out who locks the row for more than an update, as all do that ask something of a run. No step's commit does."""
+
 DELETE_SUPERSEDED: Final = delete(checkpoints).where(
     _checkpoint.id.in_(
         _CHECKPOINTS.with_only_columns(_checkpoint.id)

@@ -28,6 +28,7 @@ from orchestrator_state.errors import (
     NewerSchemaVersion,
     StaleVersion,
     StoreUnavailable,
+    WorkflowNotFound,
     concerning,
 )
 from orchestrator_state.event_loops import running_loop
@@ -491,9 +492,15 @@ class StateStore:
         request = await self._request(
             self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key
         )
-        workflow_state_id = await self._executor.start(request)
-        with after_an_effect():
-            return await self.load_workflow_state(workflow_state_id)
+        while True:
+            workflow_state_id, is_new = await self._executor.start(request)
+            with after_an_effect():
+                try:
+                    return await self.load_workflow_state(workflow_state_id)
+                except WorkflowNotFound:
+                    if is_new:
+                        raise
+            # What was found has been deleted since, as one that had ended long ago: it is not this start's run.
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
         """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.

@@ -25,7 +25,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import requests, workflow_states
-from orchestrator_state.run_records import Lease
+from orchestrator_state.run_records import Lease, RunNames
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.runs import Handler
 from tests.engines import opened_engine
@@ -67,8 +67,9 @@ async def test_a_run_that_ended_since_it_was_looked_at_is_not_claimed(store: Sta
     gate = Gate()
     task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate), workflow_id="w"))
     await gate.reached.wait()
-    await expire_lease(store, (await row_of(store, "w")).id)
-    seen = await row_of(store, "w")
+    names = RunNames(ids=[(await row_of(store, "w")).id])
+    await expire_lease(store, names.ids[0])
+    seen = await store._transactions.read(lambda uow: uow.runs.find(names))
     gate.opened.set()
     await task
     owner = store._executor.keeper.owner
