@@ -118,6 +118,10 @@ class Offload:
         """A blob that was fetched; None if it is not there."""
         return self._texts.get(name)
 
+    def lacks(self, rows: Iterable[Iterable[Any]]) -> bool:
+        """Whether a blob that `rows` refer to was found to be missing."""
+        return self.missing and any(self.text(name) is None for name in self._names(rows) & self._texts.keys())
+
     def why_unread(self, name: str) -> str | None:
         """Why a blob of one of many workflows cannot be read."""
         return self._unread.get(name)

@@ -6,7 +6,7 @@ returns None. Every statement is confined to one namespace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from itertools import count
@@ -142,9 +142,22 @@ class Repository:
         self, statement: Executable, parameters: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     ) -> Sequence[Any]:
         """The rows of a query, with the payloads that they have in the blob store."""
-        rows = (await self._execute(statement, parameters)).all()
-        if self._payloads.offload is not None:
-            await self._payloads.offload.fetch(rows)
+
+        async def query() -> Sequence[Any]:
+            return (await self._execute(statement, parameters)).all()
+
+        return await self._with_blobs(query)
+
+    async def _with_blobs(
+        self, query: Callable[[], Awaitable[Sequence[Any]]], *, for_many: bool = False
+    ) -> Sequence[Any]:
+        """The rows of `query`, which is made again if a blob is gone: a rekey may have written that row anew."""
+        rows, offload = await query(), self._payloads.offload
+        if offload is not None:
+            await offload.fetch(rows, for_many=for_many)
+            if offload.lacks(rows):
+                rows = await query()
+                await offload.fetch(rows, for_many=for_many)
         return rows
 
     async def _fetch_states(
@@ -152,14 +165,15 @@ class Repository:
     ) -> list[WorkflowState]:
         """The states that one of the statements for states selects, as they are stored."""
         parameters["namespace"] = self._namespace
-        rows: Sequence[Any] | None = None
-        if isinstance(self._session, ReadingSession):
-            with database_errors():
-                rows = await self._session.rows(statement, parameters)
-        if rows is None:
-            rows = (await self._execute(statement, parameters)).all()
-        if self._payloads.offload is not None:
-            await self._payloads.offload.fetch(rows, for_many=on_damaged is not None)
+
+        async def query() -> Sequence[Any]:
+            rows: Sequence[Any] | None = None
+            if isinstance(self._session, ReadingSession):
+                with database_errors():
+                    rows = await self._session.rows(statement, parameters)
+            return (await self._execute(statement, parameters)).all() if rows is None else rows
+
+        rows = await self._with_blobs(query, for_many=on_damaged is not None)
         building = partial(states_from_rows, rows, self._payloads, on_damaged)
         return await self._payloads.aside.call(building, self._payloads.length(payloads_in(rows)))
 

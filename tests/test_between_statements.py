@@ -6,19 +6,26 @@ On Postgres: SQLite lets nobody in between two statements of a transaction.
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
 
 from orchestrator_state import (
+    AesGcm,
+    BlobStore,
     CheckpointNotFound,
+    KeyRing,
     LeaseHeld,
+    Payloads,
     Run,
     StateStore,
 )
+from orchestrator_state.encryption import new_key
 from tests.interleaving import done_or_waiting, just_after, just_before
 from tests.running import Effect, Gate, checkpoints_of, expire_lease, row_of
+from tests.workflows import saved
 
 
 class Stores(NamedTuple):
@@ -141,6 +148,22 @@ async def test_a_start_that_finds_a_run_which_is_deleted_at_that_moment_makes_an
     with just_after(stores.one, "SELECT workflow_states", forget):
         started = await stores.one.start("n", workflow_id="a")
     assert (started.status, started.version) == ("pending", 1)
+
+
+async def test_a_state_that_is_rekeyed_while_a_block_reads_it_is_read_all_the_same(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    keys, blobs = {"old": new_key(), "new": new_key()}, BlobStore(f"file://{tmp_path}/blobs", above=1000)
+    async with StateStore.open(postgres_url, payloads=Payloads([AesGcm(KeyRing(keys, "old"))], blobs=blobs)) as store:
+        state = await saved(store, context={"large": "canary " * 300})
+    payloads = Payloads([AesGcm(KeyRing(keys, "new"))], blobs=blobs)
+    async with (
+        StateStore.open(postgres_url, payloads=payloads) as one,
+        StateStore.open(postgres_url, payloads=payloads) as other,
+        one.begin() as uow,
+    ):
+        with just_after(one, "WITH wanted", other.rekey):
+            assert (await uow.workflows.get(state.id)).context == state.context
 
 
 # --- parts ---
