@@ -19,6 +19,7 @@ from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
+from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.undo import StoreSession
 
 _LENT: Final = "orchestrator_state.lent"
@@ -44,17 +45,19 @@ async def settings_in_force(session: AsyncSession) -> Sequence[str]:
     """Those of the open transaction that say which tables a name means, and who may write to them."""
     if session.get_bind().dialect.name == "sqlite":
         return ()
-    current = await session.execute(select(*(func.current_setting(name) for name in _IN_THE_WAY)))
+    with database_errors():
+        current = await session.execute(select(*(func.current_setting(name) for name in _IN_THE_WAY)))
     return current.one()
 
 
 async def put_in_force(session: AsyncSession, settings: Sequence[str]) -> None:
     """Back to `settings`, whatever was set since, for the rest of the open transaction."""
-    if session.get_bind().dialect.name == "sqlite":
-        await (await session.connection()).exec_driver_sql("PRAGMA query_only=OFF")
-        return
-    again = zip(_IN_THE_WAY, settings, strict=True)
-    await session.execute(select(*(func.set_config(name, value, true()) for name, value in again)))
+    with database_errors():
+        if session.get_bind().dialect.name == "sqlite":
+            await (await session.connection()).exec_driver_sql("PRAGMA query_only=OFF")
+            return
+        again = zip(_IN_THE_WAY, settings, strict=True)
+        await session.execute(select(*(func.set_config(name, value, true()) for name, value in again)))
 
 
 def put_back_postgres(engine: Engine) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Run, StateStore
+from tests.cutting_proxy import CuttingProxy, Fault
 from tests.engines import own_engine
 from tests.held import checked_out, comes_true
 from tests.running import seconds, steps_of
@@ -110,6 +112,29 @@ async def test_a_transact_on_an_applications_engine_may_hide_the_steps(postgres_
         await _require_transact(postgres_url, "SET LOCAL search_path = pg_catalog", engine=engine)
     finally:
         await engine.dispose()
+
+
+async def test_a_connection_that_is_lost_before_a_repetition_begins_fails_no_run(
+    postgres_url: str, tmp_path: Path
+) -> None:
+    calls = 0
+
+    async def order(session: AsyncSession) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            proxy.fail_next_commit(Fault.CUT_BEFORE, again)
+        return "ordered"
+
+    async def once(run: Run) -> str:
+        return await run.transact("t", order)
+
+    async def again() -> None:
+        proxy.fail_next_commit(Fault.CUT_BEFORE, marker=b"session_authorization")
+
+    async with CuttingProxy(postgres_url, tmp_path).running() as proxy, StateStore.open(proxy.url) as store:
+        assert await store.run("n", once, workflow_id="w") == "ordered"
+        assert (calls, proxy.faults) == (2, 2)
 
 
 async def test_a_transact_may_set_on_sqlite_what_forbids_to_write(sqlite_url: str) -> None:
