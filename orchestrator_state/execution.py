@@ -494,6 +494,7 @@ class Executor:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
         claimed = await uow.runs.claim(row, self.keeper.owner)
         if claimed is not None:
+            _require_same(claimed, request)  # what was read may have been deleted, and its id another's by now
             claim.add(claimed.id)
             if row.status == WorkflowStatus.FAILED:
                 await uow.runs.revive_descendants(row.id)

@@ -16,6 +16,7 @@ from orchestrator_state import (
     AesGcm,
     BlobStore,
     CheckpointNotFound,
+    Conflict,
     KeyRing,
     LeaseHeld,
     Payloads,
@@ -74,6 +75,20 @@ async def test_a_run_that_is_deleted_while_it_is_started_again_leaves_its_id_to_
     ):
         started = await stores.one.start("n", workflow_id="a")
     assert started.id == ids[0]
+
+
+async def test_a_run_of_another_name_in_the_place_of_a_deleted_one_is_not_claimed_for_it(
+    stores: Stores,
+) -> None:
+    was = await stores.one.start("n", workflow_id="a")
+
+    async def replace() -> None:
+        await delete(stores.other, was.id)
+        await stores.other.start("another", workflow_id="a")
+
+    with just_before(stores.one, "UPDATE workflow_states", replace), pytest.raises(Conflict):
+        await stores.one.run("n", one_step, workflow_id="a")
+    assert (await row_of(stores.one, "a")).status == "pending"
 
 
 async def test_checkpoints_that_are_pruned_while_a_run_is_rewound_leave_as_many_as_were_to_be_kept(
