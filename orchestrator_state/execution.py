@@ -267,13 +267,17 @@ class Executor:
     async def give_up(self, row: Any) -> str:
         """Mark a claimed run failed because too many workers vanished over it. Returns its status."""
         lease = Lease.of(row)
-        begun = await self._transactions.read(lambda uow: uow.runs.list_intents(row.id))
-        where = f", with {', '.join(map(repr, begun))} under way" if begun else ""
-        message = (
-            f"{row.attempts} workers vanished over this run since it last finished a step{where}; "
-            "`store.resume` gives it a new budget"
-        )
-        return await self._fail(row, lease, message, spare_ancestors=True)
+        try:
+            begun = await self._transactions.read(lambda uow: uow.runs.list_intents(row.id))
+            where = f", with {', '.join(map(repr, begun))} under way" if begun else ""
+            message = (
+                f"{row.attempts} workers vanished over this run since it last finished a step{where}; "
+                "`store.resume` gives it a new budget"
+            )
+            return await self._fail(row, lease, message, spare_ancestors=True)
+        except (asyncio.CancelledError, OrchestratorStateError) as error:
+            await uninterrupted(self._leave(row, lease, error, progress=False))
+            raise
 
     async def _fail(self, row: Any, lease: Lease, message: str, *, spare_ancestors: bool = False) -> str:
         columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": message}

@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
+from orchestrator_state.run_repository import RunRepository
 from tests.lost_answers import answer_lost
-from tests.running import Effect, becomes, expire_lease, row_of, seconds
+from tests.running import Effect, becomes, change_row, expire_lease, row_of, seconds
 
 
 @pytest.fixture
@@ -166,3 +168,26 @@ async def test_a_child_that_is_started_while_its_parent_is_cancelled_is_let_go_o
     above = await row_of(near, "w")
     assert (await row_of(near, f"{above.id}/child:n")).lease_expires_at is None
     assert await near.run("parent", parent, workflow_id="w") == "done"
+
+
+async def test_a_run_that_is_being_given_up_while_recover_is_cancelled_is_let_go_of(
+    store: StateStore, near: StateStore
+) -> None:
+    """Too many workers vanished over it: no handler of it is called, in whose end it would be let go of."""
+    state = await near.start("n", workflow_id="w")
+    await change_row(near, state.id, attempts=1000)
+    list_intents = RunRepository.list_intents
+
+    async def at_this_moment(*arguments: Any) -> list[str]:
+        while store._executor.keeper.has(state.id):  # noqa: ASYNC110 - until the claim is over
+            await asyncio.sleep(0)
+        recovering.cancel()
+        return await list_intents(*arguments)
+
+    with patch.object(RunRepository, "list_intents", at_this_moment):
+        recovering = asyncio.create_task(store.recover({"n": handler}))
+        await asyncio.wait({recovering})
+    assert recovering.cancelled()
+    row = await row_of(near, "w")
+    assert (row.status, row.lease_expires_at) == ("running", None)
+    assert len((await near.recover({"n": handler})).failed) == 1
