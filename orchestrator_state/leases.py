@@ -89,26 +89,34 @@ class LeaseKeeper:
     async def claiming(self) -> AsyncIterator[Claim]:
         """Tell of a claim: what is put into the set before it commits is ours, held or not, until the block ends.
 
-        If the block is cancelled, what was claimed all the same, and is not held, is let go of.
+        If the block is cancelled, or does not know whether it took effect, what was claimed all the same, and is not
+        held, is let go of: nobody may come back to it here.
         """
         claim = Claim()
         self._claims.append(claim)
         try:
             yield claim
         except asyncio.CancelledError:
-            if claim:
-                await uninterrupted(_trying(self._let_go(claim), "what was claimed could not be let go of"))
+            await self._let_go(claim, patience=self._term / _RENEWALS_PER_TERM)
+            raise
+        except StoreUnavailable as error:
+            if error.outcome_unknown:
+                await self._let_go(claim, patience=timedelta())  # who was told to give up has waited for long
             raise
         finally:
             self._claims = [other for other in self._claims if other is not claim]
 
-    async def _let_go(self, claim: Collection[UUID]) -> None:
+    async def _let_go(self, claim: Collection[UUID], *, patience: timedelta) -> None:
+        """Best effort: a lease that is not released ends by itself."""
+
         async def release(uow: UnitOfWork) -> None:
             for row in await uow.runs.list_claimed(claim, self.owner):
                 if row.id not in self._held:
                     await uow.runs.release(Lease.of(row))
 
-        await self._transactions.write(release, patience=self._term / _RENEWALS_PER_TERM)
+        if claim:
+            letting_go = self._transactions.write(release, patience=patience)
+            await uninterrupted(_trying(letting_go, "what was claimed could not be let go of"))
 
     def has(self, workflow_state_id: UUID) -> bool:
         """Whether that run is under way here. A lease of ours on any other is nobody's."""

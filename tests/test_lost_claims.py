@@ -191,3 +191,16 @@ async def test_a_run_that_is_being_given_up_while_recover_is_cancelled_is_let_go
     row = await row_of(near, "w")
     assert (row.status, row.lease_expires_at) == ("running", None)
     assert len((await near.recover({"n": handler})).failed) == 1
+
+
+async def test_what_was_claimed_by_a_call_that_does_not_know_of_it_is_let_go_of(
+    database_url: str, near: StateStore
+) -> None:
+    """It raises, and its process may live on without ever asking for that run again."""
+    async with StateStore.open(database_url, retry_timeout=seconds(0.001)) as store:
+        with answer_lost(store), pytest.raises(StoreUnavailable) as raised:
+            await store.run("n", handler, workflow_id="w")
+        assert raised.value.outcome_unknown
+        row = await row_of(near, "w")
+        assert (row.status, row.lease_expires_at) == ("running", None)
+    assert await near.run("n", handler, workflow_id="w") == "done"
