@@ -44,6 +44,7 @@ from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_records import Lease, Owner, RunNames
+from orchestrator_state.run_repository import MOST_LOOKS
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
@@ -520,15 +521,16 @@ class Executor:
         names = self._names(request)
         first: Columns = {} if request.prepared is None else {"context": request.prepared}
         for run_id in names.ids:
-            is_elsewhere = False
-            while not is_elsewhere:
+            for _ in range(MOST_LOOKS):
                 if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
                     return created, True
                 if found := await uow.runs.find(names):
                     return found, False
-                is_elsewhere = await uow.runs.is_taken_elsewhere(run_id)
+                if await uow.runs.is_taken_elsewhere(run_id):
+                    break
             first = {}
-        raise Conflict("the run's ids are taken in other namespaces", workflow_id=request.workflow_id)
+        message = "the run's ids are taken in other namespaces, or another unique index refuses the run"
+        raise Conflict(message, workflow_id=request.workflow_id)
 
     def _names(self, request: RunRequest) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""

@@ -36,7 +36,7 @@ from orchestrator_state.database_time import database_now, database_time_in, tim
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import conflict_aware_insert
-from orchestrator_state.errors import LeaseLost, PayloadError
+from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.open_transactions import marking, setting_idle_limit
@@ -72,6 +72,9 @@ from orchestrator_state.suspect_rows import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, r
 from orchestrator_state.suspects import Suspect, Suspects
 
 _w = workflow_states.c
+MOST_LOOKS: Final = 10
+"""At a row that others change between two of our statements. One that stays contradictory is not theirs to change."""
+
 _CLAIMABLE_STATUSES: Final = (WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 # The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
@@ -624,11 +627,18 @@ class RunRepository(Repository):
             )
             .returning(_w.signal_seq, _w.status)
         )
-        while (row := (await self._execute(number)).first()) is None:
+        for _ in range(MOST_LOOKS):
+            if (row := (await self._execute(number)).first()) is not None:
+                break
             query = select(_w.status).where(_w.id == workflow_state_id, _w.namespace == self._namespace)
             status: str | None = (await self._execute(query)).scalar()
             if status not in active:  # or it was resumed between the two statements
                 return status
+        else:
+            message = (
+                f"the signal for run {workflow_state_id} is not stored: a trigger, or others, keep the row from it"
+            )
+            raise Conflict(message, workflow_state_id=workflow_state_id)
         place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
         sealed = seal_signal(self._payloads, place, payload)
         await self._execute(

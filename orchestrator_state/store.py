@@ -44,6 +44,7 @@ from orchestrator_state.repositories import OnDamaged
 from orchestrator_state.retention import OnProgress
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_control import RunControl
+from orchestrator_state.run_repository import MOST_LOOKS
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings
@@ -492,15 +493,16 @@ class StateStore:
         request = await self._request(
             self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key
         )
-        while True:
+        for looks_left in reversed(range(MOST_LOOKS)):
             workflow_state_id, is_new = await self._executor.start(request)
             with after_an_effect():
                 try:
                     return await self.load_workflow_state(workflow_state_id)
                 except WorkflowNotFound:
-                    if is_new:
+                    if is_new or not looks_left:
                         raise
             # What was found has been deleted since, as one that had ended long ago: it is not this start's run.
+        raise AssertionError("the last look returns or raises")
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
         """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import text
 
 from orchestrator_state import (
     AesGcm,
@@ -202,3 +203,27 @@ async def create_child(store: StateStore, child: UUID, parent: UUID, *, status: 
     columns = {"id": child, "parent_id": parent, "workflow_id": str(child), "workflow_name": "n", "context": "{}"}
     async with store.begin() as uow:
         await uow.runs.create(columns | {"status": status}, None)
+
+
+# --- what contradicts itself, and nobody changes -----------------------------------------------------------------
+
+
+async def test_a_start_that_another_unique_index_refuses_is_a_conflict(database_url: str) -> None:
+    async with StateStore.open(database_url) as store, asyncio.timeout(60):
+        async with store.begin() as uow:
+            await uow.session.execute(text("CREATE UNIQUE INDEX of_the_application ON workflow_states (user_id)"))
+        await store.start("n", workflow_id="a", user_id="somebody")
+        with pytest.raises(Conflict, match="unique index"):
+            await store.start("n", workflow_id="b", user_id="somebody")
+
+
+async def test_a_signal_that_a_trigger_keeps_out_is_a_conflict(postgres_url: str) -> None:
+    async with StateStore.open(postgres_url) as store, asyncio.timeout(60):
+        run = await store.start("n", workflow_id="a")
+        async with store.begin() as uow:
+            body = "CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+            await uow.session.execute(text(body))
+            trigger = "CREATE TRIGGER keep BEFORE UPDATE ON workflow_states FOR EACH ROW EXECUTE FUNCTION keep()"
+            await uow.session.execute(text(trigger))
+        with pytest.raises(Conflict, match="trigger"):
+            await store.signal(run.id, "go")
