@@ -28,8 +28,9 @@ help: ## show this list
 demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
 	@.venv/bin/orchestrator-state demo
 
+# Three on two cores: half of the time a test waits, for a lease to end or a process to start.
 test: $(installed) ## every test, on SQLite and on a real Postgres
-	@.venv/bin/python -m pytest -n 2
+	@.venv/bin/python -m pytest -n 3
 
 chaos: $(installed) ## the promise in a hostile world, at length: kills, crashes, failover, bad networks, disks and clocks
 	@.venv/bin/python -m tests.chaos.tools
