@@ -281,7 +281,8 @@ class Database:
             failed = False
         finally:
             # Shielded, and one task: a second cancellation must find nothing half done.
-            await asyncio.shield(asyncio.create_task(_end(session, failed=failed)))
+            ending = asyncio.create_task(_end(session, failed=failed), name="orchestrator_state end of a session")
+            await asyncio.shield(ending)
 
     @asynccontextmanager
     async def _my_turn(self, *, urgent: bool = False) -> AsyncIterator[None]:

@@ -42,10 +42,10 @@ def refuse_commits_after_failure(engine: Engine) -> None:
 def refuse_entangled_connections(engine: Engine) -> None:
     """Take no connection to Postgres from the pool that is inside a transaction, or whose driver believes so.
 
-    Nor one on which the driver takes statements for prepared that are not.
-
     As asyncpg does after a BEGIN that was refused: it would begin each further one with SAVEPOINT, in vain. And after a
     ROLLBACK that was, or a BEGIN that the application sent as plain text, it refuses to begin any.
+
+    Nor is one taken on which the driver takes statements for prepared that are not.
     """
     if engine.dialect.name == "postgresql":
         event.listen(engine, "checkout", _refuse_entangled)

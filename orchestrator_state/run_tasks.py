@@ -61,9 +61,25 @@ def _with_time_limits(runs: Collection[object]) -> set[object]:
 
 
 def _about_to_go_on(runs: Collection[object]) -> set[object]:
-    """Those of which the loop is to call something next: what wakes a task of theirs, or a time limit that is over."""
+    """Those of which the loop is to wake a task next, or whose time limit is over.
+
+    What else it calls in their contexts may be others' business: the connections that a run has opened are read there.
+    """
     ready = list(getattr(asyncio.get_running_loop(), "_ready", ()))  # as above
-    return {run for call in ready if (run := _run_of(getattr(call, "_context", None))) in runs and not call.cancelled()}
+    return {
+        run
+        for call in ready
+        if (run := _run_of(getattr(call, "_context", None))) in runs
+        and not call.cancelled()
+        and _wakes_a_task(getattr(call, "_callback", None))
+    }
+
+
+def _wakes_a_task(callback: Any) -> bool:
+    owner = getattr(callback, "__self__", None)
+    if isinstance(owner, asyncio.Task):
+        return not _is_our_own(owner)
+    return _ends_a_wait(callback)
 
 
 def _run_of(context: Context | None) -> object | None:

@@ -217,6 +217,26 @@ async def test_a_run_is_let_go_of_however_it_joins_its_branches(store: StateStor
         assert len((await store.recover({"n": handler})).suspended) == 1
 
 
+async def test_what_the_loop_calls_for_others_does_not_keep_a_run_that_waits(store: StateStore) -> None:
+    """In its context, and on and on: it reads a connection that the run has opened, or sends others' commits."""
+    is_over = False
+
+    async def handler(run: Run) -> None:
+        def go_on() -> None:
+            if not is_over:
+                asyncio.get_running_loop().call_soon(go_on)
+
+        go_on()
+        await run.wait_for("go")
+
+    await store.start("n", workflow_id="w")
+    try:
+        async with asyncio.timeout(10):
+            assert len((await store.recover({"n": handler})).suspended) == 1
+    finally:
+        is_over = True
+
+
 async def test_what_a_step_left_running_does_not_keep_its_run(store: StateStore) -> None:
     left: list[asyncio.Task[None]] = []
 
