@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.errors import ConfigurationError, MissingExtra, OrchestratorStateError, StoreUnavailable
-from orchestrator_state.threads import Threads
 
 _Result = TypeVar("_Result")
 

@@ -33,6 +33,8 @@ from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
 from orchestrator_state import adopted_engine, direct, sqlite_connection
+from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
+from orchestrator_state.concurrency.turns import Turns
 from orchestrator_state.driver_errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
@@ -41,7 +43,6 @@ from orchestrator_state.driver_errors import (
 from orchestrator_state.driver_statements import DriverStatements
 from orchestrator_state.engine_beside import close_beside, close_what_comes_back, engine_beside, leave_connections
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
-from orchestrator_state.event_loops import require_own_loop, running_loop
 from orchestrator_state.failed_statements import (
     refuse_commits_after_failure,
     refuse_entangled_connections,
@@ -51,7 +52,6 @@ from orchestrator_state.lent_connections import put_back_postgres, put_back_sqli
 from orchestrator_state.postgres_connection import Connector
 from orchestrator_state.settings import Settings
 from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
-from orchestrator_state.turns import Turns
 from orchestrator_state.undo import StoreSession
 from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 

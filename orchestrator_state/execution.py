@@ -12,8 +12,13 @@ from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
-from orchestrator_state.aside import LONG
 from orchestrator_state.cells import is_id, require_sound, unclaimable_columns, unreadable
+from orchestrator_state.concurrency.aside import LONG
+from orchestrator_state.concurrency.event_loops import running_loop
+from orchestrator_state.concurrency.processes import ProcessIdentity
+from orchestrator_state.concurrency.threads import Threads
+from orchestrator_state.concurrency.uninterrupted import settled, uninterrupted
+from orchestrator_state.concurrency.user_code import Outcome, awaiting, outcome_of
 from orchestrator_state.database_clock import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
@@ -31,7 +36,6 @@ from orchestrator_state.errors import (
     StoreUnavailable,
     UnusedSteps,
 )
-from orchestrator_state.event_loops import running_loop
 from orchestrator_state.failures import describe, is_a, message_of
 from orchestrator_state.faults import NOT_THE_RUNS, fault_behind, pause_after
 from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
@@ -40,7 +44,6 @@ from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads import Sealed
-from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_records import Lease, Owner, RunNames
@@ -52,11 +55,8 @@ from orchestrator_state.runs import Handler, Run, child_run_id
 from orchestrator_state.sealing import UNREADABLE, Columns, Opener, prepared_workflow
 from orchestrator_state.stopping import StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
-from orchestrator_state.threads import Threads
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.uninterrupted import settled, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.user_code import Outcome, awaiting, outcome_of
 from orchestrator_state.waiting import Exits, WaitingRoom
 from orchestrator_state.writer import Writer
 

@@ -12,8 +12,10 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.aside import LONG, Aside
 from orchestrator_state.codecs import decode_long
+from orchestrator_state.concurrency.aside import LONG, Aside
+from orchestrator_state.concurrency.turns import Turns
+from orchestrator_state.concurrency.uninterrupted import outlasting
 from orchestrator_state.context_value import Decoded, LongValues, decoded
 from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
@@ -35,8 +37,6 @@ from orchestrator_state.run_records import (
 from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.turns import Turns
-from orchestrator_state.uninterrupted import outlasting
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.writer import Writer
 

@@ -12,13 +12,13 @@ from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
+from orchestrator_state.concurrency.processes import ProcessIdentity
+from orchestrator_state.concurrency.uninterrupted import uninterrupted
 from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
-from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.repositories import chunks
 from orchestrator_state.run_records import Lease, Owner
 from orchestrator_state.run_repository import lease_lost
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.uninterrupted import uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _RENEWALS_PER_TERM: Final = 3

@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from orchestrator_state import hooks
+from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.processes import ProcessIdentity
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.wait_repository import Awaited, News
 

@@ -16,8 +16,8 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
+from orchestrator_state.concurrency.uninterrupted import settled
 from orchestrator_state.engine import Database
-from orchestrator_state.uninterrupted import settled
 
 CHANNEL: Final = "orchestrator_state"
 

@@ -21,10 +21,10 @@ from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
+from orchestrator_state.concurrency.uninterrupted import settled
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
-from orchestrator_state.uninterrupted import settled
 
 _IDLE_LIMIT: Final = "idle_in_transaction_session_timeout"
 _PINGS_PER_LIMIT: Final = 4

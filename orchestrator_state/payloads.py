@@ -20,7 +20,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from orchestrator_state.aside import LONG, Aside
 from orchestrator_state.blobs import BlobStore
 from orchestrator_state.codecs import (
     MAX_BYTES,
@@ -33,6 +32,7 @@ from orchestrator_state.codecs import (
     encode_small,
     encode_steady,
 )
+from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,

@@ -18,8 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
-from orchestrator_state.aside import LONG
 from orchestrator_state.cells import is_count, unreadable
+from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.driver_errors import database_errors

@@ -11,8 +11,8 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.aside import LONG
 from orchestrator_state.codecs import decode
+from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch

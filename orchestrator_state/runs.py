@@ -19,6 +19,9 @@ from typing_extensions import TypeVar
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
 from orchestrator_state.codecs import encode
+from orchestrator_state.concurrency.threads import Threads
+from orchestrator_state.concurrency.uninterrupted import outlasting, uninterrupted
+from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -42,13 +45,10 @@ from orchestrator_state.step_call import NotBegun, StepFunction, call
 from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.storable_types import require_storable
-from orchestrator_state.threads import Threads
 from orchestrator_state.transacting import FunctionFailed, call_inside
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.typed_values import Unreadable, decode_aside, decode_value
-from orchestrator_state.uninterrupted import outlasting, uninterrupted
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.user_code import Outcome, Returned, awaiting
 from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")

@@ -18,7 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from orchestrator_state import hooks, retention, schema
 from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_stored_name, as_uuid
-from orchestrator_state.aside import Aside
+from orchestrator_state.concurrency.aside import Aside
+from orchestrator_state.concurrency.event_loops import running_loop
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import adopt_engine, open_database
@@ -31,7 +32,6 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.event_loops import running_loop
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of

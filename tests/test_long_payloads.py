@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from orchestrator_state import InvalidPayload, Payloads, Run, StateStore, WorkflowState, codecs
-from orchestrator_state.aside import LONG, Aside
 from orchestrator_state.codecs import decode_long, encode_steady
+from orchestrator_state.concurrency.aside import LONG, Aside
 from tests.running import Effect, row_of, steps_of, vanish
 
 ROWS = [{"id": n, "name": f"row {n}", "marks": [n, 0.5, None, True]} for n in range(12_000)]

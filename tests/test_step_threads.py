@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import BlobStore, Run, StateStore
-from orchestrator_state.threads import Threads
+from orchestrator_state.concurrency.threads import Threads
 
 
 class Held:
@@ -235,7 +235,7 @@ def test_a_function_that_hangs_for_ever_does_not_keep_the_interpreter_from_endin
 
 FORK = """
 import asyncio, os
-from orchestrator_state.threads import Threads
+from orchestrator_state.concurrency.threads import Threads
 
 threads = Threads("t", 2)
 assert asyncio.run(threads.call(lambda: os.getpid())) == os.getpid()

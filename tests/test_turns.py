@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from orchestrator_state.turns import Turns
+from orchestrator_state.concurrency.turns import Turns
 
 
 async def test_a_waiter_that_is_cancelled_as_the_turn_is_passed_on_is_cancelled_and_blocks_nobody() -> None:

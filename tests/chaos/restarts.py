@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Final
 
 from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
-from orchestrator_state.processes import ProcessIdentity
+from orchestrator_state.concurrency.processes import ProcessIdentity
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 

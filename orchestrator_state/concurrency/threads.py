@@ -16,7 +16,7 @@ from collections.abc import Callable
 from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
-from orchestrator_state.user_code import Outcome
+from orchestrator_state.concurrency.user_code import Outcome
 
 _T = TypeVar("_T")
 _IDLE: Final = 10.0  # seconds until a thread without work ends

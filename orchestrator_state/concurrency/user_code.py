@@ -13,9 +13,9 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from orchestrator_state.concurrency.uninterrupted import Unstoppable
 from orchestrator_state.errors import AbnormalExit
 from orchestrator_state.failures import name_of
-from orchestrator_state.uninterrupted import Unstoppable
 
 _T = TypeVar("_T")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from orchestrator_state.threads import Threads
+from orchestrator_state.concurrency.threads import Threads
 
 _T = TypeVar("_T")
 LONG: Final = 256 * 1024

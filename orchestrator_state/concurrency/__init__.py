@@ -1,0 +1,1 @@
+"""Tasks, threads and processes: what asyncio leaves to its users."""
