@@ -1,9 +1,6 @@
 """Durable state for LLM workflows, in the application's own SQLite or Postgres tables."""
 
-from orchestrator_state.blobs import BlobStore
-from orchestrator_state.compression import Zstd
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.errors import (
     AbnormalExit,
     AccessLost,
@@ -45,7 +42,10 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.models import metadata
-from orchestrator_state.payloads import Codec, Payloads
+from orchestrator_state.payloads.blobs import BlobStore
+from orchestrator_state.payloads.chain import Codec, Payloads
+from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads.encryption import AesGcm, KeyRing
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.retention import DeletionProgress

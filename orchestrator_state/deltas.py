@@ -20,11 +20,11 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator_state.codecs import encode
 from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.canonical import encode
+from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.run_context import Patch
 from orchestrator_state.run_records import StepRecord, step_record
 from orchestrator_state.sealing import Opener

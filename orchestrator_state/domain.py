@@ -25,8 +25,8 @@ from pydantic import (
     ValidationError,
 )
 
-from orchestrator_state.codecs import copied
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
+from orchestrator_state.payloads.canonical import copied
 
 
 class _Status(StrEnum):

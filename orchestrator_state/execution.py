@@ -43,7 +43,7 @@ from orchestrator_state.leases import Claim, LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payloads import Sealed
+from orchestrator_state.payloads.chain import Sealed
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_records import Lease, Owner, RunNames

@@ -12,7 +12,6 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.codecs import decode_long
 from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.concurrency.turns import Turns
 from orchestrator_state.concurrency.uninterrupted import outlasting
@@ -22,8 +21,9 @@ from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
 from orchestrator_state.faults import NOT_THE_RUNS
-from orchestrator_state.offload import parse_reference
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.canonical import decode_long
+from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads.offload import parse_reference
 from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Look, Patch, join
 from orchestrator_state.run_records import (
     Ack,

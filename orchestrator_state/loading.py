@@ -20,7 +20,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.mapping import step_columns
 from orchestrator_state.patches import applicable
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
 from orchestrator_state.run_context import ContextHistory, Encoded, join, split
 from orchestrator_state.run_records import Lease, RunNames, StepRecord

@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator_state.codecs import decode, encode
 from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.payloads.canonical import decode, encode
 from orchestrator_state.text_edits import Edit, edit_between
 
 _PATH: Final = "context_patch"

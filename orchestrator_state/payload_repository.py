@@ -32,7 +32,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from orchestrator_state.cells import damaged_among, is_stored_name, plain_columns
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
-from orchestrator_state.offload import parse_name, references
+from orchestrator_state.payloads.offload import parse_name, references
 from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.sealing import (
     PAYLOAD_COLUMNS,

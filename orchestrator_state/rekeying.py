@@ -17,7 +17,7 @@ from orchestrator_state.payload_repository import (
     pages,
     payload_repository,
 )
-from orchestrator_state.payloads import Payloads, check_digest
+from orchestrator_state.payloads.chain import Payloads, check_digest
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.transactions import Transactions

@@ -52,8 +52,8 @@ from orchestrator_state.mapping import (
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
-from orchestrator_state.offload import references
-from orchestrator_state.payloads import PLAIN, Payloads, Sealed
+from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
+from orchestrator_state.payloads.offload import references
 from orchestrator_state.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas

@@ -40,7 +40,7 @@ from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.notifications import announce
 from orchestrator_state.open_transactions import marking, setting_idle_limit
-from orchestrator_state.payloads import Payloads, Sealed
+from orchestrator_state.payloads.chain import Payloads, Sealed
 from orchestrator_state.repositories import Repository, chunks, rowcount
 from orchestrator_state.run_records import Lease, Owner, Renewal, RunNames, Signal, StepRecord, sealed_step, step_record
 from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded

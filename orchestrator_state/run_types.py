@@ -11,18 +11,14 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.codecs import decode
 from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
-from orchestrator_state.payloads import Payloads
-from orchestrator_state.run_context import ContextHistory, converted
-from orchestrator_state.run_records import Lease, StepRecord
-from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
-from orchestrator_state.storable_types import require_storable
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.typed_values import (
+from orchestrator_state.payloads.canonical import decode
+from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads.storable import require_storable
+from orchestrator_state.payloads.typed import (
     Unreadable,
     adapter_of,
     decode_aside,
@@ -32,6 +28,10 @@ from orchestrator_state.typed_values import (
     encode_value,
     validated,
 )
+from orchestrator_state.run_context import ContextHistory, converted
+from orchestrator_state.run_records import Lease, StepRecord
+from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
+from orchestrator_state.transactions import Transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,6 @@ from typing_extensions import TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
-from orchestrator_state.codecs import encode
 from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.concurrency.uninterrupted import outlasting, uninterrupted
 from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting
@@ -37,6 +36,9 @@ from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.open_transactions import Idling, idle_limit
+from orchestrator_state.payloads.canonical import encode
+from orchestrator_state.payloads.storable import require_storable
+from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value
 from orchestrator_state.run_records import Ack, StepRecord
 from orchestrator_state.run_tasks import IN_STEP_OF
 from orchestrator_state.run_types import RunTypes
@@ -44,10 +46,8 @@ from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import NotBegun, StepFunction, call
 from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.storable_types import require_storable
 from orchestrator_state.transacting import FunctionFailed, call_inside
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.typed_values import Unreadable, decode_aside, decode_value
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.waiting import WaitingRoom
 

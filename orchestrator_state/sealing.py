@@ -12,7 +12,7 @@ from uuid import UUID
 
 from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
-from orchestrator_state.payloads import Payloads, Sealed
+from orchestrator_state.payloads.chain import Payloads, Sealed
 
 Columns = dict[str, Any]
 

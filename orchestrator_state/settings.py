@@ -22,7 +22,8 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from orchestrator_state.codecs import (
+from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.payloads.canonical import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_SNAPSHOT_BYTES,
@@ -31,7 +32,6 @@ from orchestrator_state.codecs import (
     MOST_DEPTH,
     MOST_VALUES,
 )
-from orchestrator_state.errors import ConfigurationError
 
 DEFAULT_DATABASE = "./workflows.db"
 DEFAULT_NAMESPACE = "default"

@@ -19,7 +19,6 @@ from uuid import UUID
 from pydantic import BaseModel, RootModel
 
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.codecs import MOST_BYTES, MOST_DEPTH, MOST_VALUES, copied, encode
 from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
@@ -30,7 +29,8 @@ from orchestrator_state.errors import (
     UpcasterMissing,
 )
 from orchestrator_state.failures import name_of
-from orchestrator_state.typed_values import Unreadable, adapter_of, decode_value
+from orchestrator_state.payloads.canonical import MOST_BYTES, MOST_DEPTH, MOST_VALUES, copied, encode
+from orchestrator_state.payloads.typed import Unreadable, adapter_of, decode_value
 
 Upcaster = Callable[[Any], Any]
 _Upcaster = TypeVar("_Upcaster", bound=Upcaster)

@@ -37,7 +37,7 @@ from orchestrator_state.database_time import database_now, is_moment
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.offload import ENVELOPE_MARKER, REFERENCE_MARKER
+from orchestrator_state.payloads.offload import ENVELOPE_MARKER, REFERENCE_MARKER
 
 _workflow = workflow_states.c
 _step = step_states.c

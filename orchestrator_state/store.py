@@ -37,7 +37,7 @@ from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.notifications import listening
 from orchestrator_state.payload_repository import CHECKED_TABLES, Progress, row_counter
-from orchestrator_state.payloads import PLAIN, Limits, Payloads
+from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories import OnDamaged

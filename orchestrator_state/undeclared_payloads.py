@@ -18,7 +18,7 @@ from orchestrator_state.driver_errors import database_errors
 from orchestrator_state.engine import PROTECTED_NAMESPACES
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payloads import Payloads, Sealed, tags_of
+from orchestrator_state.payloads.chain import Payloads, Sealed, tags_of
 
 _NO_PROTECTION: Final = frozenset({"zstd", "blob"})
 _LONGEST_START: Final = 1024  # characters of an envelope: more than its tags have

@@ -9,7 +9,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.adopted_engine import refuse_autocommit
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
 from orchestrator_state.request_log import RequestRepository
 from orchestrator_state.run_commits import CommitRepository

@@ -11,14 +11,14 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Select, select
 
 from orchestrator_state.cells import is_addressable, require_sound
-from orchestrator_state.codecs import decode_long
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
 from orchestrator_state.families import DESCENDED_FROM_THEMSELVES
 from orchestrator_state.models import workflow_states
-from orchestrator_state.offload import parse_name, parse_reference, references
 from orchestrator_state.payload_repository import CHECKED_TABLES, PayloadRow, StoredPayload, pages, payload_repository
-from orchestrator_state.payloads import check_digest, is_encoded
+from orchestrator_state.payloads.canonical import decode_long
+from orchestrator_state.payloads.chain import check_digest, is_encoded
+from orchestrator_state.payloads.offload import parse_name, parse_reference, references
 from orchestrator_state.recorded import open_rows
 from orchestrator_state.run_records import RunNames
 from orchestrator_state.run_types import RunTypes, as_of_today

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator_state import CorruptPayload, InvalidPayload, PayloadTooLarge, StepState
-from orchestrator_state.codecs import MAX_BYTES, MAX_DEPTH, decode, encode
+from orchestrator_state.payloads.canonical import MAX_BYTES, MAX_DEPTH, decode, encode
 from tests.workflows import CORNERS, json_values, nested, unstorable_values
 
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from sqlalchemy import delete, update
 
 from orchestrator_state import StateStore, WorkflowStatus
-from orchestrator_state.codecs import encode
 from orchestrator_state.demo import runner
 from orchestrator_state.demo.pipeline import CORPUS, NAME
 from orchestrator_state.demo.runner import finished_steps, run_demo
 from orchestrator_state.models import step_states
+from orchestrator_state.payloads.canonical import encode
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator_state.codecs import decode, encode
 from orchestrator_state.demo import extraction, pipeline
 from orchestrator_state.demo.pipeline import CORPUS, DocumentError, T, Ts
+from orchestrator_state.payloads.canonical import decode, encode
 
 
 class Ran:

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator_state import InvalidPayload, Payloads, Run, StateStore, WorkflowState, codecs
-from orchestrator_state.codecs import decode_long, encode_steady
+from orchestrator_state import InvalidPayload, Payloads, Run, StateStore, WorkflowState
 from orchestrator_state.concurrency.aside import LONG, Aside
+from orchestrator_state.payloads import canonical
+from orchestrator_state.payloads.canonical import decode_long, encode_steady
 from tests.running import Effect, row_of, steps_of, vanish
 
 ROWS = [{"id": n, "name": f"row {n}", "marks": [n, 0.5, None, True]} for n in range(12_000)]
@@ -63,17 +64,17 @@ async def watching(database_url: str, watched: Watched) -> AsyncIterator[StateSt
 def long_looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many values were looked at in the loop, where those were many."""
     looks: list[int] = []
-    look = codecs._is_surely_json
+    look = canonical._is_surely_json
 
     def noted(root: Any, max_depth: int, max_values: int, *most: int) -> bool:
         is_sure = look(root, max_depth, max_values, *most)
         if max_values > 10_000 and is_sure and threading.current_thread() is threading.main_thread():
-            size = len(codecs._to_json(root))
+            size = len(canonical._to_json(root))
             if size > 2 * LONG:
                 looks.append(size)
         return is_sure
 
-    monkeypatch.setattr(codecs, "_is_surely_json", noted)
+    monkeypatch.setattr(canonical, "_is_surely_json", noted)
     return looks
 
 
@@ -298,4 +299,4 @@ async def test_steps_side_by_side_with_long_values_commit_in_order(store: StateS
 
 @pytest.mark.parametrize("value", [ROWS, {"deep": {"rows": ROWS}, "": "x" * 300_000}, [], {}, "y" * 300_000, 5])
 def test_what_is_decoded_in_pieces_is_what_was_encoded(value: Any) -> None:
-    assert decode_long(codecs.encode(value, "v"), "v") == value
+    assert decode_long(canonical.encode(value, "v"), "v") == value

@@ -9,8 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator_state.compression import Zstd
-from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,
@@ -20,7 +18,9 @@ from orchestrator_state.errors import (
     UnknownCodec,
     UnprotectedPayload,
 )
-from orchestrator_state.payloads import Codec, Payloads, check_digest, digest_of
+from orchestrator_state.payloads.chain import Codec, Payloads, check_digest, digest_of
+from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
 
 P = ParamSpec("P")
 

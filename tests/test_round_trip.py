@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 
 from orchestrator_state import Checkpoint, StateStore, StepState, StepStatus, WorkflowStatus
-from orchestrator_state.codecs import MAX_DEPTH
+from orchestrator_state.payloads.canonical import MAX_DEPTH
 from tests.workflows import CORNERS, a_workflow, json_values, nested, saved
 
 

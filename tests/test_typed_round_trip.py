@@ -32,7 +32,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from orchestrator_state import ConfigurationError, InvalidPayload, Run, StateStore
-from orchestrator_state.typed_values import encode_value
+from orchestrator_state.payloads.typed import encode_value
 from tests.running import Effect, count_rows
 
 BERLIN = ZoneInfo("Europe/Berlin")

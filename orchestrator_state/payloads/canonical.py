@@ -12,8 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator_state.context_dict import ContextDict
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError, PayloadTooLarge
+from orchestrator_state.payloads.context_dict import ContextDict
 
 MAX_DEPTH: Final = 100
 MAX_BYTES: Final = 16 * 1024 * 1024

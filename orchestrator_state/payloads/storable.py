@@ -13,7 +13,7 @@ from typing import Any, Final
 from pydantic_core import to_jsonable_python
 
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.typed_values import adapter_of, name_of
+from orchestrator_state.payloads.typed import adapter_of, name_of
 
 _Schema = Mapping[str, Any]
 _Found = tuple[str, str]

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from orchestrator_state.codecs import Encode, decode_long, encode
 from orchestrator_state.concurrency.aside import Aside
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
-from orchestrator_state.round_trip import UNDONE, difference, same_to
+from orchestrator_state.payloads.canonical import Encode, decode_long, encode
+from orchestrator_state.payloads.round_trip import UNDONE, difference, same_to
 
 _MOST_PATHS: Final = 5
 

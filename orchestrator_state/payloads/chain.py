@@ -20,18 +20,6 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from orchestrator_state.blobs import BlobStore
-from orchestrator_state.codecs import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_SNAPSHOT_BYTES,
-    MAX_VALUES,
-    MOST_VALUES,
-    SNAPSHOT_LEVELS,
-    encode,
-    encode_small,
-    encode_steady,
-)
 from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -42,7 +30,19 @@ from orchestrator_state.errors import (
     UnknownCodec,
     UnprotectedPayload,
 )
-from orchestrator_state.offload import ENVELOPE_MARKER, REFERENCE_MARKER, Offload, parse_reference
+from orchestrator_state.payloads.blobs import BlobStore
+from orchestrator_state.payloads.canonical import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_SNAPSHOT_BYTES,
+    MAX_VALUES,
+    MOST_VALUES,
+    SNAPSHOT_LEVELS,
+    encode,
+    encode_small,
+    encode_steady,
+)
+from orchestrator_state.payloads.offload import ENVELOPE_MARKER, REFERENCE_MARKER, Offload, parse_reference
 
 _TAG: Final = re.compile(r"[A-Za-z0-9._-]+(=[A-Za-z0-9._=-]+)?")
 _MAX_TAG: Final = 128

@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterable
 from hashlib import sha256
 from typing import Any, Final, NamedTuple
 
-from orchestrator_state.blobs import BlobStore, in_parallel
 from orchestrator_state.errors import StoreUnavailable
+from orchestrator_state.payloads.blobs import BlobStore, in_parallel
 
 ENVELOPE_MARKER: Final = "~payload:"
 REFERENCE_MARKER: Final = "~payload:blob="

@@ -1,0 +1,1 @@
+"""A value and its stored text, both ways."""
