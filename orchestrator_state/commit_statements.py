@@ -48,10 +48,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
 from orchestrator_state.cells import one_more
-from orchestrator_state.database_time import database_now
+from orchestrator_state.database.dialects import database_now
+from orchestrator_state.database.open_transactions import is_marked, setting_idle_limit
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.open_transactions import is_marked, setting_idle_limit
 from orchestrator_state.run_records import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.run_statements import (
     FIRST_CONTEXT_KEPT,

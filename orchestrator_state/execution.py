@@ -19,7 +19,7 @@ from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.concurrency.uninterrupted import settled, uninterrupted
 from orchestrator_state.concurrency.user_code import Outcome, awaiting, outcome_of
-from orchestrator_state.database_clock import DatabaseClock
+from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     Conflict,

@@ -16,7 +16,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, exists, literal, not_, se
 from sqlalchemy.sql import Select
 
 from orchestrator_state.cells import is_addressable, is_time
-from orchestrator_state.database_time import is_moment
+from orchestrator_state.database.dialects import is_moment
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import workflow_states
 

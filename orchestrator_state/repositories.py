@@ -20,10 +20,12 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
 from orchestrator_state.cells import is_count, unreadable
 from orchestrator_state.concurrency.aside import LONG
+from orchestrator_state.database.engine import ReadingSession
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.notifications import announce
+from orchestrator_state.database.sessions import unless_committed
 from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import ReadingSession
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
@@ -51,7 +53,6 @@ from orchestrator_state.mapping import (
     step_from_row,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.notifications import announce
 from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
 from orchestrator_state.payloads.offload import references
 from orchestrator_state.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
@@ -96,7 +97,6 @@ from orchestrator_state.statements import (
     upsert_step,
 )
 from orchestrator_state.undeclared_payloads import UndeclaredPayloads
-from orchestrator_state.undo import unless_committed
 from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
 OnDamaged = Callable[[PayloadError], object]

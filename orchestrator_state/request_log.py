@@ -13,8 +13,8 @@ from uuid import UUID
 
 from sqlalchemy import Float, delete, literal, select
 
-from orchestrator_state.database_time import database_now, database_time_in
-from orchestrator_state.engine import conflict_aware_insert
+from orchestrator_state.database.dialects import database_now, database_time_in
+from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.models import requests
 from orchestrator_state.repositories import Repository, rowcount
 

@@ -29,13 +29,13 @@ from orchestrator_state.commit_statements import (
     step_parameters,
     update_parameters,
 )
+from orchestrator_state.database.driver_statements import DriverStatements
+from orchestrator_state.database.engine import Database
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.open_transactions import is_marked, transaction_ended
 from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.driver_statements import DriverStatements
-from orchestrator_state.engine import Database
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.open_transactions import is_marked, transaction_ended
 from orchestrator_state.repositories import Repository
 from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.run_repository import fence, lease_lost

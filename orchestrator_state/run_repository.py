@@ -32,14 +32,14 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.cells import COUNTS, IS_WRITABLE, next_count, one_more
 from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.collection import collector_paused
-from orchestrator_state.database_time import database_now, database_time_in, time_after
+from orchestrator_state.database.dialects import database_now, database_time_in, time_after
+from orchestrator_state.database.engine import conflict_aware_insert
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.notifications import announce
+from orchestrator_state.database.open_transactions import marking, setting_idle_limit
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import conflict_aware_insert
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.notifications import announce
-from orchestrator_state.open_transactions import marking, setting_idle_limit
 from orchestrator_state.payloads.chain import Payloads, Sealed
 from orchestrator_state.repositories import Repository, chunks, rowcount
 from orchestrator_state.run_records import Lease, Owner, Renewal, RunNames, Signal, StepRecord, sealed_step, step_record

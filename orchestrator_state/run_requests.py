@@ -13,7 +13,7 @@ from sqlalchemy import Executable, and_, bindparam, case, null
 
 from orchestrator_state.cells import one_more
 from orchestrator_state.claimable import LEASE_IS_FREE
-from orchestrator_state.database_time import database_now
+from orchestrator_state.database.dialects import database_now
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update

@@ -24,8 +24,8 @@ from sqlalchemy.sql import Update
 
 from orchestrator_state.cells import one_more
 from orchestrator_state.claimable import IS_ASLEEP, LEASE_IS_FREE
-from orchestrator_state.database_time import database_now, database_time_in, is_moment
-from orchestrator_state.engine import conflict_aware_insert
+from orchestrator_state.database.dialects import database_now, database_time_in, is_moment
+from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.models import step_states, workflow_states
 from orchestrator_state.statements import has_leftovers
 

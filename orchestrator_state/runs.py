@@ -21,6 +21,8 @@ from orchestrator_state.arguments import as_duration, as_function, as_name, as_s
 from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.concurrency.uninterrupted import outlasting, uninterrupted
 from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting
+from orchestrator_state.database.failed_statements import statement_failed
+from orchestrator_state.database.open_transactions import Idling, idle_limit
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -31,11 +33,9 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.failed_statements import statement_failed
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
-from orchestrator_state.open_transactions import Idling, idle_limit
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.storable import require_storable
 from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value

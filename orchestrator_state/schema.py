@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import Database, open_database
+from orchestrator_state.database.engine import Database, open_database
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.postgres.encoding import require_unicode
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate
 from orchestrator_state.models import (
     VERSION_TABLE,
@@ -27,7 +28,6 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
-from orchestrator_state.server_encoding import require_unicode
 from orchestrator_state.settings import Settings
 
 if TYPE_CHECKING:

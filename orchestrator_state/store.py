@@ -20,9 +20,10 @@ from orchestrator_state import hooks, retention, schema
 from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_stored_name, as_uuid
 from orchestrator_state.concurrency.aside import Aside
 from orchestrator_state.concurrency.event_loops import running_loop
+from orchestrator_state.database.engine import adopt_engine, open_database
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.notifications import listening
 from orchestrator_state.domain import Checkpoint, WorkflowState
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.engine import adopt_engine, open_database
 from orchestrator_state.errors import (
     ConfigurationError,
     InvalidPayload,
@@ -35,7 +36,6 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
-from orchestrator_state.notifications import listening
 from orchestrator_state.payload_repository import CHECKED_TABLES, Progress, row_counter
 from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
 from orchestrator_state.recovery import Recovery, RecoveryReport

@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, 
 from sqlalchemy.sql import Select
 
 from orchestrator_state.claimable import rested_since
-from orchestrator_state.database_time import database_time_in
+from orchestrator_state.database.dialects import database_time_in
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import workflow_states
 from orchestrator_state.suspects import FROM_ATTEMPT

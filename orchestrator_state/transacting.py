@@ -18,10 +18,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from orchestrator_state.concurrency.user_code import call_apart
-from orchestrator_state.driver_errors import fault_in, is_unknown_to_sqlite
-from orchestrator_state.failed_statements import failures_on, fault_under, refuse_after_failure
-from orchestrator_state.lent_connections import put_in_force, settings_in_force
-from orchestrator_state.open_transactions import kept_open, transaction_ended
+from orchestrator_state.database.errors import fault_in, is_unknown_to_sqlite
+from orchestrator_state.database.failed_statements import failures_on, fault_under, refuse_after_failure
+from orchestrator_state.database.lent import put_in_force, settings_in_force
+from orchestrator_state.database.open_transactions import kept_open, transaction_ended
 
 _T = TypeVar("_T")
 _SAVEPOINT: Final = "SAVEPOINT orchestrator_state"

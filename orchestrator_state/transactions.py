@@ -13,10 +13,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.engine import Database
+from orchestrator_state.database.engine import Database
+from orchestrator_state.database.lent import lend
+from orchestrator_state.database.open_transactions import Idling, Places, idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
-from orchestrator_state.lent_connections import lend
-from orchestrator_state.open_transactions import Idling, Places, idling
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.offload import MoveFirst, Offload, parse_name
 from orchestrator_state.request_log import MOST_AT_ONCE

@@ -7,7 +7,8 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.adopted_engine import refuse_autocommit
+from orchestrator_state.database.adopted import refuse_autocommit
+from orchestrator_state.database.sessions import StoreSession
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.repositories import CheckpointRepository, StepRepository, WorkflowRepository
@@ -17,7 +18,6 @@ from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 from orchestrator_state.undeclared_payloads import UndeclaredPayloads
-from orchestrator_state.undo import StoreSession
 from orchestrator_state.wait_repository import WaitRepository
 
 

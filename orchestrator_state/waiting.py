@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.database_clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
+from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.errors import RunSuspended
 from orchestrator_state.lookout import Lookout, Watch
 from orchestrator_state.run_tasks import busy_runs

@@ -12,9 +12,10 @@ from unittest.mock import patch
 
 from sqlalchemy import event
 
-from orchestrator_state import StateStore, direct, transactions
-from orchestrator_state.driver_statements import DriverStatement
-from orchestrator_state.sqlite_connection import _Connection
+from orchestrator_state import StateStore, transactions
+from orchestrator_state.database import driver
+from orchestrator_state.database.driver_statements import DriverStatement
+from orchestrator_state.database.sqlite.connection import _Connection
 
 _WRITES: Final = {"INSERT": "INTO", "UPDATE": "UPDATE", "DELETE": "FROM"}
 
@@ -46,7 +47,7 @@ class Traffic:
         self.commits += 1
 
     def _answered(self, pooled: Any, sql: str, arguments: Any) -> Any:
-        """In the place of `direct._answer`."""
+        """In the place of `driver._answer`."""
         if pooled._pool is not self._pool:
             return _answer(pooled, sql, arguments)
         self.statements.append(sql)
@@ -88,7 +89,7 @@ def _method(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _transaction: Final = _Connection.transaction
-_answer: Final = direct._answer
+_answer: Final = driver._answer
 _query: Final = _Connection.query
 _execute: Final = _Connection._execute
 
@@ -111,7 +112,7 @@ def traffic_of(store: StateStore) -> Iterator[Traffic]:
     try:
         with (
             patch.object(_Connection, "transaction", _method(traffic._traced)),
-            patch.object(direct, "_answer", traffic._answered),
+            patch.object(driver, "_answer", traffic._answered),
             patch.object(_Connection, "query", _method(traffic._queried)),
             patch.object(_Connection, "_execute", _method(traffic._hopped)),
             patch.object(transactions, "_SHORT", timedelta.max),

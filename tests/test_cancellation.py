@@ -16,9 +16,10 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Checkpoint, StateStore, WorkflowState, sqlite_connection
+from orchestrator_state import Checkpoint, StateStore, WorkflowState
+from orchestrator_state.database.sqlite import connection
+from orchestrator_state.database.sqlite.file import SqliteFile
 from orchestrator_state.models import workflow_states
-from orchestrator_state.sqlite_file import SqliteFile
 from tests.chance import dice
 from tests.held import comes_true, no_task_is_left, nothing_is_held
 from tests.postgres_server import Postgres
@@ -157,7 +158,7 @@ async def test_a_file_that_was_being_opened_for_a_cancelled_call_is_closed(tmp_p
     file, threads = SqliteFile(tmp_path / "w.db"), WeakSet[Any]()
 
     async def connect() -> None:
-        await sqlite_connection.connect(threads, file, "", factory=slowly, check_same_thread=False)
+        await connection.connect(threads, file, "", factory=slowly, check_same_thread=False)
 
     task = asyncio.create_task(connect())
     await opening.wait()
@@ -165,7 +166,7 @@ async def test_a_file_that_was_being_opened_for_a_cancelled_call_is_closed(tmp_p
     with suppress(asyncio.CancelledError):
         await task
     go_on.set()
-    await sqlite_connection.wait_until_closed(threads)
+    await connection.wait_until_closed(threads)
     with pytest.raises(sqlite3.ProgrammingError, match="closed"):
         made[0].execute("SELECT 1")
 

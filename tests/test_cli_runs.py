@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Run, RunPaused, StateStore, StoreUnavailable, WorkflowState
 from orchestrator_state.cli import main
-from orchestrator_state.engine import Database
+from orchestrator_state.database.engine import Database
 
 _T = TypeVar("_T")
 Command = Callable[..., tuple[int, str, str]]

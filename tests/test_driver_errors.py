@@ -21,7 +21,7 @@ from orchestrator_state import (
     SchemaOutOfDate,
     StoreUnavailable,
 )
-from orchestrator_state.driver_errors import fault_in, translate
+from orchestrator_state.database.errors import fault_in, translate
 
 REFUSALS = (Conflict, CorruptPayload, InvalidPayload, PayloadTooLarge)
 """What the value that was sent, or is stored, deserves."""

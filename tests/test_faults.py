@@ -18,7 +18,7 @@ from orchestrator_state import (
     StepState,
     StoreUnavailable,
 )
-from orchestrator_state.driver_errors import translate
+from orchestrator_state.database.errors import translate
 from tests.held import checked_out
 from tests.postgres_server import Postgres, PrivatePostgres
 from tests.states import a_checkpoint, a_state, is_stored

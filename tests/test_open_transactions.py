@@ -54,7 +54,7 @@ async def test_a_process_that_freezes_inside_a_transaction_frees_its_rows_before
     shop_url: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if engine == "the application's":  # of its connections no setting is ours
-        monkeypatch.setattr("orchestrator_state.engine._server_settings", lambda *_, **__: {})
+        monkeypatch.setattr("orchestrator_state.database.engine._server_settings", lambda *_, **__: {})
     with Child(freezes, shop_url) as child:
         assert await child.message() == "inside"
         child.freeze()
@@ -162,7 +162,7 @@ async def test_a_transaction_may_idle_for_as_long_as_its_process_lives(shop_url:
 
 
 async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_state.open_transactions._PINGS_PER_LIMIT", 32)
+    monkeypatch.setattr("orchestrator_state.database.open_transactions._PINGS_PER_LIMIT", 32)
 
     async def busy(session: Any) -> str:
         for item in range(1, 500):

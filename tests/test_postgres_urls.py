@@ -17,9 +17,9 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import text
 
 from orchestrator_state import ConfigurationError, OrchestratorStateError, Run, StateStore, StoreUnavailable
-from orchestrator_state.engine import _asyncpg_arguments
+from orchestrator_state.database.engine import _asyncpg_arguments
+from orchestrator_state.database.urls import PostgresLocation, SqliteLocation, locate
 from orchestrator_state.settings import Settings
-from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 from tests.engines import opened_engine
 from tests.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
 from tests.tls_proxy import TlsProxy

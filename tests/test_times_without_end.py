@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from orchestrator_state import CorruptPayload, Run, StateStore, Worker, WorkflowState
-from orchestrator_state.database_clock import FAR_FUTURE, LATEST_WAKING
+from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING
 from orchestrator_state.errors import ConfigurationError, LeaseHeld
 from orchestrator_state.settings import LONGEST_LEASE
 from tests.raw_sql import execute

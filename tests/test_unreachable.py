@@ -18,8 +18,8 @@ from urllib.parse import quote
 import pytest
 
 from orchestrator_state import AccessLost, ConfigurationError, OrchestratorStateError, StateStore, StoreUnavailable
+from orchestrator_state.database.urls import locate
 from orchestrator_state.settings import Settings
-from orchestrator_state.urls import locate
 from tests.command_line import environment
 from tests.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
 from tests.workflows import saved

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import typer
 
+from orchestrator_state.database.urls import SqliteLocation, locate
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
-from orchestrator_state.urls import SqliteLocation, locate
 
 Url = Annotated[
     str | None,

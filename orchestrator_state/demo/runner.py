@@ -16,13 +16,13 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
+from orchestrator_state.database.urls import SqliteLocation, locate
 from orchestrator_state.demo import witness
 from orchestrator_state.demo.crew import Crew, DemoError
 from orchestrator_state.demo.display import Bars, progress_on, table, verdict
 from orchestrator_state.demo.evidence import Evidence
 from orchestrator_state.demo.pipeline import CORPUS, NAME, DocumentError, Report, discover, process
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError
-from orchestrator_state.urls import SqliteLocation, locate
 
 IMPOSSIBLE = 2
 POLL_SECONDS = 0.05

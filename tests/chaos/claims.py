@@ -13,7 +13,7 @@ from sqlalchemy import func, select, text, update
 
 from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.claimable import LEASE_IS_FREE
-from orchestrator_state.database_time import database_now
+from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
 from orchestrator_state.run_records import Owner
 from orchestrator_state.run_repository import RunRepository

@@ -14,8 +14,8 @@ from uuid import UUID, uuid4
 from sqlalchemy import Engine, event
 
 from orchestrator_state import StateStore, StoreUnavailable, transactions
-from orchestrator_state.database_clock import DatabaseClock
-from orchestrator_state.driver_statements import DriverStatement
+from orchestrator_state.database.clock import DatabaseClock
+from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.request_log import RequestRepository
 from orchestrator_state.run_records import Ack, StepRecord

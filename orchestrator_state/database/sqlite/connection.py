@@ -16,7 +16,7 @@ from weakref import WeakSet
 
 import aiosqlite
 
-from orchestrator_state.sqlite_file import OpenFiles, SqliteFile
+from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile
 
 _Result = TypeVar("_Result")
 

@@ -16,11 +16,11 @@ from typing import Any, Final
 import asyncpg
 
 from orchestrator_state.concurrency.user_code import call_apart
+from orchestrator_state.database.postgres.options import PostgresOptions
+from orchestrator_state.database.urls import PostgresLocation, can_be_sent
 from orchestrator_state.errors import AbnormalExit, AccessLost, ConfigurationError, StoreUnavailable
 from orchestrator_state.failures import name_of
-from orchestrator_state.postgres_options import PostgresOptions
 from orchestrator_state.settings import Settings
-from orchestrator_state.urls import PostgresLocation, can_be_sent
 
 _SOCKET_OPTIONS: Final = {
     "keepalives": (socket.SOL_SOCKET, "SO_KEEPALIVE"),

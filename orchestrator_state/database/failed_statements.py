@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.engine import ExceptionContext, Transaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from orchestrator_state.driver_errors import fault_in_statement, is_out_of_step, spends_connection
+from orchestrator_state.database.errors import fault_in_statement, is_out_of_step, spends_connection
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 
 _FAILURES: Final = "orchestrator_state_failures"  # connection info

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from orchestrator_state.database.postgres.options import PostgresOptions, read_options
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.postgres_options import PostgresOptions, read_options
 
 MEMORY = ":memory:"
 _PORTS = range(1, 65536)

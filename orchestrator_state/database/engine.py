@@ -32,28 +32,29 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state import adopted_engine, direct, sqlite_connection
 from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
 from orchestrator_state.concurrency.turns import Turns
-from orchestrator_state.driver_errors import (
+from orchestrator_state.database import adopted, driver
+from orchestrator_state.database.beside import close_beside, close_what_comes_back, engine_beside, leave_connections
+from orchestrator_state.database.driver_statements import DriverStatements
+from orchestrator_state.database.errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
     sqlite_code,
 )
-from orchestrator_state.driver_statements import DriverStatements
-from orchestrator_state.engine_beside import close_beside, close_what_comes_back, engine_beside, leave_connections
-from orchestrator_state.errors import ConfigurationError, StoreUnavailable
-from orchestrator_state.failed_statements import (
+from orchestrator_state.database.failed_statements import (
     refuse_commits_after_failure,
     refuse_entangled_connections,
     remember_failures,
 )
-from orchestrator_state.lent_connections import put_back_postgres, put_back_sqlite
-from orchestrator_state.postgres_connection import Connector
+from orchestrator_state.database.lent import put_back_postgres, put_back_sqlite
+from orchestrator_state.database.postgres.connection import Connector
+from orchestrator_state.database.sessions import StoreSession
+from orchestrator_state.database.sqlite import connection
+from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
+from orchestrator_state.database.urls import PostgresLocation, SqliteLocation, locate
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
-from orchestrator_state.sqlite_file import OpenFiles, SqliteFile, refuse_what_is_no_database
-from orchestrator_state.undo import StoreSession
-from orchestrator_state.urls import PostgresLocation, SqliteLocation, locate
 
 _Result = TypeVar("_Result")
 
@@ -129,10 +130,10 @@ class Database:
         self._urgent_writer = self._beside.execution_options(**({_BEGIN: _BEGIN_IMMEDIATE} if self.is_sqlite else {}))
 
         if self.is_sqlite and not owned:
-            adopted_engine.roll_back_when_cancelled(engine.sync_engine)
-            adopted_engine.begin_before_savepoints(engine.sync_engine)
+            adopted.roll_back_when_cancelled(engine.sync_engine)
+            adopted.begin_before_savepoints(engine.sync_engine)
             for view in (self.writer, self.reader, self._urgent_writer):
-                adopted_engine.read_what_is_no_text(view.sync_engine)
+                adopted.read_what_is_no_text(view.sync_engine)
         remember_failures(engine.sync_engine)
         refuse_commits_after_failure(self.writer.sync_engine)
 
@@ -188,20 +189,20 @@ class Database:
     async def fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
         """Send Postgres one statement in autocommit, past SQLAlchemy; only if `is_direct`."""
         self.enter()
-        return await greenlet_spawn(partial(direct.fetch, committing=True), self._pool.sync_engine, sql, arguments)
+        return await greenlet_spawn(partial(driver.fetch, committing=True), self._pool.sync_engine, sql, arguments)
 
     async def query(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of a query, values only, past SQLAlchemy; only if `is_direct`."""
         self.enter()
         compiled, engine = self.statements[statement], self._pool.sync_engine
-        read = direct.query if self.is_sqlite else partial(direct.fetch, committing=False)
+        read = driver.query if self.is_sqlite else partial(driver.fetch, committing=False)
         return compiled.converted(await greenlet_spawn(read, engine, compiled.sql, compiled.arguments(parameters)))
 
     async def in_one_hop(self, work: Callable[[sqlite3.Connection], _Result]) -> _Result:
         """Run `work` in a SQLite connection's thread, in a transaction of its own; only if `is_direct`."""
         self.enter()
         async with self._my_turn():
-            return await greenlet_spawn(direct.in_one_hop, self._pool.sync_engine, work)
+            return await greenlet_spawn(driver.in_one_hop, self._pool.sync_engine, work)
 
     def note_protected(self, namespace: str) -> None:
         """Let whoever uses the engine know that the payloads of `namespace` are encrypted."""
@@ -250,7 +251,7 @@ class Database:
         if self.owned:
             await self._pool.dispose(close=self._pid == os.getpid())
         if self._sqlite_threads is not None:
-            await sqlite_connection.wait_until_closed(self._sqlite_threads)
+            await connection.wait_until_closed(self._sqlite_threads)
         if self._temporary is not None:
             self._temporary.cleanup()
 
@@ -396,12 +397,12 @@ async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:
     Raises `ConfigurationError` if a unit of work on it would not be one transaction.
     """
     settings.refuse("password", "give the password to the application's engine, which makes the connections")
-    adopted_engine.require_fit(engine)
+    adopted.require_fit(engine)
     try:
         with database_errors(opening=True):
             async with engine.connect() as connection:
-                path = await connection.run_sync(adopted_engine.require_fit_connection)
-                autocommits = await connection.run_sync(adopted_engine.autocommits)
+                path = await connection.run_sync(adopted.require_fit_connection)
+                autocommits = await connection.run_sync(adopted.autocommits)
     except exc.ArgumentError:
         raise ConfigurationError(
             "SQLAlchemy refuses the engine's options; is its isolation_level one of this database's?"
@@ -554,7 +555,7 @@ def _open_sqlite(location: SqliteLocation, settings: Settings) -> Database:
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(file.path)),
         connect_args={
-            "async_creator_fn": partial(sqlite_connection.connect, threads, file),
+            "async_creator_fn": partial(connection.connect, threads, file),
             "timeout": settings.lock_timeout.total_seconds(),
             "isolation_level": None,
             "factory": connect,

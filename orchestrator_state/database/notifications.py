@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency.uninterrupted import settled
-from orchestrator_state.engine import Database
+from orchestrator_state.database.engine import Database
 
 CHANNEL: Final = "orchestrator_state"
 

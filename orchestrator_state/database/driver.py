@@ -14,7 +14,7 @@ import asyncpg
 from sqlalchemy import Engine, PoolProxiedConnection
 from sqlalchemy.util import await_only
 
-from orchestrator_state.driver_errors import (
+from orchestrator_state.database.errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
     is_out_of_step,

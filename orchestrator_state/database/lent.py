@@ -19,8 +19,8 @@ from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.util import await_only
 
-from orchestrator_state.driver_errors import database_errors
-from orchestrator_state.undo import StoreSession
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.sessions import StoreSession
 
 _LENT: Final = "orchestrator_state.lent"
 _POSTGRES: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; "

@@ -1,0 +1,1 @@
+"""Where the database is, and every fact about a dialect."""

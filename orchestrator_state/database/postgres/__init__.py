@@ -1,0 +1,1 @@
+"""Postgres: its connections and what a URL says of them."""
