@@ -12,7 +12,6 @@ from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
-from orchestrator_state.cells import is_id, require_sound, unclaimable_columns, unreadable
 from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.concurrency.event_loops import running_loop
 from orchestrator_state.concurrency.processes import ProcessIdentity
@@ -44,15 +43,16 @@ from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads.chain import Sealed
+from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
+from orchestrator_state.records.changes import Lease, Owner, RunNames
+from orchestrator_state.records.sealing import UNREADABLE, Columns, Opener, prepared_workflow
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.run_records import Lease, Owner, RunNames
 from orchestrator_state.run_repository import MOST_LOOKS
 from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run, child_run_id
-from orchestrator_state.sealing import UNREADABLE, Columns, Opener, prepared_workflow
 from orchestrator_state.stopping import StopSwitch, stopped_as
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.transactions import Transactions

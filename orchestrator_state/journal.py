@@ -15,8 +15,6 @@ from orchestrator_state import hooks
 from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.concurrency.turns import Turns
 from orchestrator_state.concurrency.uninterrupted import outlasting
-from orchestrator_state.context_value import Decoded, LongValues, decoded
-from orchestrator_state.deltas import FINAL, Cadence, Chain, Delta, Subject, step_fields, step_json, unfinished_fields
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
@@ -24,8 +22,7 @@ from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.offload import parse_reference
-from orchestrator_state.run_context import ContextChange, ContextHistory, Encoded, Look, Patch, join
-from orchestrator_state.run_records import (
+from orchestrator_state.records.changes import (
     Ack,
     CheckpointRecord,
     FoldedContext,
@@ -34,7 +31,19 @@ from orchestrator_state.run_records import (
     StepRecord,
     sealed_step,
 )
-from orchestrator_state.sealing import Columns, checkpoint_identity, workflow_identity
+from orchestrator_state.records.context.held import Decoded, LongValues, decoded
+from orchestrator_state.records.context.history import ContextChange, ContextHistory, Encoded, Look, Patch, join
+from orchestrator_state.records.deltas import (
+    FINAL,
+    Cadence,
+    Chain,
+    Delta,
+    Subject,
+    step_fields,
+    step_json,
+    unfinished_fields,
+)
+from orchestrator_state.records.sealing import Columns, checkpoint_identity, workflow_identity
 from orchestrator_state.step_ids import StepIds
 from orchestrator_state.stopping import StopSwitch
 from orchestrator_state.unit_of_work import UnitOfWork

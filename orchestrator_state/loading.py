@@ -18,13 +18,13 @@ from orchestrator_state.errors import (
     SchemaMismatch,
     WorkflowNotFound,
 )
-from orchestrator_state.mapping import step_columns
-from orchestrator_state.patches import applicable
 from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
-from orchestrator_state.run_context import ContextHistory, Encoded, join, split
-from orchestrator_state.run_records import Lease, RunNames, StepRecord
-from orchestrator_state.sealing import Columns
+from orchestrator_state.records.changes import Lease, RunNames, StepRecord
+from orchestrator_state.records.context.history import ContextHistory, Encoded, join, split
+from orchestrator_state.records.context.patches import applicable
+from orchestrator_state.records.sealing import Columns
+from orchestrator_state.records.states import step_columns
+from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
 from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.statements import StoredStep
 from orchestrator_state.transactions import Transactions

@@ -29,12 +29,11 @@ from sqlalchemy.sql import Update
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
-from orchestrator_state.cells import damaged_among, is_stored_name, plain_columns
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
 from orchestrator_state.payloads.offload import parse_name, references
-from orchestrator_state.repositories import Repository, rowcount
-from orchestrator_state.sealing import (
+from orchestrator_state.records.cells import damaged_among, is_stored_name, plain_columns
+from orchestrator_state.records.sealing import (
     PAYLOAD_COLUMNS,
     Columns,
     SignalPlace,
@@ -42,6 +41,7 @@ from orchestrator_state.sealing import (
     step_identity,
     workflow_identity,
 )
+from orchestrator_state.repositories import Repository, rowcount
 from orchestrator_state.statements import OUTDATED
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

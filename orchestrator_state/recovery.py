@@ -12,7 +12,6 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_handlers, as_positive
-from orchestrator_state.cells import is_count, unreadable, unwritable_columns
 from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.concurrency.uninterrupted import uninterrupted
 from orchestrator_state.errors import (
@@ -28,8 +27,9 @@ from orchestrator_state.failures import is_a
 from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
+from orchestrator_state.records.cells import is_count, unreadable, unwritable_columns
+from orchestrator_state.records.changes import Lease
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.run_records import Lease
 from orchestrator_state.runs import Handler
 from orchestrator_state.transactions import Transactions, Work
 from orchestrator_state.unit_of_work import UnitOfWork

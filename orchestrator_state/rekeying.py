@@ -18,8 +18,8 @@ from orchestrator_state.payload_repository import (
     payload_repository,
 )
 from orchestrator_state.payloads.chain import Payloads, check_digest
+from orchestrator_state.records.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

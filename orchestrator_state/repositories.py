@@ -18,13 +18,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
-from orchestrator_state.cells import is_count, unreadable
 from orchestrator_state.concurrency.aside import LONG
 from orchestrator_state.database.engine import ReadingSession
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.notifications import announce
 from orchestrator_state.database.sessions import unless_committed
-from orchestrator_state.deltas import Delta, Source
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.errors import (
     AlreadyExists,
@@ -40,7 +38,14 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
 )
 from orchestrator_state.families import CHILDREN_TO_DELETE, Family, FamilyTree, eldest_finished, finished
-from orchestrator_state.mapping import (
+from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
+from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
+from orchestrator_state.payloads.offload import references
+from orchestrator_state.records.cells import is_count, unreadable
+from orchestrator_state.records.deltas import Delta, Source
+from orchestrator_state.records.saved import Stamps, as_stored, check_state, upcast_state, upcast_step
+from orchestrator_state.records.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
+from orchestrator_state.records.states import (
     check_fields,
     checkpoint_columns,
     checkpoint_from_row,
@@ -52,10 +57,6 @@ from orchestrator_state.mapping import (
     states_from_rows,
     step_from_row,
 )
-from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
-from orchestrator_state.payloads.offload import references
-from orchestrator_state.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 from orchestrator_state.statements import (
@@ -97,7 +98,6 @@ from orchestrator_state.statements import (
     upsert_step,
 )
 from orchestrator_state.undeclared_payloads import UndeclaredPayloads
-from orchestrator_state.upcasting import Stamps, as_stored, check_state, upcast_state, upcast_step
 
 OnDamaged = Callable[[PayloadError], object]
 

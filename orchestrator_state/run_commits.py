@@ -17,7 +17,6 @@ from uuid import UUID
 from sqlalchemy import CursorResult, Executable, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator_state.cells import next_count
 from orchestrator_state.commit_statements import (
     DELETE_SIGNAL,
     INSERT_CHECKPOINT,
@@ -33,11 +32,12 @@ from orchestrator_state.database.driver_statements import DriverStatements
 from orchestrator_state.database.engine import Database
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.open_transactions import is_marked, transaction_ended
-from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.records.cells import next_count
+from orchestrator_state.records.changes import Ack, RunChange
+from orchestrator_state.records.deltas import FINAL
 from orchestrator_state.repositories import Repository
-from orchestrator_state.run_records import Ack, RunChange
 from orchestrator_state.run_repository import fence, lease_lost
 from orchestrator_state.run_statements import FENCE
 

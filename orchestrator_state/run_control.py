@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4, uuid5
 
 from orchestrator_state.arguments import as_signal_name, as_stored_name, as_uuid
-from orchestrator_state.deltas import FINAL
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
 from orchestrator_state.errors import (
     CheckpointNotFound,
@@ -15,10 +14,11 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.mapping import rebase
+from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.records.sealing import SignalPlace, prepared_signal
+from orchestrator_state.records.states import rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.run_requests import CANCEL, PAUSE
-from orchestrator_state.sealing import SignalPlace, prepared_signal
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

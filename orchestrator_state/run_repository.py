@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
-from orchestrator_state.cells import COUNTS, IS_WRITABLE, next_count, one_more
 from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database.dialects import database_now, database_time_in, time_after
@@ -41,8 +40,27 @@ from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads.chain import Payloads, Sealed
+from orchestrator_state.records.cells import COUNTS, IS_WRITABLE, next_count, one_more
+from orchestrator_state.records.changes import (
+    Lease,
+    Owner,
+    Renewal,
+    RunNames,
+    Signal,
+    StepRecord,
+    sealed_step,
+    step_record,
+)
+from orchestrator_state.records.sealing import (
+    SEALED_STEP_COLUMNS,
+    Columns,
+    Opener,
+    SignalPlace,
+    open_signal,
+    seal_signal,
+    seal_step,
+)
 from orchestrator_state.repositories import Repository, chunks, rowcount
-from orchestrator_state.run_records import Lease, Owner, Renewal, RunNames, Signal, StepRecord, sealed_step, step_record
 from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
 from orchestrator_state.run_requests import finish as finished_update
 from orchestrator_state.run_requests import let_go as letting_go
@@ -56,15 +74,6 @@ from orchestrator_state.run_statements import (
     going_on,
     run_insert,
     step_upsert,
-)
-from orchestrator_state.sealing import (
-    SEALED_STEP_COLUMNS,
-    Columns,
-    Opener,
-    SignalPlace,
-    open_signal,
-    seal_signal,
-    seal_step,
 )
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.statements import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep

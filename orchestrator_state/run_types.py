@@ -12,7 +12,6 @@ from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.concurrency.aside import LONG
-from orchestrator_state.context_value import Encoded, PlainContext, TypedContext, join, split
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
 from orchestrator_state.payloads.canonical import decode
@@ -28,8 +27,9 @@ from orchestrator_state.payloads.typed import (
     encode_value,
     validated,
 )
-from orchestrator_state.run_context import ContextHistory, converted
-from orchestrator_state.run_records import Lease, StepRecord
+from orchestrator_state.records.changes import Lease, StepRecord
+from orchestrator_state.records.context.held import Encoded, PlainContext, TypedContext, join, split
+from orchestrator_state.records.context.history import ContextHistory, converted
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
 from orchestrator_state.transactions import Transactions
 

@@ -39,10 +39,10 @@ from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.storable import require_storable
 from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value
-from orchestrator_state.run_records import Ack, StepRecord
+from orchestrator_state.records.changes import Ack, StepRecord
+from orchestrator_state.records.sealing import UNREADABLE
 from orchestrator_state.run_tasks import IN_STEP_OF
 from orchestrator_state.run_types import RunTypes
-from orchestrator_state.sealing import UNREADABLE
 from orchestrator_state.step_call import NotBegun, StepFunction, call
 from orchestrator_state.step_retry import Retry, call_with_retries
 from orchestrator_state.stopping import StopSwitch

@@ -35,9 +35,10 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import Executor, RunRequest
 from orchestrator_state.garbage import collect_garbage
-from orchestrator_state.mapping import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.payload_repository import CHECKED_TABLES, Progress, row_counter
 from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
+from orchestrator_state.records.saved import show_in_place_of
+from orchestrator_state.records.states import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories import OnDamaged
@@ -51,7 +52,6 @@ from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.upcasting import show_in_place_of
 from orchestrator_state.verification import VerifyReport, verify
 
 _T = TypeVar("_T")

@@ -31,7 +31,6 @@ from orchestrator_state import (
     UnknownCodec,
     WorkflowNotFound,
     WorkflowState,
-    deltas,
 )
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
@@ -40,6 +39,7 @@ from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.compression import Zstd
 from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.payloads.offload import REFERENCE_MARKER, Offload, directory_of, parse_reference, references
+from orchestrator_state.records import deltas
 from tests.raw_sql import execute, fetch
 from tests.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
 from tests.workflows import LONG_AGO, a_workflow, checkpointed, saved

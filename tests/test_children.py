@@ -11,8 +11,8 @@ from sqlalchemy import select
 from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore, execution
 from orchestrator_state.database.clock import FAR_FUTURE
 from orchestrator_state.models import workflow_states
+from orchestrator_state.records.changes import Lease
 from orchestrator_state.repositories import lease_held
-from orchestrator_state.run_records import Lease
 from tests.running import (
     Effect,
     Failing,

@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, update
 
-from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus, deltas
+from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus
 from orchestrator_state.models import checkpoints
+from orchestrator_state.records import deltas
 from orchestrator_state.repositories import CheckpointRepository
 from tests.running import change_row, change_step, checkpoints_of, row_of, until_done, vanish
 

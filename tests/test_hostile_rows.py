@@ -13,7 +13,7 @@ from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.payloads.blobs import BlobStore
 from orchestrator_state.payloads.chain import Payloads, digest_of
 from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.sealing import SignalPlace, workflow_identity
+from orchestrator_state.records.sealing import SignalPlace, workflow_identity
 from tests.payload_samples import encrypted
 from tests.running import change_row, change_step, fetch, row_of, steps_of
 

@@ -25,7 +25,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import requests, workflow_states
-from orchestrator_state.run_records import Lease, RunNames
+from orchestrator_state.records.changes import Lease, RunNames
 from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.runs import Handler
 from tests.engines import opened_engine

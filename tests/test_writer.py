@@ -18,7 +18,7 @@ from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.run_records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.writer import Writer
 from tests.chance import dice
 from tests.engines import own_engine

@@ -11,7 +11,7 @@ from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailab
 from orchestrator_state import writer as writer_module
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
-from orchestrator_state.run_records import Ack, RunChange
+from orchestrator_state.records.changes import Ack, RunChange
 from orchestrator_state.writer import Writer
 from tests.running import Effect, Gate, change_row, row_of, seconds, steps_of
 from tests.test_fork import end_of, in_a_fork

@@ -15,7 +15,7 @@ from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.claimable import LEASE_IS_FREE
 from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
-from orchestrator_state.run_records import Owner
+from orchestrator_state.records.changes import Owner
 from orchestrator_state.run_repository import RunRepository
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report

@@ -17,8 +17,8 @@ from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.journal import Entry, Journal
+from orchestrator_state.records.changes import Ack, StepRecord
 from orchestrator_state.request_log import RequestRepository
-from orchestrator_state.run_records import Ack, StepRecord
 from tests.statements import unfenced
 
 Flaw = Literal[

@@ -11,7 +11,6 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_instance
-from orchestrator_state.cells import damaged_columns, damaged_in, is_id, is_integer, is_text, is_time, unreadable
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.column_types import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
@@ -19,8 +18,17 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadErr
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.run_context import Patch, apply_all, join, split
-from orchestrator_state.sealing import Columns, Opener, checkpoint_identity, or_null
+from orchestrator_state.records.cells import (
+    damaged_columns,
+    damaged_in,
+    is_id,
+    is_integer,
+    is_text,
+    is_time,
+    unreadable,
+)
+from orchestrator_state.records.context.history import Patch, apply_all, join, split
+from orchestrator_state.records.sealing import Columns, Opener, checkpoint_identity, or_null
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

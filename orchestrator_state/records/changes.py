@@ -10,7 +10,7 @@ from uuid import UUID
 
 from orchestrator_state.domain import LARGEST_COUNT
 from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.sealing import or_null, seal_step
+from orchestrator_state.records.sealing import or_null, seal_step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.cells import is_count, is_integer, is_step_id, is_time, unreadable
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads.canonical import decode
 from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.run_context import ContextHistory, Encoded, Patch, apply_all, split
-from orchestrator_state.run_records import StepRecord, step_record
-from orchestrator_state.sealing import Opener
+from orchestrator_state.records.cells import is_count, is_integer, is_step_id, is_time, unreadable
+from orchestrator_state.records.changes import StepRecord, step_record
+from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split
+from orchestrator_state.records.sealing import Opener
 from orchestrator_state.statements import StoredStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.

@@ -18,11 +18,19 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any
 
-from orchestrator_state.branches import Branch, Branches, Place
-from orchestrator_state.context_value import ContextValue, Decoded, Encoded, PlainContext, join, split
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.functions import Functions
-from orchestrator_state.patches import NOTHING, Change, Patch, apply_all, change_between, items_added, same_kind
+from orchestrator_state.records.context.branches import Branch, Branches, Place
+from orchestrator_state.records.context.functions import Functions
+from orchestrator_state.records.context.held import ContextValue, Decoded, Encoded, PlainContext, join, split
+from orchestrator_state.records.context.patches import (
+    NOTHING,
+    Change,
+    Patch,
+    apply_all,
+    change_between,
+    items_added,
+    same_kind,
+)
 
 __all__ = ["ContextChange", "ContextHistory", "Encoded", "Patch", "apply_all", "join", "split"]
 

@@ -20,14 +20,14 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.run_context import Patch
-from orchestrator_state.run_records import StepRecord, step_record
-from orchestrator_state.sealing import Opener
+from orchestrator_state.records.changes import StepRecord, step_record
+from orchestrator_state.records.context.held import Encoded, join, split
+from orchestrator_state.records.context.history import Patch
+from orchestrator_state.records.sealing import Opener
 
 _SMALL: Final = 4 * 1024
 _LEAST_ADDED: Final = 64 * 1024

@@ -15,10 +15,10 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator_state.context_value import Encoded, join, split
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads.canonical import decode, encode
-from orchestrator_state.text_edits import Edit, edit_between
+from orchestrator_state.records.context.held import Encoded, join, split
+from orchestrator_state.records.context.text_edits import Edit, edit_between
 
 _PATH: Final = "context_patch"
 _FORM: Final = 2

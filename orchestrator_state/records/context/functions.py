@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from orchestrator_state.context_value import Encoded
-from orchestrator_state.patches import Change, growth_between
+from orchestrator_state.records.context.held import Encoded
+from orchestrator_state.records.context.patches import Change, growth_between
 
 
 class Functions:
