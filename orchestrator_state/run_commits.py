@@ -37,7 +37,7 @@ from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records.cells import next_count
 from orchestrator_state.records.changes import Ack, RunChange
 from orchestrator_state.records.deltas import FINAL
-from orchestrator_state.repositories import Repository
+from orchestrator_state.repositories.workflows import Repository
 from orchestrator_state.run_repository import fence, lease_lost
 from orchestrator_state.run_statements import FENCE
 

@@ -29,7 +29,6 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
-from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.collection import collector_paused
 from orchestrator_state.database.dialects import database_now, database_time_in, time_after
 from orchestrator_state.database.engine import conflict_aware_insert
@@ -60,7 +59,9 @@ from orchestrator_state.records.sealing import (
     seal_signal,
     seal_step,
 )
-from orchestrator_state.repositories import Repository, chunks, rowcount
+from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
+from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
+from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
 from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
 from orchestrator_state.run_requests import finish as finished_update
 from orchestrator_state.run_requests import let_go as letting_go
@@ -76,7 +77,6 @@ from orchestrator_state.run_statements import (
     step_upsert,
 )
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.statements import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
 from orchestrator_state.suspect_rows import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
 from orchestrator_state.suspects import Suspect, Suspects
 

@@ -11,12 +11,12 @@ from typing import Any, Final
 
 from sqlalchemy import Executable, and_, bindparam, case, null
 
-from orchestrator_state.claimable import LEASE_IS_FREE
 from orchestrator_state.database.dialects import database_now
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.cells import one_more
 from orchestrator_state.records.sealing import Columns
+from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update
 
 PAUSE: Final = "pause"

@@ -7,10 +7,10 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, not_, select, text
 from sqlalchemy.sql import Select
 
-from orchestrator_state.claimable import rested_since
 from orchestrator_state.database.dialects import database_time_in
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import workflow_states
+from orchestrator_state.repositories.claimable import rested_since
 from orchestrator_state.suspects import FROM_ATTEMPT
 
 _PAUSES: Final = {3: 0.5, 4: 1.0, 5: 2.0, 6: 4.0}  # seconds

@@ -19,7 +19,7 @@ from orchestrator_state.database.open_transactions import Idling, Places, idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.offload import MoveFirst, Offload, parse_name
-from orchestrator_state.request_log import MOST_AT_ONCE
+from orchestrator_state.repositories.requests import MOST_AT_ONCE
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas

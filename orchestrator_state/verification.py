@@ -12,9 +12,7 @@ from sqlalchemy import ColumnElement, Select, select
 
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
-from orchestrator_state.families import DESCENDED_FROM_THEMSELVES
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payload_repository import CHECKED_TABLES, PayloadRow, StoredPayload, pages, payload_repository
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import check_digest, is_encoded
 from orchestrator_state.payloads.offload import parse_name, parse_reference, references
@@ -22,6 +20,14 @@ from orchestrator_state.records.cells import is_addressable, require_sound
 from orchestrator_state.records.changes import RunNames
 from orchestrator_state.records.sealing import FREE_TEXTS, Opener
 from orchestrator_state.records.steps import open_rows
+from orchestrator_state.repositories.families import DESCENDED_FROM_THEMSELVES
+from orchestrator_state.repositories.payloads import (
+    CHECKED_TABLES,
+    PayloadRow,
+    StoredPayload,
+    pages,
+    payload_repository,
+)
 from orchestrator_state.run_types import RunTypes, as_of_today
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, or_, select, union_all
 
-from orchestrator_state.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import signals, workflow_states
-from orchestrator_state.repositories import Repository, chunks
+from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE
+from orchestrator_state.repositories.workflows import Repository, chunks
 
 _w = workflow_states.c
 _PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import deltas
-from orchestrator_state.repositories import CheckpointRepository
+from orchestrator_state.repositories.workflows import CheckpointRepository
 from tests.running import change_row, change_step, checkpoints_of, row_of, until_done, vanish
 
 TIMES = {"started_at", "completed_at", "updated_at"}

@@ -9,11 +9,11 @@ import pytest
 
 from orchestrator_state import Run, StateStore, WorkflowState, rekeying
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.payload_repository import PayloadRepository
 from orchestrator_state.payloads.blobs import BlobStore
 from orchestrator_state.payloads.chain import PLAIN, Payloads
 from orchestrator_state.payloads.encryption import AesGcm, KeyRing
 from orchestrator_state.rekeying import RekeyReport
+from orchestrator_state.repositories.payloads import PayloadRepository
 from orchestrator_state.transactions import Transactions
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch

@@ -15,7 +15,7 @@ from orchestrator_state.records.cells import is_count, is_integer, is_step_id, i
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split
 from orchestrator_state.records.sealing import Opener
-from orchestrator_state.statements import StoredStep
+from orchestrator_state.repositories.expressions import StoredStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
 DAMAGE: Final = (CorruptPayload, InvalidPayload)

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal
 from sqlalchemy import func, select, text, update
 
 from orchestrator_state import Run, StateStore, Worker
-from orchestrator_state.claimable import LEASE_IS_FREE
 from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.changes import Owner
+from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.run_repository import RunRepository
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report

@@ -18,7 +18,7 @@ from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.records.changes import Ack, StepRecord
-from orchestrator_state.request_log import RequestRepository
+from orchestrator_state.repositories.requests import RequestRepository
 from tests.statements import unfenced
 
 Flaw = Literal[

@@ -16,7 +16,7 @@ from sqlalchemy import Float, delete, literal, select
 from orchestrator_state.database.dialects import database_now, database_time_in
 from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.models import requests
-from orchestrator_state.repositories import Repository, rowcount
+from orchestrator_state.repositories.workflows import Repository, rowcount
 
 KEPT: Final = timedelta(days=1)
 """Far longer than any call repeats itself, or a network holds back what was sent."""

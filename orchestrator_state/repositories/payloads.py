@@ -41,8 +41,8 @@ from orchestrator_state.records.sealing import (
     step_identity,
     workflow_identity,
 )
-from orchestrator_state.repositories import Repository, rowcount
-from orchestrator_state.statements import OUTDATED
+from orchestrator_state.repositories.expressions import OUTDATED
+from orchestrator_state.repositories.workflows import Repository, rowcount
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -37,7 +37,6 @@ from orchestrator_state.errors import (
     StepNotFound,
     WorkflowNotFound,
 )
-from orchestrator_state.families import CHILDREN_TO_DELETE, Family, FamilyTree, eldest_finished, finished
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
 from orchestrator_state.payloads.offload import references
@@ -57,9 +56,7 @@ from orchestrator_state.records.states import (
     states_from_rows,
     step_from_row,
 )
-from orchestrator_state.settings import DEFAULT_NAMESPACE
-from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
-from orchestrator_state.statements import (
+from orchestrator_state.repositories.expressions import (
     ACTIVE_STATES,
     CHECKPOINT_BY_ID,
     CHECKPOINT_IDS_OF,
@@ -97,7 +94,10 @@ from orchestrator_state.statements import (
     surplus_checkpoints,
     upsert_step,
 )
-from orchestrator_state.undeclared_payloads import UndeclaredPayloads
+from orchestrator_state.repositories.families import CHILDREN_TO_DELETE, Family, FamilyTree, eldest_finished, finished
+from orchestrator_state.repositories.undeclared import UndeclaredPayloads
+from orchestrator_state.settings import DEFAULT_NAMESPACE
+from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 
 OnDamaged = Callable[[PayloadError], object]
 

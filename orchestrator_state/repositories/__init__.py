@@ -1,0 +1,1 @@
+"""All SQL. A repository adds and flushes, and never commits."""
