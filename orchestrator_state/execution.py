@@ -46,10 +46,10 @@ from orchestrator_state.payloads.chain import Sealed
 from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
 from orchestrator_state.records.changes import Lease, Owner, RunNames
 from orchestrator_state.records.sealing import UNREADABLE, Columns, Opener, prepared_workflow
+from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
+from orchestrator_state.repositories.runs.requests import CANCEL
 from orchestrator_state.repositories.workflows import lease_held
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.run_repository import MOST_LOOKS
-from orchestrator_state.run_requests import CANCEL
 from orchestrator_state.run_tasks import HANDLER, mark
 from orchestrator_state.run_types import RunTypes, bring_up_to_date
 from orchestrator_state.runs import Handler, Run, child_run_id

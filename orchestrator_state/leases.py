@@ -16,8 +16,8 @@ from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.concurrency.uninterrupted import uninterrupted
 from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 from orchestrator_state.records.changes import Lease, Owner
+from orchestrator_state.repositories.runs.lifecycle import lease_lost
 from orchestrator_state.repositories.workflows import chunks
-from orchestrator_state.run_repository import lease_lost
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -16,8 +16,8 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.repositories.runs.waits import Awaited, News
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.wait_repository import Awaited, News
 
 _PAUSE: Final = 0.25  # seconds between two looks, jittered
 _SHORTEST_PAUSE: Final = 0.01  # also for those who were told that there is something

@@ -17,8 +17,8 @@ from orchestrator_state.errors import (
 from orchestrator_state.records.deltas import FINAL
 from orchestrator_state.records.sealing import SignalPlace, prepared_signal
 from orchestrator_state.records.states import rebase
+from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
 from orchestrator_state.repositories.workflows import lease_held
-from orchestrator_state.run_requests import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

@@ -19,7 +19,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.failures import message_of
 from orchestrator_state.faults import NOT_THE_RUNS
-from orchestrator_state.run_requests import CANCEL, PAUSE
+from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:

@@ -41,11 +41,11 @@ from orchestrator_state.records.states import check_checkpoint, loaded_from, reb
 from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories.payloads import CHECKED_TABLES, Progress, row_counter
+from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
 from orchestrator_state.repositories.workflows import OnDamaged
 from orchestrator_state.retention import OnProgress
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_control import RunControl
-from orchestrator_state.run_repository import MOST_LOOKS
 from orchestrator_state.run_types import RunTypes
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings

@@ -12,13 +12,13 @@ from orchestrator_state.database.sessions import StoreSession
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.repositories.requests import RequestRepository
+from orchestrator_state.repositories.runs.commits import CommitRepository
+from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.waits import WaitRepository
 from orchestrator_state.repositories.undeclared import UndeclaredPayloads
 from orchestrator_state.repositories.workflows import CheckpointRepository, StepRepository, WorkflowRepository
-from orchestrator_state.run_commits import CommitRepository
-from orchestrator_state.run_repository import RunRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
-from orchestrator_state.wait_repository import WaitRepository
 
 
 class UnitOfWork:

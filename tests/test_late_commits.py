@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from orchestrator_state import LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state.records.changes import Ack, Lease
-from orchestrator_state.run_repository import RunRepository
+from orchestrator_state.repositories.runs.lifecycle import RunRepository
 from tests.cutting_proxy import CuttingProxy, Fault
 from tests.held import comes_true
 from tests.lost_answers import answer_lost

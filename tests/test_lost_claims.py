@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
-from orchestrator_state.run_repository import RunRepository
+from orchestrator_state.repositories.runs.lifecycle import RunRepository
 from tests.lost_answers import answer_lost
 from tests.running import Effect, becomes, change_row, expire_lease, row_of, seconds
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUnavailable, Worker
+from orchestrator_state.repositories.runs.waits import WaitRepository
 from orchestrator_state.runs import child_run_id
-from orchestrator_state.wait_repository import WaitRepository
 from tests.held import comes_true
 from tests.running import Effect, becomes, row_of, seconds, vanish
 from tests.statements import traffic_of

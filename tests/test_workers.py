@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator_state import ConfigurationError, Run, StateStore, Worker, WorkflowStatus
-from orchestrator_state.run_repository import RunRepository
+from orchestrator_state.repositories.runs.lifecycle import RunRepository
 from tests.chaos.children import Child
 from tests.chaos.workers import Job, work
 from tests.held import checked_out, comes_true

@@ -16,7 +16,7 @@ from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.changes import Owner
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
-from orchestrator_state.run_repository import RunRepository
+from orchestrator_state.repositories.runs.lifecycle import RunRepository
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 from tests.chaos.witness import Journal, read_journal

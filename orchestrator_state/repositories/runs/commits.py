@@ -17,7 +17,16 @@ from uuid import UUID
 from sqlalchemy import CursorResult, Executable, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator_state.commit_statements import (
+from orchestrator_state.database.driver_statements import DriverStatements
+from orchestrator_state.database.engine import Database
+from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.open_transactions import is_marked, transaction_ended
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.records.cells import next_count
+from orchestrator_state.records.changes import Ack, RunChange
+from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.repositories.runs.commit_statements import (
     DELETE_SIGNAL,
     INSERT_CHECKPOINT,
     PRUNE_CHECKPOINTS,
@@ -28,18 +37,9 @@ from orchestrator_state.commit_statements import (
     step_parameters,
     update_parameters,
 )
-from orchestrator_state.database.driver_statements import DriverStatements
-from orchestrator_state.database.engine import Database
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.open_transactions import is_marked, transaction_ended
-from orchestrator_state.domain import StepStatus
-from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.records.cells import next_count
-from orchestrator_state.records.changes import Ack, RunChange
-from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.repositories.runs.fence import FENCE
+from orchestrator_state.repositories.runs.lifecycle import fence, lease_lost
 from orchestrator_state.repositories.workflows import Repository
-from orchestrator_state.run_repository import fence, lease_lost
-from orchestrator_state.run_statements import FENCE
 
 _Outcome = tuple[Any, int]
 """The first row that a statement returned, and the number of rows that it wrote."""

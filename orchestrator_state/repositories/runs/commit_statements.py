@@ -53,7 +53,7 @@ from orchestrator_state.models import checkpoints, signals, step_states, workflo
 from orchestrator_state.records.cells import one_more
 from orchestrator_state.records.changes import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.records.deltas import FINAL
-from orchestrator_state.run_statements import (
+from orchestrator_state.repositories.runs.fence import (
     FIRST_CONTEXT_KEPT,
     IN_ITS_PLACE,
     NOT_LET_GO,

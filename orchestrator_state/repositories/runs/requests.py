@@ -17,7 +17,7 @@ from orchestrator_state.models import workflow_states
 from orchestrator_state.records.cells import one_more
 from orchestrator_state.records.sealing import Columns
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
-from orchestrator_state.run_statements import STILL_DIGESTED_AT, fenced_update
+from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT, fenced_update
 
 PAUSE: Final = "pause"
 CANCEL: Final = "cancel"

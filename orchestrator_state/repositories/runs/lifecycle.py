@@ -61,11 +61,7 @@ from orchestrator_state.records.sealing import (
 )
 from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
-from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
-from orchestrator_state.run_requests import CANCEL, IS_ACTIVE, cancelled, heeded
-from orchestrator_state.run_requests import finish as finished_update
-from orchestrator_state.run_requests import let_go as letting_go
-from orchestrator_state.run_statements import (
+from orchestrator_state.repositories.runs.fence import (
     CONVERT_STEP,
     FENCE,
     FIND_RUN,
@@ -76,8 +72,12 @@ from orchestrator_state.run_statements import (
     run_insert,
     step_upsert,
 )
+from orchestrator_state.repositories.runs.requests import CANCEL, IS_ACTIVE, cancelled, heeded
+from orchestrator_state.repositories.runs.requests import finish as finished_update
+from orchestrator_state.repositories.runs.requests import let_go as letting_go
+from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
+from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.suspect_rows import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
 from orchestrator_state.suspects import Suspect, Suspects
 
 _w = workflow_states.c

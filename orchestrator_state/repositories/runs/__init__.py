@@ -1,0 +1,1 @@
+"""The SQL of durable runs: under a lease, and on the way to one."""
