@@ -49,9 +49,9 @@ from orchestrator_state.payloads.encryption import AesGcm, KeyRing
 from orchestrator_state.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.retention import DeletionProgress
-from orchestrator_state.runs import Happened, Run
+from orchestrator_state.runs.retry import Retry
+from orchestrator_state.runs.run import Happened, Run
 from orchestrator_state.state_schema import StateSchema
-from orchestrator_state.step_retry import Retry
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.verification import VerifyReport

@@ -36,11 +36,8 @@ from orchestrator_state.errors import (
     UnusedSteps,
 )
 from orchestrator_state.failures import describe, is_a, message_of
-from orchestrator_state.faults import NOT_THE_RUNS, fault_behind, pause_after
-from orchestrator_state.journal import CheckpointPolicy, Journal, RunRow
 from orchestrator_state.leases import Claim, LeaseKeeper
 from orchestrator_state.loading import LoadedRun, Page, load_run
-from orchestrator_state.lookout import Lookout
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads.chain import Sealed
 from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
@@ -50,15 +47,18 @@ from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
 from orchestrator_state.repositories.runs.requests import CANCEL
 from orchestrator_state.repositories.workflows import lease_held
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.run_tasks import HANDLER, mark
-from orchestrator_state.run_types import RunTypes, bring_up_to_date
-from orchestrator_state.runs import Handler, Run, child_run_id
-from orchestrator_state.stopping import StopSwitch, stopped_as
+from orchestrator_state.runs.faults import NOT_THE_RUNS, fault_behind, pause_after
+from orchestrator_state.runs.journal import CheckpointPolicy, Journal, RunRow
+from orchestrator_state.runs.lookout import Lookout
+from orchestrator_state.runs.run import Handler, Run, child_run_id
+from orchestrator_state.runs.stopping import StopSwitch, stopped_as
+from orchestrator_state.runs.tasks import HANDLER, mark
+from orchestrator_state.runs.types import RunTypes, bring_up_to_date
+from orchestrator_state.runs.waiting import Exits, WaitingRoom
+from orchestrator_state.runs.writer import Writer
 from orchestrator_state.suspects import Suspects
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.waiting import Exits, WaitingRoom
-from orchestrator_state.writer import Writer
 
 _T = TypeVar("_T")
 _IDS: Final = 4  # that a run is given one of

@@ -24,13 +24,13 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import Executor
 from orchestrator_state.failures import is_a
-from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.records.cells import is_count, unreadable, unwritable_columns
 from orchestrator_state.records.changes import Lease
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import Handler
+from orchestrator_state.runs.faults import NOT_THE_RUNS
+from orchestrator_state.runs.run import Handler
 from orchestrator_state.transactions import Transactions, Work
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -46,8 +46,8 @@ from orchestrator_state.repositories.workflows import OnDamaged
 from orchestrator_state.retention import OnProgress
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.run_control import RunControl
-from orchestrator_state.run_types import RunTypes
-from orchestrator_state.runs import Duration, Handler, Run
+from orchestrator_state.runs.run import Duration, Handler, Run
+from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions

@@ -28,7 +28,7 @@ from orchestrator_state.repositories.payloads import (
     pages,
     payload_repository,
 )
-from orchestrator_state.run_types import RunTypes, as_of_today
+from orchestrator_state.runs.types import RunTypes, as_of_today
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -17,7 +17,7 @@ from orchestrator_state.arguments import as_duration, as_handlers, as_positive
 from orchestrator_state.concurrency.uninterrupted import uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.recovery import RecoveredRun, Recovery
-from orchestrator_state.runs import Duration, Handler
+from orchestrator_state.runs.run import Duration, Handler
 from orchestrator_state.worker_health import Pulse, WorkerHealth
 
 if TYPE_CHECKING:

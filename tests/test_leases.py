@@ -27,7 +27,7 @@ from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.records.changes import Lease, RunNames
 from orchestrator_state.repositories.runs.lifecycle import RunRepository
-from orchestrator_state.runs import Handler
+from orchestrator_state.runs.run import Handler
 from tests.engines import opened_engine
 from tests.lost_answers import answer_lost
 from tests.postgres_server import Postgres

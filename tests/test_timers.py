@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator_state import Run, RunCancelled, StateStore, domain, waiting
+from orchestrator_state import Run, RunCancelled, StateStore, domain
+from orchestrator_state.runs import waiting
 from tests.running import (
     LONG_AGO,
     Effect,

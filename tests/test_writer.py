@@ -13,13 +13,13 @@ import pytest
 from sqlalchemy import insert, select
 
 from orchestrator_state import ConfigurationError, LeaseLost, OrchestratorStateError, Run, StateStore, StoreUnavailable
-from orchestrator_state import writer as writer_module
 from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
-from orchestrator_state.writer import Writer
+from orchestrator_state.runs import writer as writer_module
+from orchestrator_state.runs.writer import Writer
 from tests.chance import dice
 from tests.engines import own_engine
 from tests.running import count_rows, fetch, seconds

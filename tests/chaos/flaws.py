@@ -16,9 +16,9 @@ from sqlalchemy import Engine, event
 from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.database.driver_statements import DriverStatement
-from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.records.changes import Ack, StepRecord
 from orchestrator_state.repositories.requests import RequestRepository
+from orchestrator_state.runs.journal import Entry, Journal
 from tests.statements import unfenced
 
 Flaw = Literal[

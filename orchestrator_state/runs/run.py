@@ -33,23 +33,23 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.faults import NOT_THE_RUNS
-from orchestrator_state.journal import Entry, Journal
 from orchestrator_state.leases import LeaseKeeper
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.storable import require_storable
 from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value
 from orchestrator_state.records.changes import Ack, StepRecord
 from orchestrator_state.records.sealing import UNREADABLE
-from orchestrator_state.run_tasks import IN_STEP_OF
-from orchestrator_state.run_types import RunTypes
-from orchestrator_state.step_call import NotBegun, StepFunction, call
-from orchestrator_state.step_retry import Retry, call_with_retries
-from orchestrator_state.stopping import StopSwitch
-from orchestrator_state.transacting import FunctionFailed, call_inside
+from orchestrator_state.runs.calls import NotBegun, StepFunction, call
+from orchestrator_state.runs.faults import NOT_THE_RUNS
+from orchestrator_state.runs.journal import Entry, Journal
+from orchestrator_state.runs.retry import Retry, call_with_retries
+from orchestrator_state.runs.stopping import StopSwitch
+from orchestrator_state.runs.tasks import IN_STEP_OF
+from orchestrator_state.runs.transacting import FunctionFailed, call_inside
+from orchestrator_state.runs.types import RunTypes
+from orchestrator_state.runs.waiting import WaitingRoom
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.waiting import WaitingRoom
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

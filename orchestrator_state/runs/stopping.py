@@ -18,8 +18,8 @@ from orchestrator_state.errors import (
     RunPaused,
 )
 from orchestrator_state.failures import message_of
-from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
+from orchestrator_state.runs.faults import NOT_THE_RUNS
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:

@@ -18,7 +18,6 @@ from orchestrator_state.concurrency.uninterrupted import outlasting
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
-from orchestrator_state.faults import NOT_THE_RUNS
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.offload import parse_reference
@@ -44,10 +43,11 @@ from orchestrator_state.records.deltas import (
     unfinished_fields,
 )
 from orchestrator_state.records.sealing import Columns, checkpoint_identity, workflow_identity
-from orchestrator_state.step_ids import StepIds
-from orchestrator_state.stopping import StopSwitch
+from orchestrator_state.runs.faults import NOT_THE_RUNS
+from orchestrator_state.runs.step_ids import StepIds
+from orchestrator_state.runs.stopping import StopSwitch
+from orchestrator_state.runs.writer import Writer
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.writer import Writer
 
 _FOLDED_ALWAYS: Final = 64 * 1024
 """Characters of JSON: to write a context of that length with a step that changes it costs next to nothing."""
