@@ -40,13 +40,14 @@ from orchestrator_state.errors import (
     UpcasterMissing,
     WorkflowNotFound,
 )
+from orchestrator_state.execution.health import WorkerHealth
+from orchestrator_state.execution.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads.blobs import BlobStore
 from orchestrator_state.payloads.chain import Codec, Payloads
 from orchestrator_state.payloads.compression import Zstd
 from orchestrator_state.payloads.encryption import AesGcm, KeyRing
-from orchestrator_state.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport
 from orchestrator_state.retention import DeletionProgress
 from orchestrator_state.runs.retry import Retry
@@ -56,7 +57,6 @@ from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
 from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
-from orchestrator_state.worker_health import WorkerHealth
 
 __all__ = [
     "AbnormalExit",

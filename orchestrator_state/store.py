@@ -33,19 +33,19 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.execution import Executor, RunRequest
+from orchestrator_state.execution.control import RunControl
+from orchestrator_state.execution.executor import Executor, RunRequest
+from orchestrator_state.execution.recovery import Recovery, RecoveryReport
 from orchestrator_state.garbage import collect_garbage
 from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
 from orchestrator_state.records.saved import show_in_place_of
 from orchestrator_state.records.states import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
-from orchestrator_state.recovery import Recovery, RecoveryReport
 from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories.payloads import CHECKED_TABLES, Progress, row_counter
 from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
 from orchestrator_state.repositories.workflows import OnDamaged
 from orchestrator_state.retention import OnProgress
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.run_control import RunControl
 from orchestrator_state.runs.run import Duration, Handler, Run
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.settings import Options, Settings

@@ -16,9 +16,9 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_handlers, as_positive
 from orchestrator_state.concurrency.uninterrupted import uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
-from orchestrator_state.recovery import RecoveredRun, Recovery
+from orchestrator_state.execution.health import Pulse, WorkerHealth
+from orchestrator_state.execution.recovery import RecoveredRun, Recovery
 from orchestrator_state.runs.run import Duration, Handler
-from orchestrator_state.worker_health import Pulse, WorkerHealth
 
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Executable, select, text, update
 
 from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork, hooks
-from orchestrator_state.execution import Executor
+from orchestrator_state.execution.executor import Executor
 from orchestrator_state.models import step_states, workflow_states
 
 _T = TypeVar("_T")

@@ -21,9 +21,9 @@ from orchestrator_state import (
     Run,
     StateStore,
     StoreUnavailable,
-    leases,
 )
 from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.execution import leases
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.records.changes import Lease, RunNames
 from orchestrator_state.repositories.runs.lifecycle import RunRepository

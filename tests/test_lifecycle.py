@@ -131,7 +131,9 @@ async def _child_waiting(run: Run) -> None:
 async def test_closing_stops_runs_where_they_are_and_lets_go_of_them(
     database_url: str, handler: Callable[[Run], Awaitable[None]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_state.leases._TO_STOP", 30.0)  # what takes longer is left to the end of the lease
+    monkeypatch.setattr(
+        "orchestrator_state.execution.leases._TO_STOP", 30.0
+    )  # what takes longer is left to the end of the lease
     seen: list[str] = []
 
     async def watched(run: Run) -> None:

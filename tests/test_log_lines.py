@@ -6,9 +6,9 @@ from uuid import uuid4
 import pytest
 
 from orchestrator_state import Checkpoint, Conflict, Run, StateStore, StepState, WorkflowState, hooks
+from orchestrator_state.execution.recovery import RecoveredRun
 from orchestrator_state.hooks import Event
 from orchestrator_state.records.changes import StepRecord
-from orchestrator_state.recovery import RecoveredRun
 from orchestrator_state.settings import Settings
 
 FORGED = "x\r\nERROR forged\x1b[31m\u2028\u202e\x85\x00"

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator_state import Run, StateStore, Worker, WorkflowState, recovery
+from orchestrator_state import Run, StateStore, Worker, WorkflowState
+from orchestrator_state.execution import recovery
 from tests.raw_sql import execute, fetch
 from tests.running import vanish
 from tests.statements import traffic_of

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.repositories.runs.waits import Awaited, News
 from orchestrator_state.transactions import Transactions
 

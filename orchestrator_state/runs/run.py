@@ -33,7 +33,7 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.leases import LeaseKeeper
+from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.storable import require_storable
 from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value

@@ -37,6 +37,7 @@ from orchestrator_state.database.notifications import announce
 from orchestrator_state.database.open_transactions import marking, setting_idle_limit
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
+from orchestrator_state.execution.suspects import Suspect, Suspects
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads.chain import Payloads, Sealed
 from orchestrator_state.records.cells import COUNTS, IS_WRITABLE, next_count, one_more
@@ -78,7 +79,6 @@ from orchestrator_state.repositories.runs.requests import let_go as letting_go
 from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
 from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.suspects import Suspect, Suspects
 
 _w = workflow_states.c
 MOST_LOOKS: Final = 10

@@ -9,9 +9,9 @@ from sqlalchemy.sql import Select
 
 from orchestrator_state.database.dialects import database_time_in
 from orchestrator_state.domain import ACTIVE
+from orchestrator_state.execution.suspects import FROM_ATTEMPT
 from orchestrator_state.models import workflow_states
 from orchestrator_state.repositories.claimable import rested_since
-from orchestrator_state.suspects import FROM_ATTEMPT
 
 _PAUSES: Final = {3: 0.5, 4: 1.0, 5: 2.0, 6: 4.0}  # seconds
 _LONGEST_PAUSE: Final = 5.0

@@ -22,10 +22,10 @@ from orchestrator_state.errors import (
     RunPaused,
     RunSuspended,
 )
-from orchestrator_state.execution import Executor
+from orchestrator_state.execution.executor import Executor
+from orchestrator_state.execution.loading import LoadedRun, Page
 from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.loading import LoadedRun, Page
 from orchestrator_state.records.cells import is_count, unreadable, unwritable_columns
 from orchestrator_state.records.changes import Lease
 from orchestrator_state.retry import after_an_effect

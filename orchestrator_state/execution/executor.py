@@ -35,9 +35,10 @@ from orchestrator_state.errors import (
     StoreUnavailable,
     UnusedSteps,
 )
+from orchestrator_state.execution.leases import Claim, LeaseKeeper
+from orchestrator_state.execution.loading import LoadedRun, Page, load_run
+from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a, message_of
-from orchestrator_state.leases import Claim, LeaseKeeper
-from orchestrator_state.loading import LoadedRun, Page, load_run
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads.chain import Sealed
 from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
@@ -56,7 +57,6 @@ from orchestrator_state.runs.tasks import HANDLER, mark
 from orchestrator_state.runs.types import RunTypes, bring_up_to_date
 from orchestrator_state.runs.waiting import Exits, WaitingRoom
 from orchestrator_state.runs.writer import Writer
-from orchestrator_state.suspects import Suspects
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 
