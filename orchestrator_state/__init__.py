@@ -43,19 +43,19 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution.health import WorkerHealth
 from orchestrator_state.execution.recovery import RecoveredRun, RecoveryReport
 from orchestrator_state.hooks import Event, Hook
+from orchestrator_state.maintenance.rekeying import RekeyReport
+from orchestrator_state.maintenance.retention import DeletionProgress
+from orchestrator_state.maintenance.verification import VerifyReport
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads.blobs import BlobStore
 from orchestrator_state.payloads.chain import Codec, Payloads
 from orchestrator_state.payloads.compression import Zstd
 from orchestrator_state.payloads.encryption import AesGcm, KeyRing
-from orchestrator_state.rekeying import RekeyReport
-from orchestrator_state.retention import DeletionProgress
 from orchestrator_state.runs.retry import Retry
 from orchestrator_state.runs.run import Happened, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.verification import VerifyReport
 from orchestrator_state.worker import Worker
 
 __all__ = [

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
-from orchestrator_state import hooks, retention, schema
+from orchestrator_state import hooks, schema
 from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_stored_name, as_uuid
 from orchestrator_state.concurrency.aside import Aside
 from orchestrator_state.concurrency.event_loops import running_loop
@@ -36,15 +36,17 @@ from orchestrator_state.errors import (
 from orchestrator_state.execution.control import RunControl
 from orchestrator_state.execution.executor import Executor, RunRequest
 from orchestrator_state.execution.recovery import Recovery, RecoveryReport
-from orchestrator_state.garbage import collect_garbage
+from orchestrator_state.maintenance import retention
+from orchestrator_state.maintenance.garbage import collect_garbage
+from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
+from orchestrator_state.maintenance.retention import OnProgress
+from orchestrator_state.maintenance.verification import VerifyReport, verify
 from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
 from orchestrator_state.records.saved import show_in_place_of
 from orchestrator_state.records.states import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
-from orchestrator_state.rekeying import RekeyReport, rekey
 from orchestrator_state.repositories.payloads import CHECKED_TABLES, Progress, row_counter
 from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
 from orchestrator_state.repositories.workflows import OnDamaged
-from orchestrator_state.retention import OnProgress
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs.run import Duration, Handler, Run
 from orchestrator_state.runs.types import RunTypes
@@ -52,7 +54,6 @@ from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
-from orchestrator_state.verification import VerifyReport, verify
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

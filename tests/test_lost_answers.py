@@ -19,8 +19,8 @@ from orchestrator_state import (
     StoreUnavailable,
     Worker,
     WorkflowStatus,
-    retention,
 )
+from orchestrator_state.maintenance import retention
 from orchestrator_state.models import requests
 from tests.lost_answers import answer_lost
 from tests.running import (

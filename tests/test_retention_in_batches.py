@@ -7,8 +7,9 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator_state import DeletionProgress, StateStore, WorkflowNotFound, WorkflowState, retention
+from orchestrator_state import DeletionProgress, StateStore, WorkflowNotFound, WorkflowState
 from orchestrator_state.domain import utc_now
+from orchestrator_state.maintenance import retention
 from orchestrator_state.models import signals
 from tests.engines import own_engine
 from tests.raw_sql import execute, fetch

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import DeletionProgress, Run, StateStore, retention
+from orchestrator_state import DeletionProgress, Run, StateStore
+from orchestrator_state.maintenance import retention
 from orchestrator_state.models import workflow_states
 from tests.running import Effect, change_row, fetch, row_of
 

@@ -22,9 +22,9 @@ from orchestrator_state import (
     StoreUnavailable,
     Worker,
     WorkflowState,
-    verification,
 )
 from orchestrator_state.errors import PayloadError
+from orchestrator_state.maintenance import verification
 from orchestrator_state.payloads.blobs import BlobStore
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.encryption import new_key

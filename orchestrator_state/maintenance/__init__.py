@@ -1,0 +1,1 @@
+"""What is done beside live runs, page by page."""
