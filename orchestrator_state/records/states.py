@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_instance
-from orchestrator_state.collection import collector_paused
+from orchestrator_state.collector import collector_paused
 from orchestrator_state.column_types import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError

@@ -29,7 +29,7 @@ from sqlalchemy import (
 )
 
 from orchestrator_state.arguments import as_uuid
-from orchestrator_state.collection import collector_paused
+from orchestrator_state.collector import collector_paused
 from orchestrator_state.database.dialects import database_now, database_time_in, time_after
 from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.database.errors import database_errors
