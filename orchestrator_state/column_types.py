@@ -32,10 +32,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
-# What an undecodable cell reads as. An error of the driver's would hide the other rows of the page, and stop whoever
-# asked for them; who uses a row finds out with `cells.damaged_columns`. No clock and no library makes these two.
-DAMAGED_TIME: Final = datetime(1, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
-DAMAGED_ID: Final = UUID("dada0bad-0bad-0bad-0bad-0bad0bad0bad")
+from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME
+
 _POSTGRES_DAMAGED_TIME: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-02 03:04:05.678901+00'")
 POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
 POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")

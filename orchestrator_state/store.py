@@ -38,13 +38,14 @@ from orchestrator_state.execution.executor import Executor, RunRequest
 from orchestrator_state.execution.recovery import Recovery, RecoveryReport
 from orchestrator_state.maintenance import retention
 from orchestrator_state.maintenance.garbage import collect_garbage
+from orchestrator_state.maintenance.pages import Progress, row_counter
 from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
 from orchestrator_state.maintenance.retention import OnProgress
 from orchestrator_state.maintenance.verification import VerifyReport, verify
 from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
 from orchestrator_state.records.saved import show_in_place_of
 from orchestrator_state.records.states import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
-from orchestrator_state.repositories.payloads import CHECKED_TABLES, Progress, row_counter
+from orchestrator_state.repositories.payloads import CHECKED_TABLES
 from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
 from orchestrator_state.repositories.workflows import OnDamaged
 from orchestrator_state.retry import after_an_effect

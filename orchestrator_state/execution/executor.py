@@ -39,7 +39,6 @@ from orchestrator_state.execution.leases import Claim, LeaseKeeper
 from orchestrator_state.execution.loading import LoadedRun, Page, load_run
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a, message_of
-from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads.chain import Sealed
 from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
 from orchestrator_state.records.changes import Lease, Owner, RunNames
@@ -239,7 +238,7 @@ class Executor:
 
     async def _load(self, row: Any, lease: Lease, types: RunTypes, page: Page) -> LoadedRun:
         try:
-            require_sound(row, workflow_states)
+            require_sound(row)
             self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
             loaded = await load_run(self._transactions, row, lease, self._hook, page)
             steps, history = await bring_up_to_date(

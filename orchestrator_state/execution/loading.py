@@ -24,8 +24,7 @@ from orchestrator_state.records.context.history import ContextHistory, Encoded, 
 from orchestrator_state.records.context.patches import applicable
 from orchestrator_state.records.sealing import Columns
 from orchestrator_state.records.states import step_columns
-from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
-from orchestrator_state.repositories.expressions import StoredStep
+from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, StoredStep, open_rows, patches_of
 from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

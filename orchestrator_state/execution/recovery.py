@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
@@ -188,7 +189,11 @@ class Recovery:
         if limit <= beside or (patient and not suspects.are_looked_for):
             return []
         rows = await uow.runs.claim_suspects(
-            self._handlers, self._executor.keeper.owner, limit - beside, suspects, patient=patient, beside=beside
+            self._handlers,
+            self._executor.keeper.owner,
+            limit - beside,
+            partial(suspects.choose, beside=beside),
+            patient=patient,
         )
         suspects.are_looked_for = bool(rows) or suspects.have_their_turn
         return rows

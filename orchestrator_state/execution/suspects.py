@@ -17,18 +17,11 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-FROM_ATTEMPT: Final = 3
+from orchestrator_state.repositories.runs.suspects import FROM_ATTEMPT, Suspect
+
 _SIDE_BY_SIDE: Final = {3: 4, 4: 2}  # from the fifth time on, alone
 _PATIENCE: Final = 3.0  # seconds in which the others may come to their end, before a suspect is tried beside them
 _ALONE: Final = 4.0  # seconds in which no other is claimed, the fifth time; then twice as many each time
-
-
-@dataclass(frozen=True, slots=True)
-class Suspect:
-    """A run that may be tried, and how many workers have vanished over it."""
-
-    workflow_state_id: UUID
-    attempts: int
 
 
 @dataclass(slots=True)

@@ -10,24 +10,20 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, select
 
+from orchestrator_state.database.cells import is_addressable
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
+from orchestrator_state.maintenance.pages import pages, payload_repository
 from orchestrator_state.models import workflow_states
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import check_digest, is_encoded
 from orchestrator_state.payloads.offload import parse_name, parse_reference, references
-from orchestrator_state.records.cells import is_addressable, require_sound
+from orchestrator_state.records.cells import require_sound
 from orchestrator_state.records.changes import RunNames
 from orchestrator_state.records.sealing import FREE_TEXTS, Opener
 from orchestrator_state.records.steps import open_rows
 from orchestrator_state.repositories.families import DESCENDED_FROM_THEMSELVES
-from orchestrator_state.repositories.payloads import (
-    CHECKED_TABLES,
-    PayloadRow,
-    StoredPayload,
-    pages,
-    payload_repository,
-)
+from orchestrator_state.repositories.payloads import CHECKED_TABLES, PayloadRow, StoredPayload
 from orchestrator_state.runs.types import RunTypes, as_of_today
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
@@ -300,7 +296,7 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
     if row is None:  # deleted in between
         return
-    require_sound(row, workflow_states)
+    require_sound(row)
     steps = (await uow.runs.list_steps_of([row.id]))[row.id]
     payloads = await transactions.payloads_of([row, *steps])
     opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)

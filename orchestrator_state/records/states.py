@@ -12,13 +12,13 @@ from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_instance
 from orchestrator_state.collector import collector_paused
-from orchestrator_state.column_types import DAMAGED_TIME
+from orchestrator_state.damaged import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
-from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.payloads.canonical import decode_long
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.records.cells import (
+    CELLS,
     damaged_columns,
     damaged_in,
     is_id,
@@ -255,7 +255,7 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
 
 def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
     """`text` is the JSON of the whole snapshot. Raises `CorruptPayload`."""
-    if damaged := damaged_columns(row, checkpoints):
+    if damaged := damaged_columns(row, CELLS["checkpoints"]):
         raise unreadable(damaged, row.workflow_state_id)
     fields = {
         "id": row.id,
@@ -297,7 +297,7 @@ def _damaged_cells(row: StateRow) -> list[str]:
 def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
     for each in (row, *step_rows):
         if damaged := _damaged_cells(each):
-            named = damaged_in(damaged, each, step_states if each.is_step else workflow_states)
+            named = damaged_in(damaged, each, CELLS["step_states" if each.is_step else "workflow_states"])
             raise unreadable(named, row.state_id, workflow_id=row.workflow_id)
     step_rows.sort(key=_place)
     opener = Opener(payloads, row.state_id, outdated=row.digested_at != row.updated_at)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.domain import StepStatus
@@ -15,7 +16,6 @@ from orchestrator_state.records.cells import is_count, is_integer, is_step_id, i
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split
 from orchestrator_state.records.sealing import Opener
-from orchestrator_state.repositories.expressions import StoredStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
 DAMAGE: Final = (CorruptPayload, InvalidPayload)
@@ -35,6 +35,25 @@ _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
     "error": lambda _: None,
     "context_patch": Patch.from_json,
 }
+
+
+class StoredStep(NamedTuple):
+    """A row of `step_states`, payloads as they are stored."""
+
+    workflow_state_id: UUID
+    step_id: str
+    status: str
+    started_at: datetime | None
+    completed_at: datetime | None
+    outputs: str | None
+    error: str | None
+    retry_count: int | None
+    position: int
+    context_patch: str | None
+    outputs_digest: str | None
+    error_digest: str | None
+    context_patch_digest: str | None
+    schema_version: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

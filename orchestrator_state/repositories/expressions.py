@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from functools import cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -31,13 +30,15 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import Select
 
+from orchestrator_state.database.cells import one_more
 from orchestrator_state.database.dialects import database_now, is_moment
 from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads.offload import ENVELOPE_MARKER, REFERENCE_MARKER
-from orchestrator_state.records.cells import next_count, one_more
+from orchestrator_state.records.steps import StoredStep
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
+from orchestrator_state.repositories.counts import next_count
 
 _workflow = workflow_states.c
 _step = step_states.c
@@ -191,25 +192,6 @@ STEP_ROWS_OF: Final = (
     .where(_step.workflow_state_id == bindparam("workflow_state_id"))
     .order_by(_step.position, _step.step_id)
 )
-
-
-class StoredStep(NamedTuple):
-    """A row of `step_states`, payloads as they are stored."""
-
-    workflow_state_id: UUID
-    step_id: str
-    status: str
-    started_at: datetime | None
-    completed_at: datetime | None
-    outputs: str | None
-    error: str | None
-    retry_count: int | None
-    position: int
-    context_patch: str | None
-    outputs_digest: str | None
-    error_digest: str | None
-    context_patch_digest: str | None
-    schema_version: int | None
 
 
 # In no order: the database would sort whole rows, payloads included.

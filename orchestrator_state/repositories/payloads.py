@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -30,9 +30,9 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
+from orchestrator_state.database.cells import is_stored_name
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
-from orchestrator_state.payloads.offload import parse_name, references
-from orchestrator_state.records.cells import damaged_among, is_stored_name, plain_columns
+from orchestrator_state.records.cells import CELLS
 from orchestrator_state.records.sealing import (
     PAYLOAD_COLUMNS,
     Columns,
@@ -43,17 +43,12 @@ from orchestrator_state.records.sealing import (
 )
 from orchestrator_state.repositories.expressions import OUTDATED
 from orchestrator_state.repositories.workflows import Repository, rowcount
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
 
 Key = tuple[Any, ...]
 Ids = Mapping[str, Any]
-Progress = Callable[[int, int], object]
 
 # A page is fetched whole: the sizes of its rows are asked for before.
-_PAGE_BYTES: Final = 2 * 1024 * 1024
-# Of a blob whose name does not tell, as those that older software made.
-_UNKNOWN_BLOB: Final = _PAGE_BYTES
+PAGE_BYTES: Final = 2 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -148,7 +143,7 @@ class PayloadRepository(Repository):
         is_first = after is None
         parameters = {"namespace": self._namespace, "size": max_rows} | _numbered(after or ())
         sizes = await self._execute(_sizes(source, is_first=is_first, strays=strays), parameters)
-        parameters["size"] = _fitting(sizes.scalars().all())
+        parameters["size"] = fitting(sizes.scalars().all())
         rows = await self._execute(_page(source, is_first=is_first, strays=strays), parameters)
         return [_payload_row(source, row) for row in rows]
 
@@ -177,71 +172,14 @@ class PayloadRepository(Repository):
         return {tuple(row) for row in await self._execute(statement)}
 
 
-def payload_repository(transactions: Transactions, uow: UnitOfWork) -> PayloadRepository:
-    settings = transactions.settings
-    return PayloadRepository(uow.session, namespace=settings.namespace, schema=transactions.database.schema)
-
-
-async def row_counter(
-    transactions: Transactions, progress: Progress | None, sources: Sequence[PayloadTable] = PAYLOAD_TABLES
-) -> Callable[[int], None]:
-    """How to tell `progress` of rows of `sources` as they come: how many so far, and of how many."""
-    if progress is None:
-        return lambda _: None
-
-    async def count(uow: UnitOfWork) -> int:
-        repository = payload_repository(transactions, uow)
-        return sum([await repository.count(source) for source in sources])
-
-    total, done = await transactions.read(count), 0
-
-    def on_rows(rows: int) -> None:
-        nonlocal done
-        done += rows
-        progress(done, max(done, total))
-
-    on_rows(0)
-    return on_rows
-
-
-async def pages(
-    transactions: Transactions, source: PayloadTable, *, max_rows: int, strays: bool = False
-) -> AsyncIterator[Sequence[PayloadRow]]:
-    """All rows, in pages of at most `max_rows` and of about 2 MiB, blobs included, or of one row.
-
-    `strays`: also those that belong to no namespace, as their own is damaged, or their workflow is gone.
-
-    Each is read in a transaction of its own.
-    """
-    after: Key | None = None
-    while True:
-
-        async def read(uow: UnitOfWork, after: Key | None = after) -> Sequence[PayloadRow]:
-            return await payload_repository(transactions, uow).page(source, after, max_rows, strays=strays)
-
-        rows = await transactions.read(read)
-        if not rows:
-            return
-        after = rows[-1].key
-        while rows:
-            fitting = _fitting([_bytes_in_blobs(row) for row in rows])
-            yield rows[:fitting]
-            rows = rows[fitting:]
-
-
-def _fitting(sizes: Sequence[int | None]) -> int:
+def fitting(sizes: Sequence[int | None]) -> int:
     """How many of the first are no more than a page together; one at least, if there is one."""
     within = 0
     for number, size in enumerate(sizes):
         within += size or 0
-        if within > _PAGE_BYTES:
+        if within > PAGE_BYTES:
             return max(1, number)
     return len(sizes)
-
-
-def _bytes_in_blobs(row: PayloadRow) -> int:
-    names = (parse_name(found.name) for found in references([[payload.text for payload in row.payloads]]))
-    return sum(_UNKNOWN_BLOB if name is None or name.length is None else name.length for name in names)
 
 
 def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
@@ -251,7 +189,8 @@ def _payload_row(source: PayloadTable, row: Any) -> PayloadRow:
     names = dict(zip(names_of, values[len(ids_of) :], strict=False))
     stored_to = len(ids_of) + len(names_of) + 2 * len(source.columns)
     stored = values[len(ids_of) + len(names_of) : stored_to]
-    damaged = damaged_among(values[stored_to:], source.table)
+    cells = zip(CELLS[source.name].items(), values[stored_to:], strict=True)
+    damaged = [name for (name, is_sound), value in cells if not is_sound(value)]
     payloads = [
         StoredPayload(column, text, digest, source.identity(ids, column))
         for column, text, digest in zip(source.columns, stored[::2], stored[1::2], strict=True)
@@ -317,7 +256,7 @@ def _page(source: PayloadTable, *, is_first: bool, strays: bool) -> Select[Any]:
             for column in source.columns
             for name in (column, f"{column}_digest")
         ),
-        *plain_columns(source.table),
+        *(source.table.c[name] for name in CELLS[source.name]),
     )
     if not is_first:
         statement = statement.where(key[0] > after[0] if len(key) == 1 else tuple_(*key) > tuple_(*after))

@@ -15,8 +15,8 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.repositories.runs.waits import Awaited, News
+from orchestrator_state.runs.leases import Leases
 from orchestrator_state.transactions import Transactions
 
 _PAUSE: Final = 0.25  # seconds between two looks, jittered
@@ -69,9 +69,9 @@ class Lookout:
     looks for itself: being woken for nothing costs it a query, and what is missed is found with the next look.
     """
 
-    def __init__(self, transactions: Transactions, keeper: LeaseKeeper) -> None:
+    def __init__(self, transactions: Transactions, leases: Leases) -> None:
         self._transactions = transactions
-        self._keeper = keeper
+        self._leases = leases
         self._start_anew()
 
     def _start_anew(self) -> None:
@@ -138,13 +138,13 @@ class Lookout:
             names=frozenset[str]().union(*(watch.signals for watch in watches)),
             children=children,
             unsure={watch.child for watch in watches if watch.child is not None and watch.is_question},
-            idle=[child for child in children if not self._keeper.has(child)],
-            owner=self._keeper.owner.id,
+            idle=[child for child in children if not self._leases.has(child)],
+            owner=self._leases.owner.id,
         )
         news = await self._transactions.read(lambda uow: uow.waits.look(awaited))
         identities = (ProcessIdentity.parse(process) for process in news.owners)
         if any(identity is not None and identity.is_dead() for identity in identities):
             news.ready |= children  # each may be the dead one's, and is taken over at once
         # So is what a claim of ours that was cut off has left. One that is under way has told the keeper by now.
-        news.ready |= {child for child in news.claimed if not self._keeper.has(child)}
+        news.ready |= {child for child in news.claimed if not self._leases.has(child)}
         return news

@@ -33,7 +33,6 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.payloads.canonical import encode
 from orchestrator_state.payloads.storable import require_storable
 from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value
@@ -42,6 +41,7 @@ from orchestrator_state.records.sealing import UNREADABLE
 from orchestrator_state.runs.calls import NotBegun, StepFunction, call
 from orchestrator_state.runs.faults import NOT_THE_RUNS
 from orchestrator_state.runs.journal import Entry, Journal
+from orchestrator_state.runs.leases import Leases
 from orchestrator_state.runs.retry import Retry, call_with_retries
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.tasks import IN_STEP_OF
@@ -95,7 +95,7 @@ class Run(Generic[State]):
         journal: Journal,
         switch: StopSwitch,
         room: WaitingRoom,
-        keeper: LeaseKeeper,
+        leases: Leases,
         transactions: Transactions,
         threads: Threads,
         start_child: StartChild,
@@ -104,7 +104,7 @@ class Run(Generic[State]):
         self._journal = journal
         self._switch = switch
         self.room = room
-        self._keeper = keeper
+        self._leases = leases
         self._transactions = transactions
         self._threads = threads
         self._start_child = start_child
@@ -475,11 +475,11 @@ class Run(Generic[State]):
             await self._confirm_lease()
 
     def _has_fresh_lease(self) -> bool:
-        return self._keeper.is_fresh(self._journal.lease)
+        return self._leases.is_fresh(self._journal.lease)
 
     async def _confirm_lease(self) -> None:
         with self._switch.on_fault():
-            await self._keeper.confirm(self._journal.lease)
+            await self._leases.confirm(self._journal.lease)
 
     async def _call_once(self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None) -> Returned[Any]:
         """Call a step's function; not by a worker that was frozen meanwhile, while another one may have the run.

@@ -23,9 +23,9 @@ from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.open_transactions import is_marked, transaction_ended
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.records.cells import next_count
 from orchestrator_state.records.changes import Ack, RunChange
 from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.runs.commit_statements import (
     DELETE_SIGNAL,
     INSERT_CHECKPOINT,

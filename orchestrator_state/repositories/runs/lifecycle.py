@@ -30,6 +30,7 @@ from sqlalchemy import (
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.collector import collector_paused
+from orchestrator_state.database.cells import one_more
 from orchestrator_state.database.dialects import database_now, database_time_in, time_after
 from orchestrator_state.database.engine import conflict_aware_insert
 from orchestrator_state.database.errors import database_errors
@@ -37,10 +38,8 @@ from orchestrator_state.database.notifications import announce
 from orchestrator_state.database.open_transactions import marking, setting_idle_limit
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
-from orchestrator_state.execution.suspects import Suspect, Suspects
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads.chain import Payloads, Sealed
-from orchestrator_state.records.cells import COUNTS, IS_WRITABLE, next_count, one_more
 from orchestrator_state.records.changes import (
     Lease,
     Owner,
@@ -60,8 +59,10 @@ from orchestrator_state.records.sealing import (
     seal_signal,
     seal_step,
 )
+from orchestrator_state.records.steps import StoredStep
 from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
-from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF, StoredStep
+from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE, next_count
+from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF
 from orchestrator_state.repositories.runs.fence import (
     CONVERT_STEP,
     FENCE,
@@ -76,7 +77,7 @@ from orchestrator_state.repositories.runs.fence import (
 from orchestrator_state.repositories.runs.requests import CANCEL, IS_ACTIVE, cancelled, heeded
 from orchestrator_state.repositories.runs.requests import finish as finished_update
 from orchestrator_state.repositories.runs.requests import let_go as letting_go
-from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, rested_suspects
+from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
 from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
 from orchestrator_state.state_schema import FIRST
 
@@ -168,19 +169,18 @@ class RunRepository(Repository):
         names: Collection[str],
         owner: Owner,
         limit: int,
-        under_way: Suspects,
+        choose: Callable[[Sequence[Suspect]], Sequence[UUID]],
         *,
         patient: bool,
-        beside: int = 0,
     ) -> Sequence[Any]:
         """Like `claim_abandoned`, for the runs that may kill their workers: as many as may be tried together.
 
-        Who is `patient` lets each of them rest before, for longer each time. `beside` says how many others the same
-        transaction has claimed.
+        Who is `patient` lets each of them rest before, for longer each time. Of those that may be tried now, `choose`
+        returns the ids of the ones to claim.
         """
         claimable = self._claimable(names)
         rested = await self._execute(rested_suspects(*claimable, patient=patient))
-        chosen = under_way.choose([Suspect(row.id, row.attempts) for row in rested.all()], beside=beside)
+        chosen = choose([Suspect(row.id, row.attempts) for row in rested.all()])
         return await self._claim(owner, limit, *claimable, _w.id.in_(chosen)) if chosen else []
 
     def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:

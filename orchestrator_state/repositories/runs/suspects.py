@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, not_, select, text
 from sqlalchemy.sql import Select
 
 from orchestrator_state.database.dialects import database_time_in
 from orchestrator_state.domain import ACTIVE
-from orchestrator_state.execution.suspects import FROM_ATTEMPT
 from orchestrator_state.models import workflow_states
 from orchestrator_state.repositories.claimable import rested_since
+
+FROM_ATTEMPT: Final = 3
+"""The worker that vanished over a run which makes it a suspect."""
 
 _PAUSES: Final = {3: 0.5, 4: 1.0, 5: 2.0, 6: 4.0}  # seconds
 _LONGEST_PAUSE: Final = 5.0
@@ -26,6 +30,14 @@ ATTEMPTS_ONCE_CLAIMED: Final = case((_w.has_progressed == 1, 0), else_=_w.attemp
 # As their index has it.
 _IN_INDEX: Final = text("workflow_states.attempts > 1 AND workflow_states.status IN ('pending', 'running')")
 IS_SUSPECT: Final = and_(_w.attempts > 1, ATTEMPTS_ONCE_CLAIMED >= FROM_ATTEMPT)
+
+
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A run that may be tried, and how many workers have vanished over it."""
+
+    workflow_state_id: UUID
+    attempts: int
 
 
 def rested_suspects(*conditions: ColumnElement[bool], patient: bool) -> Select[Any]:
