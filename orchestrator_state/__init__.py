@@ -40,19 +40,12 @@ from orchestrator_state.errors import (
     UpcasterMissing,
     WorkflowNotFound,
 )
-from orchestrator_state.execution.health import WorkerHealth
-from orchestrator_state.execution.recovery import RecoveredRun, RecoveryReport
+from orchestrator_state.execution import RecoveredRun, RecoveryReport, WorkerHealth
 from orchestrator_state.hooks import Event, Hook
-from orchestrator_state.maintenance.rekeying import RekeyReport
-from orchestrator_state.maintenance.retention import DeletionProgress
-from orchestrator_state.maintenance.verification import VerifyReport
+from orchestrator_state.maintenance import DeletionProgress, RekeyReport, VerifyReport
 from orchestrator_state.models import metadata
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.chain import Codec, Payloads
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing
-from orchestrator_state.runs.retry import Retry
-from orchestrator_state.runs.run import Happened, Run
+from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
+from orchestrator_state.runs import Happened, Retry, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.store import StateStore
 from orchestrator_state.unit_of_work import UnitOfWork

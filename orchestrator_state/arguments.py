@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
-from orchestrator_state.payloads.canonical import check_text
+from orchestrator_state.payloads import check_text
 
 _T = TypeVar("_T")
 _YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR

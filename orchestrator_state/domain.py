@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
-from orchestrator_state.payloads.canonical import copied
+from orchestrator_state.payloads import copied
 
 
 class _Status(StrEnum):

@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from orchestrator_state.database.engine import Database, open_database
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.postgres.encoding import require_unicode
+from orchestrator_state.database import Database, database_errors, open_database, require_unicode
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate
 from orchestrator_state.models import (
     VERSION_TABLE,

@@ -23,7 +23,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.payloads.canonical import (
+from orchestrator_state.payloads import (
     MAX_BYTES,
     MAX_DEPTH,
     MAX_SNAPSHOT_BYTES,

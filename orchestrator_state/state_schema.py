@@ -29,8 +29,16 @@ from orchestrator_state.errors import (
     UpcasterMissing,
 )
 from orchestrator_state.failures import name_of
-from orchestrator_state.payloads.canonical import MOST_BYTES, MOST_DEPTH, MOST_VALUES, copied, encode
-from orchestrator_state.payloads.typed import Unreadable, adapter_of, decode_value
+from orchestrator_state.payloads import (
+    MOST_BYTES,
+    MOST_DEPTH,
+    MOST_VALUES,
+    Unreadable,
+    adapter_of,
+    copied,
+    decode_value,
+    encode,
+)
 
 Upcaster = Callable[[Any], Any]
 _Upcaster = TypeVar("_Upcaster", bound=Upcaster)

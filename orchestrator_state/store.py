@@ -18,11 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from orchestrator_state import hooks, schema
 from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_stored_name, as_uuid
-from orchestrator_state.concurrency.aside import Aside
-from orchestrator_state.concurrency.event_loops import running_loop
-from orchestrator_state.database.engine import adopt_engine, open_database
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.notifications import listening
+from orchestrator_state.concurrency import Aside, running_loop
+from orchestrator_state.database import adopt_engine, database_errors, listening, open_database
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -33,24 +30,24 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.execution.control import RunControl
-from orchestrator_state.execution.executor import Executor, RunRequest
-from orchestrator_state.execution.recovery import Recovery, RecoveryReport
-from orchestrator_state.maintenance import retention
-from orchestrator_state.maintenance.garbage import collect_garbage
-from orchestrator_state.maintenance.pages import Progress, row_counter
-from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
-from orchestrator_state.maintenance.retention import OnProgress
-from orchestrator_state.maintenance.verification import VerifyReport, verify
-from orchestrator_state.payloads.chain import PLAIN, Limits, Payloads
-from orchestrator_state.records.saved import show_in_place_of
-from orchestrator_state.records.states import check_checkpoint, loaded_from, rebase, same_rows, snapshot_of
-from orchestrator_state.repositories.payloads import CHECKED_TABLES
-from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
-from orchestrator_state.repositories.workflows import OnDamaged
+from orchestrator_state.execution import Executor, Recovery, RecoveryReport, RunControl, RunRequest
+from orchestrator_state.maintenance import (
+    OnProgress,
+    Progress,
+    RekeyReport,
+    VerifyReport,
+    collect_garbage,
+    rekey,
+    retention,
+    row_counter,
+    verify,
+)
+from orchestrator_state.payloads import PLAIN, Limits, Payloads
+from orchestrator_state.records import check_checkpoint, loaded_from, rebase, same_rows, show_in_place_of, snapshot_of
+from orchestrator_state.repositories import CHECKED_TABLES, OnDamaged
+from orchestrator_state.repositories.runs import MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs.run import Duration, Handler, Run
-from orchestrator_state.runs.types import RunTypes
+from orchestrator_state.runs import Duration, Handler, Run, RunTypes
 from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema
 from orchestrator_state.transactions import Transactions

@@ -13,13 +13,10 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.database.engine import Database
-from orchestrator_state.database.lent import lend
-from orchestrator_state.database.open_transactions import Idling, Places, idling
+from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.offload import MoveFirst, Offload, parse_name
-from orchestrator_state.repositories.requests import MOST_AT_ONCE
+from orchestrator_state.payloads import MoveFirst, Offload, Payloads, parse_name
+from orchestrator_state.repositories import MOST_AT_ONCE
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas

@@ -7,16 +7,17 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.database.adopted import refuse_autocommit
-from orchestrator_state.database.sessions import StoreSession
+from orchestrator_state.database import StoreSession, refuse_autocommit
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.repositories.requests import RequestRepository
-from orchestrator_state.repositories.runs.commits import CommitRepository
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
-from orchestrator_state.repositories.runs.waits import WaitRepository
-from orchestrator_state.repositories.undeclared import UndeclaredPayloads
-from orchestrator_state.repositories.workflows import CheckpointRepository, StepRepository, WorkflowRepository
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.repositories import (
+    CheckpointRepository,
+    RequestRepository,
+    StepRepository,
+    UndeclaredPayloads,
+    WorkflowRepository,
+)
+from orchestrator_state.repositories.runs import CommitRepository, RunRepository, WaitRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 

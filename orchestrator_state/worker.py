@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_handlers, as_positive
-from orchestrator_state.concurrency.uninterrupted import uninterrupted
+from orchestrator_state.concurrency import uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
-from orchestrator_state.execution.health import Pulse, WorkerHealth
-from orchestrator_state.execution.recovery import RecoveredRun, Recovery
-from orchestrator_state.runs.run import Duration, Handler
+from orchestrator_state.execution import Pulse, RecoveredRun, Recovery, WorkerHealth
+from orchestrator_state.runs import Duration, Handler
 
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore

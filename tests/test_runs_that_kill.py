@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import select
 
 from orchestrator_state import Run, StateStore, Worker
-from orchestrator_state.execution.suspects import Suspect, Suspects
+from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.models import workflow_states
+from orchestrator_state.repositories.runs import Suspect
 from tests.children import child
 from tests.running import LONG_AGO, Effect, Gate, becomes, change_row, expire_lease, fetch, row_of, seconds, vanish
 

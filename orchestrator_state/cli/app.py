@@ -15,7 +15,7 @@ from orchestrator_state.cli.options import Schema, Url
 from orchestrator_state.cli.payloads import collect_garbage, rekey, verify
 from orchestrator_state.cli.retention import prune
 from orchestrator_state.cli.runs import runs
-from orchestrator_state.database.engine import Database, open_database
+from orchestrator_state.database import Database, open_database
 from orchestrator_state.settings import Settings
 
 _Result = TypeVar("_Result")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator_state.database.urls import SqliteLocation, locate
+from orchestrator_state.database import SqliteLocation, locate
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 

@@ -15,8 +15,7 @@ from orchestrator_state.cli.application import App, OptionalApp, store_options
 from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.cli.tables import add_row, new_table, show_table
-from orchestrator_state.maintenance.rekeying import RekeyReport
-from orchestrator_state.maintenance.verification import VerifyReport
+from orchestrator_state.maintenance import RekeyReport, VerifyReport
 
 
 def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:

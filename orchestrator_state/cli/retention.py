@@ -14,7 +14,7 @@ from orchestrator_state import StateStore
 from orchestrator_state.cli.application import OptionalApp, store_options
 from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
-from orchestrator_state.maintenance.retention import DeletionProgress, OnProgress
+from orchestrator_state.maintenance import DeletionProgress, OnProgress
 
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 

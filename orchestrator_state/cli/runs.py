@@ -15,7 +15,7 @@ from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.cli.tables import add_row, new_table, plain, show_table
 from orchestrator_state.errors import CorruptPayload, WorkflowNotFound
-from orchestrator_state.payloads.canonical import decode
+from orchestrator_state.payloads import decode
 from orchestrator_state.retry import after_an_effect
 
 runs = typer.Typer(no_args_is_help=True, help="Look at durable runs, and ask something of them.")

@@ -1,1 +1,30 @@
 """Tasks, threads and processes: what asyncio leaves to its users."""
+
+from orchestrator_state.concurrency.aside import LONG, Aside
+from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
+from orchestrator_state.concurrency.processes import ProcessIdentity
+from orchestrator_state.concurrency.task_contexts import context_of
+from orchestrator_state.concurrency.threads import Threads
+from orchestrator_state.concurrency.turns import Turns
+from orchestrator_state.concurrency.uninterrupted import Unstoppable, outlasting, settled, uninterrupted
+from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting, call_apart, outcome_of
+
+__all__ = [
+    "LONG",
+    "Aside",
+    "Outcome",
+    "ProcessIdentity",
+    "Returned",
+    "Threads",
+    "Turns",
+    "Unstoppable",
+    "awaiting",
+    "call_apart",
+    "context_of",
+    "outcome_of",
+    "outlasting",
+    "require_own_loop",
+    "running_loop",
+    "settled",
+    "uninterrupted",
+]

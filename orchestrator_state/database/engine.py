@@ -32,8 +32,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
 from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
-from orchestrator_state.concurrency.turns import Turns
+from orchestrator_state.concurrency import Turns, require_own_loop, running_loop
 from orchestrator_state.database import adopted, driver
 from orchestrator_state.database.beside import close_beside, close_what_comes_back, engine_beside, leave_connections
 from orchestrator_state.database.driver_statements import DriverStatements

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency.uninterrupted import settled
+from orchestrator_state.concurrency import settled
 from orchestrator_state.database.engine import Database
 
 CHANNEL: Final = "orchestrator_state"

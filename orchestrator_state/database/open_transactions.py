@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state.concurrency.uninterrupted import settled
+from orchestrator_state.concurrency import settled
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings

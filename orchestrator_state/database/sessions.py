@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
-from orchestrator_state.concurrency.event_loops import require_own_loop
+from orchestrator_state.concurrency import require_own_loop
 
 _KEY: Final = "orchestrator_state.undo"
 _Log = dict[SessionTransaction, list[Callable[[], None]]]

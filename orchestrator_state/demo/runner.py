@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
-from orchestrator_state.database.urls import SqliteLocation, locate
+from orchestrator_state.database import SqliteLocation, locate
 from orchestrator_state.demo import witness
 from orchestrator_state.demo.crew import Crew, DemoError
 from orchestrator_state.demo.display import Bars, progress_on, table, verdict

@@ -1,1 +1,17 @@
 """Who drives a run."""
+
+from orchestrator_state.execution.control import RunControl
+from orchestrator_state.execution.executor import Executor, RunRequest
+from orchestrator_state.execution.health import Pulse, WorkerHealth
+from orchestrator_state.execution.recovery import RecoveredRun, Recovery, RecoveryReport
+
+__all__ = [
+    "Executor",
+    "Pulse",
+    "RecoveredRun",
+    "Recovery",
+    "RecoveryReport",
+    "RunControl",
+    "RunRequest",
+    "WorkerHealth",
+]

@@ -14,11 +14,9 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.records.deltas import FINAL
-from orchestrator_state.records.sealing import SignalPlace, prepared_signal
-from orchestrator_state.records.states import rebase
-from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
-from orchestrator_state.repositories.workflows import lease_held
+from orchestrator_state.records import FINAL, SignalPlace, prepared_signal, rebase
+from orchestrator_state.repositories import lease_held
+from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

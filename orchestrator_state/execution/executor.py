@@ -12,13 +12,18 @@ from typing import Any, Final, TypeVar
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency.aside import LONG
-from orchestrator_state.concurrency.event_loops import running_loop
-from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.concurrency.threads import Threads
-from orchestrator_state.concurrency.uninterrupted import settled, uninterrupted
-from orchestrator_state.concurrency.user_code import Outcome, awaiting, outcome_of
-from orchestrator_state.database.clock import DatabaseClock
+from orchestrator_state.concurrency import (
+    LONG,
+    Outcome,
+    ProcessIdentity,
+    Threads,
+    awaiting,
+    outcome_of,
+    running_loop,
+    settled,
+    uninterrupted,
+)
+from orchestrator_state.database import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     Conflict,
@@ -39,23 +44,44 @@ from orchestrator_state.execution.leases import Claim, LeaseKeeper
 from orchestrator_state.execution.loading import LoadedRun, Page, load_run
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a, message_of
-from orchestrator_state.payloads.chain import Sealed
-from orchestrator_state.records.cells import is_id, require_sound, unclaimable_columns, unreadable
-from orchestrator_state.records.changes import Lease, Owner, RunNames
-from orchestrator_state.records.sealing import UNREADABLE, Columns, Opener, prepared_workflow
-from orchestrator_state.repositories.runs.lifecycle import MOST_LOOKS
-from orchestrator_state.repositories.runs.requests import CANCEL
-from orchestrator_state.repositories.workflows import lease_held
+from orchestrator_state.payloads import Sealed
+from orchestrator_state.records import (
+    UNREADABLE,
+    Columns,
+    Lease,
+    Opener,
+    Owner,
+    RunNames,
+    is_id,
+    prepared_workflow,
+    require_sound,
+    unclaimable_columns,
+    unreadable,
+)
+from orchestrator_state.repositories import lease_held
+from orchestrator_state.repositories.runs import CANCEL, MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs.faults import NOT_THE_RUNS, fault_behind, pause_after
-from orchestrator_state.runs.journal import CheckpointPolicy, Journal, RunRow
-from orchestrator_state.runs.lookout import Lookout
-from orchestrator_state.runs.run import Handler, Run, child_run_id
-from orchestrator_state.runs.stopping import StopSwitch, stopped_as
-from orchestrator_state.runs.tasks import HANDLER, mark
-from orchestrator_state.runs.types import RunTypes, bring_up_to_date
-from orchestrator_state.runs.waiting import Exits, WaitingRoom
-from orchestrator_state.runs.writer import Writer
+from orchestrator_state.runs import (
+    HANDLER,
+    NOT_THE_RUNS,
+    CheckpointPolicy,
+    Exits,
+    Handler,
+    Journal,
+    Lookout,
+    Run,
+    RunRow,
+    RunTypes,
+    StopSwitch,
+    WaitingRoom,
+    Writer,
+    bring_up_to_date,
+    child_run_id,
+    fault_behind,
+    mark,
+    pause_after,
+    stopped_as,
+)
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

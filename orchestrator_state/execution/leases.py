@@ -12,12 +12,11 @@ from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.concurrency.uninterrupted import uninterrupted
+from orchestrator_state.concurrency import ProcessIdentity, uninterrupted
 from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
-from orchestrator_state.records.changes import Lease, Owner
-from orchestrator_state.repositories.runs.lifecycle import lease_lost
-from orchestrator_state.repositories.workflows import chunks
+from orchestrator_state.records import Lease, Owner
+from orchestrator_state.repositories import chunks
+from orchestrator_state.repositories.runs import lease_lost
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

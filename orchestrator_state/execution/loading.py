@@ -18,13 +18,21 @@ from orchestrator_state.errors import (
     SchemaMismatch,
     WorkflowNotFound,
 )
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.records.changes import Lease, RunNames, StepRecord
-from orchestrator_state.records.context.history import ContextHistory, Encoded, join, split
-from orchestrator_state.records.context.patches import applicable
-from orchestrator_state.records.sealing import Columns
-from orchestrator_state.records.states import step_columns
-from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, StoredStep, open_rows, patches_of
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.records import (
+    DAMAGE,
+    DISPENSABLE,
+    Columns,
+    Lease,
+    Recorded,
+    RunNames,
+    StepRecord,
+    StoredStep,
+    open_rows,
+    patches_of,
+    step_columns,
+)
+from orchestrator_state.records.context import ContextHistory, Encoded, applicable, join, split
 from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

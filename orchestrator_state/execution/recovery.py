@@ -13,8 +13,7 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_handlers, as_positive
-from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.concurrency.uninterrupted import uninterrupted
+from orchestrator_state.concurrency import ProcessIdentity, uninterrupted
 from orchestrator_state.errors import (
     CorruptPayload,
     LeaseLost,
@@ -27,11 +26,9 @@ from orchestrator_state.execution.executor import Executor
 from orchestrator_state.execution.loading import LoadedRun, Page
 from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.records.cells import is_count, unreadable, unwritable_columns
-from orchestrator_state.records.changes import Lease
+from orchestrator_state.records import Lease, is_count, unreadable, unwritable_columns
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs.faults import NOT_THE_RUNS
-from orchestrator_state.runs.run import Handler
+from orchestrator_state.runs import NOT_THE_RUNS, Handler
 from orchestrator_state.transactions import Transactions, Work
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state.repositories.runs.suspects import FROM_ATTEMPT, Suspect
+from orchestrator_state.repositories.runs import FROM_ATTEMPT, Suspect
 
 _SIDE_BY_SIDE: Final = {3: 4, 4: 2}  # from the fifth time on, alone
 _PATIENCE: Final = 3.0  # seconds in which the others may come to their end, before a suspect is tried beside them

@@ -1,1 +1,19 @@
 """What is done beside live runs, page by page."""
+
+from orchestrator_state.maintenance.garbage import collect_garbage
+from orchestrator_state.maintenance.pages import Progress, row_counter
+from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
+from orchestrator_state.maintenance.retention import DeletionProgress, OnProgress
+from orchestrator_state.maintenance.verification import VerifyReport, verify
+
+__all__ = [
+    "DeletionProgress",
+    "OnProgress",
+    "Progress",
+    "RekeyReport",
+    "VerifyReport",
+    "collect_garbage",
+    "rekey",
+    "row_counter",
+    "verify",
+]

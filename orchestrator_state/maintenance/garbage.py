@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state.payloads.offload import directory_of, parse_name
+from orchestrator_state.payloads import directory_of, parse_name
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

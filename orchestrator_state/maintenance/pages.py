@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from orchestrator_state.payloads.offload import parse_name, references
-from orchestrator_state.repositories.payloads import (
+from orchestrator_state.payloads import parse_name, references
+from orchestrator_state.repositories import (
     PAGE_BYTES,
     PAYLOAD_TABLES,
     Key,

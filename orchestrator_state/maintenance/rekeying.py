@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError
 from orchestrator_state.maintenance.pages import pages, payload_repository
 from orchestrator_state.models import signals
-from orchestrator_state.payloads.chain import Payloads, check_digest
-from orchestrator_state.records.sealing import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
-from orchestrator_state.repositories.payloads import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
+from orchestrator_state.payloads import Payloads, check_digest
+from orchestrator_state.records import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
+from orchestrator_state.repositories import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
-from orchestrator_state.repositories.expressions import Children
+from orchestrator_state.repositories import Children
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

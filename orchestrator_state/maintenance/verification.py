@@ -10,21 +10,15 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, select
 
-from orchestrator_state.database.cells import is_addressable
+from orchestrator_state.database import is_addressable
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
 from orchestrator_state.maintenance.pages import pages, payload_repository
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payloads.canonical import decode_long
-from orchestrator_state.payloads.chain import check_digest, is_encoded
-from orchestrator_state.payloads.offload import parse_name, parse_reference, references
-from orchestrator_state.records.cells import require_sound
-from orchestrator_state.records.changes import RunNames
-from orchestrator_state.records.sealing import FREE_TEXTS, Opener
-from orchestrator_state.records.steps import open_rows
-from orchestrator_state.repositories.families import DESCENDED_FROM_THEMSELVES
-from orchestrator_state.repositories.payloads import CHECKED_TABLES, PayloadRow, StoredPayload
-from orchestrator_state.runs.types import RunTypes, as_of_today
+from orchestrator_state.payloads import check_digest, decode_long, is_encoded, parse_name, parse_reference, references
+from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, open_rows, require_sound
+from orchestrator_state.repositories import CHECKED_TABLES, DESCENDED_FROM_THEMSELVES, PayloadRow, StoredPayload
+from orchestrator_state.runs import RunTypes, as_of_today
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

@@ -1,1 +1,95 @@
 """A value and its stored text, both ways."""
+
+from orchestrator_state.payloads.blobs import BlobStore
+from orchestrator_state.payloads.canonical import (
+    MAX_BYTES,
+    MAX_DEPTH,
+    MAX_SNAPSHOT_BYTES,
+    MAX_VALUES,
+    MOST_BYTES,
+    MOST_DEPTH,
+    MOST_VALUES,
+    Encode,
+    check_text,
+    copied,
+    decode,
+    decode_long,
+    encode,
+    encode_steady,
+)
+from orchestrator_state.payloads.chain import PLAIN, Codec, Limits, Payloads, Sealed, check_digest, is_encoded, tags_of
+from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads.context_dict import ContextDict, Touch
+from orchestrator_state.payloads.encryption import AesGcm, KeyRing
+from orchestrator_state.payloads.offload import (
+    ENVELOPE_MARKER,
+    REFERENCE_MARKER,
+    MoveFirst,
+    Offload,
+    directory_of,
+    parse_name,
+    parse_reference,
+    references,
+)
+from orchestrator_state.payloads.round_trip import difference, same_to
+from orchestrator_state.payloads.storable import require_storable
+from orchestrator_state.payloads.typed import (
+    Unreadable,
+    adapter_of,
+    decode_aside,
+    decode_value,
+    dump,
+    encode_plain,
+    encode_value,
+    validated,
+)
+
+__all__ = [
+    "ENVELOPE_MARKER",
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_SNAPSHOT_BYTES",
+    "MAX_VALUES",
+    "MOST_BYTES",
+    "MOST_DEPTH",
+    "MOST_VALUES",
+    "PLAIN",
+    "REFERENCE_MARKER",
+    "AesGcm",
+    "BlobStore",
+    "Codec",
+    "ContextDict",
+    "Encode",
+    "KeyRing",
+    "Limits",
+    "MoveFirst",
+    "Offload",
+    "Payloads",
+    "Sealed",
+    "Touch",
+    "Unreadable",
+    "Zstd",
+    "adapter_of",
+    "check_digest",
+    "check_text",
+    "copied",
+    "decode",
+    "decode_aside",
+    "decode_long",
+    "decode_value",
+    "difference",
+    "directory_of",
+    "dump",
+    "encode",
+    "encode_plain",
+    "encode_steady",
+    "encode_value",
+    "is_encoded",
+    "parse_name",
+    "parse_reference",
+    "references",
+    "require_storable",
+    "same_to",
+    "tags_of",
+    "validated",
+]

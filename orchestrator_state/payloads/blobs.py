@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from orchestrator_state.concurrency.threads import Threads
+from orchestrator_state.concurrency import Threads
 from orchestrator_state.errors import ConfigurationError, MissingExtra, OrchestratorStateError, StoreUnavailable
 
 _Result = TypeVar("_Result")

@@ -20,7 +20,7 @@ from functools import partial
 from hashlib import sha256
 from typing import Any, Final, NamedTuple, Protocol, cast
 
-from orchestrator_state.concurrency.aside import LONG, Aside
+from orchestrator_state.concurrency import LONG, Aside
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,

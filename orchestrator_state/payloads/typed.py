@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
-from orchestrator_state.concurrency.aside import Aside
+from orchestrator_state.concurrency import Aside
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
 from orchestrator_state.payloads.canonical import Encode, decode_long, encode
 from orchestrator_state.payloads.round_trip import UNDONE, difference, same_to

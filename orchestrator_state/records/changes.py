@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.domain import LARGEST_COUNT
-from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.records.sealing import or_null, seal_step
 
 

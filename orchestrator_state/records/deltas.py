@@ -22,8 +22,7 @@ import msgspec
 
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.payloads.canonical import encode
-from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads import Payloads, encode
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.held import Encoded, join, split
 from orchestrator_state.records.context.history import Patch

@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator_state.domain import SavedRows, Shown, StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
-from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.records.states import loaded_from
 from orchestrator_state.state_schema import Schemas, StateSchema, encode_loaded
 

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from orchestrator_state.concurrency.aside import LONG
+from orchestrator_state.concurrency import LONG
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
-from orchestrator_state.payloads.chain import Payloads, Sealed
+from orchestrator_state.payloads import Payloads, Sealed
 
 Columns = dict[str, Any]
 

@@ -15,8 +15,7 @@ from orchestrator_state.collector import collector_paused
 from orchestrator_state.damaged import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
-from orchestrator_state.payloads.canonical import decode_long
-from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads import Payloads, decode_long
 from orchestrator_state.records.cells import (
     CELLS,
     damaged_columns,

@@ -10,8 +10,7 @@ from uuid import UUID
 
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.payloads.canonical import decode
-from orchestrator_state.payloads.chain import Payloads
+from orchestrator_state.payloads import Payloads, decode
 from orchestrator_state.records.cells import is_count, is_integer, is_step_id, is_time, unreadable
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split

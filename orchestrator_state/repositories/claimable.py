@@ -13,8 +13,7 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, Float, and_, literal, literal_column, not_, or_
 
 from orchestrator_state.column_types import UtcTimestamp
-from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING
-from orchestrator_state.database.dialects import database_now, database_time_in, lies_ahead
+from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, database_now, database_time_in, lies_ahead
 from orchestrator_state.models import workflow_states
 from orchestrator_state.settings import LONGEST_LEASE
 

@@ -7,9 +7,9 @@ from typing import Any, Final
 from sqlalchemy import Column, ColumnElement, Integer, Table, and_, case, cast, func, select
 
 from orchestrator_state.damaged import FURTHEST_COUNT
-from orchestrator_state.database.cells import counts_on, is_addressable
+from orchestrator_state.database import counts_on, is_addressable
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.cells import GROWING_COUNTS
+from orchestrator_state.records import GROWING_COUNTS
 
 COUNTS: Final = tuple(workflow_states.c[name] for name in GROWING_COUNTS)
 IS_WRITABLE: Final = and_(is_addressable(workflow_states.c.id), counts_on(*COUNTS))

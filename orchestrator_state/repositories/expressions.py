@@ -30,13 +30,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import Select
 
-from orchestrator_state.database.cells import one_more
-from orchestrator_state.database.dialects import database_now, is_moment
-from orchestrator_state.database.engine import conflict_aware_insert
+from orchestrator_state.database import conflict_aware_insert, database_now, is_moment, one_more
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads.offload import ENVELOPE_MARKER, REFERENCE_MARKER
-from orchestrator_state.records.steps import StoredStep
+from orchestrator_state.payloads import ENVELOPE_MARKER, REFERENCE_MARKER
+from orchestrator_state.records import StoredStep
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.counts import next_count
 

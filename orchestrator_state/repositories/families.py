@@ -15,11 +15,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, bindparam, exists, literal, not_, select
 from sqlalchemy.sql import Select
 
-from orchestrator_state.database.cells import is_addressable
-from orchestrator_state.database.dialects import is_moment
+from orchestrator_state.database import is_addressable, is_moment
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.cells import is_time
+from orchestrator_state.records import is_time
 
 _w = workflow_states.c
 _parent = workflow_states.alias("parent")

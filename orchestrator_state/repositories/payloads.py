@@ -30,10 +30,10 @@ from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
-from orchestrator_state.database.cells import is_stored_name
+from orchestrator_state.database import is_stored_name
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
-from orchestrator_state.records.cells import CELLS
-from orchestrator_state.records.sealing import (
+from orchestrator_state.records import (
+    CELLS,
     PAYLOAD_COLUMNS,
     Columns,
     SignalPlace,

@@ -13,8 +13,7 @@ from uuid import UUID
 
 from sqlalchemy import Float, delete, literal, select
 
-from orchestrator_state.database.dialects import database_now, database_time_in
-from orchestrator_state.database.engine import conflict_aware_insert
+from orchestrator_state.database import conflict_aware_insert, database_now, database_time_in
 from orchestrator_state.models import requests
 from orchestrator_state.repositories.workflows import Repository, rowcount
 

@@ -13,12 +13,11 @@ from typing import Any, Final
 from sqlalchemy import Select, bindparam, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.database.engine import PROTECTED_NAMESPACES
-from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database import PROTECTED_NAMESPACES, database_errors
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payloads.chain import Payloads, Sealed, tags_of
+from orchestrator_state.payloads import Payloads, Sealed, tags_of
 
 _NO_PROTECTION: Final = frozenset({"zstd", "blob"})
 _LONGEST_START: Final = 1024  # characters of an envelope: more than its tags have

@@ -18,11 +18,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
-from orchestrator_state.concurrency.aside import LONG
-from orchestrator_state.database.engine import ReadingSession
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.notifications import announce
-from orchestrator_state.database.sessions import unless_committed
+from orchestrator_state.concurrency import LONG
+from orchestrator_state.database import ReadingSession, announce, database_errors, unless_committed
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.errors import (
     AlreadyExists,
@@ -38,23 +35,32 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads.chain import PLAIN, Payloads, Sealed
-from orchestrator_state.payloads.offload import references
-from orchestrator_state.records.cells import is_count, unreadable
-from orchestrator_state.records.deltas import Delta, Source
-from orchestrator_state.records.saved import Stamps, as_stored, check_state, upcast_state, upcast_step
-from orchestrator_state.records.sealing import Columns, checkpoint_identity, prepared_workflow, seal_step, seal_workflow
-from orchestrator_state.records.states import (
+from orchestrator_state.payloads import PLAIN, Payloads, Sealed, references
+from orchestrator_state.records import (
+    Columns,
+    Delta,
+    Source,
+    Stamps,
+    as_stored,
     check_fields,
+    check_state,
     checkpoint_columns,
     checkpoint_from_row,
+    checkpoint_identity,
+    is_count,
     loaded_from,
     open_snapshot,
     payload_bytes,
     payloads_in,
+    prepared_workflow,
+    seal_step,
+    seal_workflow,
     state_columns,
     states_from_rows,
     step_from_row,
+    unreadable,
+    upcast_state,
+    upcast_step,
 )
 from orchestrator_state.repositories.expressions import (
     ACTIVE_STATES,

@@ -11,8 +11,7 @@ from functools import partial
 from types import CodeType
 from typing import Any, TypeVar
 
-from orchestrator_state.concurrency.threads import Threads
-from orchestrator_state.concurrency.user_code import Returned, call_apart
+from orchestrator_state.concurrency import Returned, Threads, call_apart
 
 _T = TypeVar("_T")
 

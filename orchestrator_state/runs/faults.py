@@ -8,7 +8,7 @@ from typing import Final, cast
 
 from orchestrator_state.errors import OrchestratorStateError, SchemaMismatch, StoreUnavailable
 from orchestrator_state.failures import is_a, leaves
-from orchestrator_state.records.sealing import UNREADABLE
+from orchestrator_state.records import UNREADABLE
 
 UNREADABLE_HERE: Final = (SchemaMismatch, *UNREADABLE)
 """Other code, or a store with other keys, may well be able to read it."""

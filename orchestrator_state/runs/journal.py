@@ -12,37 +12,42 @@ from typing import Final
 from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency.aside import LONG, Aside
-from orchestrator_state.concurrency.turns import Turns
-from orchestrator_state.concurrency.uninterrupted import outlasting
+from orchestrator_state.concurrency import LONG, Aside, Turns, outlasting
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
-from orchestrator_state.payloads.canonical import decode_long
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.offload import parse_reference
-from orchestrator_state.records.changes import (
+from orchestrator_state.payloads import Payloads, decode_long, parse_reference
+from orchestrator_state.records import (
+    FINAL,
     Ack,
+    Cadence,
+    Chain,
     CheckpointRecord,
+    Columns,
+    Delta,
     FoldedContext,
     Lease,
     RunChange,
     StepRecord,
-    sealed_step,
-)
-from orchestrator_state.records.context.held import Decoded, LongValues, decoded
-from orchestrator_state.records.context.history import ContextChange, ContextHistory, Encoded, Look, Patch, join
-from orchestrator_state.records.deltas import (
-    FINAL,
-    Cadence,
-    Chain,
-    Delta,
     Subject,
+    checkpoint_identity,
+    sealed_step,
     step_fields,
     step_json,
     unfinished_fields,
+    workflow_identity,
 )
-from orchestrator_state.records.sealing import Columns, checkpoint_identity, workflow_identity
+from orchestrator_state.records.context import (
+    ContextChange,
+    ContextHistory,
+    Decoded,
+    Encoded,
+    LongValues,
+    Look,
+    Patch,
+    decoded,
+    join,
+)
 from orchestrator_state.runs.faults import NOT_THE_RUNS
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch

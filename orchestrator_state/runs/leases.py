@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 from uuid import UUID
 
-from orchestrator_state.records.changes import Lease, Owner
+from orchestrator_state.records import Lease, Owner
 
 
 class Leases(Protocol):

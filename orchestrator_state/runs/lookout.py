@@ -14,8 +14,8 @@ from typing import Final, Protocol
 from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency.processes import ProcessIdentity
-from orchestrator_state.repositories.runs.waits import Awaited, News
+from orchestrator_state.concurrency import ProcessIdentity
+from orchestrator_state.repositories.runs import Awaited, News
 from orchestrator_state.runs.leases import Leases
 from orchestrator_state.transactions import Transactions
 

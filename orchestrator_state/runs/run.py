@@ -18,11 +18,8 @@ from typing_extensions import TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
-from orchestrator_state.concurrency.threads import Threads
-from orchestrator_state.concurrency.uninterrupted import outlasting, uninterrupted
-from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting
-from orchestrator_state.database.failed_statements import statement_failed
-from orchestrator_state.database.open_transactions import Idling, idle_limit
+from orchestrator_state.concurrency import Outcome, Returned, Threads, awaiting, outlasting, uninterrupted
+from orchestrator_state.database import Idling, idle_limit, statement_failed
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import (
     ConfigurationError,
@@ -33,11 +30,8 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.payloads.canonical import encode
-from orchestrator_state.payloads.storable import require_storable
-from orchestrator_state.payloads.typed import Unreadable, decode_aside, decode_value
-from orchestrator_state.records.changes import Ack, StepRecord
-from orchestrator_state.records.sealing import UNREADABLE
+from orchestrator_state.payloads import Unreadable, decode_aside, decode_value, encode, require_storable
+from orchestrator_state.records import UNREADABLE, Ack, StepRecord
 from orchestrator_state.runs.calls import NotBegun, StepFunction, call
 from orchestrator_state.runs.faults import NOT_THE_RUNS
 from orchestrator_state.runs.journal import Entry, Journal

@@ -18,7 +18,7 @@ from orchestrator_state.errors import (
     RunPaused,
 )
 from orchestrator_state.failures import message_of
-from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
+from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.runs.faults import NOT_THE_RUNS
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from contextvars import Context, ContextVar
 from typing import Any, Final
 
-from orchestrator_state.concurrency.task_contexts import context_of
+from orchestrator_state.concurrency import context_of
 
 HANDLER: Final = "orchestrator_state run"
 """How the task of a handler is named, before the run's id. Those of others of our own are no handler's."""

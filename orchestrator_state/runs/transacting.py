@@ -17,11 +17,18 @@ from sqlalchemy.engine import Transaction
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from orchestrator_state.concurrency.user_code import call_apart
-from orchestrator_state.database.errors import fault_in, is_unknown_to_sqlite
-from orchestrator_state.database.failed_statements import failures_on, fault_under, refuse_after_failure
-from orchestrator_state.database.lent import put_in_force, settings_in_force
-from orchestrator_state.database.open_transactions import kept_open, transaction_ended
+from orchestrator_state.concurrency import call_apart
+from orchestrator_state.database import (
+    failures_on,
+    fault_in,
+    fault_under,
+    is_unknown_to_sqlite,
+    kept_open,
+    put_in_force,
+    refuse_after_failure,
+    settings_in_force,
+    transaction_ended,
+)
 
 _T = TypeVar("_T")
 _SAVEPOINT: Final = "SAVEPOINT orchestrator_state"

@@ -11,25 +11,32 @@ from uuid import UUID
 from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_stored_name
-from orchestrator_state.concurrency.aside import LONG
+from orchestrator_state.concurrency import LONG
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
-from orchestrator_state.payloads.canonical import decode
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.storable import require_storable
-from orchestrator_state.payloads.typed import (
+from orchestrator_state.payloads import (
+    Payloads,
     Unreadable,
     adapter_of,
+    decode,
     decode_aside,
     decode_value,
     dump,
     encode_plain,
     encode_value,
+    require_storable,
     validated,
 )
-from orchestrator_state.records.changes import Lease, StepRecord
-from orchestrator_state.records.context.held import Encoded, PlainContext, TypedContext, join, split
-from orchestrator_state.records.context.history import ContextHistory, converted
+from orchestrator_state.records import Lease, StepRecord
+from orchestrator_state.records.context import (
+    ContextHistory,
+    Encoded,
+    PlainContext,
+    TypedContext,
+    converted,
+    join,
+    split,
+)
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
 from orchestrator_state.transactions import Transactions
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
+from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.errors import RunSuspended
 from orchestrator_state.runs.lookout import Lookout, Watch
 from orchestrator_state.runs.stopping import StopSwitch

@@ -17,11 +17,11 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state.concurrency.uninterrupted import Unstoppable
-from orchestrator_state.database.open_transactions import Idling
+from orchestrator_state.concurrency import Unstoppable
+from orchestrator_state.database import Idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, InvalidPayload, StoreUnavailable
-from orchestrator_state.records.changes import Ack, RunChange
-from orchestrator_state.repositories.runs.commits import commit_at_once
+from orchestrator_state.records import Ack, RunChange
+from orchestrator_state.repositories.runs import commit_at_once
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
 

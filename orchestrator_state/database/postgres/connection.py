@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
-from orchestrator_state.concurrency.user_code import call_apart
+from orchestrator_state.concurrency import call_apart
 from orchestrator_state.database.postgres.options import PostgresOptions
 from orchestrator_state.database.urls import PostgresLocation, can_be_sent
 from orchestrator_state.errors import AbnormalExit, AccessLost, ConfigurationError, StoreUnavailable

@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, Final
 from weakref import ref
 
-from orchestrator_state.concurrency.task_contexts import context_of
+from orchestrator_state.concurrency import context_of
 
 _LONGEST_LOOK: Final = 0.0003  # seconds, of the processor: some hundred tasks
 

@@ -10,11 +10,23 @@ import msgspec
 from pydantic import BaseModel
 
 from orchestrator_state.errors import InvalidPayload
-from orchestrator_state.payloads.canonical import Encode, decode, decode_long, encode, encode_steady
-from orchestrator_state.payloads.chain import PLAIN, Payloads
-from orchestrator_state.payloads.context_dict import ContextDict, Touch
-from orchestrator_state.payloads.round_trip import difference, same_to
-from orchestrator_state.payloads.typed import Unreadable, adapter_of, dump, validated
+from orchestrator_state.payloads import (
+    PLAIN,
+    ContextDict,
+    Encode,
+    Payloads,
+    Touch,
+    Unreadable,
+    adapter_of,
+    decode,
+    decode_long,
+    difference,
+    dump,
+    encode,
+    encode_steady,
+    same_to,
+    validated,
+)
 
 _MANY: Final = 1000
 """In a dict of more keys, whoever goes through its values is taken to hold any of them."""

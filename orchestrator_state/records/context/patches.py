@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.payloads.canonical import decode, encode
+from orchestrator_state.payloads import decode, encode
 from orchestrator_state.records.context.held import Encoded, join, split
 from orchestrator_state.records.context.text_edits import Edit, edit_between
 

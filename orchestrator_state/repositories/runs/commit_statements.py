@@ -47,12 +47,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
-from orchestrator_state.database.cells import one_more
-from orchestrator_state.database.dialects import database_now
-from orchestrator_state.database.open_transactions import is_marked, setting_idle_limit
+from orchestrator_state.database import database_now, is_marked, one_more, setting_idle_limit
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.records.changes import CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
-from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.records import FINAL, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
 from orchestrator_state.repositories.runs.fence import (
     FIRST_CONTEXT_KEPT,
     IN_ITS_PLACE,

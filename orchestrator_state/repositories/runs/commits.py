@@ -17,14 +17,10 @@ from uuid import UUID
 from sqlalchemy import CursorResult, Executable, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
-from orchestrator_state.database.driver_statements import DriverStatements
-from orchestrator_state.database.engine import Database
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.open_transactions import is_marked, transaction_ended
+from orchestrator_state.database import Database, DriverStatements, database_errors, is_marked, transaction_ended
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.records.changes import Ack, RunChange
-from orchestrator_state.records.deltas import FINAL
+from orchestrator_state.records import FINAL, Ack, RunChange
 from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.runs.commit_statements import (
     DELETE_SIGNAL,

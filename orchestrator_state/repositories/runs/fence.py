@@ -22,9 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
-from orchestrator_state.database.cells import one_more
-from orchestrator_state.database.dialects import database_now, database_time_in, is_moment
-from orchestrator_state.database.engine import conflict_aware_insert
+from orchestrator_state.database import conflict_aware_insert, database_now, database_time_in, is_moment, one_more
 from orchestrator_state.models import step_states, workflow_states
 from orchestrator_state.repositories.claimable import IS_ASLEEP, LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import has_leftovers

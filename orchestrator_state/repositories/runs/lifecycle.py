@@ -30,36 +30,39 @@ from sqlalchemy import (
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.collector import collector_paused
-from orchestrator_state.database.cells import one_more
-from orchestrator_state.database.dialects import database_now, database_time_in, time_after
-from orchestrator_state.database.engine import conflict_aware_insert
-from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.notifications import announce
-from orchestrator_state.database.open_transactions import marking, setting_idle_limit
+from orchestrator_state.database import (
+    announce,
+    conflict_aware_insert,
+    database_errors,
+    database_now,
+    database_time_in,
+    marking,
+    one_more,
+    setting_idle_limit,
+    time_after,
+)
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads.chain import Payloads, Sealed
-from orchestrator_state.records.changes import (
+from orchestrator_state.payloads import Payloads, Sealed
+from orchestrator_state.records import (
+    SEALED_STEP_COLUMNS,
+    Columns,
     Lease,
+    Opener,
     Owner,
     Renewal,
     RunNames,
     Signal,
-    StepRecord,
-    sealed_step,
-    step_record,
-)
-from orchestrator_state.records.sealing import (
-    SEALED_STEP_COLUMNS,
-    Columns,
-    Opener,
     SignalPlace,
+    StepRecord,
+    StoredStep,
     open_signal,
     seal_signal,
     seal_step,
+    sealed_step,
+    step_record,
 )
-from orchestrator_state.records.steps import StoredStep
 from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE, lease_was_good
 from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE, next_count
 from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OUTDATED, STORED_STEPS_OF

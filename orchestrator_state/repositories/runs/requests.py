@@ -11,11 +11,10 @@ from typing import Any, Final
 
 from sqlalchemy import Executable, and_, bindparam, case, null
 
-from orchestrator_state.database.cells import one_more
-from orchestrator_state.database.dialects import database_now
+from orchestrator_state.database import database_now, one_more
 from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.sealing import Columns
+from orchestrator_state.records import Columns
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT, fenced_update
 

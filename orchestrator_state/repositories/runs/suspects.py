@@ -9,7 +9,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, not_, select, text
 from sqlalchemy.sql import Select
 
-from orchestrator_state.database.dialects import database_time_in
+from orchestrator_state.database import database_time_in
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import workflow_states
 from orchestrator_state.repositories.claimable import rested_since

@@ -1,0 +1,5 @@
+"""Where `Zstd` has always been imported from."""
+
+from orchestrator_state.payloads.compression import Zstd
+
+__all__ = ["Zstd"]
