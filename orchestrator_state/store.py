@@ -30,7 +30,7 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.execution import Executor, Recovery, RecoveryReport, RunControl, RunRequest
+from orchestrator_state.execution import Executor, Recovery, RecoveryReport, RunControl, WantedRun
 from orchestrator_state.maintenance import (
     OnProgress,
     Progress,
@@ -473,9 +473,9 @@ class StateStore:
         """
         as_function(handler, "handler")
         types = self._executor.types_of(name, state, returns)
-        request = await self._request(types, workflow_id, context, user_id, idempotency_key)
+        wanted = await self._wanted(types, workflow_id, context, user_id, idempotency_key)
         patience = as_duration(0 if wait is None else wait, "wait")
-        outcome = await self._executor.run(request, handler, wait=patience, strict=strict)
+        outcome = await self._executor.run(wanted, handler, wait=patience, strict=strict)
         return outcome.result()
 
     async def start(
@@ -489,11 +489,11 @@ class StateStore:
         idempotency_key: str | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`."""
-        request = await self._request(
+        wanted = await self._wanted(
             self._executor.types_of(name, state), workflow_id, context, user_id, idempotency_key
         )
         for looks_left in reversed(range(MOST_LOOKS)):
-            workflow_state_id, is_new = await self._executor.start(request)
+            workflow_state_id, is_new = await self._executor.start(wanted)
             with after_an_effect():
                 try:
                     return await self.load_workflow_state(workflow_state_id)
@@ -558,14 +558,14 @@ class StateStore:
         """Put a run back to that checkpoint: later steps and checkpoints are forgotten. Raises `LeaseHeld`."""
         return await self._control.rewind(checkpoint_id)
 
-    async def _request(
+    async def _wanted(
         self,
         types: RunTypes,
         workflow_id: str | None,
         context: dict[str, Any] | BaseModel | None,
         user_id: str | None,
         idempotency_key: str | None,
-    ) -> RunRequest:
+    ) -> WantedRun:
         """Check the arguments of a start as the domain would."""
         if idempotency_key is not None:
             as_stored_name(idempotency_key, "idempotency_key")
@@ -573,7 +573,7 @@ class StateStore:
         given = idempotency_key if workflow_id is None else workflow_id
         if given is not None:
             checked.workflow_id = given
-        return RunRequest(
+        return WantedRun(
             types=types,
             name=checked.workflow_name,
             workflow_id=checked.workflow_id,

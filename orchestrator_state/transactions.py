@@ -131,18 +131,18 @@ class Transactions:
 
         The repetition then returns what the attempt that took effect returned. `kind` says in the row what it was.
         """
-        request_id = uuid4()
+        call_id = uuid4()
         done: list[_Result] = []  # by the last attempt that came to its COMMIT: no other can have taken effect
 
         async def once(uow: UnitOfWork) -> _Result:
-            if await uow.requests.note(request_id, kind):
+            if await uow.calls.note(call_id, kind):
                 done[:] = [await work(uow)]
             return done[0]
 
         result = await self.write(once)
         self._noted += 1
         if self._noted % _TIDIED_EVERY == 0:
-            await self.forget_old_requests()
+            await self.forget_old_calls()
         return result
 
     async def write_or_compare(
@@ -172,7 +172,7 @@ class Transactions:
 
         await self._moving_blobs_first(write)
 
-    async def forget_old_requests(self) -> None:
+    async def forget_old_calls(self) -> None:
         """Delete ids of calls that are older than a day: they are of use for minutes.
 
         What calls this has taken effect, whatever becomes of them.
@@ -181,7 +181,7 @@ class Transactions:
             forgotten = MOST_AT_ONCE
             while forgotten == MOST_AT_ONCE:
                 async with self.begin(idles=Idling.BRIEFLY) as uow:
-                    forgotten = await uow.requests.forget_old()
+                    forgotten = await uow.calls.forget_old()
         except StoreUnavailable as error:
             _logger.warning("the ids of old calls were left for the next time: %s", error)
 

@@ -11,8 +11,8 @@ from orchestrator_state.database import StoreSession, refuse_autocommit
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import (
+    CallRepository,
     CheckpointRepository,
-    RequestRepository,
     StepRepository,
     UndeclaredPayloads,
     WorkflowRepository,
@@ -61,5 +61,5 @@ class UnitOfWork:
         self.checkpoints = CheckpointRepository(session, **options)
         self.runs = RunRepository(session, **options)
         self.commits = CommitRepository(session, **options)
-        self.requests = RequestRepository(session, **options)
+        self.calls = CallRepository(session, **options)
         self.waits = WaitRepository(session, **options)

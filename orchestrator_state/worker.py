@@ -146,7 +146,7 @@ class Worker:
             self._looked_for_the_dead_at = time.monotonic()
         if time.monotonic() - self._tidied_at >= _TIDY:
             self._tidied_at = time.monotonic()
-            await self._recovery.forget_old_requests()
+            await self._recovery.forget_old_calls()
             await self._recovery.list_unknown()  # says in the log which are damaged
         await self._recovery.start(free, self._watch, linger=_LINGER)
         return True

@@ -243,8 +243,8 @@ async def drive_runs(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.RunPaused, store.run("n", hide, workflow_id="paused", context=HIDDEN))
     await store.cancel(row.id)
     await driven.error(errors.RunCancelled, store.run("n", hide, workflow_id="paused", context=HIDDEN))
-    request = await store._request(store._executor.types_of("n"), "waiting", HIDDEN, None, None)
-    waiting = store._executor.run(request, wait, wait=timedelta(), linger=timedelta())
+    wanted = await store._wanted(store._executor.types_of("n"), "waiting", HIDDEN, None, None)
+    waiting = store._executor.run(wanted, wait, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
 
     async def none(_: Run) -> None: ...
@@ -286,8 +286,8 @@ async def drive_family(driven: Driven, store: StateStore) -> None:
     async def parent(run: Run) -> Any:
         return await run.child("child", wait, context=HIDDEN)
 
-    request = await store._request(store._executor.types_of("n"), "family", HIDDEN, None, None)
-    waiting = store._executor.run(request, parent, wait=timedelta(), linger=timedelta())
+    wanted = await store._wanted(store._executor.types_of("n"), "family", HIDDEN, None, None)
+    waiting = store._executor.run(wanted, parent, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
     child = next(state for state in await store.list_active_workflows() if state.workflow_name == "child")
     await change_row(store, child.id, status="failed")

@@ -1,7 +1,7 @@
 """Who drives a run."""
 
 from orchestrator_state.execution.control import RunControl
-from orchestrator_state.execution.executor import Executor, RunRequest
+from orchestrator_state.execution.executor import Executor, WantedRun
 from orchestrator_state.execution.health import Pulse, WorkerHealth
 from orchestrator_state.execution.recovery import RecoveredRun, Recovery, RecoveryReport
 
@@ -12,6 +12,6 @@ __all__ = [
     "Recovery",
     "RecoveryReport",
     "RunControl",
-    "RunRequest",
+    "WantedRun",
     "WorkerHealth",
 ]

@@ -94,7 +94,7 @@ _RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RunRequest:
+class WantedRun:
     """What `store.run` was asked for."""
 
     name: str
@@ -135,7 +135,7 @@ class Executor:
 
     async def run(
         self,
-        request: RunRequest,
+        wanted: WantedRun,
         handler: Handler[_T],
         *,
         wait: timedelta,
@@ -148,25 +148,23 @@ class Executor:
         """
         deadline = running_loop().time() + wait.total_seconds()
         # A child that has failed is its parent's to hear of. So is a run that failed while we waited for its owner.
-        is_over = _ENDED if request.parent is not None else _HAS_RESULT
-        request = await self._prepared(request)
+        is_over = _ENDED if wanted.parent is not None else _HAS_RESULT
+        wanted = await self._prepared(wanted)
         while True:
             async with self.keeper.claiming() as claim:
-                look = partial(self._start_or_claim, request=request, claim=claim, is_over=is_over)
+                look = partial(self._start_or_claim, wanted=wanted, claim=claim, is_over=is_over)
                 row = await self._transactions.write(look)
                 if isinstance(row, RunSuspended):
                     raise row
                 if not isinstance(row, LeaseHeld):
                     if row.status == WorkflowStatus.COMPLETED:
-                        return Outcome(await request.types.decode_result(row, await self._result(row)))
+                        return Outcome(await wanted.types.decode_result(row, await self._result(row)))
                     if row.status == WorkflowStatus.FAILED:
                         raise await self._failure(row)
                     try:
                         with after_an_effect():
                             page = Page.of_new_run(self._transactions, row.id) if claim.created == row.id else None
-                            return await self.drive(
-                                row, handler, request.types, strict=strict, linger=linger, page=page
-                            )
+                            return await self.drive(row, handler, wanted.types, strict=strict, linger=linger, page=page)
                     except PauseTakenBack:
                         continue
             if running_loop().time() >= deadline:
@@ -316,16 +314,16 @@ class Executor:
 
         return await self._transactions.write(fail)
 
-    async def start(self, request: RunRequest) -> tuple[UUID, bool]:
+    async def start(self, wanted: WantedRun) -> tuple[UUID, bool]:
         """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
-        request = await self._prepared(request)
+        wanted = await self._prepared(wanted)
 
         async def start(uow: UnitOfWork) -> tuple[UUID, bool]:
-            row, is_new = await uow.runs.find(self._names(request)), False
+            row, is_new = await uow.runs.find(self._names(wanted)), False
             if row is None:
-                columns = self._new_columns(request) | {"status": WorkflowStatus.PENDING.value}
-                row, is_new = await self._create(uow, request, columns, None)
-            return _require_same(row, request).id, is_new
+                columns = self._new_columns(wanted) | {"status": WorkflowStatus.PENDING.value}
+                row, is_new = await self._create(uow, wanted, columns, None)
+            return _require_same(row, wanted).id, is_new
 
         return await self._of_callers.write_once("start", start)
 
@@ -488,20 +486,18 @@ class Executor:
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
-    async def _start_or_claim(
-        self, uow: UnitOfWork, request: RunRequest, claim: Claim, is_over: Collection[str]
-    ) -> Any:
+    async def _start_or_claim(self, uow: UnitOfWork, wanted: WantedRun, claim: Claim, is_over: Collection[str]) -> Any:
         """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
         claim.begin()
-        row = await uow.runs.find(self._names(request))
+        row = await uow.runs.find(self._names(wanted))
         if row is None:
-            await self._require_goes_on(uow, request.parent)
-            row, is_new = await self._create(uow, request, self._new_columns(request), self.keeper.owner)
+            await self._require_goes_on(uow, wanted.parent)
+            row, is_new = await self._create(uow, wanted, self._new_columns(wanted), self.keeper.owner)
             if is_new:
                 claim.add(row.id)
                 claim.created = row.id
                 return row
-        row = _require_same(row, request)
+        row = _require_same(row, wanted)
         self._transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
         if row.status in is_over:
             return row
@@ -511,20 +507,20 @@ class Executor:
             raise RunPaused(f"run {row.id} is paused; `store.resume` continues it", workflow_state_id=row.id)
         if row.id in claim and not row.lease_is_free and row.lease_owner == self.keeper.owner.id:
             return row  # claimed by an earlier attempt, whose answer was lost
-        claimed = await self._claim(uow, row, request, claim)
-        return claimed or await self._start_or_claim(uow, request, claim, is_over)
+        claimed = await self._claim(uow, row, wanted, claim)
+        return claimed or await self._start_or_claim(uow, wanted, claim, is_over)
 
-    async def _claim(self, uow: UnitOfWork, row: Any, request: RunRequest, claim: Claim) -> Any:
+    async def _claim(self, uow: UnitOfWork, row: Any, wanted: WantedRun, claim: Claim) -> Any:
         """The unfinished `row`, claimed; or why it cannot be; None if it has changed since it was read."""
         if unclaimable := unclaimable_columns(row):
             raise unreadable(unclaimable, row.id, workflow_id=row.workflow_id)
         if not row.lease_is_free and not self._is_abandoned(row):
             return lease_held(row.id, row)
-        if request.parent_id is not None and row.is_asleep:
+        if wanted.parent_id is not None and row.is_asleep:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
         claimed = await uow.runs.claim(row, self.keeper.owner)
         if claimed is not None:
-            _require_same(claimed, request)  # what was read may have been deleted, and its id another's by now
+            _require_same(claimed, wanted)  # what was read may have been deleted, and its id another's by now
             claim.add(claimed.id)
             if row.status == WorkflowStatus.FAILED:
                 await uow.runs.revive_descendants(row.id)
@@ -536,15 +532,15 @@ class Executor:
             raise stopped_as(WorkflowStatus.CANCELLED, parent.workflow_state_id)
 
     async def _create(
-        self, uow: UnitOfWork, request: RunRequest, columns: Columns, owner: Owner | None
+        self, uow: UnitOfWork, wanted: WantedRun, columns: Columns, owner: Owner | None
     ) -> tuple[Any, bool]:
         """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`.
 
         What kept us from creating it may have been deleted before it was looked for: then the same id is free, and
         whoever starts the run at the same time tries that.
         """
-        names = self._names(request)
-        first: Columns = {} if request.prepared is None else {"context": request.prepared}
+        names = self._names(wanted)
+        first: Columns = {} if wanted.prepared is None else {"context": wanted.prepared}
         for run_id in names.ids:
             for _ in range(MOST_LOOKS):
                 if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
@@ -555,39 +551,39 @@ class Executor:
                     break
             first = {}
         message = "the run's ids are taken in other namespaces, or another unique index refuses the run"
-        raise Conflict(message, workflow_id=request.workflow_id)
+        raise Conflict(message, workflow_id=wanted.workflow_id)
 
-    def _names(self, request: RunRequest) -> RunNames:
+    def _names(self, wanted: WantedRun) -> RunNames:
         """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
-        derived = uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{request.workflow_id}")
-        first = request.id or derived
+        derived = uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{wanted.workflow_id}")
+        first = wanted.id or derived
         return RunNames(
             # Anybody can guess an id, and take it in a namespace of theirs: that is no reason to fail.
             ids=[first, *(uuid5(first, f"taken {number}") for number in range(1, _IDS))],
-            idempotency_key=request.idempotency_key,
+            idempotency_key=wanted.idempotency_key,
             # A child is its parent's call, whatever it is called.
-            workflow_id=request.workflow_id if request.id is None else None,
+            workflow_id=wanted.workflow_id if wanted.id is None else None,
         )
 
-    async def _prepared(self, request: RunRequest) -> RunRequest:
-        if request.context is None or len(request.context) < LONG:
-            return request
-        first = self._names(request).ids[0]
-        columns: Columns = {"context": request.context}
+    async def _prepared(self, wanted: WantedRun) -> WantedRun:
+        if wanted.context is None or len(wanted.context) < LONG:
+            return wanted
+        first = self._names(wanted).ids[0]
+        columns: Columns = {"context": wanted.context}
         columns = await prepared_workflow(self._transactions.payloads, first, columns)
-        return replace(request, prepared=columns["context"])
+        return replace(wanted, prepared=columns["context"])
 
-    def _new_columns(self, request: RunRequest) -> Columns:
+    def _new_columns(self, wanted: WantedRun) -> Columns:
         return {
-            "workflow_id": request.workflow_id,
-            "workflow_name": request.name,
+            "workflow_id": wanted.workflow_id,
+            "workflow_name": wanted.name,
             "status": WorkflowStatus.RUNNING.value,
-            "user_id": request.user_id,
+            "user_id": wanted.user_id,
             # A resume needs no context, so a model that has no defaults refuses a start only here.
-            "context": request.types.context_text({}) if request.context is None else request.context,
-            "schema_version": request.types.version,
-            "idempotency_key": request.idempotency_key,
-            "parent_id": request.parent_id,
+            "context": wanted.types.context_text({}) if wanted.context is None else wanted.context,
+            "schema_version": wanted.types.version,
+            "idempotency_key": wanted.idempotency_key,
+            "parent_id": wanted.parent_id,
         }
 
     def _is_abandoned(self, row: Any) -> bool:
@@ -601,7 +597,7 @@ class Executor:
         async def start(
             parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
         ) -> Outcome[Any]:
-            request = RunRequest(
+            wanted = WantedRun(
                 id=child_run_id(parent.id, child_id),
                 name=types.workflow_name,
                 types=types,
@@ -611,11 +607,11 @@ class Executor:
                 parent=lease,
             )
             try:
-                return await self.run(request, handler, wait=timedelta(), linger=linger)
+                return await self.run(wanted, handler, wait=timedelta(), linger=linger)
             except LeaseHeld:
-                raise RunSuspended(f"another worker has child run {request.id}", workflow_state_id=request.id) from None
+                raise RunSuspended(f"another worker has child run {wanted.id}", workflow_state_id=wanted.id) from None
             except RunPaused:
-                raise RunSuspended(f"child run {request.id} is paused", workflow_state_id=request.id) from None
+                raise RunSuspended(f"child run {wanted.id} is paused", workflow_state_id=wanted.id) from None
 
         return start
 
@@ -639,13 +635,13 @@ class _Held:
 _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
 
 
-def _require_same(row: Any, request: RunRequest) -> Any:
+def _require_same(row: Any, wanted: WantedRun) -> Any:
     """Return `row` if it is a run of what was asked for, and can be addressed."""
     if not is_id(row.id):
         raise unreadable(["id"], row.id, workflow_id=row.workflow_id)
-    if row.workflow_name != request.name:
+    if row.workflow_name != wanted.name:
         raise Conflict(
-            f"run {row.id} is of {row.workflow_name!r}, not of {request.name!r}; give it another workflow_id",
+            f"run {row.id} is of {row.workflow_name!r}, not of {wanted.name!r}; give it another workflow_id",
             workflow_state_id=row.id,
         )
     return row

@@ -132,9 +132,9 @@ class Recovery:
     async def _read(self, work: Work[_Result]) -> _Result:
         return await self._transactions.read(work, patience=self._patience)
 
-    async def forget_old_requests(self) -> None:
-        """See `Transactions.forget_old_requests`."""
-        await self._transactions.forget_old_requests()
+    async def forget_old_calls(self) -> None:
+        """See `Transactions.forget_old_calls`."""
+        await self._transactions.forget_old_calls()
 
     async def start(
         self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], *, linger: timedelta = timedelta()

@@ -1,5 +1,6 @@
 """All SQL. A repository adds and flushes, and never commits."""
 
+from orchestrator_state.repositories.calls import MOST_AT_ONCE, CallRepository
 from orchestrator_state.repositories.expressions import Children
 from orchestrator_state.repositories.families import DESCENDED_FROM_THEMSELVES
 from orchestrator_state.repositories.payloads import (
@@ -13,7 +14,6 @@ from orchestrator_state.repositories.payloads import (
     StoredPayload,
     fitting,
 )
-from orchestrator_state.repositories.requests import MOST_AT_ONCE, RequestRepository
 from orchestrator_state.repositories.undeclared import UndeclaredPayloads
 from orchestrator_state.repositories.workflows import (
     CheckpointRepository,
@@ -30,6 +30,7 @@ __all__ = [
     "MOST_AT_ONCE",
     "PAGE_BYTES",
     "PAYLOAD_TABLES",
+    "CallRepository",
     "CheckpointRepository",
     "Children",
     "Key",
@@ -37,7 +38,6 @@ __all__ = [
     "PayloadRepository",
     "PayloadRow",
     "PayloadTable",
-    "RequestRepository",
     "StepRepository",
     "StoredPayload",
     "UndeclaredPayloads",

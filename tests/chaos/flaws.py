@@ -17,7 +17,7 @@ from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.database.driver_statements import DriverStatement
 from orchestrator_state.records.changes import Ack, StepRecord
-from orchestrator_state.repositories.requests import RequestRepository
+from orchestrator_state.repositories.calls import CallRepository
 from orchestrator_state.runs.journal import Entry, Journal
 from tests.statements import unfenced
 
@@ -37,16 +37,16 @@ def plant(flaw: Flaw) -> None:
 @contextmanager
 def blind_repetitions() -> Iterator[None]:
     """In this block a repetition of a call does not find what its own first attempt did; it comes a while later."""
-    note = RequestRepository.note
+    note = CallRepository.note
     seen: set[UUID] = set()
 
-    async def always_new(self: RequestRepository, request_id: UUID, kind: str) -> bool:
-        if request_id in seen:
+    async def always_new(self: CallRepository, call_id: UUID, kind: str) -> bool:
+        if call_id in seen:
             await asyncio.sleep(0.5)
-        seen.add(request_id)
+        seen.add(call_id)
         return await note(self, uuid4(), kind)
 
-    with mock.patch.object(RequestRepository, "note", always_new):
+    with mock.patch.object(CallRepository, "note", always_new):
         yield
 
 

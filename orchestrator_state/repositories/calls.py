@@ -24,14 +24,14 @@ MOST_AT_ONCE: Final = 500
 _AGO: Final = literal(-KEPT.total_seconds(), Float)
 
 
-class RequestRepository(Repository):
+class CallRepository(Repository):
     """The ids of calls, in the transaction of a session."""
 
-    async def note(self, request_id: UUID, kind: str) -> bool:
+    async def note(self, call_id: UUID, kind: str) -> bool:
         """Note that the call of that id takes effect with this transaction; False if an earlier attempt of it has."""
         noted = await self._execute(
             conflict_aware_insert(self._dialect, requests)
-            .values(id=request_id, namespace=self._namespace, kind=kind, made_at=database_now())
+            .values(id=call_id, namespace=self._namespace, kind=kind, made_at=database_now())
             .on_conflict_do_nothing()
         )
         return rowcount(noted) == 1
