@@ -239,8 +239,8 @@ async def test_a_password_may_be_given_beside_the_url(tcp_postgres: TcpPostgres,
     url = f"postgresql://app@127.0.0.1:{tcp_postgres.port}/{database}"
     async with StateStore.open(url, password=password, migrate=True) as store:
         await saved(store)
-        assert PASSWORD not in repr(vars(store)) + repr(store._settings)
-        assert PASSWORD not in str(store._settings.model_dump())
+        assert PASSWORD not in repr(vars(store)) + repr(store._transactions.settings)
+        assert PASSWORD not in str(store._transactions.settings.model_dump())
 
 
 async def test_each_new_connection_asks_for_the_password_that_holds_then(

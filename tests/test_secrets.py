@@ -30,6 +30,7 @@ from orchestrator_state import (
 from orchestrator_state.models import checkpoints, signals
 from orchestrator_state.payloads.chain import Payloads
 from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.store.starting import wanted_run
 from tests.damage import CONTEXT, write_bytes
 from tests.engines import own_engine
 from tests.raw_sql import execute
@@ -243,7 +244,7 @@ async def drive_runs(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.RunPaused, store.run("n", hide, workflow_id="paused", context=HIDDEN))
     await store.cancel(row.id)
     await driven.error(errors.RunCancelled, store.run("n", hide, workflow_id="paused", context=HIDDEN))
-    wanted = await store._wanted(store._executor.types_of("n"), "waiting", HIDDEN, None, None)
+    wanted = await wanted_run(store._executor.types_of("n"), "waiting", HIDDEN, None, None)
     waiting = store._executor.run(wanted, wait, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
 
@@ -286,7 +287,7 @@ async def drive_family(driven: Driven, store: StateStore) -> None:
     async def parent(run: Run) -> Any:
         return await run.child("child", wait, context=HIDDEN)
 
-    wanted = await store._wanted(store._executor.types_of("n"), "family", HIDDEN, None, None)
+    wanted = await wanted_run(store._executor.types_of("n"), "family", HIDDEN, None, None)
     waiting = store._executor.run(wanted, parent, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
     child = next(state for state in await store.list_active_workflows() if state.workflow_name == "child")

@@ -3,7 +3,7 @@
 from orchestrator_state.maintenance.garbage import collect_garbage
 from orchestrator_state.maintenance.pages import Progress, row_counter
 from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
-from orchestrator_state.maintenance.retention import DeletionProgress, OnProgress
+from orchestrator_state.maintenance.retention import DeletionProgress, OnProgress, delete_old_states, prune_checkpoints
 from orchestrator_state.maintenance.verification import VerifyReport, verify
 
 __all__ = [
@@ -13,6 +13,8 @@ __all__ = [
     "RekeyReport",
     "VerifyReport",
     "collect_garbage",
+    "delete_old_states",
+    "prune_checkpoints",
     "rekey",
     "row_counter",
     "verify",

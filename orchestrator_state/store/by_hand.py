@@ -1,0 +1,78 @@
+"""State by hand: what is saved, checkpointed and restored without a run."""
+
+from __future__ import annotations
+
+import contextlib
+from uuid import UUID
+
+from orchestrator_state.domain import Checkpoint, WorkflowState
+from orchestrator_state.errors import InvalidPayload, NewerSchemaVersion, StaleVersion, StoreUnavailable, concerning
+from orchestrator_state.records import check_checkpoint, loaded_from, rebase, same_rows, show_in_place_of, snapshot_of
+from orchestrator_state.state_schema import FIRST
+from orchestrator_state.transactions import Transactions
+from orchestrator_state.unit_of_work import UnitOfWork
+
+
+async def save(transactions: Transactions, state: WorkflowState) -> None:
+    """See `StateStore.save_workflow_state`. After an unknown outcome the row tells whether it was this save."""
+    written: list[WorkflowState] = []
+
+    async def save(uow: UnitOfWork) -> None:
+        await uow.workflows.save(state)
+        written[:] = [snapshot_of(state)]
+
+    async def landed() -> bool:
+        live, mine = await load(transactions, state.id), written[0]
+        if live.version > mine.version:
+            raise StoreUnavailable(
+                "the connection was lost during the commit, and others have saved since: load it again",
+                outcome_unknown=True,
+            )
+        if not same_rows(live, mine):
+            return False
+        state.version, state.updated_at, state._saved = live.version, live.updated_at, live._saved
+        return True
+
+    with concerning(workflow_state_id=state.id):
+        await transactions.write_or_compare(save, StaleVersion, landed)
+
+
+async def load(transactions: Transactions, workflow_state_id: UUID | str) -> WorkflowState:
+    """See `StateStore.load_workflow_state`."""
+    return await transactions.read(lambda uow: uow.workflows.get(workflow_state_id))
+
+
+async def create_checkpoint(transactions: Transactions, checkpoint: Checkpoint) -> None:
+    """See `StateStore.create_checkpoint`."""
+    check_checkpoint(checkpoint, transactions.payloads)
+    keep = transactions.settings.keep_checkpoints
+
+    async def create(uow: UnitOfWork) -> int | None:
+        await uow.checkpoints.add(checkpoint)
+        await uow.checkpoints.prune(checkpoint.workflow_state_id, keep=keep)
+        return checkpoint.seq
+
+    with concerning(workflow_state_id=checkpoint.workflow_state_id):
+        checkpoint.seq = await transactions.write_once("checkpoint", create)
+
+
+async def restore(transactions: Transactions, checkpoint_id: UUID) -> WorkflowState:
+    """See `StateStore.restore_from_checkpoint`."""
+    with concerning(checkpoint_id=checkpoint_id):
+        return await _restored(transactions, checkpoint_id)
+
+
+async def _restored(transactions: Transactions, checkpoint_id: UUID) -> WorkflowState:
+    checkpoint = await transactions.read(lambda uow: uow.checkpoints.get(checkpoint_id))
+    live = await load(transactions, checkpoint.workflow_state_id)
+    restored = WorkflowState.from_snapshot(checkpoint.snapshot)
+    if restored.id != live.id:
+        raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
+    await rebase(restored, live, transactions.payloads)
+    version = loaded_from(live).stamps.get(None) or FIRST
+    known = transactions.schemas.version_of(live.workflow_name)
+    if known is not None and version < known:
+        with contextlib.suppress(NewerSchemaVersion):  # a snapshot by hand, of today's version
+            old = await transactions.read(lambda uow: uow.checkpoints.get_as_of(checkpoint_id, version))
+            show_in_place_of(restored, WorkflowState.from_snapshot(old.snapshot), version)
+    return restored

@@ -1,0 +1,118 @@
+"""From the arguments of `StateStore.open` to a database that is open and verified."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Generator
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from orchestrator_state import hooks, schema
+from orchestrator_state.concurrency import Aside, running_loop
+from orchestrator_state.database import adopt_engine, open_database
+from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.payloads import Limits, Payloads
+from orchestrator_state.settings import Settings
+from orchestrator_state.state_schema import Schemas
+from orchestrator_state.transactions import Transactions
+
+if TYPE_CHECKING:
+    from orchestrator_state.store.state_store import StateStore
+
+_Store = TypeVar("_Store", bound="StateStore")
+
+
+class Opening(Generic[_Store]):
+    """What `StateStore.open` returns: await it, or enter it with `async with`."""
+
+    def __init__(self, kind: type[_Store], open_store: Callable[[], Awaitable[_Store]]) -> None:
+        self._kind = kind
+        self._open_store = open_store
+        self._store: _Store | None = None
+
+    if not TYPE_CHECKING:  # a type checker says it better
+
+        def __getattr__(self, name: str) -> NoReturn:
+            """Say what was forgotten to who takes this for the store."""
+            if hasattr(self._kind, name):
+                raise ConfigurationError(
+                    "the store is not open yet: write `store = await StateStore.open(...)`, or "
+                    "`async with StateStore.open(...) as store`"
+                )
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+
+    def __await__(self) -> Generator[Any, None, _Store]:
+        return self._open_store().__await__()
+
+    async def __aenter__(self) -> _Store:
+        self._store = await self._open_store()
+        return self._store
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._store is not None:
+            await self._store.close()
+
+
+def settings_for(
+    database: str | os.PathLike[str] | None,
+    engine: AsyncEngine | None,
+    payloads: Payloads,
+    hook: hooks.Hook | None,
+    options: dict[str, Any],
+) -> Settings:
+    """Check what `StateStore.open` was given, and return the settings it makes. Raises `ConfigurationError`."""
+    if engine is not None and database is not None:
+        raise ConfigurationError("give a database or an engine, not both")
+    path_or_url = None if database is None else _path_or_url(database)
+    settings = Settings.load(database_url=path_or_url, **options)
+    if not isinstance(payloads, Payloads):
+        raise ConfigurationError(f"payloads is a {type(payloads).__name__}; give Payloads([...])")
+    if hook is not None and not callable(getattr(hook, "on_event", None)):
+        raise ConfigurationError(f"hook is a {type(hook).__name__} without a method on_event")
+    return settings
+
+
+async def open_transactions(
+    settings: Settings, engine: AsyncEngine | None, schemas: Schemas, payloads: Payloads, *, migrate: bool | None
+) -> Transactions:
+    """Connect, see that the schema is today's, and return the way to the database. See `StateStore.open`."""
+    running_loop()
+    database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
+    database.enter()
+    try:
+        if migrate is None:
+            migrate = database.is_sqlite and engine is None
+        if migrate:
+            await schema.ensure(database, settings)
+        else:
+            await schema.verify(database)
+        if engine is None and not database.is_sqlite:
+            await database.warm_up(settings.pool_min)
+    except BaseException:
+        await database.close()
+        raise
+    limited = payloads.within(_limits(settings), Aside())
+    if limited.protects:
+        database.note_protected(settings.namespace)
+    return Transactions(database, settings, limited, schemas)
+
+
+def _path_or_url(database: str | os.PathLike[str]) -> str:
+    given: object = os.fspath(database) if isinstance(database, os.PathLike) else database
+    if isinstance(given, str):
+        return given
+    raise ConfigurationError(f"the database is a {type(given).__name__}; give a URL or a path, as a str or a Path")
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        payload_bytes=settings.max_payload_bytes,
+        workflow_bytes=settings.max_workflow_bytes,
+        depth=settings.max_depth,
+        values=settings.max_values,
+        steps=settings.max_steps,
+    )
