@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -16,19 +17,42 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import MoveFirst, Offload, Payloads, parse_name
-from orchestrator_state.repositories import MOST_AT_ONCE
+from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository
+from orchestrator_state.repositories.runs import CommitRepository, RunRepository, WaitRepository
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
 from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
-Work = Callable[[UnitOfWork], Awaitable[_Result]]
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
 _TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
 _SHORT: Final = timedelta(seconds=0.1)  # a unit that no lease comes to its end by
 _logger: Final = logging.getLogger("orchestrator_state")
+
+
+class StoreUnit(UnitOfWork):
+    """The unit of work of the store's own calls, which also act on runs: under a lease, or on the way to one."""
+
+    @cached_property
+    def runs(self) -> RunRepository:
+        return self._on_session(RunRepository)
+
+    @cached_property
+    def commits(self) -> CommitRepository:
+        return self._on_session(CommitRepository)
+
+    @cached_property
+    def calls(self) -> CallRepository:
+        return self._on_session(CallRepository)
+
+    @cached_property
+    def waits(self) -> WaitRepository:
+        return self._on_session(WaitRepository)
+
+
+Work = Callable[[StoreUnit], Awaitable[_Result]]
 
 
 class Transactions:
@@ -64,7 +88,7 @@ class Transactions:
     @asynccontextmanager
     async def begin(
         self, payloads: Payloads | None = None, *, urgent: bool = False, idles: Idling = Idling.WITH_ROOM
-    ) -> AsyncIterator[UnitOfWork]:
+    ) -> AsyncIterator[StoreUnit]:
         """One unit of work: committed at the end of the block, rolled back on any exception, never repeated.
 
         `urgent` is as in `Database.writing`, `idles` how long Postgres bears it if its process is frozen.
@@ -76,7 +100,7 @@ class Transactions:
         async with self.database.writing(urgent=urgent) as session:
             if idles is not Idling.BRIEFLY and self.database.is_direct:
                 lend(session)
-            uow, since = self.unit(session, payloads), time.monotonic()
+            uow, since = self._unit(session, payloads), time.monotonic()
             async with idling(session, idles, self.settings, is_limited=self.database.has_idle_limit):
                 yield uow
             held = timedelta(seconds=time.monotonic() - since)
@@ -85,6 +109,13 @@ class Transactions:
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
 
+    @asynccontextmanager
+    async def begin_for_caller(self) -> AsyncIterator[UnitOfWork]:
+        """`begin`, with a unit that shows what a caller is to see."""
+        payloads = self.unit_payloads()
+        async with self.begin(payloads) as uow:
+            yield self.unit(uow.session, payloads)
+
     async def read(self, work: Work[_Result], *, patience: timedelta | None = None) -> _Result:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
 
@@ -92,12 +123,12 @@ class Transactions:
             self.enter()
             payloads = self.unit_payloads()
             try:
-                return await work(self.unit(self.database.reading(), payloads))
+                return await work(self._unit(self.database.reading(), payloads))
             except CorruptPayload:
                 if payloads.offload is None or not payloads.offload.missing:
                     raise
             # Perhaps the row was deleted between its reading and that of the blob.
-            return await work(self.unit(self.database.reading(), self.unit_payloads()))
+            return await work(self._unit(self.database.reading(), self.unit_payloads()))
 
         return await self.repeated(attempt, patience)
 
@@ -134,7 +165,7 @@ class Transactions:
         call_id = uuid4()
         done: list[_Result] = []  # by the last attempt that came to its COMMIT: no other can have taken effect
 
-        async def once(uow: UnitOfWork) -> _Result:
+        async def once(uow: StoreUnit) -> _Result:
             if await uow.calls.note(call_id, kind):
                 done[:] = [await work(uow)]
             return done[0]
@@ -233,15 +264,20 @@ class Transactions:
         """Payloads for one piece of work, which has blobs of its own to move."""
         return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
 
-    def unit(self, session: AsyncSession, payloads: Payloads) -> UnitOfWork:
-        """The repositories on `session`, as this store writes and reads."""
-        return UnitOfWork(
-            session,
-            namespace=self.settings.namespace,
-            schema=self.database.schema,
-            payloads=payloads,
-            schemas=self.schemas,
-        )
+    def unit(self, session: AsyncSession, payloads: Payloads | None = None) -> UnitOfWork:
+        """The repositories on `session` for the caller, as this store writes and reads."""
+        return UnitOfWork(session, **self._options(payloads or self.unit_payloads()))
+
+    def _unit(self, session: AsyncSession, payloads: Payloads) -> StoreUnit:
+        return StoreUnit(session, **self._options(payloads))
+
+    def _options(self, payloads: Payloads) -> dict[str, Any]:
+        return {
+            "namespace": self.settings.namespace,
+            "schema": self.database.schema,
+            "payloads": payloads,
+            "schemas": self.schemas,
+        }
 
     async def repeated(self, attempt: Callable[[], Awaitable[_Result]], patience: timedelta | None = None) -> _Result:
         """Await `attempt`, one whole transaction, again if the database gave up on it, for `retry_timeout` at most."""

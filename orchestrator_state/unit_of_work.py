@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.database import StoreSession, refuse_autocommit
-from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.errors import ConfigurationError, InvalidPayload
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import (
-    CallRepository,
     CheckpointRepository,
+    Repository,
     StepRepository,
     UndeclaredPayloads,
     WorkflowRepository,
 )
-from orchestrator_state.repositories.runs import CommitRepository, RunRepository, WaitRepository
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
+
+_Repository = TypeVar("_Repository", bound=Repository)
 
 
 class UnitOfWork:
@@ -49,17 +52,41 @@ class UnitOfWork:
         if not isinstance(session, AsyncSession):
             raise ConfigurationError(f"session is a {type(session).__name__}; give an AsyncSession")
         self.session = session
+        namespace = _checked(namespace)
         payloads = UndeclaredPayloads() if payloads is None else payloads
         if not isinstance(session.sync_session, StoreSession):
             refuse_autocommit(session)
         if payloads.offload is None:
             payloads = payloads.for_unit(namespace)
         known = schemas if isinstance(schemas, Schemas) else Schemas(schemas)
-        options: dict[str, Any] = {"namespace": namespace, "schema": schema, "payloads": payloads, "schemas": known}
-        self.workflows = WorkflowRepository(session, **options)
-        self.steps = StepRepository(session, **options)
-        self.checkpoints = CheckpointRepository(session, **options)
-        self.runs = RunRepository(session, **options)
-        self.commits = CommitRepository(session, **options)
-        self.calls = CallRepository(session, **options)
-        self.waits = WaitRepository(session, **options)
+        self._options: dict[str, Any] = {
+            "namespace": namespace,
+            "schema": schema,
+            "payloads": payloads,
+            "schemas": known,
+        }
+
+    @cached_property
+    def workflows(self) -> WorkflowRepository:
+        """Workflows with their steps."""
+        return self._on_session(WorkflowRepository)
+
+    @cached_property
+    def steps(self) -> StepRepository:
+        """Steps by themselves, for reading."""
+        return self._on_session(StepRepository)
+
+    @cached_property
+    def checkpoints(self) -> CheckpointRepository:
+        """The checkpoints of workflows."""
+        return self._on_session(CheckpointRepository)
+
+    def _on_session(self, kind: type[_Repository]) -> _Repository:
+        return kind(self.session, **self._options)
+
+
+def _checked(namespace: str) -> str:
+    try:
+        return as_stored_name(namespace, "namespace")
+    except InvalidPayload as error:
+        raise ConfigurationError(str(error)) from None

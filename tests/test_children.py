@@ -314,10 +314,10 @@ async def test_a_child_that_ends_while_its_parent_falls_asleep_wakes_it(store: S
     parent, child = await row_of(store, "w"), await the_child(store)
 
     async def fall_asleep() -> None:
-        async with store.begin() as uow:
+        async with store._transactions.begin() as uow:
             await uow.runs.suspend(lease_of(parent), wake_at=FAR_FUTURE, signals=(), children=[child.id])
 
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         await uow.runs.finish(lease_of(child), {"status": "completed"}, parent_id=parent.id)
         falling = asyncio.create_task(fall_asleep())
         await asyncio.sleep(0.1)

@@ -149,7 +149,7 @@ async def test_what_ends_late_does_not_end_what_came_after(store: StateStore) ->
     leases: list[Lease] = []
     await store.run("n", handler, workflow_id="w")
     before = await row_of(store, "w")
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         assert await uow.runs.finish(leases[0], {"status": "failed"}, parent_id=None) == "completed"
         assert await uow.runs.let_go(leases[0]) == "completed"
         await uow.runs.release(leases[0], seconds(60))
@@ -159,15 +159,15 @@ async def test_what_ends_late_does_not_end_what_came_after(store: StateStore) ->
 async def test_who_has_let_go_of_a_run_writes_nothing_more(store: StateStore) -> None:
     """Letting go moves the row on, too: that is no sign that an earlier attempt took effect."""
     [lease] = await leased(store)
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         assert await uow.runs.release(lease)
     with pytest.raises(LeaseLost):
         await store._executor.writer.commit(a_change(lease, "s"))
     with pytest.raises(LeaseLost):
-        async with store.begin() as uow:
+        async with store._transactions.begin() as uow:
             await uow.commits.commit(a_change(lease, "s"))
     with pytest.raises(LeaseLost):
-        async with store.begin() as uow:
+        async with store._transactions.begin() as uow:
             await uow.runs.hold_owned(lease)
     assert await count_rows(store, "step_states") == 0
 

@@ -459,7 +459,7 @@ async def test_a_row_that_somebody_has_locked_costs_no_other_run_its_lease(postg
         tasks = [run(0), run(1)]
         for gate in gates:
             await gate.reached.wait()
-        async with other.begin() as uow:
+        async with other._transactions.begin() as uow:
             await uow.runs.lock((await row_of(store, "w0")).id)
             with pytest.raises(LeaseLost):
                 await tasks[0]

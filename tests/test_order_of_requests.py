@@ -254,7 +254,7 @@ AS_ASKED = pytest.mark.parametrize(("request_", "status"), [("cancel", "cancelle
 @AS_ASKED
 async def test_a_run_that_is_suspended_becomes_what_was_asked_of_it(runs: Runs, request_: str, status: str) -> None:
     row, lease = await owned(runs, request_)
-    async with runs.store.begin() as uow:
+    async with runs.store._transactions.begin() as uow:
         assert await uow.runs.suspend(lease, wake_at=LONG_AGO, signals={"answer"}, children=()) == status
     row = await row_of(runs.store, "w")
     assert (row.status, row.request, row.lease_expires_at) == (status, None, None)

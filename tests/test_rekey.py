@@ -260,7 +260,7 @@ async def test_a_row_that_somebody_has_locked_is_not_waited_for(postgres_url: st
     async with StateStore.open(postgres_url) as store:
         await fill(store)
         run = await row_of(store, "ended")
-        async with StateStore.open(postgres_url, payloads=K1) as operator, store.begin() as uow:
+        async with StateStore.open(postgres_url, payloads=K1) as operator, store._transactions.begin() as uow:
             await uow.runs.lock(run.id)
             report = await operator.rekey()
             assert report.left == 3  # context, initial_context, result

@@ -201,7 +201,7 @@ async def test_what_another_transaction_holds_is_passed_over_and_left_for_the_ne
 ) -> None:
     async with StateStore.open(postgres_url) as store, StateStore.open(postgres_url) as other:
         states = await finished(store, 10, "load")
-        async with other.begin() as uow:
+        async with other._transactions.begin() as uow:
             await uow.runs.lock(states[3].id)
             assert await store.delete_old_states(CUTOFF) == 9
         assert await store.load_workflow_state(states[3].id) == states[3]

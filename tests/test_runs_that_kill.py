@@ -268,7 +268,7 @@ async def test_the_workers_that_vanished_over_a_child_do_not_count_against_the_r
 async def test_a_worker_lets_a_suspect_rest_and_a_recovery_does_not(store: StateStore) -> None:
     row = await vanished(store, "w", 7)
     await change_row(store, row.id, lease_expires_at=row.updated_at)
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         owner, choose = store._executor.keeper.owner, partial(Suspects().choose, beside=0)
         assert list(await uow.runs.claim_suspects(["n"], owner, 9, choose, patient=True)) == []
         assert list(await uow.runs.claim_abandoned(["n"], owner, 9)) == []

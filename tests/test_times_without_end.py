@@ -115,7 +115,7 @@ async def test_a_unit_that_prolongs_leases_trips_over_none(store: StateStore, da
     run_id = await left_by_its_owner(store)
     for value in NEVER[backend]:
         write(database_url, run_id, "lease_expires_at", value)
-        async with store.begin() as uow:
+        async with store._transactions.begin() as uow:
             await uow.runs.prolong_leases(timedelta(hours=1))
 
 
@@ -224,7 +224,7 @@ async def test_a_damaged_time_does_not_hide_the_newest_of_a_workflow_id(
 
 
 async def row_of_id(store: StateStore, run_id: UUID) -> str:
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         return str((await uow.runs.lock(run_id)).status)
 
 

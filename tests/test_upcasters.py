@@ -30,6 +30,7 @@ from orchestrator_state import (
     UpcasterMissing,
     WorkflowState,
 )
+from orchestrator_state.repositories.runs import RunRepository
 from tests.running import (
     Effect,
     VanishesEverywhere,
@@ -170,20 +171,14 @@ async def test_a_worker_that_vanishes_before_the_conversion_is_stored_leaves_all
     await begun_by_v1(database_url)
     async with StateStore.open(database_url, schemas=[V3]) as store:
         before = await row_of(store, "w"), await steps_of(store, "w")
-        whole = UnitOfWork.__init__
+        convert = RunRepository.convert
 
-        def cut(self: UnitOfWork, *args: Any, **kwargs: Any) -> None:
-            whole(self, *args, **kwargs)
-            convert = self.runs.convert
-
-            async def convert_and_vanish(*args: Any, **kwargs: Any) -> None:
-                await convert(*args, **kwargs)
-                vanish()
-
-            self.runs.convert = convert_and_vanish  # type: ignore[method-assign]
+        async def convert_and_vanish(*args: Any, **kwargs: Any) -> None:
+            await convert(*args, **kwargs)
+            vanish()
 
         with monkeypatch.context() as patch:
-            patch.setattr(UnitOfWork, "__init__", cut)
+            patch.setattr(RunRepository, "convert", convert_and_vanish)
             with pytest.raises(asyncio.CancelledError):
                 await store.run("ledger", handler_3, workflow_id="w")
         row = await row_of(store, "w")

@@ -164,7 +164,7 @@ async def test_every_column_of_a_change_arrives(store: StateStore) -> None:
         replace(change, step=change.step._replace(context_patch="{}", error="e", retry_count=2)) for change in changes
     ]
     await the_writer(store).commit(changes[0])
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         await uow.commits.commit(changes[1])
     for table in (workflow_states, step_states, checkpoints):
         names = [column for column in table.c if column.name not in ("id", "workflow_state_id", "workflow_id")]
@@ -278,7 +278,7 @@ async def test_a_change_that_is_repeated_finds_itself(store: StateStore) -> None
 
 async def test_a_request_reaches_its_run_and_no_other(store: StateStore) -> None:
     leases = await leased(store, 3)
-    async with store.begin() as uow:
+    async with store._transactions.begin() as uow:
         await uow.runs.request(leases[1].workflow_state_id, "pause")
     acks = await outcomes(store, [a_change(lease) for lease in leases])
     assert [ack.request for ack in acks if isinstance(ack, Ack)] == [None, "pause", None]
@@ -306,7 +306,7 @@ async def test_checkpoints_of_older_software_are_numbered_first(store: StateStor
 async def test_neighbours_do_not_wait_for_a_row_that_somebody_has_locked(postgres_url: str) -> None:
     async with StateStore.open(postgres_url) as store, StateStore.open(postgres_url) as other:
         leases = await leased(store, 3)
-        async with other.begin() as uow:
+        async with other._transactions.begin() as uow:
             await uow.runs.lock(leases[1].workflow_state_id)
             waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in leases]
             await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), 10)

@@ -31,7 +31,7 @@ async def test_more_locked_rows_than_connections_do_not_hold_up_their_neighbours
     patient: dict[str, Any] = {"pool_min": 0, "pool_max": 2, "lock_timeout": seconds(60)}
     async with StateStore.open(postgres_url, **patient) as store, StateStore.open(postgres_url) as other:
         locked, [free] = await leased(store, 4), await leased(store)
-        async with other.begin() as uow:
+        async with other._transactions.begin() as uow:
             for lease in locked:
                 await uow.runs.lock(lease.workflow_state_id)
             waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in locked]

@@ -18,8 +18,7 @@ from orchestrator_state.records import FINAL, SignalPlace, prepared_signal, reba
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 
 class RunControl:
@@ -50,7 +49,7 @@ class RunControl:
     async def pause(self, workflow_state_id: UUID | str) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
-        async def pause(uow: UnitOfWork) -> None:
+        async def pause(uow: StoreUnit) -> None:
             row = await _locked(uow, target)
             if row.status == WorkflowStatus.PAUSED or await _is_being_cancelled(uow, row):
                 return
@@ -67,7 +66,7 @@ class RunControl:
     async def resume(self, workflow_state_id: UUID | str) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
-        async def resume(uow: UnitOfWork) -> None:
+        async def resume(uow: StoreUnit) -> None:
             row = await _locked(uow, target)
             if await _is_being_cancelled(uow, row):
                 return
@@ -89,7 +88,7 @@ class RunControl:
     async def cancel(self, workflow_state_id: UUID | str) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
-        async def cancel(uow: UnitOfWork) -> None:
+        async def cancel(uow: StoreUnit) -> None:
             row = await _locked(uow, target)
             if row.status in ACTIVE:
                 await _cancel(uow, row)
@@ -105,7 +104,7 @@ class RunControl:
         # Of a name there is one fork of a checkpoint, also for a process that does not know whether it has made it.
         fork_id = uuid4() if workflow_id is None else uuid5(origin, as_stored_name(workflow_id, "workflow_id"))
 
-        async def fork(uow: UnitOfWork) -> WorkflowState:
+        async def fork(uow: StoreUnit) -> WorkflowState:
             row = await _locked_owner(uow, origin)
             if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
                 return made
@@ -130,7 +129,7 @@ class RunControl:
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
         origin = as_uuid(checkpoint_id, "checkpoint_id")
 
-        async def rewind(uow: UnitOfWork) -> WorkflowState:
+        async def rewind(uow: StoreUnit) -> WorkflowState:
             row = await _locked_owner(uow, origin)
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
@@ -168,14 +167,14 @@ def _finished(state: WorkflowState) -> list[str]:
     return [step_id for step_id, step in state.steps.items() if step.status in FINAL]
 
 
-async def _locked(uow: UnitOfWork, workflow_state_id: UUID) -> Any:
+async def _locked(uow: StoreUnit, workflow_state_id: UUID) -> Any:
     row = await uow.runs.lock(workflow_state_id)
     if row is None:
         raise _not_found(workflow_state_id)
     return row
 
 
-async def _locked_owner(uow: UnitOfWork, checkpoint_id: UUID) -> Any:
+async def _locked_owner(uow: StoreUnit, checkpoint_id: UUID) -> Any:
     """Raises `CheckpointNotFound`, also if its workflow is deleted with it before it is locked."""
     row = await uow.runs.lock(await uow.checkpoints.get_owner(checkpoint_id))
     if row is None:
@@ -183,7 +182,7 @@ async def _locked_owner(uow: UnitOfWork, checkpoint_id: UUID) -> Any:
     return row
 
 
-async def _cancel(uow: UnitOfWork, row: Any) -> None:
+async def _cancel(uow: StoreUnit, row: Any) -> None:
     if row.lease_is_free:
         await uow.runs.set_status(row.id, {"status": WorkflowStatus.CANCELLED.value})
         if row.parent_id is not None:
@@ -192,7 +191,7 @@ async def _cancel(uow: UnitOfWork, row: Any) -> None:
         await uow.runs.request(row.id, CANCEL)
 
 
-async def _is_being_cancelled(uow: UnitOfWork, row: Any) -> bool:
+async def _is_being_cancelled(uow: StoreUnit, row: Any) -> bool:
     """Whether a cancel was asked of the run's owner: it outranks what is asked after it."""
     if row.request != CANCEL or row.status not in ACTIVE:
         return False

@@ -82,8 +82,7 @@ from orchestrator_state.runs import (
     pause_after,
     stopped_as,
 )
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _T = TypeVar("_T")
 _IDS: Final = 4  # that a run is given one of
@@ -306,7 +305,7 @@ class Executor:
     async def _fail(self, row: Any, lease: Lease, message: str, *, spare_ancestors: bool = False) -> str:
         columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": message}
 
-        async def fail(uow: UnitOfWork) -> str:
+        async def fail(uow: StoreUnit) -> str:
             status = await uow.runs.finish(lease, columns, parent_id=row.parent_id)
             if spare_ancestors:
                 await uow.runs.spare_ancestors(row.parent_id)
@@ -318,7 +317,7 @@ class Executor:
         """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
         wanted = await self._prepared(wanted)
 
-        async def start(uow: UnitOfWork) -> tuple[UUID, bool]:
+        async def start(uow: StoreUnit) -> tuple[UUID, bool]:
             row, is_new = await uow.runs.find(self._names(wanted)), False
             if row is None:
                 columns = self._new_columns(wanted) | {"status": WorkflowStatus.PENDING.value}
@@ -423,7 +422,7 @@ class Executor:
             columns |= {"result": result} | await journal.final_context()
         columns = await prepared_workflow(self._transactions.payloads, journal.row.id, columns)
 
-        async def finish(uow: UnitOfWork) -> str:
+        async def finish(uow: StoreUnit) -> str:
             return await uow.runs.finish(journal.lease, columns, parent_id=journal.row.parent_id)
 
         written = await self._transactions.write(finish)
@@ -486,7 +485,7 @@ class Executor:
 
     # --- starting and claiming -----------------------------------------------------------------------------------
 
-    async def _start_or_claim(self, uow: UnitOfWork, wanted: WantedRun, claim: Claim, is_over: Collection[str]) -> Any:
+    async def _start_or_claim(self, uow: StoreUnit, wanted: WantedRun, claim: Claim, is_over: Collection[str]) -> Any:
         """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
         claim.begin()
         row = await uow.runs.find(self._names(wanted))
@@ -510,7 +509,7 @@ class Executor:
         claimed = await self._claim(uow, row, wanted, claim)
         return claimed or await self._start_or_claim(uow, wanted, claim, is_over)
 
-    async def _claim(self, uow: UnitOfWork, row: Any, wanted: WantedRun, claim: Claim) -> Any:
+    async def _claim(self, uow: StoreUnit, row: Any, wanted: WantedRun, claim: Claim) -> Any:
         """The unfinished `row`, claimed; or why it cannot be; None if it has changed since it was read."""
         if unclaimable := unclaimable_columns(row):
             raise unreadable(unclaimable, row.id, workflow_id=row.workflow_id)
@@ -526,13 +525,13 @@ class Executor:
                 await uow.runs.revive_descendants(row.id)
         return claimed
 
-    async def _require_goes_on(self, uow: UnitOfWork, parent: Lease | None) -> None:
+    async def _require_goes_on(self, uow: StoreUnit, parent: Lease | None) -> None:
         """A child that is started after its parent was to be cancelled would not be cancelled with it."""
         if parent is not None and await uow.runs.hold_owned(parent) == CANCEL:
             raise stopped_as(WorkflowStatus.CANCELLED, parent.workflow_state_id)
 
     async def _create(
-        self, uow: UnitOfWork, wanted: WantedRun, columns: Columns, owner: Owner | None
+        self, uow: StoreUnit, wanted: WantedRun, columns: Columns, owner: Owner | None
     ) -> tuple[Any, bool]:
         """The new row, and True; or the one that somebody else has created just now. Raises `Conflict`.
 

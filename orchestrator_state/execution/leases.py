@@ -17,8 +17,7 @@ from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 from orchestrator_state.records import Lease, Owner
 from orchestrator_state.repositories import chunks
 from orchestrator_state.repositories.runs import lease_lost
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _RENEWALS_PER_TERM: Final = 3
 _TRIES_PER_PAUSE: Final = 5  # after a renewal that failed
@@ -108,7 +107,7 @@ class LeaseKeeper:
     async def _let_go(self, claim: Collection[UUID], *, patience: timedelta) -> None:
         """Best effort: a lease that is not released ends by itself."""
 
-        async def release(uow: UnitOfWork) -> None:
+        async def release(uow: StoreUnit) -> None:
             for row in await uow.runs.list_claimed(claim, self.owner):
                 if row.id not in self._held:
                     await uow.runs.release(Lease.of(row))

@@ -34,8 +34,7 @@ from orchestrator_state.records import (
 )
 from orchestrator_state.records.context import ContextHistory, Encoded, applicable, join, split
 from orchestrator_state.state_schema import FIRST, encode_loaded
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -117,7 +116,7 @@ def _texts(row: Any, step_rows: Sequence[StoredStep]) -> Iterator[object]:
         yield step.context_patch
 
 
-async def _read_again(uow: UnitOfWork, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
+async def _read_again(uow: StoreUnit, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
     row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
     if row is None:
         raise WorkflowNotFound(f"run {workflow_state_id} was deleted", workflow_state_id=workflow_state_id)
@@ -140,7 +139,7 @@ def _with_patches(steps: Sequence[StepRecord], history: ContextHistory) -> list[
     ]
 
 
-async def _renew_digests(uow: UnitOfWork, *, recorded: Recorded, lease: Lease) -> None:
+async def _renew_digests(uow: StoreUnit, *, recorded: Recorded, lease: Lease) -> None:
     columns = {"context": recorded.context, "initial_context": recorded.initial if recorded.was_overwritten else None}
     await uow.runs.renew_digests(lease, columns, recorded.steps)
 
@@ -161,7 +160,7 @@ async def _fall_back(
         changed |= {step.step_id for step, was in zip(whole, mended, strict=True) if step is not was}
     mended = whole
 
-    async def write(uow: UnitOfWork) -> None:
+    async def write(uow: StoreUnit) -> None:
         replaced = [step for step in mended if step.step_id in changed]
         await uow.runs.replace_steps(lease, changed, replaced)
         if starts_anew:
@@ -196,7 +195,7 @@ async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[
     return None, None
 
 
-async def _get_checkpoint(uow: UnitOfWork, checkpoint_id: UUID, version: int) -> Checkpoint:
+async def _get_checkpoint(uow: StoreUnit, checkpoint_id: UUID, version: int) -> Checkpoint:
     return await uow.checkpoints.get_as_of(checkpoint_id, version)
 
 

@@ -29,8 +29,7 @@ from orchestrator_state.hooks import FellBack
 from orchestrator_state.records import Lease, is_count, unreadable, unwritable_columns
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import NOT_THE_RUNS, Handler
-from orchestrator_state.transactions import Transactions, Work
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions, Work
 
 _Result = TypeVar("_Result")
 _PAGE: Final = 500  # runs that are claimed, and loaded, together
@@ -119,7 +118,7 @@ class Recovery:
         # The keeper is asked after the read: what was claimed before it is known to the keeper by now.
         orphans = [lease for lease in ours if not keeper.has(lease.workflow_state_id)]
 
-        async def end(uow: UnitOfWork) -> None:
+        async def end(uow: StoreUnit) -> None:
             await uow.runs.end_leases_of(dead)
             for lease in orphans:
                 await uow.runs.release(lease)
@@ -152,7 +151,7 @@ class Recovery:
         keeper = self._executor.keeper
         async with keeper.claiming() as claim:
 
-            async def claim_abandoned(uow: UnitOfWork) -> Sequence[Any]:
+            async def claim_abandoned(uow: StoreUnit) -> Sequence[Any]:
                 claim.begin()
                 # Perhaps there was an attempt before this one, which took effect.
                 rows = await uow.runs.list_claimed(claim, keeper.owner) if claim else []
@@ -169,7 +168,7 @@ class Recovery:
             await asyncio.sleep(0)  # until the tasks hold their leases
         return len(rows)
 
-    async def _claim(self, uow: UnitOfWork, limit: int, *, patient: bool) -> Sequence[Any]:
+    async def _claim(self, uow: StoreUnit, limit: int, *, patient: bool) -> Sequence[Any]:
         """Runs that may kill their workers, and all others, in turns."""
         suspects, owner = self._executor.suspects, self._executor.keeper.owner
         if not suspects.come_first and not suspects.have_their_turn:
@@ -180,7 +179,7 @@ class Recovery:
             return rows
         return [*rows, *await uow.runs.claim_abandoned(self._handlers, owner, limit - len(rows))]
 
-    async def _claim_suspects(self, uow: UnitOfWork, limit: int, *, patient: bool, beside: int = 0) -> Sequence[Any]:
+    async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> Sequence[Any]:
         """Once in a while, or as long as one is to be tried alone. Who works on and on lets them rest before."""
         suspects = self._executor.suspects
         if limit <= beside or (patient and not suspects.are_looked_for):

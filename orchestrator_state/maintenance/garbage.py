@@ -12,8 +12,7 @@ from uuid import UUID
 
 from orchestrator_state.payloads import directory_of, parse_name
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _BATCH: Final = 100
 
@@ -43,7 +42,7 @@ async def collect_garbage(transactions: Transactions, older_than: timedelta) -> 
     return removed
 
 
-async def _referenced(uow: UnitOfWork, workflow_state_ids: Sequence[UUID]) -> set[str]:
+async def _referenced(uow: StoreUnit, workflow_state_ids: Sequence[UUID]) -> set[str]:
     return await uow.workflows.list_blobs(workflow_state_ids)
 
 

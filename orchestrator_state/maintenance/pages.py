@@ -15,8 +15,7 @@ from orchestrator_state.repositories import (
     PayloadTable,
     fitting,
 )
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 Progress = Callable[[int, int], object]
 
@@ -24,7 +23,7 @@ Progress = Callable[[int, int], object]
 _UNKNOWN_BLOB: Final = PAGE_BYTES
 
 
-def payload_repository(transactions: Transactions, uow: UnitOfWork) -> PayloadRepository:
+def payload_repository(transactions: Transactions, uow: StoreUnit) -> PayloadRepository:
     settings = transactions.settings
     return PayloadRepository(uow.session, namespace=settings.namespace, schema=transactions.database.schema)
 
@@ -36,7 +35,7 @@ async def row_counter(
     if progress is None:
         return lambda _: None
 
-    async def count(uow: UnitOfWork) -> int:
+    async def count(uow: StoreUnit) -> int:
         repository = payload_repository(transactions, uow)
         return sum([await repository.count(source) for source in sources])
 
@@ -63,7 +62,7 @@ async def pages(
     after: Key | None = None
     while True:
 
-        async def read(uow: UnitOfWork, after: Key | None = after) -> Sequence[PayloadRow]:
+        async def read(uow: StoreUnit, after: Key | None = after) -> Sequence[PayloadRow]:
             return await payload_repository(transactions, uow).page(source, after, max_rows, strays=strays)
 
         rows = await transactions.read(read)

@@ -14,8 +14,7 @@ from orchestrator_state.payloads import Payloads, check_digest
 from orchestrator_state.records import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
 from orchestrator_state.repositories import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 # A run that commits waits for as many rows at most.
 _BATCH: Final = 50
@@ -182,7 +181,7 @@ def _is_current(payloads: Payloads, payload: StoredPayload, *, outdated: bool) -
     return True
 
 
-async def _replace(transactions: Transactions, changes: Sequence[_Change], uow: UnitOfWork) -> set[Key]:
+async def _replace(transactions: Transactions, changes: Sequence[_Change], uow: StoreUnit) -> set[Key]:
     """Write the changes of rows that nobody has locked or changed meanwhile; returns their keys."""
     repository = payload_repository(transactions, uow)
     locked = await repository.lock(changes[0].row.source, [change.row.key for change in changes])

@@ -19,8 +19,7 @@ from uuid import UUID
 from orchestrator_state.arguments import as_count, as_utc
 from orchestrator_state.repositories import Children
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _WORKFLOWS: Final = 200
 _ROWS: Final = 5_000  # in a transaction
@@ -84,7 +83,7 @@ async def delete_old_states(
         await _let_others_in(transactions)
 
 
-async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
+async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
     found = await uow.workflows.lock_finished(older_than=cutoff, limit=limit, spare=spare)
     families = [family.ids for family in found if family.is_over]
     sizes = await _sizes(uow, families)
@@ -107,14 +106,14 @@ async def _delete_batch(uow: UnitOfWork, *, cutoff: datetime, limit: int, spare:
     )
 
 
-async def _sizes(uow: UnitOfWork, families: Sequence[Sequence[UUID]]) -> list[Children]:
+async def _sizes(uow: StoreUnit, families: Sequence[Sequence[UUID]]) -> list[Children]:
     """How many rows hang on the members of each family."""
     each = iter(await uow.workflows.count_children([member for family in families for member in family]))
     of_family = [[next(each) for _ in family] for family in families]
     return [Children(*map(sum, zip(*sizes, strict=True))) for sizes in of_family]
 
 
-async def _prune_some(uow: UnitOfWork, family: Sequence[UUID]) -> None:
+async def _prune_some(uow: StoreUnit, family: Sequence[UUID]) -> None:
     left = _ROWS
     for member, size in zip(family, await uow.workflows.count_children(family), strict=True):
         if left and size.signals:
@@ -144,7 +143,7 @@ async def prune_checkpoints(
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
 
 
-async def _prune_each(uow: UnitOfWork, *, cuts: Sequence[tuple[UUID, int]]) -> int:
+async def _prune_each(uow: StoreUnit, *, cuts: Sequence[tuple[UUID, int]]) -> int:
     return sum([await uow.checkpoints.prune(workflow_state_id, keep=keep) for workflow_state_id, keep in cuts])
 
 
@@ -174,7 +173,7 @@ async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> Asy
 
 
 async def _find_surplus(
-    uow: UnitOfWork, *, keep: int, after: UUID | None, only: UUID | None
+    uow: StoreUnit, *, keep: int, after: UUID | None, only: UUID | None
 ) -> Sequence[tuple[UUID, int]]:
     return await uow.workflows.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
 

@@ -19,8 +19,7 @@ from orchestrator_state.payloads import check_digest, decode_long, is_encoded, p
 from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, open_rows, require_sound
 from orchestrator_state.repositories import CHECKED_TABLES, DESCENDED_FROM_THEMSELVES, PayloadRow, StoredPayload
 from orchestrator_state.runs import RunTypes, as_of_today
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _PAGE_ROWS: Final = 500
 _LISTED: Final = 1000
@@ -132,7 +131,7 @@ async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _
     return blobs
 
 
-async def _list_blobs(uow: UnitOfWork, workflow_state_ids: Sequence[UUID]) -> set[str]:
+async def _list_blobs(uow: StoreUnit, workflow_state_ids: Sequence[UUID]) -> set[str]:
     return await uow.workflows.list_blobs(workflow_state_ids)
 
 
@@ -256,7 +255,7 @@ async def _workflows(transactions: Transactions, wanted: ColumnElement[bool]) ->
         after = rows[-1].id
 
 
-async def _fetch(transactions: Transactions, statement: Select[Any], uow: UnitOfWork) -> Sequence[Any]:
+async def _fetch(transactions: Transactions, statement: Select[Any], uow: StoreUnit) -> Sequence[Any]:
     return await payload_repository(transactions, uow).fetch(statement)
 
 
@@ -284,7 +283,7 @@ async def _load(transactions: Transactions, workflow: Any, report: VerifyReport)
     report.unloadable += found[: _LISTED - len(report.unloadable)]
 
 
-async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
+async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: StoreUnit) -> None:
     """Also as a resumed run does: its first context, and each one that a step left behind."""
     await uow.workflows.find(workflow_state_id)
     row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
@@ -305,5 +304,5 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
         as_of_today(row, types, (recorded.steps, history))
 
 
-async def _load_checkpoint(_: Transactions, workflow_state_id: UUID, uow: UnitOfWork) -> None:
+async def _load_checkpoint(_: Transactions, workflow_state_id: UUID, uow: StoreUnit) -> None:
     await uow.checkpoints.find_latest(workflow_state_id)

@@ -18,6 +18,7 @@ from orchestrator_state.repositories.undeclared import UndeclaredPayloads
 from orchestrator_state.repositories.workflows import (
     CheckpointRepository,
     OnDamaged,
+    Repository,
     StepRepository,
     WorkflowRepository,
     chunks,
@@ -38,6 +39,7 @@ __all__ = [
     "PayloadRepository",
     "PayloadRow",
     "PayloadTable",
+    "Repository",
     "StepRepository",
     "StoredPayload",
     "UndeclaredPayloads",

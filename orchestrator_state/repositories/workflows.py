@@ -17,16 +17,14 @@ from sqlalchemy import CursorResult, Delete, Executable, Result, delete, func, s
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_count, as_instance, as_name, as_stored_name, as_utc, as_uuid
+from orchestrator_state.arguments import as_count, as_instance, as_name, as_utc, as_uuid
 from orchestrator_state.concurrency import LONG
 from orchestrator_state.database import ReadingSession, announce, database_errors, unless_committed
 from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
-    ConfigurationError,
     CorruptPayload,
-    InvalidPayload,
     LeaseHeld,
     PayloadError,
     SchemaMismatch,
@@ -127,10 +125,7 @@ class Repository:
         self._session = session
         self._payloads = payloads
         self._schemas = schemas
-        try:
-            self._namespace = as_stored_name(namespace, "namespace")
-        except InvalidPayload as error:
-            raise ConfigurationError(str(error)) from None
+        self._namespace = namespace
         self._options: dict[str, Any] = {"schema_translate_map": {None: schema}} if schema else {}
 
     async def _execute(

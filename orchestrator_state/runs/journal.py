@@ -52,7 +52,7 @@ from orchestrator_state.runs.faults import NOT_THE_RUNS
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.writer import Writer
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit
 
 _FOLDED_ALWAYS: Final = 64 * 1024
 """Characters of JSON: to write a context of that length with a step that changes it costs next to nothing."""
@@ -368,7 +368,7 @@ class Journal:
             return False
         return context.length <= _FOLDED_ALWAYS or self._unfolded >= context.length
 
-    async def write(self, uow: UnitOfWork, entry: Entry) -> Ack:
+    async def write(self, uow: StoreUnit, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it with rows of the caller's."""
         await self._upload(entry)
         ack = await uow.commits.commit(entry.change, with_callers_rows=True)

@@ -42,8 +42,7 @@ from orchestrator_state.runs.tasks import IN_STEP_OF
 from orchestrator_state.runs.transacting import FunctionFailed, call_inside
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting import WaitingRoom
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -589,7 +588,7 @@ class Run(Generic[State]):
         await self._before_work()
         begun, tries = journal.new_step(step_id), 0
 
-        async def attempt(uow: UnitOfWork) -> tuple[Any, Entry, Ack]:
+        async def attempt(uow: StoreUnit) -> tuple[Any, Entry, Ack]:
             nonlocal tries
             tries += 1
             return await self._transact_once(uow, begun, fn, args, returns, is_repeated=tries > 1)
@@ -624,7 +623,7 @@ class Run(Generic[State]):
 
     async def _transact_once(
         self,
-        uow: UnitOfWork,
+        uow: StoreUnit,
         begun: StepRecord,
         fn: Callable[..., Awaitable[Any]],
         args: tuple[Any, ...],
@@ -658,7 +657,7 @@ class Run(Generic[State]):
             await self._refuse_to_repeat(uow, begun.step_id)
         return outputs, entry, ack
 
-    async def _refuse_to_repeat(self, uow: UnitOfWork, step_id: str, limit: timedelta | None = None) -> None:
+    async def _refuse_to_repeat(self, uow: StoreUnit, step_id: str, limit: timedelta | None = None) -> None:
         step = await uow.runs.find_completed_step(self.id, step_id, idle_limit=limit)
         if step is not None:
             raise _AlreadyRecorded(step)
@@ -666,7 +665,7 @@ class Run(Generic[State]):
     async def _find_out(self, step_id: str) -> StepRecord | None:
         """After a transaction that did not come to its end here: did it commit all the same? Then, its step."""
 
-        async def look(uow: UnitOfWork) -> StepRecord | None:
+        async def look(uow: StoreUnit) -> StepRecord | None:
             await uow.runs.wait_for_commits(self._journal.lease)
             return await uow.runs.find_completed_step(self.id, step_id)
 

@@ -22,8 +22,7 @@ from orchestrator_state.database import Idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, InvalidPayload, StoreUnavailable
 from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.repositories.runs import commit_at_once
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 MOST_IN_A_BATCH: Final = 256
 MOST_CHARACTERS_IN_A_BATCH: Final = 4 * 1024 * 1024
@@ -253,7 +252,7 @@ class Writer:
             self._make_due()
 
 
-async def _commit_alone(uow: UnitOfWork, waiting: _Waiting) -> Ack:
+async def _commit_alone(uow: StoreUnit, waiting: _Waiting) -> Ack:
     commits = uow.commits
     return await (commits.commit_counting_anew if waiting.is_refused else commits.commit)(waiting.change)
 

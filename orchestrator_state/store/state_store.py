@@ -166,7 +166,7 @@ class StateStore:
         Any exception, cancellation included, rolls it back, and the states saved in it go back to the version they
         had. The block is not repeated by itself. On SQLite it holds the file's write lock: keep it short.
         """
-        return self._transactions.begin()
+        return self._transactions.begin_for_caller()
 
     def unit_of_work(self, session: AsyncSession) -> UnitOfWork:
         """The repositories on a session of the application's own, as this store writes and reads.
@@ -175,7 +175,7 @@ class StateStore:
         session's transaction, which is the caller's; see `UnitOfWork`.
         """
         self._transactions.enter()
-        return self._transactions.unit(session, self._transactions.unit_payloads())
+        return self._transactions.unit(session)
 
     # --- state by hand -------------------------------------------------------------------------------------------
 
