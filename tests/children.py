@@ -13,9 +13,13 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["pytest", "aiosqlite", "alembic.command", "alembic.config", "asyncpg", "orchestrator_state", "psutil"]
+FORKS = multiprocessing.get_context("forkserver")
+# There is one fork server for a process, and one list: whoever sets another one replaces this.
+FORKS.set_forkserver_preload(
+    [
+        *("pytest", "aiosqlite", "alembic.command", "alembic.config", "asyncpg", "orchestrator_state", "psutil"),
+        "tests.chaos.preloaded",
+    ]
 )
 _PATIENCE = 60.0  # seconds until a child that says nothing counts as hanging
 
@@ -58,8 +62,8 @@ class Child:
 @contextmanager
 def child(main: Main, *arguments: object) -> Iterator[Child]:
     """Start `main(pipe, *arguments)` in a process of its own, which does not outlive the block."""
-    ours, theirs = _CONTEXT.Pipe()
-    process = _CONTEXT.Process(target=_run, args=(main, theirs, arguments), daemon=True)
+    ours, theirs = FORKS.Pipe()
+    process = FORKS.Process(target=_run, args=(main, theirs, arguments), daemon=True)
     process.start()
     theirs.close()
     try:

@@ -14,8 +14,15 @@ import pytest
 from orchestrator_state import StateStore
 from tests.chance import a_seed
 from tests.pgbouncer import pgbouncer, through
+from tests.places import roomy_memory
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
 from tests.running import let_workers_vanish
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each test a directory in memory, where there is room for it: a commit need not wait for a disk."""
+    if memory := roomy_memory():
+        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
 
 
 async def _upgrade(url: str) -> None:

@@ -10,17 +10,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Final, Self
 
 import psutil
 
-_PATIENCE: Final = 60.0  # seconds until a child that says nothing is a failure
+from tests.children import FORKS
 
-_context = get_context("forkserver")
-_context.set_forkserver_preload(["tests.chaos.preloaded"])
+_PATIENCE: Final = 60.0  # seconds until a child that says nothing is a failure
 
 Pipe = Connection
 
@@ -29,8 +27,8 @@ class Child:
     """A process that runs `main(*args, pipe)` and reports through its pipe. Killed at the end of the block."""
 
     def __init__(self, main: Callable[..., None], *args: Any) -> None:
-        self._pipe, theirs = _context.Pipe()
-        self._process = _context.Process(target=main, args=(*args, theirs), daemon=True)
+        self._pipe, theirs = FORKS.Pipe()
+        self._process = FORKS.Process(target=main, args=(*args, theirs), daemon=True)
         self._process.start()
         theirs.close()
         self.messages: list[Any] = []
