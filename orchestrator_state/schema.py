@@ -112,7 +112,7 @@ async def ensure(database: Database, settings: Settings) -> None:
     """Upgrade if need be. On our own Postgres engine that takes a connection of its own, without timeouts."""
     if (await inspect_schema(database)).fits:
         return
-    if database.is_sqlite or not database.owned:
+    if not database.limits_statements:
         await upgrade(database)
         return
     migration = open_database(settings, for_migration=True)

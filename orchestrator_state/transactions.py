@@ -28,7 +28,6 @@ _Result = TypeVar("_Result")
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
 _TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
-_SHORT: Final = timedelta(seconds=0.1)  # a unit that no lease comes to its end by
 _logger: Final = logging.getLogger("orchestrator_state")
 
 
@@ -104,7 +103,7 @@ class Transactions:
             async with idling(session, idles, self.settings, is_limited=self.database.has_idle_limit):
                 yield uow
             held = timedelta(seconds=time.monotonic() - since)
-            if self.database.has_one_writer and held > _SHORT:
+            if self.database.held_up_renewals(held):
                 await uow.runs.prolong_leases(held)
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
@@ -294,4 +293,4 @@ class Transactions:
 
 def _places(database: Database, settings: Settings) -> int:
     """How many transactions may be open while the caller's code runs: half of the pool's, and all that SQLite has."""
-    return 1 if database.has_one_writer else max(1, min(settings.pool_max, database.most_connections) // 2)
+    return max(1, min(settings.pool_max, database.most_writers) // 2)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, inspect
 
 from orchestrator_state import schema
-from orchestrator_state.database.engine import Database, open_database
+from orchestrator_state.database import Database, open_database
 from orchestrator_state.models import metadata
 from orchestrator_state.settings import Settings
 from tests.raw_sql import SQLITE, Rows, execute, fetch

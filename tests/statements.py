@@ -12,9 +12,10 @@ from unittest.mock import patch
 
 from sqlalchemy import event
 
-from orchestrator_state import StateStore, transactions
+from orchestrator_state import StateStore
 from orchestrator_state.database import driver
-from orchestrator_state.database.driver_statements import DriverStatement
+from orchestrator_state.database.driver import DriverStatement
+from orchestrator_state.database.sqlite import database as sqlite_database
 from orchestrator_state.database.sqlite.connection import _Connection
 
 _WRITES: Final = {"INSERT": "INTO", "UPDATE": "UPDATE", "DELETE": "FROM"}
@@ -115,7 +116,7 @@ def traffic_of(store: StateStore) -> Iterator[Traffic]:
             patch.object(driver, "_answer", traffic._answered),
             patch.object(_Connection, "query", _method(traffic._queried)),
             patch.object(_Connection, "_execute", _method(traffic._hopped)),
-            patch.object(transactions, "_SHORT", timedelta.max),
+            patch.object(sqlite_database, "_SHORT", timedelta.max),
         ):
             yield traffic
     finally:

@@ -54,7 +54,7 @@ async def test_a_process_that_freezes_inside_a_transaction_frees_its_rows_before
     shop_url: str, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if engine == "the application's":  # of its connections no setting is ours
-        monkeypatch.setattr("orchestrator_state.database.engine._server_settings", lambda *_, **__: {})
+        monkeypatch.setattr("orchestrator_state.database.postgres.database._server_settings", lambda *_, **__: {})
     with Child(freezes, shop_url) as child:
         assert await child.message() == "inside"
         child.freeze()

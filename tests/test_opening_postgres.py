@@ -13,7 +13,7 @@ from orchestrator_state import (
     WorkflowNotFound,
     schema,
 )
-from orchestrator_state.database.engine import open_database
+from orchestrator_state.database import open_database
 from orchestrator_state.settings import Settings
 from tests.engines import own_engine
 from tests.old_databases import FIRST, downgrade, upgrade

@@ -17,7 +17,7 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import text
 
 from orchestrator_state import ConfigurationError, OrchestratorStateError, Run, StateStore, StoreUnavailable
-from orchestrator_state.database.engine import _asyncpg_arguments
+from orchestrator_state.database.postgres.database import _asyncpg_arguments
 from orchestrator_state.database.urls import PostgresLocation, SqliteLocation, locate
 from orchestrator_state.settings import Settings
 from tests.engines import opened_engine

@@ -15,7 +15,7 @@ import pytest
 from sqlalchemy import event
 
 from orchestrator_state import CorruptPayload, InvalidPayload, Run, StateStore, WorkflowState
-from orchestrator_state.database.driver_statements import DriverStatement
+from orchestrator_state.database.driver import DriverStatement
 from orchestrator_state.records.context.history import Patch
 from tests.running import (
     Effect,

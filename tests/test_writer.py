@@ -14,7 +14,7 @@ from sqlalchemy import insert, select
 
 from orchestrator_state import ConfigurationError, LeaseLost, OrchestratorStateError, Run, StateStore, StoreUnavailable
 from orchestrator_state.column_types import UtcTimestamp
-from orchestrator_state.database.driver_statements import DriverStatement
+from orchestrator_state.database.driver import DriverStatement
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord

@@ -58,7 +58,7 @@ def close_what_comes_back(pool: Pool) -> None:
     event.listen(pool, "checkin", close)
 
 
-def leave_connections(beside: AsyncEngine) -> object:
+def leave_connections(beside: AsyncEngine) -> Pool:
     """In a forked child, start anew without closing the parent's connections, which are returned to be kept alive."""
     left = beside.sync_engine.pool
     if isinstance(beside.sync_engine, _EngineBeside):

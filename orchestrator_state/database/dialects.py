@@ -1,25 +1,42 @@
-"""The database's clock in SQL: what machines compare is written by no other, since a worker's may be an hour off.
+"""What SQLite and Postgres say in different words, as one word of SQL for both.
 
+The time is the database's: what machines compare is written by no other clock, since a worker's may be an hour off.
 It stands still within a statement, so that two columns can be given the same time. Postgres: `statement_timestamp()`;
 `now()` stands still for a whole transaction, and `clock_timestamp()` never, so that no index serves it. SQLite: text in
 the form in which timestamps are stored, to the millisecond.
+
+Whether a cell holds a value of its column's type has to be asked, since SQLite keeps anything in any column.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Boolean, ColumnElement
+from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import POSTGRES_END, POSTGRES_FIRST, UtcTimestamp
+from orchestrator_state.damaged import FURTHEST_COUNT
+from orchestrator_state.domain import LARGEST_COUNT
 
-_SQLITE_FORMAT = "'%Y-%m-%dT%H:%M:%f'"
-_DIGITS = "[0-9][0-9]"
-_SQLITE_DATE = f"{2 * _DIGITS}-{_DIGITS}-{_DIGITS}"
-_SQLITE_NOW = f"(strftime({_SQLITE_FORMAT}, 'now') || '000+00:00')"
+_SQLITE_FORMAT: Final = "'%Y-%m-%dT%H:%M:%f'"
+_DIGITS: Final = "[0-9][0-9]"
+_SQLITE_DATE: Final = f"{2 * _DIGITS}-{_DIGITS}-{_DIGITS}"
+_SQLITE_NOW: Final = f"(strftime({_SQLITE_FORMAT}, 'now') || '000+00:00')"
+_WHOLE: Final = "'integer'"
+_HEX: Final = "[0-9a-f]"
+_CANONICAL: Final = "-".join(_HEX * digits for digits in (8, 4, 4, 4, 12))
+
+
+def conflict_aware_insert(dialect: str, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that knows ON CONFLICT, for the dialect of that name."""
+    return sqlite.insert(table) if dialect == "sqlite" else postgresql.insert(table)
+
+
+# --- times -------------------------------------------------------------------------------------------------------
 
 
 class database_now(FunctionElement[Any]):  # noqa: N801 - it stands in SQL expressions, like func.now()
@@ -124,3 +141,105 @@ def _postgres_time_after(element: time_after, compiler: SQLCompiler, **kw: Any) 
 def _sqlite_time_after(element: time_after, compiler: SQLCompiler, **kw: Any) -> str:
     start, seconds = (compiler.process(clause, **kw) for clause in element.clauses)
     return f"(strftime({_SQLITE_FORMAT}, {start}, {seconds} || ' seconds') || '000+00:00')"
+
+
+# --- what a cell holds -------------------------------------------------------------------------------------------
+
+
+class is_addressable(FunctionElement[bool]):  # noqa: N801 - reads as a phrase in a statement
+    """Whether a column of ids holds one in the form that it is looked for in."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(is_addressable)
+def _is_there(element: is_addressable, compiler: SQLCompiler, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)} IS NOT NULL)"
+
+
+@compiles(is_addressable, "sqlite")
+def _is_canonical(element: is_addressable, compiler: SQLCompiler, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)} GLOB '{_CANONICAL}')"
+
+
+class is_stored_name(FunctionElement[bool]):  # noqa: N801 - reads as a phrase in a statement
+    """Whether a column of names holds a text, and not an empty one."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(is_stored_name)
+def _is_not_empty(element: is_stored_name, compiler: SQLCompiler, **options: Any) -> str:
+    return f"(({compiler.process(element.clauses, **options)} <> '') IS TRUE)"
+
+
+@compiles(is_stored_name, "sqlite")
+def _is_text_not_empty(element: is_stored_name, compiler: SQLCompiler, **options: Any) -> str:
+    name = compiler.process(element.clauses, **options)
+    return f"(typeof({name}) = 'text' AND {name} <> '')"
+
+
+class counts_on(FunctionElement[bool]):  # noqa: N801 - reads as a phrase in a statement
+    """Whether all of the given counts can grow."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(counts_on)
+def _are_small(element: counts_on, compiler: SQLCompiler, **options: Any) -> str:
+    greatest = f"greatest({compiler.process(element.clauses, **options)})"
+    return f"({greatest} < {FURTHEST_COUNT} AND {_none_is_null(element, compiler, **options)})"
+
+
+def _none_is_null(element: counts_on, compiler: SQLCompiler, **options: Any) -> str:
+    counts = (compiler.process(count, **options) for count in element.clauses)
+    return f"({' AND '.join(f'{count} IS NOT NULL' for count in counts)})"
+
+
+@compiles(counts_on, "sqlite")
+def _are_small_numbers(element: counts_on, compiler: SQLCompiler, **options: Any) -> str:
+    counts = [compiler.process(count, **options) for count in element.clauses]
+    return f"({' AND '.join(f'(typeof({count}) = {_WHOLE} AND {count} < {FURTHEST_COUNT})' for count in counts)})"
+
+
+class one_more(FunctionElement[int]):  # noqa: N801 - reads as a phrase in a statement
+    """A count and one. It fails as Postgres does where a column cannot hold that.
+
+    SQLite would go on with a floating point number, of which it loses the last digits.
+    """
+
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(one_more)
+def _next(element: one_more, compiler: SQLCompiler, **options: Any) -> str:
+    return f"({compiler.process(element.clauses, **options)} + 1)"
+
+
+@compiles(one_more, "sqlite")
+def _next_or_none(element: one_more, compiler: SQLCompiler, **options: Any) -> str:
+    count = compiler.process(element.clauses, **options)
+    # The absolute value of the smallest number is none. Statements cannot raise errors otherwise, outside of triggers.
+    failing = f"abs(-{2**63 - 1} - 1)"
+    return f"CASE WHEN typeof({count}) = {_WHOLE} AND {count} < {LARGEST_COUNT} THEN {count} + 1 ELSE {failing} END"
+
+
+class stored_bytes(FunctionElement[int]):  # noqa: N801 - reads as a phrase in a statement
+    """How long a text is as it is stored, as far as the database can tell without reading it."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(stored_bytes)
+def _octet_length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"octet_length({compiler.process(element.clauses, **options)})"
+
+
+@compiles(stored_bytes, "sqlite")
+def _length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
+    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"

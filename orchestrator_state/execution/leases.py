@@ -60,7 +60,7 @@ class LeaseKeeper:
 
     def __init__(self, transactions: Transactions, term: timedelta) -> None:
         self._transactions = transactions
-        self._has_one_writer = transactions.database.has_one_writer
+        self._renewals_may_hang = transactions.database.renewals_may_hang
         self._term = term
         self._term_seconds = term.total_seconds()
         self._owner = Owner(id=uuid4(), process=str(ProcessIdentity.mine()), term=term)
@@ -200,7 +200,7 @@ class LeaseKeeper:
         A row that somebody has locked is waited for beside the heartbeat: the other leases must not end meanwhile.
         """
         # A SQLite connection that waits for a lock cannot be had back before its time; one to a server may be dead.
-        limit = None if self._has_one_writer else self._term_seconds / _RENEWALS_PER_TERM
+        limit = self._term_seconds / _RENEWALS_PER_TERM if self._renewals_may_hang else None
         async with asyncio.timeout(limit):
             await self._renew_all()
 
@@ -237,7 +237,7 @@ class LeaseKeeper:
         return self._term_seconds - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
 
     def _give_up_overdue(self) -> None:
-        if self._has_one_writer:
+        if not self._renewals_may_hang:
             return
         now = time.monotonic()
         for workflow_state_id, run in list(self._held.items()):

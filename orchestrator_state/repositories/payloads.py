@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Select,
     String,
@@ -24,13 +23,10 @@ from sqlalchemy import (
     type_coerce,
     update,
 )
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import Update
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
-from orchestrator_state.database import is_stored_name
+from orchestrator_state.database import is_stored_name, stored_bytes
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
 from orchestrator_state.records import (
     CELLS,
@@ -212,23 +208,6 @@ def _key(source: PayloadTable) -> list[ColumnElement[Any]]:
 def _key_parameters(source: PayloadTable) -> list[ColumnElement[Any]]:
     types = [StoredTextKey if name == "step_id" else StoredIdentifierKey for name in source.key]
     return [bindparam(f"key_{at}", type_=kind) for at, kind in enumerate(types)]
-
-
-class stored_bytes(FunctionElement[int]):  # noqa: N801 - reads as a phrase in a statement
-    """How long a text is as it is stored, as far as the database can tell without reading it."""
-
-    type = BigInteger()
-    inherit_cache = True
-
-
-@compiles(stored_bytes)
-def _octet_length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
-    return f"octet_length({compiler.process(element.clauses, **options)})"
-
-
-@compiles(stored_bytes, "sqlite")
-def _length(element: stored_bytes, compiler: SQLCompiler, **options: Any) -> str:
-    return f"length(CAST({compiler.process(element.clauses, **options)} AS BLOB))"
 
 
 @cache

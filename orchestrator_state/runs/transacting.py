@@ -10,29 +10,27 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Final, TypeVar, cast
+from typing import TypeVar, cast
 
-from sqlalchemy import Connection, event, exc
-from sqlalchemy.engine import Transaction
+from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from orchestrator_state.concurrency import call_apart
 from orchestrator_state.database import (
+    begin_to_watch,
     failures_on,
     fault_in,
     fault_under,
-    is_unknown_to_sqlite,
     kept_open,
     put_in_force,
     refuse_after_failure,
+    require_same,
     settings_in_force,
     transaction_ended,
 )
 
 _T = TypeVar("_T")
-_SAVEPOINT: Final = "SAVEPOINT orchestrator_state"
-_RELEASE: Final = "RELEASE SAVEPOINT orchestrator_state"
 
 
 class FunctionFailed(Exception):
@@ -58,13 +56,13 @@ async def call_inside(
     failures = failures_on(connection)
     try:
         with _only_the_run_commits(session):
-            await _begin_to_watch(session)
+            await begin_to_watch(session)
             async with kept_open(session, idle_limit):
                 outputs = (await call_apart(call)).unless_cancelled()
             await session.flush()
         refuse_after_failure(connection, failures)  # for the function may have swallowed it
         await _end_savepoints(session)
-        await _require_same(session, failures.transaction)
+        await require_same(session, failures.transaction)
         if settings is not None:
             await put_in_force(session, settings)
     except Exception as error:  # noqa: BLE001 - of any class
@@ -91,25 +89,7 @@ def _only_the_run_commits(session: AsyncSession) -> Iterator[None]:
         event.remove(session.sync_session, "before_commit", refuse)
 
 
-async def _begin_to_watch(session: AsyncSession) -> None:
-    if session.get_bind().dialect.name == "sqlite":
-        await (await session.connection()).exec_driver_sql(_SAVEPOINT)
-
-
 async def _end_savepoints(session: AsyncSession) -> None:
     """Those that the function left open, as a commit would. One of them may hide a failed statement."""
     while (left_open := session.get_nested_transaction()) is not None:
         await left_open.commit()
-
-
-async def _require_same(session: AsyncSession, transaction: Transaction | None) -> None:
-    if transaction is None or not transaction.is_active:
-        raise transaction_ended()
-    if session.get_bind().dialect.name != "sqlite":
-        return
-    try:
-        await (await session.connection()).exec_driver_sql(_RELEASE)
-    except exc.DBAPIError as error:
-        if is_unknown_to_sqlite(error):  # the savepoint went with its transaction
-            raise transaction_ended() from None
-        raise

@@ -72,13 +72,12 @@ class _Waiting:
 class Writer:
     """Writes the step commits of one store.
 
-    It has no task while there is nothing to write. On Postgres two batches may be under way, so that one is on its
-    way while the server works on the other.
+    It has no task while there is nothing to write.
     """
 
     def __init__(self, transactions: Transactions) -> None:
         self.transactions: Final = transactions
-        self._most_batches = 1 if transactions.database.is_sqlite else 2
+        self._most_batches = transactions.database.batches_at_once
         self._closed = False
         self._start_anew()
 

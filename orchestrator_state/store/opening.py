@@ -85,13 +85,12 @@ async def open_transactions(
     database.enter()
     try:
         if migrate is None:
-            migrate = database.is_sqlite and engine is None
+            migrate = database.is_migrated_on_opening
         if migrate:
             await schema.ensure(database, settings)
         else:
             await schema.verify(database)
-        if engine is None and not database.is_sqlite:
-            await database.warm_up(settings.pool_min)
+        await database.warm_up(settings.pool_min)
     except BaseException:
         await database.close()
         raise

@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import text
 
 from orchestrator_state import OrchestratorStateError, Run, StateStore, StepStatus
+from orchestrator_state.database.sqlite.database import SqliteDatabase
 from tests.chaos.report import Report
 from tests.chaos.witness import book, create_ledger, entries
 
@@ -139,7 +140,7 @@ class _Round:
         pool: Any = database._pool.sync_engine.pool
         if pool.checkedout():
             found.append(f"{pool.checkedout()} connections are checked out")
-        if database._turn.locked():
+        if isinstance(database, SqliteDatabase) and database._turn.locked():
             found.append("this process still has its turn to write")
         for _ in range(100):
             if not await self._is_locked():
@@ -151,7 +152,7 @@ class _Round:
 
     async def _is_locked(self) -> bool:
         async with self._store._transactions.database.reading() as session:
-            if not self._store._transactions.database.is_sqlite:
+            if not isinstance(self._store._transactions.database, SqliteDatabase):
                 return bool((await session.execute(text(_OTHERS_IN_A_TRANSACTION))).scalar_one())
             path = (await session.execute(text("SELECT file FROM pragma_database_list WHERE seq = 0"))).scalar_one()
         with closing(sqlite3.connect(path, timeout=0)) as connection:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, event
 
 from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
-from orchestrator_state.database.driver_statements import DriverStatement
+from orchestrator_state.database.driver import DriverStatement
 from orchestrator_state.records.changes import Ack, StepRecord
 from orchestrator_state.repositories.calls import CallRepository
 from orchestrator_state.runs.journal import Entry, Journal

@@ -7,17 +7,22 @@ repetition of an attempt that took effect. It is for `CommitRepository.commit`, 
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
-from functools import partial
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Executable, bindparam, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import Executable, bindparam, or_, select, update
 
-from orchestrator_state.database import Database, DriverStatements, database_errors, is_marked, transaction_ended
+from orchestrator_state.database import (
+    Database,
+    Execute,
+    ExecuteEach,
+    is_marked,
+    takes_marks,
+    transaction_ended,
+    write_in,
+)
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
@@ -36,12 +41,6 @@ from orchestrator_state.repositories.runs.commit_statements import (
 from orchestrator_state.repositories.runs.fence import FENCE
 from orchestrator_state.repositories.runs.lifecycle import fence, lease_lost
 from orchestrator_state.repositories.workflows import Repository
-
-_Outcome = tuple[Any, int]
-"""The first row that a statement returned, and the number of rows that it wrote."""
-_Execute = Callable[[Executable, Mapping[str, Any]], _Outcome]
-_ExecuteEach = Callable[[Executable, list[dict[str, Any]]], None]
-
 
 _NEXT_SEQ: Final = next_count(workflow_states.c.checkpoint_seq, checkpoints)
 _LOCK: Final = (
@@ -70,7 +69,7 @@ class CommitRepository(Repository):
         effect; the answer says so. Waits for the row's lock. `with_callers_rows`: raises `ConfigurationError` if this
         is not the transaction any more in which the caller's code began to write.
         """
-        only_marked = with_callers_rows and self._dialect != "sqlite"
+        only_marked = with_callers_rows and takes_marks(self._session)
         [ack] = await self.commit_free([change], only_marked=only_marked)
         if ack is None:
             if only_marked and not (await self._execute(select(is_marked()))).scalar_one():
@@ -126,20 +125,33 @@ class CommitRepository(Repository):
         `only_marked`, for one change on Postgres: only in a transaction that is marked. An `idle_limit` is set for the
         transaction, in the same round trip.
         """
-        if self._dialect == "sqlite":
-            with database_errors():
-                return await self._session.run_sync(partial(_write_in_session, changes=changes))
-        rows = await self._execute(*postgres_commit(changes, only_marked=only_marked, idle_limit=idle_limit))
-        return _acks(changes, rows)
+        batch = _Commits(changes, only_marked=only_marked, idle_limit=idle_limit)
+        return await write_in(self._session, batch, self._execute)
 
 
 async def commit_at_once(database: Database, changes: Sequence[RunChange]) -> list[Ack | None]:
     """`commit_free` in a transaction of its own, without a session: one round trip, or one switch of threads."""
-    if database.is_sqlite:
-        return await database.in_one_hop(partial(_write_in_thread, statements=database.statements, changes=changes))
-    statement, parameters = postgres_commit(changes)
-    compiled = database.statements[statement]
-    return _acks(changes, await database.fetch(compiled.sql, compiled.arguments(parameters)))
+    return await database.write_at_once(_Commits(changes))
+
+
+class _Commits:
+    """Commits of runs, to be written together."""
+
+    def __init__(
+        self, changes: Sequence[RunChange], *, only_marked: bool = False, idle_limit: timedelta | None = None
+    ) -> None:
+        self._changes = changes
+        self._only_marked = only_marked
+        self._idle_limit = idle_limit
+
+    def as_one_statement(self) -> tuple[Executable, Mapping[str, Any]]:
+        return postgres_commit(self._changes, only_marked=self._only_marked, idle_limit=self._idle_limit)
+
+    def answer(self, rows: Iterable[Any]) -> list[Ack | None]:
+        return _acks(self._changes, rows)
+
+    def write(self, execute: Execute, execute_each: ExecuteEach) -> list[Ack | None]:
+        return _write(execute, execute_each, self._changes)
 
 
 # --- Postgres ----------------------------------------------------------------------------------------------------
@@ -163,38 +175,7 @@ def _acks(changes: Iterable[RunChange], rows: Iterable[Any]) -> list[Ack | None]
 # --- SQLite ------------------------------------------------------------------------------------------------------
 
 
-def _write_in_session(session: Session, changes: Sequence[RunChange]) -> list[Ack | None]:
-    def execute(statement: Executable, values: Mapping[str, Any]) -> _Outcome:
-        result = cast(CursorResult[Any], session.execute(statement, values))
-        return (result.first() if result.returns_rows else None), result.rowcount
-
-    def execute_each(statement: Executable, values: list[dict[str, Any]]) -> None:
-        session.execute(statement, values)
-
-    return _write(execute, execute_each, changes)
-
-
-def _write_in_thread(
-    connection: sqlite3.Connection, statements: DriverStatements, changes: Sequence[RunChange]
-) -> list[Ack | None]:
-    cursor = connection.cursor()
-
-    def execute(statement: Executable, values: Mapping[str, Any]) -> _Outcome:
-        compiled = statements[statement]
-        cursor.execute(compiled.sql, compiled.arguments(values))
-        return cursor.fetchone(), cursor.rowcount
-
-    def execute_each(statement: Executable, values: list[dict[str, Any]]) -> None:
-        compiled = statements[statement]
-        cursor.executemany(compiled.sql, map(compiled.arguments, values))
-
-    try:
-        return _write(execute, execute_each, changes)
-    finally:
-        cursor.close()
-
-
-def _write(execute: _Execute, execute_each: _ExecuteEach, changes: Sequence[RunChange]) -> list[Ack | None]:
+def _write(execute: Execute, execute_each: ExecuteEach, changes: Sequence[RunChange]) -> list[Ack | None]:
     acks = [_write_step(execute, change) for change in changes]
     made = [
         (change.lease, change.checkpoint)
@@ -210,7 +191,7 @@ def _write(execute: _Execute, execute_each: _ExecuteEach, changes: Sequence[RunC
     return acks
 
 
-def _write_step(execute: _Execute, change: RunChange) -> Ack | None:
+def _write_step(execute: Execute, change: RunChange) -> Ack | None:
     update = commit_update(
         folds_context=change.context is not None,
         makes_checkpoint=change.checkpoint is not None,

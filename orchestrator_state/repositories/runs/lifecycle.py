@@ -39,7 +39,9 @@ from orchestrator_state.database import (
     marking,
     one_more,
     setting_idle_limit,
+    takes_marks,
     time_after,
+    writes_alone,
 )
 from orchestrator_state.domain import FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseLost, PayloadError
@@ -237,8 +239,8 @@ class RunRepository(Repository):
 
     async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
         """A row that a transaction under way creates is not there to be locked. Another of the same id waits for it."""
-        if self._dialect == "sqlite":
-            return  # nobody else writes
+        if writes_alone(self._session):
+            return
         for run_id in sorted(ids):
             columns = {"workflow_id": "", "workflow_name": "", "status": WorkflowStatus.PENDING.value, "context": "{}"}
             savepoint = await self._session.begin_nested()
@@ -375,7 +377,7 @@ class RunRepository(Repository):
             step_states.c.step_id == step_id,
             step_states.c.status == "completed",
         )
-        if idle_limit is None or self._dialect == "sqlite":
+        if idle_limit is None or not takes_marks(self._session):
             query = query.where(*completed)
         else:  # in the same round trip
             limited = select(setting_idle_limit(idle_limit).label("limit"), marking().label("mark"))

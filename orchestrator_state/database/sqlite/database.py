@@ -1,0 +1,305 @@
+"""The database of a store that is a SQLite file.
+
+The driver's own transaction handling is switched off; a writing transaction starts with BEGIN IMMEDIATE (a lock upgrade
+does not wait, so it must not happen), a reading one with none (each read is one statement). WAL with synchronous=FULL:
+NORMAL loses acknowledged commits in a power cut. Writers of one process take turns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakSet
+
+from sqlalchemy import URL, Connection, event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.util import greenlet_spawn
+
+from orchestrator_state.concurrency import Turns
+from orchestrator_state.database import adopted, driver
+from orchestrator_state.database.batches import Batch, write_in_thread
+from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
+from orchestrator_state.database.errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.database.lent import put_back_sqlite
+from orchestrator_state.database.sqlite import connection
+from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
+from orchestrator_state.database.urls import SqliteLocation
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
+from orchestrator_state.settings import Settings
+
+_Answer = TypeVar("_Answer")
+
+_BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction
+_BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
+_LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
+_SHORT: Final = timedelta(seconds=0.1)  # a transaction that no lease comes to its end by
+_JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
+
+
+class SqliteDatabase(Database):
+    """One file, in which one transaction writes at a time."""
+
+    has_idle_limit = True
+    # What waits for the write lock in another process looks again within this time, and gets it if it is free.
+    pause_for_writers = _LONGEST_BUSY_WAIT
+    # While a transaction that writes is open, nobody else writes: nor can a lease be taken over.
+    renewals_may_hang = False
+    batches_at_once = 1
+    most_writers = 1
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        settings: Settings,
+        *,
+        owned: bool,
+        adopted_file: OpenFiles | None = None,
+        connections: Iterable[sqlite3.Connection] = (),
+        threads: WeakSet[Any] | None = None,
+        temporary: tempfile.TemporaryDirectory[str] | None = None,
+    ) -> None:
+        settings.refuse("db_schema", "db_schema is for Postgres; SQLite has no schemas")
+        if not owned:
+            adopted.roll_back_when_cancelled(engine.sync_engine)
+            adopted.begin_before_savepoints(engine.sync_engine)
+        super().__init__(engine, settings, owned=owned, schema=None)
+        if not owned:
+            for view in (self.writer, self.reader, self._urgent_writer):
+                adopted.read_what_is_no_text(view.sync_engine)
+        self.is_direct = owned and not settings.pgbouncer
+        self._adopted_file = adopted_file
+        self._connections = connections
+        self._threads = threads
+        self._temporary = temporary
+        self._wait = settings.pool_timeout.total_seconds()
+        self._turn = Turns()
+
+    def _as_writer(self, engine: AsyncEngine) -> AsyncEngine:
+        # The application's engine may have a "begin" event of its own instead: see `_begin_adopted`.
+        return engine.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
+
+    def _as_reader(self, engine: AsyncEngine) -> AsyncEngine:
+        return engine.execution_options(**{_BEGIN: None})
+
+    @property
+    def is_migrated_on_opening(self) -> bool:
+        return self.owned
+
+    async def warm_up(self, connections: int) -> None:
+        """A file is opened in no time."""
+
+    def held_up_renewals(self, open_for: timedelta) -> bool:
+        return open_for > _SHORT
+
+    async def _begin_adopted(self, session: AsyncSession) -> None:
+        connection = await session.connection()
+        raw = await connection.get_raw_connection()
+        if not cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+
+    def _rows_of(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
+        return driver.query(self._pool.sync_engine, sql, arguments)
+
+    async def write_at_once(self, batch: Batch[_Answer]) -> _Answer:
+        self.enter()
+        work = partial(write_in_thread, statements=self.statements, batch=batch)
+        async with self._my_turn(urgent=False):
+            return await greenlet_spawn(driver.in_one_hop, self._pool.sync_engine, work)
+
+    @asynccontextmanager
+    async def migrating(self) -> AsyncIterator[AsyncConnection]:
+        """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
+        self.enter()
+        with database_errors(opening=True):
+            async with self.reader.connect() as connection, _foreign_keys_off(connection):
+                await connection.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
+                async with committed(connection):
+                    if not self.owned:
+                        await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+                    yield connection
+                    await _check_foreign_keys(connection)
+                await connection.execution_options(**{_BEGIN: None})
+
+    async def close(self) -> None:
+        await super().close()
+        if self._threads is not None:
+            await connection.wait_until_closed(self._threads)
+        if self._temporary is not None:
+            self._temporary.cleanup()
+
+    def _require_same_file(self) -> None:
+        if self._adopted_file is not None:  # of our own connections each looks at its own
+            self._adopted_file.require_same(written=True)
+
+    async def _begin_turn(self, *, urgent: bool) -> Callable[[], None]:
+        """SQLite's own way of waiting is unfair."""
+        turn = self._turn
+        if not turn.take():
+            try:
+                async with asyncio.timeout(self._wait):
+                    await turn.acquire(urgent=urgent)
+            except TimeoutError:
+                message = f"other writes of this process to SQLite took longer than pool_timeout ({self._wait:g} s)"
+                raise StoreUnavailable(message, transient=True, crowded=True) from None
+        return turn.release
+
+    def _let_go_of_the_parents(self) -> None:
+        """Close the inherited connections of ours.
+
+        SQLite keeps its locks per process and believes theirs to be held here: without closing them, what the child
+        commits is lost when the parent closes its last one.
+        """
+        if self.owned:
+            pool = self._pool.sync_engine.pool
+            if pool.checkedout():  # type: ignore[attr-defined]
+                raise ConfigurationError(
+                    "this process was forked while its parent used the SQLite store; fork between calls, or spawn"
+                )
+            for inherited in self._connections:
+                inherited.close()
+        self._turn = Turns()
+
+
+_databases: Final = WeakSet[SqliteDatabase]()
+
+
+def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
+    """Make the engines for a file. Connects to nothing yet."""
+    settings.refuse("password", "password is for Postgres; a SQLite file has none")
+    temporary = None
+    path = location.path
+    if path is None:
+        # A real file: with one shared in-memory connection, a task's rollback would erase another task's write.
+        temporary = _temporary_directory()
+        path = Path(temporary.name) / "memory.db"
+    else:
+        refuse_what_is_no_database(path)
+    file = SqliteFile(path)
+    connections, threads = WeakSet[sqlite3.Connection](), WeakSet[Any]()
+
+    def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = _Connection(*arguments, **options)
+        connections.add(connection)
+        return connection
+
+    engine = create_async_engine(
+        URL.create("sqlite+aiosqlite", database=str(file.path)),
+        connect_args={
+            "async_creator_fn": partial(connection.connect, threads, file),
+            "timeout": settings.lock_timeout.total_seconds(),
+            "isolation_level": None,
+            "factory": connect,
+        },
+        hide_parameters=True,
+        logging_name=LOGGING_NAME,
+        **pool_arguments(settings),
+    )
+    pragmas = {
+        "synchronous": "OFF" if temporary else settings.synchronous,
+        "foreign_keys": "ON",
+        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+        "busy_timeout": round(settings.lock_timeout.total_seconds() * 1000),
+    }
+    event.listen(engine.sync_engine, "connect", lambda connection, _: _prepare(connection, pragmas, file))
+    put_back_sqlite(engine.sync_engine, pragmas)
+    event.listen(engine.sync_engine, "begin", _begin)
+    event.listen(engine.sync_engine, "handle_error", _fail_the_whole_unit)
+    for inherited in _databases:
+        with suppress(ConfigurationError):
+            inherited.leave_the_parent_alone()
+    database = SqliteDatabase(
+        engine, settings, owned=True, connections=connections, threads=threads, temporary=temporary
+    )
+    _databases.add(database)
+    return database
+
+
+def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    try:
+        directory = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
+        Path(directory.name).chmod(0o700)  # whatever the process's umask
+    except OSError as error:
+        raise ConfigurationError(
+            f"there is no place for a database in memory ({type(error).__name__}); set TMPDIR to a directory "
+            "that can be written to"
+        ) from None
+    return directory
+
+
+class _Connection(sqlite3.Connection):
+    """Closing rolls back first: with a cursor still alive, as after a cancellation, SQLite would otherwise keep the
+    transaction and its write lock until the garbage collector finds that cursor."""
+
+    def close(self) -> None:
+        with suppress(sqlite3.Error):
+            self.rollback()
+        super().close()
+
+
+def _prepare(dbapi_connection: Any, pragmas: Mapping[str, object], file: SqliteFile) -> None:
+    cursor = dbapi_connection.cursor()
+    # Reading first: a file that is not a database must be refused before anything could be written to it.
+    cursor.execute("PRAGMA schema_version")
+    cursor.execute("PRAGMA journal_mode=WAL")
+    for pragma, value in pragmas.items():
+        cursor.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
+    cursor.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
+    cursor.close()
+    dbapi_connection.driver_connection.files = file.opened()
+
+
+def _begin(connection: Connection) -> None:
+    statement = connection.get_execution_options().get(_BEGIN, "BEGIN")
+    if statement is not None:
+        connection.exec_driver_sql(statement)
+
+
+def _fail_the_whole_unit(context: ExceptionContext) -> None:
+    """SQLite rolls back by itself on a full disk or an I/O error; a session that went on would commit half a unit."""
+    if sqlite_code(context.original_exception) in SQLITE_ROLLED_BACK:
+        context.is_disconnect = True
+
+
+@asynccontextmanager
+async def _foreign_keys_off(connection: AsyncConnection) -> AsyncIterator[None]:
+    """Rebuilding a parent table with foreign keys on would empty its children through the cascade.
+
+    The pragma is without effect inside a transaction, so it comes before BEGIN. A connection on which it was not taken
+    back, because something failed, is given up: whoever used it next would have no foreign keys.
+    """
+    enforced = (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one()
+    is_as_before = False
+    try:
+        await connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+        await _require_no_transaction(connection)
+        await connection.rollback()
+        yield
+        if enforced:
+            await connection.exec_driver_sql("PRAGMA foreign_keys=ON")
+        is_as_before = True
+    finally:
+        if enforced and not is_as_before:
+            await connection.invalidate()
+
+
+async def _require_no_transaction(connection: AsyncConnection) -> None:
+    """Inside a transaction, such as one that the application's engine begins by itself, the pragma has no effect."""
+    raw = await connection.get_raw_connection()
+    if cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+        raise ConfigurationError(
+            "this engine begins transactions by itself, so the schema cannot be migrated through it; "
+            "run `orchestrator-state db upgrade`"
+        )
+
+
+async def _check_foreign_keys(connection: AsyncConnection) -> None:
+    if (await connection.exec_driver_sql("PRAGMA foreign_key_check")).first() is not None:
+        raise ConfigurationError("the migration would leave rows without their parent; nothing was changed")
