@@ -1,5 +1,5 @@
 """Where `Zstd` has always been imported from."""
 
-from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads import Zstd
 
 __all__ = ["Zstd"]

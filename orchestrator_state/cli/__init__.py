@@ -9,7 +9,7 @@ from typing import Final
 from orchestrator_state.cli.app import app
 from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 _MAY_HAVE_ACTED: Final = "; the command may have taken effect, or a part of it: look before you repeat it"
 

@@ -86,7 +86,7 @@ def demo(
     ] = None,
 ) -> None:
     """Kill one of two workers with SIGKILL in the middle of a step, and watch the other finish its run."""
-    from orchestrator_state.demo.runner import run_demo  # the demo is not needed by `db`
+    from orchestrator_state.demo import run_demo  # the demo is not needed by `db`
 
     raise typer.Exit(run_demo(db=url, input_dir=input_dir, llm=llm, output=output, console=Console()))
 

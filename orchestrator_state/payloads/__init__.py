@@ -20,7 +20,7 @@ from orchestrator_state.payloads.canonical import (
 from orchestrator_state.payloads.chain import PLAIN, Codec, Limits, Payloads, Sealed, check_digest, is_encoded, tags_of
 from orchestrator_state.payloads.compression import Zstd
 from orchestrator_state.payloads.context_dict import ContextDict, Touch
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing
+from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.payloads.offload import (
     ENVELOPE_MARKER,
     REFERENCE_MARKER,
@@ -85,6 +85,7 @@ __all__ = [
     "encode_steady",
     "encode_value",
     "is_encoded",
+    "new_key",
     "parse_name",
     "parse_reference",
     "references",
