@@ -1,0 +1,55 @@
+"""What the page on the architecture shows is what the code is."""
+
+import shutil
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from scripts import draw_rooms
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what is drawn, to be changed."""
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    shutil.copytree(ROOT / "orchestrator_state", tmp_path / "orchestrator_state")
+    return tmp_path
+
+
+def test_the_page_shows_the_rooms_of_the_contract() -> None:
+    page = draw_rooms.PAGE.read_text()
+    table = draw_rooms.table(draw_rooms.floors_of(ROOT))
+    assert page == draw_rooms.with_table(page, table), "run scripts/draw_rooms.py"
+
+
+def test_the_picture_shows_the_rooms_of_the_contract() -> None:
+    picture = draw_rooms.PICTURE.read_text()
+    assert picture == draw_rooms.picture(draw_rooms.floors_of(ROOT)), "run scripts/draw_rooms.py"
+    ET.fromstring(picture)  # a browser would show no other
+
+
+def test_every_room_and_module_is_drawn() -> None:
+    drawn = {part.path for floor in draw_rooms.floors_of(ROOT) for part in floor}
+    package = ROOT / "orchestrator_state"
+    rooms = {f"{init.parent.name}/" for init in package.glob("*/__init__.py")}
+    assert drawn == rooms | {module.name for module in package.glob("*.py")} - {"__init__.py"}
+
+
+def test_a_room_that_moves_to_another_floor_is_drawn_there(checkout: Path) -> None:
+    before = draw_rooms.floors_of(checkout)
+    contract = checkout / "pyproject.toml"
+    contract.write_text(contract.read_text().replace('"runs",', '"runs : retry",').replace(" : retry : ", " : "))
+    after = draw_rooms.floors_of(checkout)
+    assert [part.name for part in after[3]] == ["runs", "retry"]
+    assert draw_rooms.picture(before) != draw_rooms.picture(after)
+    assert draw_rooms.table(before) != draw_rooms.table(after)
+
+
+def test_a_room_that_says_something_else_of_itself_changes_the_page(checkout: Path) -> None:
+    before = draw_rooms.table(draw_rooms.floors_of(checkout))
+    (checkout / "orchestrator_state" / "runs" / "__init__.py").write_text('"""Where runs\nlive.\n\nMore."""')
+    after = draw_rooms.table(draw_rooms.floors_of(checkout))
+    assert set(after.splitlines()) - set(before.splitlines()) == {"| 5 | `runs/` | Where runs live. |"}
