@@ -18,7 +18,16 @@ from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import MoveFirst, Offload, Payloads, parse_name
 from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository
-from orchestrator_state.repositories.runs import CommitRepository, RunRepository, WaitRepository
+from orchestrator_state.repositories.runs import (
+    ClaimRepository,
+    CommitRepository,
+    HistoryRepository,
+    LeaseRepository,
+    LineageRepository,
+    RunRepository,
+    SignalRepository,
+    WaitRepository,
+)
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
@@ -35,20 +44,40 @@ class StoreUnit(UnitOfWork):
     """The unit of work of the store's own calls, which also act on runs: under a lease, or on the way to one."""
 
     @cached_property
+    def claims(self) -> ClaimRepository:
+        return self._on_session(ClaimRepository)
+
+    @cached_property
+    def leases(self) -> LeaseRepository:
+        return self._on_session(LeaseRepository)
+
+    @cached_property
     def runs(self) -> RunRepository:
         return self._on_session(RunRepository)
+
+    @cached_property
+    def history(self) -> HistoryRepository:
+        return self._on_session(HistoryRepository)
+
+    @cached_property
+    def lineage(self) -> LineageRepository:
+        return self._on_session(LineageRepository)
+
+    @cached_property
+    def signals(self) -> SignalRepository:
+        return self._on_session(SignalRepository)
 
     @cached_property
     def commits(self) -> CommitRepository:
         return self._on_session(CommitRepository)
 
     @cached_property
-    def calls(self) -> CallRepository:
-        return self._on_session(CallRepository)
-
-    @cached_property
     def waits(self) -> WaitRepository:
         return self._on_session(WaitRepository)
+
+    @cached_property
+    def calls(self) -> CallRepository:
+        return self._on_session(CallRepository)
 
 
 Work = Callable[[StoreUnit], Awaitable[_Result]]
@@ -104,7 +133,7 @@ class Transactions:
                 yield uow
             held = timedelta(seconds=time.monotonic() - since)
             if self.database.held_up_renewals(held):
-                await uow.runs.prolong_leases(held)
+                await uow.leases.prolong(held)
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
 

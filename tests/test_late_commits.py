@@ -14,7 +14,7 @@ from sqlalchemy import text
 
 from orchestrator_state import LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state.records.changes import Ack, Lease
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.history import HistoryRepository
 from tests.cutting_proxy import CuttingProxy, Fault
 from tests.held import comes_true
 from tests.lost_answers import answer_lost
@@ -228,7 +228,7 @@ async def test_a_transaction_refused_for_what_its_first_try_wrote_is_done(store:
     async with store.begin() as uow:
         await uow.session.execute(text("CREATE TABLE payments (id INTEGER PRIMARY KEY)"))
     looks = 0
-    find = RunRepository.find_completed_step
+    find = HistoryRepository.find_completed_step
 
     async def blind(*arguments: Any, **options: Any) -> Any:
         nonlocal looks
@@ -241,7 +241,7 @@ async def test_a_transaction_refused_for_what_its_first_try_wrote_is_done(store:
         return "paid"
 
     async def handler(run: Run) -> list[str]:
-        with answer_lost(store), patch.object(RunRepository, "find_completed_step", blind):
+        with answer_lost(store), patch.object(HistoryRepository, "find_completed_step", blind):
             paid = await run.transact("pay", pay)
         return [paid, await run.step("after", Effect(), "after")]
 

@@ -26,7 +26,7 @@ from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.execution import leases
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.records.changes import Lease, RunNames
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.leases import LeaseRepository
 from orchestrator_state.runs.run import Handler
 from tests.engines import opened_engine
 from tests.lost_answers import answer_lost
@@ -69,11 +69,11 @@ async def test_a_run_that_ended_since_it_was_looked_at_is_not_claimed(store: Sta
     await gate.reached.wait()
     names = RunNames(ids=[(await row_of(store, "w")).id])
     await expire_lease(store, names.ids[0])
-    seen = await store._transactions.read(lambda uow: uow.runs.find(names))
+    seen = await store._transactions.read(lambda uow: uow.claims.find(names))
     gate.opened.set()
     await task
     owner = store._executor.keeper.owner
-    assert await store._transactions.write(lambda uow: uow.runs.claim(seen, owner)) is None
+    assert await store._transactions.write(lambda uow: uow.claims.claim(seen, owner)) is None
     assert (await row_of(store, "w")).status == WorkflowStatus.COMPLETED
 
 
@@ -85,7 +85,7 @@ async def test_a_lease_of_ours_that_no_run_here_holds_is_given_up_and_one_that_i
     await gate.reached.wait()
     keeper = store._executor.keeper
     await store.start("w", workflow_id="orphan")
-    await store._transactions.write(lambda uow: uow.runs.claim_abandoned({"w"}, keeper.owner, 1))
+    await store._transactions.write(lambda uow: uow.claims.claim_abandoned({"w"}, keeper.owner, 1))
 
     report = await store.recover({"w": lambda run: run.step("s", effect, run.workflow_id)})
 
@@ -105,11 +105,11 @@ async def test_a_lease_that_was_let_go_is_not_renewed_and_is_good_for_no_commit(
     await gate.reached.wait()
     row = await row_of(store, "w")
     keeper = store._executor.keeper
-    renewed = await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id]))
+    renewed = await store._transactions.write(lambda uow: uow.leases.renew(keeper.owner, [row.id]))
     assert {run_id: (renewal.token, renewal.request) for run_id, renewal in renewed.items()} == {row.id: (1, None)}
     lease = Lease.of(row)
     await store._transactions.write(lambda uow: uow.runs.release(lease))
-    assert await store._transactions.write(lambda uow: uow.runs.renew(keeper.owner, [row.id])) == {}
+    assert await store._transactions.write(lambda uow: uow.leases.renew(keeper.owner, [row.id])) == {}
     assert (await row_of(store, "w")).lease_expires_at is None
     gate.opened.set()
     with pytest.raises(LeaseLost):
@@ -279,13 +279,13 @@ async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
             order.append(number)
             await asyncio.sleep(0.1)
 
-    renew = RunRepository.renew
+    renew = LeaseRepository.renew
 
-    async def noted(self: RunRepository, *args: Any, **options: Any) -> Any:
+    async def noted(self: LeaseRepository, *args: Any, **options: Any) -> Any:
         order.append(-1)
         return await renew(self, *args, **options)
 
-    monkeypatch.setattr(RunRepository, "renew", noted)
+    monkeypatch.setattr(LeaseRepository, "renew", noted)
     async with StateStore.open(sqlite_url, lease_term=seconds(0.6)) as store:
         gate = Gate()
         task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
@@ -382,16 +382,16 @@ async def called(calls: list[str], count: int) -> None:
 async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    renew, failures = RunRepository.renew, 0
+    renew, failures = LeaseRepository.renew, 0
 
-    async def fails_once(self: RunRepository, *args: Any, **options: Any) -> Any:
+    async def fails_once(self: LeaseRepository, *args: Any, **options: Any) -> Any:
         nonlocal failures
         failures += 1
         if failures == 1:
             raise RuntimeError("unforeseen")
         return await renew(self, *args, **options)
 
-    monkeypatch.setattr(RunRepository, "renew", fails_once)
+    monkeypatch.setattr(LeaseRepository, "renew", fails_once)
     async with StateStore.open(database_url, lease_term=TERM) as store, StateStore.open(database_url) as other:
         gate = Gate()
         task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate, "done"), workflow_id="w"))

@@ -9,7 +9,7 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.history import HistoryRepository
 from tests.lost_answers import answer_lost
 from tests.running import Effect, becomes, change_row, expire_lease, row_of, seconds
 
@@ -176,7 +176,7 @@ async def test_a_run_that_is_being_given_up_while_recover_is_cancelled_is_let_go
     """Too many workers vanished over it: no handler of it is called, in whose end it would be let go of."""
     state = await near.start("n", workflow_id="w")
     await change_row(near, state.id, attempts=1000)
-    list_intents = RunRepository.list_intents
+    list_intents = HistoryRepository.list_intents
 
     async def at_this_moment(*arguments: Any) -> list[str]:
         while store._executor.keeper.has(state.id):  # noqa: ASYNC110 - until the claim is over
@@ -184,7 +184,7 @@ async def test_a_run_that_is_being_given_up_while_recover_is_cancelled_is_let_go
         recovering.cancel()
         return await list_intents(*arguments)
 
-    with patch.object(RunRepository, "list_intents", at_this_moment):
+    with patch.object(HistoryRepository, "list_intents", at_this_moment):
         recovering = asyncio.create_task(store.recover({"n": handler}))
         await asyncio.wait({recovering})
     assert recovering.cancelled()

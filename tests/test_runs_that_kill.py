@@ -270,8 +270,8 @@ async def test_a_worker_lets_a_suspect_rest_and_a_recovery_does_not(store: State
     await change_row(store, row.id, lease_expires_at=row.updated_at)
     async with store._transactions.begin() as uow:
         owner, choose = store._executor.keeper.owner, partial(Suspects().choose, beside=0)
-        assert list(await uow.runs.claim_suspects(["n"], owner, 9, choose, patient=True)) == []
-        assert list(await uow.runs.claim_abandoned(["n"], owner, 9)) == []
+        assert list(await uow.claims.claim_suspects(["n"], owner, 9, choose, patient=True)) == []
+        assert list(await uow.claims.claim_abandoned(["n"], owner, 9)) == []
     assert len((await store.recover({"n": steps})).completed) == 1
 
 

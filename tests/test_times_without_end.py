@@ -116,7 +116,7 @@ async def test_a_unit_that_prolongs_leases_trips_over_none(store: StateStore, da
     for value in NEVER[backend]:
         write(database_url, run_id, "lease_expires_at", value)
         async with store._transactions.begin() as uow:
-            await uow.runs.prolong_leases(timedelta(hours=1))
+            await uow.leases.prolong(timedelta(hours=1))
 
 
 # --- sleep -----------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from orchestrator_state import (
     UpcasterMissing,
     WorkflowState,
 )
-from orchestrator_state.repositories.runs import RunRepository
+from orchestrator_state.repositories.runs import HistoryRepository
 from tests.running import (
     Effect,
     VanishesEverywhere,
@@ -171,14 +171,14 @@ async def test_a_worker_that_vanishes_before_the_conversion_is_stored_leaves_all
     await begun_by_v1(database_url)
     async with StateStore.open(database_url, schemas=[V3]) as store:
         before = await row_of(store, "w"), await steps_of(store, "w")
-        convert = RunRepository.convert
+        convert = HistoryRepository.convert
 
         async def convert_and_vanish(*args: Any, **kwargs: Any) -> None:
             await convert(*args, **kwargs)
             vanish()
 
         with monkeypatch.context() as patch:
-            patch.setattr(RunRepository, "convert", convert_and_vanish)
+            patch.setattr(HistoryRepository, "convert", convert_and_vanish)
             with pytest.raises(asyncio.CancelledError):
                 await store.run("ledger", handler_3, workflow_id="w")
         row = await row_of(store, "w")

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator_state import ConfigurationError, Run, StateStore, Worker, WorkflowStatus
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.claims import ClaimRepository
 from tests.chaos.children import Child
 from tests.chaos.workers import Job, work
 from tests.held import checked_out, comes_true
@@ -221,13 +221,13 @@ async def test_a_run_that_nobody_announces_waits_for_the_poll(
         await store.start("quick", workflow_id="announced")
         await is_over(store, "announced")
         await comes_to_rest(store)
-        monkeypatch.setattr(RunRepository, "_announce", _silence)
+        monkeypatch.setattr(ClaimRepository, "_announce", _silence)
         await store.start("quick", workflow_id="not announced")
         await asyncio.sleep(1)
         assert (await row_of(store, "not announced")).status == WorkflowStatus.PENDING
 
 
-async def _silence(_: RunRepository) -> None: ...
+async def _silence(_: ClaimRepository) -> None: ...
 
 
 async def test_a_worker_hears_of_a_dead_workers_run_from_whoever_found_out(postgres_url: str) -> None:

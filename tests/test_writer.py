@@ -279,7 +279,7 @@ async def test_a_change_that_is_repeated_finds_itself(store: StateStore) -> None
 async def test_a_request_reaches_its_run_and_no_other(store: StateStore) -> None:
     leases = await leased(store, 3)
     async with store._transactions.begin() as uow:
-        await uow.runs.request(leases[1].workflow_state_id, "pause")
+        await uow.runs.leave_request(leases[1].workflow_state_id, "pause")
     acks = await outcomes(store, [a_change(lease) for lease in leases])
     assert [ack.request for ack in acks if isinstance(ack, Ack)] == [None, "pause", None]
 

@@ -39,7 +39,7 @@ class RunControl:
         prepared = await prepared_signal(self._transactions.payloads, place, encoded)
         with concerning(workflow_state_id=target):
             status = await self._transactions.write_once(
-                "signal", lambda uow: uow.runs.send_signal(target, signal_id, name, prepared)
+                "signal", lambda uow: uow.signals.send(target, signal_id, name, prepared)
             )
         if status is None:
             raise _not_found(target)
@@ -58,7 +58,7 @@ class RunControl:
             if row.lease_is_free:
                 await uow.runs.set_status(row.id, {"status": WorkflowStatus.PAUSED.value})
             else:
-                await uow.runs.request(row.id, PAUSE)
+                await uow.runs.leave_request(row.id, PAUSE)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("pause", pause)
@@ -72,7 +72,7 @@ class RunControl:
                 return
             if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
                 if row.request == PAUSE:
-                    await uow.runs.request(row.id, None)
+                    await uow.runs.leave_request(row.id, None)
                 if row.faults and row.lease_is_free:
                     await uow.runs.wake(row.id)  # somebody has mended what it was left alone for
                 return
@@ -80,7 +80,7 @@ class RunControl:
                 raise _illegal(row.id, row.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})
             await uow.runs.set_status(row.id, _ANEW)
             if row.status == WorkflowStatus.FAILED:
-                await uow.runs.revive_descendants(row.id)
+                await uow.lineage.revive_descendants(row.id)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("resume", resume)
@@ -94,7 +94,7 @@ class RunControl:
                 await _cancel(uow, row)
             elif row.status != WorkflowStatus.CANCELLED:
                 raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
-            await uow.runs.cancel_descendants(row.id)
+            await uow.lineage.cancel_descendants(row.id)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("cancel", cancel)
@@ -120,7 +120,7 @@ class RunControl:
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
-            await uow.runs.note_fork(fork_id, source, checkpoint.seq, _finished(state))
+            await uow.lineage.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
         with concerning(checkpoint_id=origin):
@@ -138,15 +138,15 @@ class RunControl:
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             if checkpoint.seq is not None:
-                await uow.runs.forget_checkpoints_after(row.id, checkpoint.seq)
-            await uow.runs.keep_initial_context(row.id)
+                await uow.history.forget_checkpoints_after(row.id, checkpoint.seq)
+            await uow.history.keep_initial_context(row.id)
             await rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
             await uow.workflows.save_as_of(state, row.schema_version or FIRST)
-            await uow.runs.forget_patches(row.id, keep=_finished(state))
+            await uow.history.forget_patches(row.id, keep=_finished(state))
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
-            await uow.runs.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
+            await uow.lineage.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
             return await uow.workflows.get(row.id)
 
         with concerning(checkpoint_id=origin):
@@ -188,7 +188,7 @@ async def _cancel(uow: StoreUnit, row: Any) -> None:
         if row.parent_id is not None:
             await uow.runs.wake(row.parent_id)
     else:
-        await uow.runs.request(row.id, CANCEL)
+        await uow.runs.leave_request(row.id, CANCEL)
 
 
 async def _is_being_cancelled(uow: StoreUnit, row: Any) -> bool:

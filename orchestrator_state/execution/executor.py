@@ -176,7 +176,7 @@ class Executor:
         payloads = await self._transactions.payloads_of([(row.result,)])
         if payloads.misses_blobs:  # it was written anew under other keys since the row was read
             names = RunNames(ids=[row.id])
-            row = await self._transactions.read(lambda uow: uow.runs.find(names)) or row
+            row = await self._transactions.read(lambda uow: uow.claims.find(names)) or row
             payloads = await self._transactions.payloads_of([(row.result,)])
         opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
         try:
@@ -291,7 +291,7 @@ class Executor:
         """Mark a claimed run failed because too many workers vanished over it. Returns its status."""
         lease = Lease.of(row)
         try:
-            begun = await self._transactions.read(lambda uow: uow.runs.list_intents(row.id))
+            begun = await self._transactions.read(lambda uow: uow.history.list_intents(row.id))
             where = f", with {', '.join(map(repr, begun))} under way" if begun else ""
             message = (
                 f"{row.attempts} workers vanished over this run since it last finished a step{where}; "
@@ -308,7 +308,7 @@ class Executor:
         async def fail(uow: StoreUnit) -> str:
             status = await uow.runs.finish(lease, columns, parent_id=row.parent_id)
             if spare_ancestors:
-                await uow.runs.spare_ancestors(row.parent_id)
+                await uow.lineage.spare_ancestors(row.parent_id)
             return status
 
         return await self._transactions.write(fail)
@@ -318,7 +318,7 @@ class Executor:
         wanted = await self._prepared(wanted)
 
         async def start(uow: StoreUnit) -> tuple[UUID, bool]:
-            row, is_new = await uow.runs.find(self._names(wanted)), False
+            row, is_new = await uow.claims.find(self._names(wanted)), False
             if row is None:
                 columns = self._new_columns(wanted) | {"status": WorkflowStatus.PENDING.value}
                 row, is_new = await self._create(uow, wanted, columns, None)
@@ -488,7 +488,7 @@ class Executor:
     async def _start_or_claim(self, uow: StoreUnit, wanted: WantedRun, claim: Claim, is_over: Collection[str]) -> Any:
         """The claimed row; one that `is_over`; or why it cannot be claimed, for the caller to raise or to wait for."""
         claim.begin()
-        row = await uow.runs.find(self._names(wanted))
+        row = await uow.claims.find(self._names(wanted))
         if row is None:
             await self._require_goes_on(uow, wanted.parent)
             row, is_new = await self._create(uow, wanted, self._new_columns(wanted), self.keeper.owner)
@@ -517,12 +517,12 @@ class Executor:
             return lease_held(row.id, row)
         if wanted.parent_id is not None and row.is_asleep:
             return RunSuspended(f"child run {row.id} waits", workflow_state_id=row.id, wake_at=row.wake_at)
-        claimed = await uow.runs.claim(row, self.keeper.owner)
+        claimed = await uow.claims.claim(row, self.keeper.owner)
         if claimed is not None:
             _require_same(claimed, wanted)  # what was read may have been deleted, and its id another's by now
             claim.add(claimed.id)
             if row.status == WorkflowStatus.FAILED:
-                await uow.runs.revive_descendants(row.id)
+                await uow.lineage.revive_descendants(row.id)
         return claimed
 
     async def _require_goes_on(self, uow: StoreUnit, parent: Lease | None) -> None:
@@ -542,11 +542,11 @@ class Executor:
         first: Columns = {} if wanted.prepared is None else {"context": wanted.prepared}
         for run_id in names.ids:
             for _ in range(MOST_LOOKS):
-                if created := await uow.runs.create(columns | {"id": run_id} | first, owner):
+                if created := await uow.claims.create(columns | {"id": run_id} | first, owner):
                     return created, True
-                if found := await uow.runs.find(names):
+                if found := await uow.claims.find(names):
                     return found, False
-                if await uow.runs.is_taken_elsewhere(run_id):
+                if await uow.claims.is_taken_elsewhere(run_id):
                     break
             first = {}
         message = "the run's ids are taken in other namespaces, or another unique index refuses the run"

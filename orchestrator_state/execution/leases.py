@@ -108,7 +108,7 @@ class LeaseKeeper:
         """Best effort: a lease that is not released ends by itself."""
 
         async def release(uow: StoreUnit) -> None:
-            for row in await uow.runs.list_claimed(claim, self.owner):
+            for row in await uow.claims.list_claimed(claim, self.owner):
                 if row.id not in self._held:
                     await uow.runs.release(Lease.of(row))
 
@@ -220,7 +220,9 @@ class LeaseKeeper:
         """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
         asked = {key: run for key in ids if (run := self._held.get(key)) is not None}
         at = time.monotonic()
-        renewed = await self._transactions.write(lambda uow: uow.runs.renew(self.owner, asked, wait=wait), urgent=True)
+        renewed = await self._transactions.write(
+            lambda uow: uow.leases.renew(self.owner, asked, wait=wait), urgent=True
+        )
         for workflow_state_id, run in asked.items():
             if self._held.get(workflow_state_id) is not run:
                 continue

@@ -70,7 +70,7 @@ class Page:
                 raise self._error
             if self._steps is None:
                 try:
-                    self._steps = await self._transactions.read(lambda uow: uow.runs.list_steps_of(self._ids))
+                    self._steps = await self._transactions.read(lambda uow: uow.history.list_steps_of(self._ids))
                 except OrchestratorStateError as error:
                     self._error = error
                     raise
@@ -104,7 +104,7 @@ async def load_run(
         return await _fall_back(transactions, row, recorded, lease, hook)
     steps = recorded.steps
     if history.was_edited:
-        await transactions.write(lambda uow: uow.runs.start_context_anew(lease, join(effective)))
+        await transactions.write(lambda uow: uow.history.start_context_anew(lease, join(effective)))
         steps = _without_patches(steps)
     return LoadedRun(steps=steps, history=history)
 
@@ -117,10 +117,10 @@ def _texts(row: Any, step_rows: Sequence[StoredStep]) -> Iterator[object]:
 
 
 async def _read_again(uow: StoreUnit, workflow_state_id: UUID) -> tuple[Any, Sequence[StoredStep]]:
-    row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
+    row = await uow.claims.find(RunNames(ids=[workflow_state_id]))
     if row is None:
         raise WorkflowNotFound(f"run {workflow_state_id} was deleted", workflow_state_id=workflow_state_id)
-    return row, (await uow.runs.list_steps_of([workflow_state_id]))[workflow_state_id]
+    return row, (await uow.history.list_steps_of([workflow_state_id]))[workflow_state_id]
 
 
 def _without_patches(steps: Sequence[StepRecord]) -> list[StepRecord]:
@@ -141,7 +141,7 @@ def _with_patches(steps: Sequence[StepRecord], history: ContextHistory) -> list[
 
 async def _renew_digests(uow: StoreUnit, *, recorded: Recorded, lease: Lease) -> None:
     columns = {"context": recorded.context, "initial_context": recorded.initial if recorded.was_overwritten else None}
-    await uow.runs.renew_digests(lease, columns, recorded.steps)
+    await uow.history.renew_digests(lease, columns, recorded.steps)
 
 
 async def _fall_back(
@@ -162,13 +162,13 @@ async def _fall_back(
 
     async def write(uow: StoreUnit) -> None:
         replaced = [step for step in mended if step.step_id in changed]
-        await uow.runs.replace_steps(lease, changed, replaced)
+        await uow.history.replace_steps(lease, changed, replaced)
         if starts_anew:
-            await uow.runs.start_context_anew(lease, join(effective))
+            await uow.history.start_context_anew(lease, join(effective))
         else:
-            await uow.runs.fold_context(lease, join(effective), position)
+            await uow.history.fold_context(lease, join(effective), position)
         if recorded.outdated:
-            await uow.runs.renew_digests(lease, first, mended)
+            await uow.history.renew_digests(lease, first, mended)
 
     await transactions.write(write)
     fell_back = hooks.FellBack(

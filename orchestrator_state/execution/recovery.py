@@ -109,17 +109,17 @@ class Recovery:
         keeper = self._executor.keeper
         self._executor.suspects.are_looked_for = True
         mine = ProcessIdentity.mine()
-        processes = await self._read(lambda uow: uow.runs.list_lease_processes(mine.machine))
+        processes = await self._read(lambda uow: uow.leases.list_processes(mine.machine))
         identities = [identity for identity in map(ProcessIdentity.parse, processes) if identity is not None]
         dead = [str(identity) for identity in identities if identity.is_dead()]
         ours: Sequence[Lease] = ()
         if str(mine) in processes:
-            ours = await self._read(lambda uow: uow.runs.list_leases_of(keeper.owner.id))
+            ours = await self._read(lambda uow: uow.leases.list_of(keeper.owner.id))
         # The keeper is asked after the read: what was claimed before it is known to the keeper by now.
         orphans = [lease for lease in ours if not keeper.has(lease.workflow_state_id)]
 
         async def end(uow: StoreUnit) -> None:
-            await uow.runs.end_leases_of(dead)
+            await uow.leases.end_of(dead)
             for lease in orphans:
                 await uow.runs.release(lease)
             await uow.runs.heed_requests()
@@ -154,7 +154,7 @@ class Recovery:
             async def claim_abandoned(uow: StoreUnit) -> Sequence[Any]:
                 claim.begin()
                 # Perhaps there was an attempt before this one, which took effect.
-                rows = await uow.runs.list_claimed(claim, keeper.owner) if claim else []
+                rows = await uow.claims.list_claimed(claim, keeper.owner) if claim else []
                 if not rows:
                     rows = await self._claim(uow, limit, patient=linger > timedelta())
                 claim.update(row.id for row in rows)
@@ -172,19 +172,19 @@ class Recovery:
         """Runs that may kill their workers, and all others, in turns."""
         suspects, owner = self._executor.suspects, self._executor.keeper.owner
         if not suspects.come_first and not suspects.have_their_turn:
-            others = await uow.runs.claim_abandoned(self._handlers, owner, limit)
+            others = await uow.claims.claim_abandoned(self._handlers, owner, limit)
             return [*others, *await self._claim_suspects(uow, limit, patient=patient, beside=len(others))]
         rows = await self._claim_suspects(uow, limit, patient=patient)
         if suspects.have_their_turn or any(suspects.is_for_itself(row.attempts) for row in rows):
             return rows
-        return [*rows, *await uow.runs.claim_abandoned(self._handlers, owner, limit - len(rows))]
+        return [*rows, *await uow.claims.claim_abandoned(self._handlers, owner, limit - len(rows))]
 
     async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> Sequence[Any]:
         """Once in a while, or as long as one is to be tried alone. Who works on and on lets them rest before."""
         suspects = self._executor.suspects
         if limit <= beside or (patient and not suspects.are_looked_for):
             return []
-        rows = await uow.runs.claim_suspects(
+        rows = await uow.claims.claim_suspects(
             self._handlers,
             self._executor.keeper.owner,
             limit - beside,
@@ -199,7 +199,7 @@ class Recovery:
         return self._executor.suspects.telling(listener)
 
     async def list_unknown(self) -> list[RecoveredRun]:
-        rows = await self._transactions.read(lambda uow: uow.runs.list_unclaimable_names(self._handlers))
+        rows = await self._transactions.read(lambda uow: uow.claims.list_unclaimable(self._handlers))
         for row in rows:
             if damaged := unwritable_columns(row):
                 hooks.logger.warning("a run of %r cannot be resumed: its %s is damaged", row.workflow_id, damaged[0])

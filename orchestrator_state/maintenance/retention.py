@@ -51,7 +51,7 @@ class _Batch:
 async def _cutoff(transactions: Transactions, older_than: datetime | timedelta) -> datetime:
     if not isinstance(older_than, timedelta):
         return as_utc(older_than, "older_than")
-    now = await transactions.read(lambda uow: uow.runs.database_time())
+    now = await transactions.read(lambda uow: uow.leases.database_time())
     try:
         return now - older_than
     except OverflowError:

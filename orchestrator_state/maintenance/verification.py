@@ -286,11 +286,11 @@ async def _load(transactions: Transactions, workflow: Any, report: VerifyReport)
 async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: StoreUnit) -> None:
     """Also as a resumed run does: its first context, and each one that a step left behind."""
     await uow.workflows.find(workflow_state_id)
-    row = await uow.runs.find(RunNames(ids=[workflow_state_id]))
+    row = await uow.claims.find(RunNames(ids=[workflow_state_id]))
     if row is None:  # deleted in between
         return
     require_sound(row)
-    steps = (await uow.runs.list_steps_of([row.id]))[row.id]
+    steps = (await uow.history.list_steps_of([row.id]))[row.id]
     payloads = await transactions.payloads_of([row, *steps])
     opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
     opener.workflow("initial_context", row.initial_context, row.initial_context_digest)

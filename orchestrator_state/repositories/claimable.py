@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Float, and_, literal, literal_column, not_
 
 from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, database_now, database_time_in, lies_ahead
+from orchestrator_state.domain import ACTIVE, WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.settings import LONGEST_LEASE
 
@@ -22,6 +23,9 @@ _w = workflow_states.c
 # A constant: the statements that ask this have parameters enough.
 _FURTHEST_LEASE: Final = database_time_in(literal_column(str(2 * LONGEST_LEASE.total_seconds())))
 
+IS_ACTIVE: Final = _w.status.in_(sorted(ACTIVE))
+IS_UNDER_WAY: Final = _w.status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value))
+"""Neither over nor paused."""
 IS_LEASED: Final = lies_ahead(_w.lease_expires_at, _FURTHEST_LEASE)
 LEASE_IS_FREE: Final = not_(IS_LEASED)
 # Never NULL, as the negation of that would be neither.

@@ -244,6 +244,10 @@ class Repository:
 
     async def _wake(self, workflow_state_id: UUID) -> None:
         await self._execute(WAKE, {"of_id": workflow_state_id, "of_namespace": self._namespace})
+        await self._announce()
+
+    async def _announce(self) -> None:
+        """Wake the workers with this commit: a run can be claimed."""
         with database_errors():
             await announce(self._session, self._namespace)
 

@@ -658,7 +658,7 @@ class Run(Generic[State]):
         return outputs, entry, ack
 
     async def _refuse_to_repeat(self, uow: StoreUnit, step_id: str, limit: timedelta | None = None) -> None:
-        step = await uow.runs.find_completed_step(self.id, step_id, idle_limit=limit)
+        step = await uow.history.find_completed_step(self.id, step_id, idle_limit=limit)
         if step is not None:
             raise _AlreadyRecorded(step)
 
@@ -667,7 +667,7 @@ class Run(Generic[State]):
 
         async def look(uow: StoreUnit) -> StepRecord | None:
             await uow.runs.wait_for_commits(self._journal.lease)
-            return await uow.runs.find_completed_step(self.id, step_id)
+            return await uow.history.find_completed_step(self.id, step_id)
 
         try:
             step = await self._transactions.write(look)
@@ -706,7 +706,7 @@ class Run(Generic[State]):
         while True:
             await self._before_work()
             with self._switch.on_fault():
-                signal = await self._transactions.read(lambda uow: uow.runs.next_signal(self.id, name))
+                signal = await self._transactions.read(lambda uow: uow.signals.next(self.id, name))
             if signal is not None and (taken := await self._take(step_id, signal, returns)):
                 self._switch.obey()  # a signal that came after a cancel must not complete the run
                 return taken.payload

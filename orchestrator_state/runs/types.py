@@ -195,7 +195,7 @@ async def bring_up_to_date(
     steps, history, is_converted = await transactions.payloads.aside.call(bringing, length)
     if is_converted and schema is not None:
         await transactions.write(
-            lambda uow: uow.runs.convert(
+            lambda uow: uow.history.convert(
                 lease, initial=join(history.start), context=join(history.committed), version=schema.version, steps=steps
             )
         )

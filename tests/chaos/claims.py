@@ -16,7 +16,7 @@ from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.changes import Owner
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
-from orchestrator_state.repositories.runs.lifecycle import RunRepository
+from orchestrator_state.repositories.runs.claims import ClaimRepository, taken_by
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 from tests.chaos.witness import Journal, read_journal
@@ -94,7 +94,7 @@ async def _faults(store: StateStore, lines: Sequence[str]) -> list[str]:
 
 def work(job: Job, pipe: Pipe) -> None:
     if job.flaw is not None:
-        RunRepository.claim_abandoned = _FLAWED[job.flaw]  # type: ignore[method-assign]
+        ClaimRepository.claim_abandoned = _FLAWED[job.flaw]  # type: ignore[method-assign]
     asyncio.run(_work(job, pipe))
 
 
@@ -114,15 +114,15 @@ async def _work(job: Job, pipe: Pipe) -> None:
 
 
 def _note_claims_over_the_limit(journal: Journal) -> None:
-    claim_abandoned = RunRepository.claim_abandoned
+    claim_abandoned = ClaimRepository.claim_abandoned
 
-    async def noted(self: RunRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+    async def noted(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
         rows = await claim_abandoned(self, names, owner, limit)
         if len(rows) > limit:
             journal.note(f"over the limit: {len(rows)} claimed by {os.getpid()}, {limit} wanted")
         return rows
 
-    RunRepository.claim_abandoned = noted  # type: ignore[method-assign]
+    ClaimRepository.claim_abandoned = noted  # type: ignore[method-assign]
 
 
 # --- flaws -------------------------------------------------------------------------------------------------------
@@ -133,11 +133,11 @@ def _free(limit: int) -> Any:
     return select(w.id).where(w.status.in_(("pending", "running")), LEASE_IS_FREE).order_by(w.updated_at).limit(limit)
 
 
-async def _take(repository: RunRepository, owner: Owner, chosen: Any) -> Sequence[Any]:
+async def _take(repository: ClaimRepository, owner: Owner, chosen: Any) -> Sequence[Any]:
     taken = await repository._execute(
         update(workflow_states)
         .where(workflow_states.c.id.in_(chosen))
-        .values(repository._taken_by(owner))
+        .values(taken_by(owner))
         .returning(workflow_states, database_now().label("now"))
     )
     return taken.all()
@@ -146,7 +146,7 @@ async def _take(repository: RunRepository, owner: Owner, chosen: Any) -> Sequenc
 _seen: list[Any] = []
 
 
-async def _looks_then_claims(self: RunRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+async def _looks_then_claims(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
     """Claims, in a later transaction, what was free in an earlier one."""
     if not _seen:
         _seen.extend((await self._execute(_free(limit))).scalars())
@@ -156,7 +156,7 @@ async def _looks_then_claims(self: RunRepository, names: Collection[str], owner:
     return rows
 
 
-async def _claims_by_subquery(self: RunRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+async def _claims_by_subquery(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
     """Like the real one, but for the materialized CTE."""
     return await _take(self, owner, _free(limit).with_for_update(skip_locked=True))
 

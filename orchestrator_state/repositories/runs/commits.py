@@ -38,8 +38,7 @@ from orchestrator_state.repositories.runs.commit_statements import (
     step_parameters,
     update_parameters,
 )
-from orchestrator_state.repositories.runs.fence import FENCE
-from orchestrator_state.repositories.runs.lifecycle import fence, lease_lost
+from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
 from orchestrator_state.repositories.workflows import Repository
 
 _NEXT_SEQ: Final = next_count(workflow_states.c.checkpoint_seq, checkpoints)

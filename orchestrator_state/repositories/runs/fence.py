@@ -1,31 +1,24 @@
-"""The statements of a step's commit, each built once. Building one costs more than sending it."""
+"""The fence: a write of a run matches its row only while the run's lease token is the row's, and it was not let go of.
+
+A worker that lost its lease changes nothing and gets `LeaseLost`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any, Final
 
-from sqlalchemy import (
-    ColumnElement,
-    Executable,
-    Float,
-    bindparam,
-    case,
-    func,
-    not_,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Executable, Result, bindparam, case, func, not_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
-from orchestrator_state.database import conflict_aware_insert, database_now, database_time_in, is_moment, one_more
+from orchestrator_state.database import conflict_aware_insert, database_now, one_more
+from orchestrator_state.errors import LeaseLost
 from orchestrator_state.models import step_states, workflow_states
-from orchestrator_state.repositories.claimable import IS_ASLEEP, LEASE_IS_FREE
-from orchestrator_state.repositories.expressions import has_leftovers
+from orchestrator_state.records import Columns, Lease
+from orchestrator_state.repositories.workflows import Repository
 
 _w = workflow_states.c
 
@@ -42,7 +35,8 @@ LET_GO: Final = select(_w.status, _w.parent_id).where(*_HAS_BEEN_OURS, not_(NOT_
 FENCE: Final = (*_HAS_BEEN_OURS, NOT_LET_GO)
 # A commit of a step is for one place in the order of the run's commits.
 IN_ITS_PLACE: Final = _w.version == bindparam("fence_version")
-
+# The last owner and its token stay: a commit that is repeated because its outcome was unknown finds itself again.
+RELEASED: Final[Columns] = {"lease_expires_at": None, "faults": 0}
 
 FIRST_CONTEXT_KEPT: Final[dict[str, Any]] = {
     "initial_context": func.coalesce(_w.initial_context, _w.context),
@@ -96,59 +90,48 @@ def replacing_step(
     )
 
 
-@cache
-def run_insert(dialect: str, columns: frozenset[str], *, leased: bool) -> Executable:
-    """INSERT a run, unless its id or key is taken; each of `columns` is a parameter of its name with `new_` before it.
+class FencedRepository(Repository):
+    """Writes under a lease."""
 
-    A `leased` run belongs to `owner` of `process` for `seconds`. Returns the row, with `now` and `has_leftovers`.
-    """
-    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
-    values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
-    if leased:
-        values |= {
-            "lease_owner": bindparam("owner", type_=_w.lease_owner.type),
-            "lease_process": bindparam("process"),
-            "lease_token": 1,
-            "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
-        }
-    return (
-        conflict_aware_insert(dialect, workflow_states)
-        .values(values)
-        .on_conflict_do_nothing()
-        .returning(workflow_states, database_now().label("now"), has_leftovers(bindparam("new_id", type_=_w.id.type)))
+    async def _write_fenced(self, lease: Lease, columns: Columns, *, renews_digests: bool = False) -> None:
+        update_row = partial(going_on, stamped=frozenset({"digested_at"} if renews_digests else ()))
+        version: int | None = (await self._execute_fenced(update_row, lease, columns)).scalar()
+        if version is None:
+            raise lease_lost(lease)
+        lease.version = version
+
+    async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> Any:
+        """Let go of the run. Returns its row's status and more; raises `LeaseLost`.
+
+        If it was let go of under this lease, that was an earlier attempt, whose answer was lost: its row is returned.
+        """
+        row = (await self._execute_fenced(build, lease, columns | RELEASED)).first()
+        if row is None:
+            row = (await self._execute(LET_GO, fence(lease))).first()
+        if row is None:
+            raise lease_lost(lease)
+        return row
+
+    async def _execute_fenced(
+        self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns
+    ) -> Result[Any]:
+        columns = await self._sealed_workflow(lease.workflow_state_id, columns)
+        return await self._execute(build(frozenset(columns)), fence(lease) | _prefixed(columns))
+
+
+def lease_lost(lease: Lease) -> LeaseLost:
+    return LeaseLost(
+        f"this worker no longer owns run {lease.workflow_state_id}; nothing was written",
+        workflow_state_id=lease.workflow_state_id,
+        owner=lease.owner,
+        expected=lease.token,
     )
 
 
-CONVERT_STEP: Final = update(step_states).where(
-    step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
-)
-"""Sets the columns that it is given values for."""
+def fence(lease: Lease) -> Columns:
+    """The parameters of `FENCE`."""
+    return {"fence_id": lease.workflow_state_id, "fence_owner": lease.owner, "fence_token": lease.token}
 
-_HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
-FIND_RUN: Final = (
-    select(
-        workflow_states,
-        database_now().label("now"),
-        LEASE_IS_FREE.label("lease_is_free"),
-        IS_ASLEEP.label("is_asleep"),
-    )
-    .where(
-        _w.namespace == bindparam("namespace"),
-        or_(
-            _HAS_ID,
-            _w.idempotency_key == bindparam("idempotency_key"),
-            _w.workflow_id == bindparam("workflow_id"),
-        ),
-    )
-    .order_by(
-        case(
-            (_w.idempotency_key == bindparam("idempotency_key"), 0),
-            (_HAS_ID, 1),
-            else_=2,
-        ),
-        case((is_moment(_w.updated_at), 0), else_=1),
-        _w.updated_at.desc(),
-        _w.id,
-    )
-    .limit(1)
-)
+
+def _prefixed(columns: Columns) -> Columns:
+    return {f"new_{name}": value for name, value in columns.items()}

@@ -12,7 +12,7 @@ from typing import Any, Final
 from sqlalchemy import Executable, and_, bindparam, case, null
 
 from orchestrator_state.database import database_now, one_more
-from orchestrator_state.domain import ACTIVE, WorkflowStatus
+from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Columns
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
@@ -22,7 +22,6 @@ PAUSE: Final = "pause"
 CANCEL: Final = "cancel"
 
 _w = workflow_states.c
-IS_ACTIVE: Final = _w.status.in_(sorted(ACTIVE))
 _CANCELLED: Final = WorkflowStatus.CANCELLED.value
 _STATUS_ASKED_FOR: Final = case(
     (_w.request == CANCEL, _CANCELLED), (_w.request == PAUSE, WorkflowStatus.PAUSED.value), else_=_w.status

@@ -9,18 +9,14 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, or_, select, union_all
 
-from orchestrator_state.domain import FINISHED, WorkflowStatus
+from orchestrator_state.domain import FINISHED
 from orchestrator_state.models import signals, workflow_states
-from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
 from orchestrator_state.repositories.workflows import Repository, chunks
 
 _w = workflow_states.c
 _PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters
-_IS_CLAIMABLE: Final = and_(
-    _w.status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value)),
-    LEASE_IS_FREE,
-    IS_AWAKE,
-)
+_IS_CLAIMABLE: Final = and_(IS_UNDER_WAY, LEASE_IS_FREE, IS_AWAKE)
 
 
 @dataclass(slots=True)

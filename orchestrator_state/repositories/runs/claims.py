@@ -1,0 +1,279 @@
+"""Find runs, create them, and take their leases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from functools import cache
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import (
+    ColumnElement,
+    Executable,
+    Float,
+    bindparam,
+    case,
+    func,
+    literal,
+    not_,
+    or_,
+    select,
+    update,
+)
+
+from orchestrator_state.database import (
+    conflict_aware_insert,
+    database_now,
+    database_time_in,
+    is_moment,
+    one_more,
+    writes_alone,
+)
+from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.models import workflow_states
+from orchestrator_state.records import Columns, Owner, RunNames
+from orchestrator_state.repositories.claimable import IS_ASLEEP, IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
+from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE
+from orchestrator_state.repositories.expressions import has_leftovers
+from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT
+from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
+from orchestrator_state.repositories.workflows import Repository, chunks
+from orchestrator_state.state_schema import FIRST
+
+_w = workflow_states.c
+MOST_LOOKS: Final = 10
+"""At a row that others change between two of our statements. One that stays contradictory is not theirs to change."""
+
+_HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
+_FIND: Final = (
+    select(
+        workflow_states,
+        database_now().label("now"),
+        LEASE_IS_FREE.label("lease_is_free"),
+        IS_ASLEEP.label("is_asleep"),
+    )
+    .where(
+        _w.namespace == bindparam("namespace"),
+        or_(
+            _HAS_ID,
+            _w.idempotency_key == bindparam("idempotency_key"),
+            _w.workflow_id == bindparam("workflow_id"),
+        ),
+    )
+    .order_by(
+        case(
+            (_w.idempotency_key == bindparam("idempotency_key"), 0),
+            (_HAS_ID, 1),
+            else_=2,
+        ),
+        case((is_moment(_w.updated_at), 0), else_=1),
+        _w.updated_at.desc(),
+        _w.id,
+    )
+    .limit(1)
+)
+
+
+class ClaimRepository(Repository):
+    """Runs, on the way to a lease."""
+
+    async def find(self, names: RunNames) -> Any:
+        """The row of a run by any of its names, with `now` and `lease_is_free`; None if there is none."""
+        parameters = {
+            "namespace": self._namespace,
+            "ids": names.ids,
+            "idempotency_key": names.idempotency_key,
+            "workflow_id": names.workflow_id,
+        }
+        return (await self._execute(_FIND, parameters)).first()
+
+    async def create(self, columns: Columns, owner: Owner | None) -> Any:
+        """Insert a run, leased to `owner` at once if there is one. Returns the row; None if its id or key is taken."""
+        row = await self._sealed_workflow(columns["id"], columns) | {"namespace": self._namespace}
+        statement = _insertion(self._dialect, frozenset(row), leased=owner is not None)
+        parameters = {f"new_{name}": value for name, value in row.items()}
+        if owner is not None:
+            parameters |= {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
+        created = (await self._execute(statement, parameters)).first()
+        if owner is None:
+            await self._announce()
+        if created is not None:
+            await self._begin_without_history(created.id, created)
+        return created
+
+    async def is_taken_elsewhere(self, workflow_state_id: UUID) -> bool:
+        """Whether a run of another namespace has the id."""
+        elsewhere = select(_w.id).where(_w.id == workflow_state_id, _w.namespace.is_distinct_from(self._namespace))
+        return (await self._execute(elsewhere)).first() is not None
+
+    async def claim(self, seen: Any, owner: Owner) -> Any:
+        """Take the lease of a row that was `seen`, unless that changed since: then None.
+
+        It may have been taken, the run may have ended, or its owner, who was late, has renewed the lease after all.
+        """
+        unchanged = [_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status]
+        if seen.lease_is_free:
+            unchanged.append(LEASE_IS_FREE)
+        claimed = await self._execute(
+            update(workflow_states)
+            .where(*unchanged)
+            .values(taken_by(owner))
+            .returning(workflow_states, database_now().label("now"))
+        )
+        return claimed.first()
+
+    async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+        """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
+
+        Those that newer code has written are left to it, those whose id or counts are damaged cannot be written to,
+        and those that may kill their workers are for `claim_suspects`.
+        """
+        return await self._claim(owner, limit, *self._claimable(names), not_(IS_SUSPECT))
+
+    async def claim_suspects(
+        self,
+        names: Collection[str],
+        owner: Owner,
+        limit: int,
+        choose: Callable[[Sequence[Suspect]], Sequence[UUID]],
+        *,
+        patient: bool,
+    ) -> Sequence[Any]:
+        """Like `claim_abandoned`, for the runs that may kill their workers: as many as may be tried together.
+
+        Who is `patient` lets each of them rest before, for longer each time. Of those that may be tried now, `choose`
+        returns the ids of the ones to claim.
+        """
+        claimable = self._claimable(names)
+        rested = await self._execute(rested_suspects(*claimable, patient=patient))
+        chosen = choose([Suspect(row.id, row.attempts) for row in rested.all()])
+        return await self._claim(owner, limit, *claimable, _w.id.in_(chosen)) if chosen else []
+
+    def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
+        return (
+            _w.namespace == self._namespace,
+            IS_UNDER_WAY,
+            _w.workflow_name.in_(sorted(names)),
+            self._has_readable_version(names),
+            LEASE_IS_FREE,
+            IS_AWAKE,
+            IS_WRITABLE,
+        )
+
+    async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
+        """The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
+        nested loop, and claim far more than `limit`.
+
+        Passed over is a row that is being changed, and not one that is kept from being deleted.
+        """
+        free = (
+            select(_w.id)
+            .where(*conditions)
+            .order_by(_w.updated_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True, key_share=True)
+            .cte("free")
+            .prefix_with("MATERIALIZED", dialect="postgresql")
+        )
+        claimed = await self._execute(
+            update(workflow_states)
+            .where(_w.id == free.c.id)
+            .values(taken_by(owner))
+            .returning(workflow_states, database_now().label("now"))
+        )
+        return claimed.all()
+
+    async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> Sequence[Any]:
+        """Those of these runs that `owner` has by now, once no claim of them is under way any more."""
+        claimed: list[Any] = []
+        for chunk in chunks(sorted(ids)):
+            of_owner = select(workflow_states, database_now().label("now")).where(
+                _w.id.in_(chunk),
+                _w.lease_owner == owner.id,
+                IS_LEASED,
+                _w.status == WorkflowStatus.RUNNING.value,
+            )
+            locked = await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
+            await self._wait_for_creations({*chunk} - {*locked.scalars()})
+            claimed += (await self._execute(of_owner)).all()
+        return claimed
+
+    async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
+        """A row that a transaction under way creates is not there to be locked. Another of the same id waits for it."""
+        if writes_alone(self._session):
+            return
+        for run_id in sorted(ids):
+            columns = {"workflow_id": "", "workflow_name": "", "status": WorkflowStatus.PENDING.value, "context": "{}"}
+            savepoint = await self._session.begin_nested()
+            await self.create(columns | {"id": run_id}, None)
+            await savepoint.rollback()
+
+    async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
+        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged.
+
+        As (id, workflow_id, workflow_name, schema_version, and the counts).
+        """
+        query = (
+            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version, *COUNTS)
+            .where(
+                _w.namespace == self._namespace,
+                IS_UNDER_WAY,
+                or_(
+                    _w.workflow_name.not_in(sorted(names)),
+                    not_(self._has_readable_version(names)),
+                    not_(IS_WRITABLE),
+                ),
+                LEASE_IS_FREE,
+                IS_AWAKE,
+            )
+            .order_by(_w.updated_at)
+            .limit(limit)
+        )
+        return (await self._execute(query)).all()
+
+    def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
+        versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
+        known = case(versions, value=_w.workflow_name, else_=FIRST) if versions else literal(FIRST)
+        return func.coalesce(_w.schema_version, FIRST) <= known
+
+
+def taken_by(owner: Owner) -> Columns:
+    return {
+        "status": WorkflowStatus.RUNNING.value,
+        "lease_owner": owner.id,
+        "lease_process": owner.process,
+        "lease_token": one_more(_w.lease_token),
+        "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
+        "attempts": ATTEMPTS_ONCE_CLAIMED,
+        "has_progressed": 0,
+        "wake_at": None,
+        "error": None,
+        "error_digest": None,
+        "completed_at": None,
+        "version": one_more(_w.version),
+        "updated_at": database_now(),
+        "digested_at": STILL_DIGESTED_AT,
+    }
+
+
+@cache
+def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Executable:
+    """INSERT a run, unless its id or key is taken; each of `columns` is a parameter of its name with `new_` before it.
+
+    A `leased` run belongs to `owner` of `process` for `seconds`. Returns the row, with `now` and `has_leftovers`.
+    """
+    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
+    values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
+    if leased:
+        values |= {
+            "lease_owner": bindparam("owner", type_=_w.lease_owner.type),
+            "lease_process": bindparam("process"),
+            "lease_token": 1,
+            "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
+        }
+    return (
+        conflict_aware_insert(dialect, workflow_states)
+        .values(values)
+        .on_conflict_do_nothing()
+        .returning(workflow_states, database_now().label("now"), has_leftovers(bindparam("new_id", type_=_w.id.type)))
+    )

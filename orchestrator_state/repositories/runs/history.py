@@ -1,0 +1,184 @@
+"""What is recorded of a run: its steps, and how they changed its context."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from datetime import timedelta
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import and_, bindparam, delete, select, update
+
+from orchestrator_state.collector import collector_paused
+from orchestrator_state.database import marking, setting_idle_limit, takes_marks
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.records import (
+    SEALED_STEP_COLUMNS,
+    Columns,
+    Lease,
+    Opener,
+    StepRecord,
+    StoredStep,
+    seal_step,
+    sealed_step,
+    step_record,
+)
+from orchestrator_state.repositories.expressions import STORED_STEPS_OF
+from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository, step_upsert
+from orchestrator_state.repositories.workflows import chunks, rowcount
+
+_CONVERT_STEP: Final = update(step_states).where(
+    step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
+)
+"""Sets the columns that it is given values for."""
+
+
+class HistoryRepository(FencedRepository):
+    """The steps of runs, and their contexts."""
+
+    async def list_steps_of(self, ids: Sequence[UUID]) -> dict[UUID, list[StoredStep]]:
+        """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
+        steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
+        for chunk in chunks(ids):
+            found = await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})
+            with collector_paused():
+                for row in map(StoredStep._make, found.all()):
+                    steps[row.workflow_state_id].append(row)
+        for rows in steps.values():
+            rows.sort(key=_position)
+        return steps
+
+    async def find_completed_step(
+        self, workflow_state_id: UUID, step_id: str, *, idle_limit: timedelta | None = None
+    ) -> StepRecord | None:
+        """A step, if it is recorded as completed.
+
+        With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long. It is marked
+        then, see `open_transactions`.
+        """
+        query = select(step_states)
+        completed = (
+            step_states.c.workflow_state_id == workflow_state_id,
+            step_states.c.step_id == step_id,
+            step_states.c.status == "completed",
+        )
+        if idle_limit is None or not takes_marks(self._session):
+            query = query.where(*completed)
+        else:  # in the same round trip
+            limited = select(setting_idle_limit(idle_limit).label("limit"), marking().label("mark"))
+            begun = limited.subquery("begun")
+            query = query.add_columns(begun.c.limit, begun.c.mark).select_from(
+                begun.outerjoin(step_states, and_(*completed))
+            )
+        rows = await self._fetch(query)
+        if not rows or rows[0].step_id is None:
+            return None
+        (row,) = rows
+        # Whatever was out of date when the run was loaded has been written anew.
+        opener = Opener(self._payloads, workflow_state_id, outdated=False)
+        return step_record(row, opener.step_row(row))
+
+    async def list_intents(self, workflow_state_id: UUID) -> list[str]:
+        """The steps that were begun, by their own word, and are not over."""
+        query = select(step_states.c.step_id).where(
+            step_states.c.workflow_state_id == workflow_state_id, step_states.c.status == StepStatus.RUNNING.value
+        )
+        return list((await self._execute(query.order_by(step_states.c.position))).scalars())
+
+    async def start_context_anew(self, lease: Lease, context: str) -> None:
+        """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
+        await self._write_fenced(lease, {"context": context, "initial_context": context})
+        await self._execute(
+            update(step_states)
+            .where(step_states.c.workflow_state_id == lease.workflow_state_id)
+            .values(context_patch=None, context_patch_digest=None)
+        )
+
+    async def fold_context(self, lease: Lease, context: str, position: int) -> None:
+        """Store the whole context, patches up to `position` included. Raises `LeaseLost`."""
+        await self._write_fenced(lease, {"context": context, "context_position": position})
+
+    async def convert(
+        self, lease: Lease, *, initial: str, context: str, version: int, steps: Sequence[StepRecord]
+    ) -> None:
+        """Store a run's whole history at another schema version. Raises `LeaseLost`."""
+        position = max((step.position for step in steps), default=-1)
+        columns = {"initial_context": initial, "context": context, "context_position": position}
+        await self._make_whole(lease.workflow_state_id)
+        await self._write_fenced(lease, columns | {"schema_version": version})
+        if steps:
+            rows = [
+                {"of_workflow": lease.workflow_state_id, "of_step": step.step_id, "schema_version": version}
+                | seal_step(
+                    self._payloads,
+                    lease.workflow_state_id,
+                    step.step_id,
+                    {"outputs": step.outputs, "context_patch": step.context_patch},
+                )
+                for step in steps
+            ]
+            await self._execute(_CONVERT_STEP, rows)
+
+    async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
+        """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
+        await self._make_whole(lease.workflow_state_id)
+        await self._write_fenced(lease, {})
+        for chunk in chunks(sorted(damaged)):
+            await self._delete(
+                delete(step_states).where(
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(chunk)
+                )
+            )
+        for step in steps:
+            await self._write_step(lease.workflow_state_id, self._sealed(lease.workflow_state_id, step))
+
+    async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
+        """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
+        renewed = [self._sealed(lease.workflow_state_id, step) for step in steps]  # their blobs move together
+        # A run that goes on has no result; older software takes one back without its digest.
+        await self._write_fenced(lease, columns | {"result_digest": None}, renews_digests=True)
+        for sealed in renewed:
+            await self._execute(
+                update(step_states)
+                .where(
+                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == sealed.step_id
+                )
+                .values({name: getattr(sealed, name) for name in SEALED_STEP_COLUMNS})
+            )
+
+    async def keep_initial_context(self, workflow_state_id: UUID) -> None:
+        """Before the context is replaced: a resumed handler starts with the first one."""
+        await self._execute(
+            update(workflow_states).where(workflow_states.c.id == workflow_state_id).values(FIRST_CONTEXT_KEPT)
+        )
+
+    async def forget_patches(self, workflow_state_id: UUID, *, keep: Collection[str]) -> None:
+        """Forget how all steps but those of `keep` changed the context."""
+        of_steps = select(step_states.c.step_id).where(
+            step_states.c.workflow_state_id == workflow_state_id, step_states.c.context_patch.is_not(None)
+        )
+        for chunk in chunks(sorted({*(await self._execute(of_steps)).scalars()} - {*keep})):
+            await self._execute(
+                update(step_states)
+                .where(step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk))
+                .values(context_patch=None, context_patch_digest=None)
+            )
+
+    async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
+        """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""
+        await self._delete(
+            delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
+        )
+
+    def _sealed(self, workflow_state_id: UUID, step: StepRecord) -> StepRecord:
+        return sealed_step(self._payloads, workflow_state_id, step)
+
+    async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
+        row = {name: getattr(step, name) for name in StepRecord._fields} | {"workflow_state_id": workflow_state_id}
+        return rowcount(await self._execute(step_upsert(self._dialect), row)) == 1
+
+
+def _position(step: StoredStep) -> int:
+    return step.position if type(step.position) is int else -1  # damage, which is found when the run is loaded

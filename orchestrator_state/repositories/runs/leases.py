@@ -1,0 +1,106 @@
+"""The leases of many runs at once: renewed, prolonged, or ended because their owner is gone."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime, timedelta
+from uuid import UUID
+
+from sqlalchemy import Float, literal, select, update
+
+from orchestrator_state.database import database_now, database_time_in, time_after
+from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.models import workflow_states
+from orchestrator_state.records import Lease, Owner, Renewal
+from orchestrator_state.repositories.claimable import IS_LEASED, lease_was_good
+from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
+
+_w = workflow_states.c
+
+
+class LeaseRepository(Repository):
+    """Leases by their owners and processes."""
+
+    async def renew(self, owner: Owner, ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, Renewal]:
+        """Extend the leases `owner` still has among `ids`.
+
+        Without `wait`, rows that somebody has locked are passed over: nothing is known of their leases.
+        """
+        renewed: dict[UUID, Renewal] = {}
+        for chunk in chunks(list(ids)):
+            owned = (
+                _w.namespace == self._namespace,
+                _w.id.in_(chunk),
+                _w.lease_owner == owner.id,
+                _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+            )
+            free = select(_w.id).where(*owned).with_for_update(skip_locked=True, key_share=True)
+            cte = free.cte("free").prefix_with("MATERIALIZED", dialect="postgresql")
+            rows = await self._execute(
+                update(workflow_states)
+                .where(*(owned if wait else (_w.id == cte.c.id,)))
+                .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
+                .returning(_w.id, _w.lease_token, _w.request, database_now().label("now"))
+            )
+            renewed |= {row.id: Renewal(row.lease_token, row.request, row.now) for row in rows}
+        return renewed
+
+    async def prolong(self, held: timedelta) -> None:
+        """For a unit that has kept everybody else from writing for as long as `held`: let no lease have ended by that.
+
+        Neither could their owners renew them meanwhile, nor anybody take them over. Of all namespaces.
+        """
+        seconds = held.total_seconds()
+        await self._execute(
+            update(workflow_states)
+            .where(
+                _w.status == WorkflowStatus.RUNNING.value,
+                lease_was_good(held),
+            )
+            .values(lease_expires_at=time_after(_w.lease_expires_at, literal(seconds, Float)))
+        )
+
+    async def list_of(self, owner: UUID) -> list[Lease]:
+        """The leases of `owner` which have not ended."""
+        query = select(_w.id, _w.lease_owner, _w.lease_token, _w.version).where(
+            _w.namespace == self._namespace,
+            _w.status == WorkflowStatus.RUNNING.value,
+            _w.lease_owner == owner,
+            IS_LEASED,
+        )
+        rows = await self._execute(query)
+        return [Lease.of(row) for row in rows]
+
+    async def list_processes(self, machine: str) -> list[str]:
+        """The processes of `machine` that hold a lease which has not ended."""
+        query = (
+            select(_w.lease_process)
+            .where(
+                _w.namespace == self._namespace,
+                _w.status == WorkflowStatus.RUNNING.value,
+                IS_LEASED,
+                _w.lease_process.startswith(machine, autoescape=True),
+            )
+            .distinct()
+        )
+        return [process for process in (await self._execute(query)).scalars() if process]
+
+    async def end_of(self, processes: Collection[str]) -> int:
+        """End the leases of processes that are known to be dead."""
+        ended = await self._execute(
+            update(workflow_states)
+            .where(
+                _w.namespace == self._namespace,
+                _w.lease_process.in_(sorted(processes)),
+                IS_LEASED,
+            )
+            .values(lease_expires_at=database_now())
+        )
+        if rowcount(ended):
+            await self._announce()
+        return rowcount(ended)
+
+    async def database_time(self) -> datetime:
+        """The present time by the database's clock."""
+        now: datetime = (await self._execute(select(database_now()))).scalar_one()
+        return now

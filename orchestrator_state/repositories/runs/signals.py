@@ -1,0 +1,91 @@
+"""Messages for runs, first in, first out."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from sqlalchemy import select, update
+
+from orchestrator_state.database import conflict_aware_insert, database_now
+from orchestrator_state.domain import ACTIVE
+from orchestrator_state.errors import Conflict, PayloadError
+from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.payloads import Sealed
+from orchestrator_state.records import Signal, SignalPlace, open_signal, seal_signal
+from orchestrator_state.repositories.claimable import IS_ACTIVE
+from orchestrator_state.repositories.counts import next_count
+from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP
+from orchestrator_state.repositories.runs.claims import MOST_LOOKS
+from orchestrator_state.repositories.workflows import Repository
+
+_w: Final = workflow_states.c
+
+
+class SignalRepository(Repository):
+    """Signals that no run has consumed yet."""
+
+    async def next(self, workflow_state_id: UUID, name: str) -> Signal | None:
+        """The oldest signal of that name."""
+        query = (
+            select(signals.c.id, signals.c.payload, signals.c.payload_digest)
+            .where(signals.c.workflow_state_id == workflow_state_id, signals.c.name == name)
+            .order_by(signals.c.seq)
+            .limit(1)
+        )
+        rows = await self._fetch(query)
+        if not rows:
+            return None
+        (row,) = rows
+        place = SignalPlace(workflow_state_id, row.id, self._namespace, name)
+        try:
+            opening = partial(open_signal, self._payloads, place, row.payload, row.payload_digest, f"signal {name!r}")
+            payload = await self._payloads.aside.call(opening, self._payloads.length([row.payload]))
+        except PayloadError as error:
+            raise error.concerning(workflow_state_id=workflow_state_id) from None
+        return Signal(id=row.id, payload=payload)
+
+    async def send(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str | Sealed) -> str | None:
+        """Store a signal and wake the run. Returns the workflow's status, None if there is no such workflow.
+
+        Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing.
+        """
+        seq, status = await self._take_number(workflow_state_id)
+        if seq is None:
+            return status
+        place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
+        sealed = seal_signal(self._payloads, place, payload)
+        await self._execute(
+            conflict_aware_insert(self._dialect, signals)
+            .values(
+                id=signal_id,
+                workflow_state_id=workflow_state_id,
+                name=name,
+                payload=sealed.text,
+                payload_digest=sealed.digest,
+                sent_at=database_now(),
+                seq=seq,
+            )
+            .on_conflict_do_nothing(index_elements=["id"])
+        )
+        await self._announce()
+        return status
+
+    async def _take_number(self, workflow_state_id: UUID) -> tuple[int | None, str | None]:
+        """The next signal's number, if the workflow is unfinished, and its status, if there is one. Wakes the run."""
+        of_workflow = (_w.id == workflow_state_id, _w.namespace == self._namespace)
+        number = (
+            update(workflow_states)
+            .where(*of_workflow, IS_ACTIVE)
+            .values(signal_seq=next_count(_w.signal_seq, signals), wake_at=NOW_IF_ASLEEP)
+            .returning(_w.signal_seq, _w.status)
+        )
+        for _ in range(MOST_LOOKS):
+            if (row := (await self._execute(number)).first()) is not None:
+                return row.signal_seq, row.status
+            status: str | None = (await self._execute(select(_w.status).where(*of_workflow))).scalar()
+            if status not in ACTIVE:  # or it was resumed between the two statements
+                return None, status
+        message = f"the signal for run {workflow_state_id} is not stored: a trigger, or others, keep the row from it"
+        raise Conflict(message, workflow_state_id=workflow_state_id)
