@@ -42,7 +42,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import RecoveredRun, RecoveryReport, WorkerHealth
 from orchestrator_state.hooks import Event, Hook
-from orchestrator_state.maintenance import DeletionProgress, RekeyReport, VerifyReport
+from orchestrator_state.maintenance import Damage, DeletionProgress, RekeyReport, Unloadable, Unopened, VerifyReport
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
 from orchestrator_state.runs import Happened, Retry, Run
@@ -63,6 +63,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "CorruptPayload",
+    "Damage",
     "DecryptionFailed",
     "DeletionProgress",
     "Event",
@@ -104,6 +105,8 @@ __all__ = [
     "StoreUnavailable",
     "UnitOfWork",
     "UnknownCodec",
+    "Unloadable",
+    "Unopened",
     "UnprotectedPayload",
     "UnusedSteps",
     "UpcasterFailed",

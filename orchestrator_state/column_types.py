@@ -34,6 +34,12 @@ from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME
 
+__all__ = [
+    "Identifier",
+    "UtcTimestamp",
+    "render_item",
+]
+
 _POSTGRES_DAMAGED_TIME: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-02 03:04:05.678901+00'")
 POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
 POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")
@@ -157,7 +163,9 @@ def _with_its_kind(key: Any) -> bytes:
 
 
 Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
+"""The type of our ids: UUID on Postgres, hyphenated text on SQLite."""
 UtcTimestamp = PostgresTimestamp().with_variant(SqliteTimestamp(), "sqlite")
+"""The type of our times: `timestamptz` on Postgres, ISO text in UTC on SQLite; aware datetimes in Python."""
 
 # For reading what is stored whatever it looks like: damage must not stop the search for damage.
 StoredText = Text().with_variant(SqliteStoredText(), "sqlite")

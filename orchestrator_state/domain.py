@@ -28,6 +28,18 @@ from pydantic import (
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
 from orchestrator_state.payloads import copied
 
+__all__ = [
+    "ACTIVE",
+    "FINISHED",
+    "STEP_TRANSITIONS",
+    "WORKFLOW_TRANSITIONS",
+    "Checkpoint",
+    "StepState",
+    "StepStatus",
+    "WorkflowState",
+    "WorkflowStatus",
+]
+
 
 class _Status(StrEnum):
     @classmethod
@@ -37,6 +49,8 @@ class _Status(StrEnum):
 
 
 class WorkflowStatus(_Status):
+    """Where a workflow stands, as text: what `status` holds in its row."""
+
     PENDING = "pending"
     RUNNING = "running"
     PAUSED = "paused"
@@ -46,6 +60,8 @@ class WorkflowStatus(_Status):
 
 
 class StepStatus(_Status):
+    """Where a step stands, as text: what `status` holds in its row."""
+
     PENDING = "pending"
     RUNNING = "running"
     COMPLETED = "completed"
@@ -54,9 +70,10 @@ class StepStatus(_Status):
 
 
 ACTIVE: Final = frozenset({WorkflowStatus.PENDING, WorkflowStatus.RUNNING, WorkflowStatus.PAUSED})
+"""The statuses of workflows that have work left."""
 FINISHED: Final = frozenset(WorkflowStatus) - ACTIVE
+"""The statuses of workflows that have ended, one way or another."""
 
-# Where each status may go. Pending goes anywhere; a failed workflow may be run again on purpose.
 WORKFLOW_TRANSITIONS: Final[Mapping[WorkflowStatus, frozenset[WorkflowStatus]]] = {
     WorkflowStatus.PENDING: frozenset(WorkflowStatus),
     WorkflowStatus.RUNNING: frozenset(WorkflowStatus) - {WorkflowStatus.PENDING},
@@ -65,6 +82,7 @@ WORKFLOW_TRANSITIONS: Final[Mapping[WorkflowStatus, frozenset[WorkflowStatus]]] 
     WorkflowStatus.COMPLETED: frozenset(),
     WorkflowStatus.CANCELLED: frozenset(),
 }
+"""Where each status of a workflow may go. Pending goes anywhere; a failed workflow may be run again on purpose."""
 STEP_TRANSITIONS: Final[Mapping[StepStatus, frozenset[StepStatus]]] = {
     StepStatus.PENDING: frozenset(StepStatus),
     StepStatus.RUNNING: frozenset(StepStatus) - {StepStatus.PENDING},
@@ -72,6 +90,7 @@ STEP_TRANSITIONS: Final[Mapping[StepStatus, frozenset[StepStatus]]] = {
     StepStatus.COMPLETED: frozenset(),
     StepStatus.SKIPPED: frozenset(),
 }
+"""Where each status of a step may go."""
 
 
 _INFINITIES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
@@ -133,7 +152,11 @@ class _DomainModel(BaseModel):
 
 
 class StepState(_DomainModel):
-    """One step of a workflow. `outputs` is any JSON value."""
+    """One step of a workflow. `outputs` is any JSON value.
+
+    The `mark_…` methods move it along the arrows of `STEP_TRANSITIONS`, in memory: saving its workflow stores that.
+    They raise `InvalidTransition` where there is no arrow.
+    """
 
     step_id: Name
     status: StepStatus = StepStatus.PENDING
@@ -150,20 +173,24 @@ class StepState(_DomainModel):
         self.completed_at = self.error = None
 
     def mark_completed(self, outputs: Any = None) -> None:
+        """End with `outputs`, any JSON value."""
         self._move(StepStatus.COMPLETED)
         self.completed_at = utc_now()
         self.outputs = outputs
         self.error = None
 
     def mark_failed(self, error: str) -> None:
+        """End with what went wrong, as text."""
         self._move(StepStatus.FAILED, error)
         self.completed_at = utc_now()
 
     def mark_skipped(self) -> None:
+        """End without having been done."""
         self._move(StepStatus.SKIPPED)
         self.completed_at = utc_now()
 
     def increment_retry(self) -> None:
+        """Count one more call that failed."""
         self.retry_count += 1
 
     def _move(self, target: StepStatus, error: str | None = None) -> None:
@@ -211,7 +238,8 @@ class SavedRows:
 class WorkflowState(_DomainModel):
     """A workflow and its steps. `context` is any JSON value; `version` counts saves and is the store's.
 
-    The key of `steps` is the step's `step_id`.
+    The key of `steps` is the step's `step_id`. The `mark_…` methods move it along the arrows of `WORKFLOW_TRANSITIONS`,
+    in memory: `store.save_workflow_state` stores that. They raise `InvalidTransition` where there is no arrow.
     """
 
     id: UUID = Field(default_factory=uuid4)
@@ -253,16 +281,20 @@ class WorkflowState(_DomainModel):
         self.completed_at = self.error = None
 
     def mark_paused(self) -> None:
+        """Stop for a while; `mark_running` continues it."""
         self._move(WorkflowStatus.PAUSED)
 
     def mark_completed(self) -> None:
+        """End well."""
         self._move(WorkflowStatus.COMPLETED)
         self.error = None
 
     def mark_failed(self, error: str) -> None:
+        """End with what went wrong, as text. `mark_running` takes it up again."""
         self._move(WorkflowStatus.FAILED, error)
 
     def mark_cancelled(self) -> None:
+        """End for good, because somebody wanted that."""
         self._move(WorkflowStatus.CANCELLED)
 
     def to_snapshot(self) -> dict[str, Any]:

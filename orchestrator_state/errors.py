@@ -49,6 +49,46 @@ from datetime import datetime
 from typing import Self
 from uuid import UUID
 
+__all__ = [
+    "AbnormalExit",
+    "AccessLost",
+    "AlreadyExists",
+    "CheckpointNotFound",
+    "ConfigurationError",
+    "Conflict",
+    "CorruptPayload",
+    "DecryptionFailed",
+    "InvalidPayload",
+    "InvalidTransition",
+    "LeaseHeld",
+    "LeaseLost",
+    "MissingExtra",
+    "NewerSchemaVersion",
+    "NotFound",
+    "OrchestratorStateError",
+    "OutcomeUnknown",
+    "PauseTakenBack",
+    "PayloadError",
+    "PayloadTooLarge",
+    "RunCancelled",
+    "RunFailed",
+    "RunPaused",
+    "RunSuspended",
+    "SchemaChanged",
+    "SchemaMismatch",
+    "SchemaOutOfDate",
+    "StaleVersion",
+    "StateMismatch",
+    "StepNotFound",
+    "StoreUnavailable",
+    "UnknownCodec",
+    "UnprotectedPayload",
+    "UnusedSteps",
+    "UpcasterFailed",
+    "UpcasterMissing",
+    "WorkflowNotFound",
+]
+
 
 class OrchestratorStateError(Exception):
     """Base of everything this package raises on purpose.

@@ -20,6 +20,19 @@ from uuid import UUID
 
 from orchestrator_state.failures import message_of, name_of, places_of
 
+__all__ = [
+    "Event",
+    "FellBack",
+    "Hook",
+    "RunEnded",
+    "RunStarted",
+    "StepCommitted",
+    "StepCommitting",
+    "StepReused",
+    "StepStarted",
+    "StepsUnused",
+]
+
 
 def _keep_to_one_line(record: logging.LogRecord) -> bool:
     """Ids and messages are others' words: with line breaks or escapes they would forge lines, or drive a terminal."""
@@ -108,9 +121,10 @@ class StepsUnused(Event):
 
 
 class Hook(Protocol):
-    """Listens to events."""
+    """Listens to events. Give it to `StateStore.open(url, hook=...)`."""
 
-    def on_event(self, event: Event) -> None: ...
+    def on_event(self, event: Event) -> None:
+        """Take note of `event`, quickly: it is called in the event loop. What it raises is logged and ignored."""
 
 
 def tell(hook: Hook | None, kind: Callable[_Fields, Event], *args: _Fields.args, **fields: _Fields.kwargs) -> None:

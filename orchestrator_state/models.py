@@ -26,6 +26,14 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from orchestrator_state.column_types import Identifier, UtcTimestamp
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 
+__all__ = [
+    "CheckpointRow",
+    "SignalRow",
+    "StepRow",
+    "WorkflowRow",
+    "metadata",
+]
+
 # PostgreSQL's own defaults, so that tables made by the original design carry the same names.
 NAMING_CONVENTION: Final = {
     "pk": "%(table_name)s_pkey",
@@ -217,6 +225,7 @@ Index("idx_updated_at", WorkflowRow.updated_at.desc())
 Index("idx_checkpoint_workflow_timestamp", CheckpointRow.workflow_state_id, CheckpointRow.timestamp.desc())
 
 metadata: Final = Base.metadata
+"""All our tables, for an application's own Alembic environment."""
 workflow_states: Final = cast(Table, WorkflowRow.__table__)
 step_states: Final = cast(Table, StepRow.__table__)
 checkpoints: Final = cast(Table, CheckpointRow.__table__)

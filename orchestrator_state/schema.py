@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 
+__all__ = [
+    "head_revision",
+    "migrations_directory",
+]
+
 # Without these a table of that name is not the original software's.
 _ORIGINAL_COLUMNS: Final = {
     "workflow_states": {"id", "workflow_id", "workflow_name", "status", "context"},

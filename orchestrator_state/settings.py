@@ -33,6 +33,11 @@ from orchestrator_state.payloads import (
     MOST_VALUES,
 )
 
+__all__ = [
+    "Options",
+    "Settings",
+]
+
 DEFAULT_DATABASE = "./workflows.db"
 DEFAULT_NAMESPACE = "default"
 _SHORTEST_IDLE_LIMIT = timedelta(seconds=2)  # a busy machine, too, may leave a process alone for a second

@@ -40,6 +40,10 @@ from orchestrator_state.payloads import (
     encode,
 )
 
+__all__ = [
+    "StateSchema",
+]
+
 Upcaster = Callable[[Any], Any]
 _Upcaster = TypeVar("_Upcaster", bound=Upcaster)
 FIRST: Final = 1

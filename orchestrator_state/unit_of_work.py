@@ -22,6 +22,13 @@ from orchestrator_state.repositories import (
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 
+__all__ = [
+    "CheckpointRepository",
+    "StepRepository",
+    "UnitOfWork",
+    "WorkflowRepository",
+]
+
 _Repository = TypeVar("_Repository", bound=Repository)
 
 

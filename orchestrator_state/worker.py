@@ -22,6 +22,10 @@ from orchestrator_state.runs import Duration, Handler
 if TYPE_CHECKING:
     from orchestrator_state.store import StateStore
 
+__all__ = [
+    "Worker",
+]
+
 _LOOK_FOR_THE_DEAD: Final = 3.0  # seconds between looks for leases of dead processes
 _TIDY: Final = 3600.0  # seconds between looks for the ids of old calls, and for runs that nobody can claim
 _TRY_FOR: Final = timedelta(seconds=1)  # while the database is away; a stop must not wait for `retry_timeout`

@@ -72,14 +72,17 @@ class RecoveryReport:
 
     @property
     def completed(self) -> list[RecoveredRun]:
+        """The runs that came to their end."""
         return self.of("completed")
 
     @property
     def failed(self) -> list[RecoveredRun]:
+        """The runs whose handler raised, or that were given up on."""
         return self.of("failed")
 
     @property
     def suspended(self) -> list[RecoveredRun]:
+        """The runs that wait, for a signal or a timer, and were let go of until it comes."""
         return self.of("suspended")
 
 

@@ -2,15 +2,18 @@
 
 from orchestrator_state.maintenance.garbage import collect_garbage
 from orchestrator_state.maintenance.pages import Progress, row_counter
-from orchestrator_state.maintenance.rekeying import RekeyReport, rekey
+from orchestrator_state.maintenance.rekeying import RekeyReport, Unopened, rekey
 from orchestrator_state.maintenance.retention import DeletionProgress, OnProgress, delete_old_states, prune_checkpoints
-from orchestrator_state.maintenance.verification import VerifyReport, verify
+from orchestrator_state.maintenance.verification import Damage, Unloadable, VerifyReport, verify
 
 __all__ = [
+    "Damage",
     "DeletionProgress",
     "OnProgress",
     "Progress",
     "RekeyReport",
+    "Unloadable",
+    "Unopened",
     "VerifyReport",
     "collect_garbage",
     "delete_old_states",

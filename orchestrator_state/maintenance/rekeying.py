@@ -23,7 +23,7 @@ _LISTED: Final = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Unreadable:
+class Unopened:
     """A payload that does not open, and so stays as it is. `error` is the error's class."""
 
     identity: str
@@ -43,7 +43,7 @@ class RekeyReport:
     """Were changed or locked by somebody else at each attempt: another run of `rekey` finds out how they are now."""
     failed: int = 0
     """Do not open, or cannot be sealed, and stay as they are."""
-    unreadable: list[Unreadable] = field(default_factory=list)
+    unreadable: list[Unopened] = field(default_factory=list)
 
     @property
     def is_complete(self) -> bool:
@@ -130,7 +130,7 @@ def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport, namespace:
         except PayloadError as error:
             report.failed += 1
             if len(report.unreadable) < _LISTED:
-                report.unreadable.append(Unreadable(identity=identity, error=type(error).__name__, message=str(error)))
+                report.unreadable.append(Unopened(identity=identity, error=type(error).__name__, message=str(error)))
             continue
         change.texts[column] = text
         change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})

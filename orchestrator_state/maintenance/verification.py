@@ -89,6 +89,7 @@ class VerifyReport:
 
     @property
     def is_sound(self) -> bool:
+        """Whether nothing is damaged, and nothing that was to be loaded failed to."""
         return not self.damaged and not self.damaged_cells and not self.failed
 
 
