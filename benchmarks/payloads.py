@@ -15,10 +15,9 @@ import msgspec
 
 from benchmarks.measure import Bar, Bench, Figure, Question
 from benchmarks.samples import output, records
-from orchestrator_state.payloads.canonical import decode, encode
-from orchestrator_state.payloads.chain import PLAIN, Payloads
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.compression import Zstd
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.payloads import PLAIN, Payloads, decode, encode
 
 _IDENTITY: Final = "step_states/9f1c6a1e-5f0e-4f52-8a43-0d5d1c0f7a11/load/outputs"
 _CALLS: Final = 20

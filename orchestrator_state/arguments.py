@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from orchestrator_state.errors import ConfigurationError, InvalidPayload
-from orchestrator_state.payloads import check_text
+from orchestrator_state.payloads import LONGEST_NAME, check_text
 
 _T = TypeVar("_T")
 _YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
@@ -73,17 +73,19 @@ def as_duration(value: object, path: str) -> timedelta:
 
 def as_stored_name(value: object, path: str) -> str:
     """Return a name that can be stored: 1 to 255 characters. Raises `InvalidPayload`."""
+    if type(value) is str and 0 < len(value) <= LONGEST_NAME and value.isascii() and "\0" not in value:
+        return value  # as nearly always: each step passes through here
     name = as_name(value, path)
-    if not 1 <= len(name) <= 255:
-        raise InvalidPayload(f"{path} must have 1 to 255 characters, not {len(name)}", path=path)
+    if not 1 <= len(name) <= LONGEST_NAME:
+        raise InvalidPayload(f"{path} must have 1 to {LONGEST_NAME} characters, not {len(name)}", path=path)
     return name
 
 
 def as_signal_name(value: object) -> str:
     """Return a signal's name: 1 to 248 characters, since the step that waits for it is called `signal:<name>`."""
-    name = as_name(value, "name")
-    if not 1 <= len(name) <= 248:
-        raise InvalidPayload(f"a signal's name must have 1 to 248 characters, not {len(name)}", path="name")
+    name, longest = as_name(value, "name"), LONGEST_NAME - len("signal:")
+    if not 1 <= len(name) <= longest:
+        raise InvalidPayload(f"a signal's name must have 1 to {longest} characters, not {len(name)}", path="name")
     return name
 
 

@@ -26,7 +26,7 @@ from pydantic import (
 )
 
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
-from orchestrator_state.payloads import copied
+from orchestrator_state.payloads import LONGEST_NAME, copied, flaw_of
 
 __all__ = [
     "ACTIVE",
@@ -101,12 +101,8 @@ def utc_now() -> datetime:
 
 
 def _storable_text(value: str) -> str:
-    if "\0" in value:
-        raise ValueError("must not contain a NUL character")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("must not contain a lone surrogate") from None
+    if (flaw := flaw_of(value)) is not None:
+        raise ValueError(f"must not contain {flaw}")
     return value
 
 
@@ -120,7 +116,9 @@ def _in_utc(value: datetime) -> datetime:
     return utc
 
 
-Name = Annotated[str, StringConstraints(min_length=1, max_length=255, strict=True), AfterValidator(_storable_text)]
+Name = Annotated[
+    str, StringConstraints(min_length=1, max_length=LONGEST_NAME, strict=True), AfterValidator(_storable_text)
+]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_storable_text)]
 Timestamp = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 LARGEST_COUNT: Final = 2**31 - 1

@@ -22,16 +22,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from orchestrator_state.domain import Name
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.payloads import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_SNAPSHOT_BYTES,
-    MAX_VALUES,
-    MOST_BYTES,
-    MOST_DEPTH,
-    MOST_VALUES,
-)
+from orchestrator_state.payloads import MOST, Limits
 
 __all__ = [
     "Options",
@@ -40,6 +33,7 @@ __all__ = [
 
 DEFAULT_DATABASE = "./workflows.db"
 DEFAULT_NAMESPACE = "default"
+_LIMITS = Limits()
 _SHORTEST_IDLE_LIMIT = timedelta(seconds=2)  # a busy machine, too, may leave a process alone for a second
 
 
@@ -53,7 +47,6 @@ def _seconds(value: object) -> object:
 
 # The bound stands next to the type: pydantic 2.9 cannot tell of one that follows a validator.
 Seconds = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_seconds)]
-Name = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00]*$")]
 LONGEST_LEASE = timedelta(days=1)
 """A lease that ends much later than this was damaged."""
 LeaseTerm = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST_LEASE), BeforeValidator(_seconds)]
@@ -141,15 +134,15 @@ class Settings(BaseSettings):
     max_attempts: int = Field(default=10, ge=1)
     """How often a run is taken over from vanished workers before it is marked failed."""
 
-    max_payload_bytes: int = Field(default=MAX_BYTES, ge=1024, le=MOST_BYTES)
+    max_payload_bytes: int = Field(default=_LIMITS.payload_bytes, ge=1024, le=MOST.payload_bytes)
     """Longest JSON of a context, an output, a result, a signal."""
-    max_workflow_bytes: int = Field(default=MAX_SNAPSHOT_BYTES, ge=1024, le=MOST_BYTES)
+    max_workflow_bytes: int = Field(default=_LIMITS.workflow_bytes, ge=1024, le=MOST.workflow_bytes)
     """Longest of all payloads of a workflow together, and of a snapshot."""
-    max_depth: int = Field(default=MAX_DEPTH, ge=1, le=MOST_DEPTH)
+    max_depth: int = Field(default=_LIMITS.depth, ge=1, le=MOST.depth)
     """Most levels of lists and dicts in a payload."""
-    max_values: int = Field(default=MAX_VALUES, ge=1, le=MOST_VALUES)
+    max_values: int = Field(default=_LIMITS.values, ge=1, le=MOST.values)
     """Most values in a payload, each item of a list or dict counted: what is checked is checked in one go."""
-    max_steps: int = Field(default=100_000, ge=1)
+    max_steps: int = Field(default=_LIMITS.steps, ge=1)
     """Most steps of a workflow."""
 
     @property

@@ -30,11 +30,9 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.failures import name_of
 from orchestrator_state.payloads import (
-    MOST_BYTES,
-    MOST_DEPTH,
-    MOST_VALUES,
-    Unreadable,
-    adapter_of,
+    MOST,
+    NotAccepted,
+    ValueType,
     copied,
     decode_value,
     encode,
@@ -83,7 +81,7 @@ class StateSchema:
         self.outputs: Final = dict(outputs or {})
         self.result: Final = result
         for kind in (*self.outputs.values(), *(() if result is None else (result,))):
-            adapter_of(kind)
+            ValueType.of(kind)
         self._upcasters: dict[tuple[str, str], dict[int, Upcaster]] = {}
 
     def upcast(self, version: int) -> Callable[[_Upcaster], _Upcaster]:
@@ -147,7 +145,7 @@ class StateSchema:
         """Return the value of stored `text` as `kind`. Raises `StateMismatch`."""
         try:
             return decode_value(kind, text, path)
-        except Unreadable as error:
+        except NotAccepted as error:
             raise mismatch(self.workflow_name, error, found, self.version) from None
 
     def _register(self, key: tuple[str, str], version: int) -> Callable[[_Upcaster], _Upcaster]:
@@ -272,7 +270,7 @@ NO_SCHEMAS: Final = Schemas()
 
 def encode_loaded(value: Any, path: str) -> str:
     """The JSON of a value that was loaded: it was within the store's limits when it was stored."""
-    return encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH, max_values=MOST_VALUES)
+    return encode(value, path, MOST)
 
 
 def as_model(model: Any) -> type[BaseModel]:
@@ -292,7 +290,7 @@ def newer(workflow_name: str, found: int, expected: int, path: str) -> NewerSche
     )
 
 
-def mismatch(workflow_name: str, error: Unreadable, found: int, expected: int) -> StateMismatch:
+def mismatch(workflow_name: str, error: NotAccepted, found: int, expected: int) -> StateMismatch:
     return StateMismatch(
         f"the types of {workflow_name!r} do not accept what is stored: {error}",
         workflow_name=workflow_name,

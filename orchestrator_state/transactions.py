@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
-from orchestrator_state.payloads import MoveFirst, Offload, Payloads, parse_name
+from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
 from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
@@ -266,7 +266,7 @@ class Transactions:
             _logger.warning("blobs were left to be collected as garbage: %s", error)
 
     async def _referenced(self, names: Iterable[str]) -> set[str]:
-        owners = sorted({UUID(parsed.workflow_state_id) for name in names if (parsed := parse_name(name))})
+        owners = sorted({UUID(parsed.workflow_state_id) for name in names if (parsed := BlobName.parse(name))})
         if not owners:
             return set()
         return await self.read(lambda uow: uow.workflows.list_blobs(owners))

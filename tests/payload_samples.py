@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from orchestrator_state import Run, StateStore
-from orchestrator_state.payloads.chain import Codec, Payloads
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing
+from orchestrator_state.encryption import AesGcm, KeyRing
+from orchestrator_state.payloads import Codec, Payloads
 from orchestrator_state.records.sealing import PAYLOAD_COLUMNS
 from tests.raw_sql import fetch
 from tests.running import Failing

@@ -23,7 +23,7 @@ from orchestrator_state import (
     UnitOfWork,
     WorkflowNotFound,
 )
-from orchestrator_state.payloads.canonical import encode
+from orchestrator_state.payloads import encode
 from tests.raw_sql import contents
 from tests.statements import traffic_of
 from tests.workflows import LONG_AGO, a_workflow, checkpointed, nested, saved, unstorable_values

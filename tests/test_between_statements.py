@@ -24,7 +24,7 @@ from orchestrator_state import (
     Run,
     StateStore,
 )
-from orchestrator_state.payloads.encryption import new_key
+from orchestrator_state.encryption import new_key
 from tests.interleaving import done_or_waiting, just_after, just_before
 from tests.running import Effect, Gate, checkpoints_of, expire_lease, row_of
 from tests.workflows import saved

@@ -32,13 +32,11 @@ from orchestrator_state import (
     WorkflowNotFound,
     WorkflowState,
 )
+from orchestrator_state.compression import Zstd
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
-from orchestrator_state.payloads.offload import REFERENCE_MARKER, Offload, directory_of, parse_reference, references
+from orchestrator_state.payloads import REFERENCE_MARKER, BlobName, BlobStore, Offload, Payloads, Reference
 from orchestrator_state.records import deltas
 from tests.raw_sql import execute, fetch
 from tests.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
@@ -116,7 +114,7 @@ def stored_references(url: str) -> set[str]:
         if f"{column.name}_digest" in table.c
     ]
     rows = [row for table, column in columns for row in fetch(url, f'SELECT "{column}" FROM "{table}"')]
-    return {reference.name for reference in references(rows)}
+    return {reference.name for reference in Reference.all_in(rows)}
 
 
 def large_workflow(**fields: Any) -> WorkflowState:
@@ -361,7 +359,7 @@ async def test_a_run_whose_blob_is_damaged_falls_back_to_its_checkpoint(
     async with opened(database_url, on_disk, hook=log) as store:
         with pytest.raises(LookupError):
             await store.run("n", handler, workflow_id="w")
-        reference = parse_reference((await steps_of(store, "w"))["a"].outputs)
+        reference = Reference.parse((await steps_of(store, "w"))["a"].outputs)
         assert reference is not None
         damage(on_disk, reference.name)
         assert await store.run("n", handler, workflow_id="w") == [LARGE, "done"]
@@ -751,8 +749,8 @@ def test_a_place_that_cannot_be_opened_is_a_configuration_error_without_its_url(
 
 
 def test_each_namespace_has_a_directory_that_every_file_system_takes() -> None:
-    assert directory_of("team-1") == "team-1"
-    others = [directory_of(name) for name in ("..", "a/b", "Team-1", "é", "x" * 200, "")]
+    assert BlobName.directory_of("team-1") == "team-1"
+    others = [BlobName.directory_of(name) for name in ("..", "a/b", "Team-1", "é", "x" * 200, "")]
     assert len(set(others)) == len(others)
     assert all(name.isascii() and name.islower() and "/" not in name and "." not in name for name in others)
 
@@ -789,7 +787,7 @@ async def test_verify_finds_a_blob_that_is_damaged(place: Place, database_url: s
         state = await saved_large(store)
         assert (await store.verify(load=True)).is_sound
         references = await steps_of(store, state.workflow_id)
-        reference = parse_reference(references["load"].outputs)
+        reference = Reference.parse(references["load"].outputs)
         assert reference is not None
         content = place.read(reference.name)
         for damage in DAMAGES:

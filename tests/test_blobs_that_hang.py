@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import AesGcm, BlobStore, KeyRing, Payloads, StateStore, StoreUnavailable
-from orchestrator_state.payloads.encryption import new_key
+from orchestrator_state.encryption import new_key
 from tests.workflows import a_workflow
 
 AT_A_TIME = 8

@@ -16,7 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator_state import CorruptPayload, InvalidPayload, PayloadTooLarge, StepState
-from orchestrator_state.payloads.canonical import MAX_BYTES, MAX_DEPTH, decode, encode
+from orchestrator_state.payloads import Limits, decode, encode
 from tests.workflows import CORNERS, json_values, nested, unstorable_values
 
 
@@ -226,7 +226,7 @@ def test_beside_a_large_value_any_other_value_is_refused_as_it_is_alone(value: A
     assert str(refusal_of([value, LARGE])) == str(refusal_of([value]))
 
 
-@pytest.mark.parametrize("levels", [MAX_DEPTH - 1, MAX_DEPTH])
+@pytest.mark.parametrize("levels", [Limits().depth - 1, Limits().depth])
 def test_beside_a_large_value_the_depth_is_limited_as_it_is_alone(levels: int) -> None:
     def outcome(*beside: Any) -> bool:
         try:
@@ -234,7 +234,7 @@ def test_beside_a_large_value_the_depth_is_limited_as_it_is_alone(levels: int) -
         except InvalidPayload:
             return False
 
-    assert outcome() is outcome(LARGE) is (levels < MAX_DEPTH)
+    assert outcome() is outcome(LARGE) is (levels < Limits().depth)
 
 
 # Beside such an integer a value is checked place by place, and so counted before it is written.
@@ -244,20 +244,20 @@ def test_beside_a_large_value_the_depth_is_limited_as_it_is_alone(levels: int) -
 def test_the_limit_is_exact_for_any_value(value: Any, integer: int) -> None:
     value = [value, integer]
     size = len(encode(value, "context").encode())
-    assert encode(value, "context", max_bytes=size)
+    assert encode(value, "context", Limits(payload_bytes=size))
     with pytest.raises(PayloadTooLarge):
-        encode(value, "context", max_bytes=size - 1)
+        encode(value, "context", Limits(payload_bytes=size - 1))
 
 
 # --- depth and size ---
 
 
 def test_a_value_may_be_a_hundred_levels_deep() -> None:
-    value = nested(MAX_DEPTH)
+    value = nested(Limits().depth)
     assert decode(encode(value, "context"), "context") == value
 
 
-@pytest.mark.parametrize("levels", [MAX_DEPTH + 1, 10_000])
+@pytest.mark.parametrize("levels", [Limits().depth + 1, 10_000])
 def test_a_deeper_value_is_refused(levels: int) -> None:
     error = refusal_of(nested(levels))
     assert (error.path, str(error)) == ("context", "context is nested deeper than 100 levels, or contains itself")
@@ -290,13 +290,13 @@ def test_lists_shared_sixty_levels_deep_are_refused_before_they_unfold(join: Any
 def test_a_long_value_shared_by_many_places_is_refused_before_it_is_written_out(bomb: Any) -> None:
     with pytest.raises(PayloadTooLarge) as refused:
         encode(bomb, "context")
-    assert refused.value.found < 2 * MAX_BYTES, "counted, and only until it was too much"
+    assert refused.value.found < 2 * Limits().payload_bytes, "counted, and only until it was too much"
 
 
 def test_a_value_of_exactly_the_limit_is_accepted_and_one_byte_more_is_refused() -> None:
-    assert len(encode("x" * 98, "context", max_bytes=100)) == 100
+    assert len(encode("x" * 98, "context", Limits(payload_bytes=100))) == 100
     with pytest.raises(PayloadTooLarge) as refused:
-        encode("x" * 99, "context", max_bytes=100)
+        encode("x" * 99, "context", Limits(payload_bytes=100))
     error = refused.value
     assert (error.path, error.expected, error.found) == ("context", 100, 101)
     assert str(error) == (
@@ -306,13 +306,13 @@ def test_a_value_of_exactly_the_limit_is_accepted_and_one_byte_more_is_refused()
 
 def test_the_size_is_counted_in_bytes_not_characters() -> None:
     with pytest.raises(PayloadTooLarge):
-        encode("é" * 60, "context", max_bytes=100)
+        encode("é" * 60, "context", Limits(payload_bytes=100))
 
 
 def test_the_limit_is_sixteen_mebibytes() -> None:
-    assert MAX_BYTES == 16 * 1024 * 1024
+    assert Limits().payload_bytes == 16 * 1024 * 1024
     with pytest.raises(PayloadTooLarge):
-        encode("x" * MAX_BYTES, "context")
+        encode("x" * Limits().payload_bytes, "context")
 
 
 # --- what is stored may be damaged ---
@@ -386,4 +386,4 @@ def test_what_was_read_is_written_as_it_was(value: Any) -> None:
 
 def test_a_snapshot_may_have_more_levels() -> None:
     snapshot = nested(104)
-    assert decode(encode(snapshot, "snapshot", max_depth=104), "snapshot") == snapshot
+    assert decode(encode(snapshot, "snapshot", Limits(depth=104)), "snapshot") == snapshot

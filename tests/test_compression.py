@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, MissingExtra, PayloadTooLarge
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.compression import MAX_DECOMPRESSED_BYTES, Zstd
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.codecs.compression import MAX_DECOMPRESSED_BYTES, Zstd
 
 NAME = b"step_states/1/load/outputs"
 DATA = json.dumps([{"role": "user", "content": "what is it?", "number": number} for number in range(40)]).encode()
@@ -91,9 +91,9 @@ def test_a_bomb_is_a_payload_too_large_with_its_path() -> None:
 
 
 def test_by_default_the_largest_snapshot_still_opens() -> None:
-    from orchestrator_state.payloads.canonical import MAX_SNAPSHOT_BYTES
+    from orchestrator_state.payloads import Limits
 
-    assert MAX_DECOMPRESSED_BYTES >= MAX_SNAPSHOT_BYTES
+    assert Limits().workflow_bytes <= MAX_DECOMPRESSED_BYTES
 
 
 @pytest.mark.parametrize("wrong", [{"level": 23}, {"level": -(10**6)}, {"threshold": 0}, {"max_bytes": 0}], ids=str)

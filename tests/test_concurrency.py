@@ -17,7 +17,7 @@ from sqlalchemy import delete, exc, func, insert, select, update
 from orchestrator_state import Checkpoint, StaleVersion, StateStore, StepState, WorkflowNotFound, WorkflowState
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.payloads.canonical import decode, encode
+from orchestrator_state.payloads import decode, encode
 from tests.chance import tries
 from tests.children import Child, child, ready, together
 

@@ -17,7 +17,7 @@ from orchestrator_state.demo import runner
 from orchestrator_state.demo.pipeline import CORPUS, NAME
 from orchestrator_state.demo.runner import finished_steps, run_demo
 from orchestrator_state.models import step_states
-from orchestrator_state.payloads.canonical import encode
+from orchestrator_state.payloads import encode
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orchestrator_state.demo import extraction, pipeline
 from orchestrator_state.demo.pipeline import CORPUS, DocumentError, T, Ts
-from orchestrator_state.payloads.canonical import decode, encode
+from orchestrator_state.payloads import decode, encode
 
 
 class Ran:

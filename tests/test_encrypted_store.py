@@ -22,10 +22,11 @@ from orchestrator_state import (
     UnprotectedPayload,
     WorkflowState,
 )
+from orchestrator_state.compression import Zstd
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.models import metadata, workflow_states
-from orchestrator_state.payloads.chain import Payloads, digest_of
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads.digests import digest_of
 from orchestrator_state.records.sealing import SignalPlace, checkpoint_identity, step_identity, workflow_identity
 from tests.damage import CONTEXT, ERROR, OUTPUTS, PLACES, RESULT, SIGNAL, SNAPSHOT, Place
 from tests.postgres_server import Postgres

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, DecryptionFailed, MissingExtra
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
 
 NAME = b"step_states/1/load/outputs"
 KEY = b"canary-key-canary-key-canary-key"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import AesGcm, BlobStore, KeyRing, Payloads, StateStore, StepState, WorkflowState, Zstd
-from orchestrator_state.payloads.encryption import new_key
+from orchestrator_state.encryption import new_key
 from tests.workflows import LONG_AGO
 
 FEW, MANY = 1, 100

@@ -8,11 +8,11 @@ from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Run, StateStore, UnprotectedPayload, WorkflowState
+from orchestrator_state.compression import Zstd
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, LeaseHeld, LeaseLost, PayloadTooLarge
 from orchestrator_state.models import signals, step_states, workflow_states
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.chain import Payloads, digest_of
-from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads import BlobStore, Payloads
+from orchestrator_state.payloads.digests import digest_of
 from orchestrator_state.records.sealing import SignalPlace, workflow_identity
 from tests.payload_samples import encrypted
 from tests.running import change_row, change_step, fetch, row_of, steps_of

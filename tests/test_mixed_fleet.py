@@ -8,10 +8,10 @@ from uuid import UUID
 import pytest
 
 from orchestrator_state import CorruptPayload, Run, StateSchema, StateStore
+from orchestrator_state.compression import Zstd
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.payloads import Payloads
 from tests.damage import CONTEXT, CONTEXT_PATCH, DAMAGES, INITIAL_CONTEXT, OUTPUTS, RESULT, Place
 from tests.raw_sql import execute
 from tests.running import Effect, Log, row_of, vanish

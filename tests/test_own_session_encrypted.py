@@ -20,7 +20,7 @@ from orchestrator_state import (
     UnitOfWork,
     Zstd,
 )
-from orchestrator_state.payloads.encryption import new_key
+from orchestrator_state.encryption import new_key
 from tests.engines import own_engine
 from tests.workflows import a_workflow, saved
 

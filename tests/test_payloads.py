@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator_state.compression import Zstd
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,
@@ -18,9 +20,8 @@ from orchestrator_state.errors import (
     UnknownCodec,
     UnprotectedPayload,
 )
-from orchestrator_state.payloads.chain import Codec, Payloads, check_digest, digest_of
-from orchestrator_state.payloads.compression import Zstd
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.payloads import Codec, Payloads, check_digest
+from orchestrator_state.payloads.digests import digest_of
 
 P = ParamSpec("P")
 

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from orchestrator_state import Run, StateStore, WorkflowState
+from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.maintenance import rekeying
 from orchestrator_state.maintenance.rekeying import RekeyReport
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.chain import PLAIN, Payloads
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing
+from orchestrator_state.payloads import PLAIN, BlobStore, Payloads
 from orchestrator_state.repositories.payloads import PayloadRepository
 from orchestrator_state.transactions import Transactions
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 
 from orchestrator_state import Checkpoint, StateStore, StepState, StepStatus, WorkflowStatus
-from orchestrator_state.payloads.canonical import MAX_DEPTH
+from orchestrator_state.payloads import Limits
 from tests.workflows import CORNERS, a_workflow, json_values, nested, saved
 
 
@@ -133,7 +133,7 @@ async def test_names_that_differ_only_in_case_or_normal_form_are_different(store
 
 VALUES: list[Any] = [
     *(None, True, 0, 1, 1.0, 0.1, 1e-320, *CORNERS),
-    *([[]], {"b": 1, "a": 2}, [1, 1.0, True, "1"], nested(MAX_DEPTH), dict.fromkeys(map(str, range(1000, 0, -1)))),
+    *([[]], {"b": 1, "a": 2}, [1, 1.0, True, "1"], nested(Limits().depth), dict.fromkeys(map(str, range(1000, 0, -1)))),
 ]
 
 

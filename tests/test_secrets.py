@@ -27,9 +27,9 @@ from orchestrator_state import (
     WorkflowState,
     errors,
 )
+from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.models import checkpoints, signals
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.payloads import Payloads
 from orchestrator_state.store.starting import wanted_run
 from tests.damage import CONTEXT, write_bytes
 from tests.engines import own_engine

@@ -23,11 +23,10 @@ from orchestrator_state import (
     Worker,
     WorkflowState,
 )
+from orchestrator_state.encryption import new_key
 from orchestrator_state.errors import PayloadError
 from orchestrator_state.maintenance import verification
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.chain import Payloads
-from orchestrator_state.payloads.encryption import new_key
+from orchestrator_state.payloads import BlobStore, Payloads
 from tests.raw_sql import execute, fetch
 from tests.running import LONG_AGO, becomes, change_row, checkpoints_of, count_rows, row_of
 

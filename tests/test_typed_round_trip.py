@@ -32,7 +32,7 @@ from pydantic import (
 from typing_extensions import TypedDict
 
 from orchestrator_state import ConfigurationError, InvalidPayload, Run, StateStore
-from orchestrator_state.payloads.typed import encode_value
+from orchestrator_state.payloads import ValueType
 from tests.running import Effect, count_rows
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -169,9 +169,9 @@ KEPT: list[tuple[Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "value"), KEPT)
 def test_what_is_equal_to_its_type_is_stored_and_loads_back(kind: Any, value: Any) -> None:
-    _, loaded = encode_value(kind, value, "outputs")
+    _, loaded = ValueType.of(kind).encode(value, "outputs")
     assert type(loaded) in (type(value), float, Decimal)
-    encode_value(kind, loaded, "outputs")
+    ValueType.of(kind).encode(loaded, "outputs")
 
 
 class Holder(BaseModel):
@@ -234,7 +234,7 @@ def test_what_would_lose_something_is_refused_with_the_place_and_a_remedy(
     kind: Any, value: Any, place: str, remedy: str
 ) -> None:
     with pytest.raises(InvalidPayload, match=re.escape(remedy)) as caught:
-        encode_value(kind, value, "outputs")
+        ValueType.of(kind).encode(value, "outputs")
     assert caught.value.path == f"outputs{place}"
     assert f"outputs{place} would not load back equal" in str(caught.value)
 
@@ -245,7 +245,7 @@ def test_what_would_lose_something_is_refused_with_the_place_and_a_remedy(
 )
 def test_what_loads_as_nothing_at_all_is_refused_with_the_place_and_a_remedy(kind: Any, value: Any, place: str) -> None:
     with pytest.raises(InvalidPayload, match="a validator and a serializer that undo each other") as caught:
-        encode_value(kind, value, "outputs")
+        ValueType.of(kind).encode(value, "outputs")
     assert "would not load back" in str(caught.value)
     assert caught.value.path == place
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from orchestrator_state.database.postgres.options import PostgresOptions, read_options
 from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.payloads import flaw_of
 
 MEMORY = ":memory:"
 _PORTS = range(1, 65536)
@@ -108,4 +109,4 @@ def _are_ports(listed: str) -> bool:
 
 def can_be_sent(text: str) -> bool:
     """Whether the protocol has a way to write it: UTF-8 that ends with a NUL."""
-    return "\0" not in text and not any("\ud800" <= char <= "\udfff" for char in text)
+    return flaw_of(text) is None

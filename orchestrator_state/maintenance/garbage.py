@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state.payloads import directory_of, parse_name
+from orchestrator_state.payloads import BlobName
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
 
@@ -27,7 +27,7 @@ async def collect_garbage(transactions: Transactions, older_than: timedelta) -> 
     if blobs is None:
         return 0
     before = time.time() - older_than.total_seconds()
-    found = await blobs.find(directory_of(transactions.settings.namespace))
+    found = await blobs.find(BlobName.directory_of(transactions.settings.namespace))
     old = _by_workflow(found, before)
     removed = 0
     ids = sorted(old)
@@ -48,6 +48,6 @@ async def _referenced(uow: StoreUnit, workflow_state_ids: Sequence[UUID]) -> set
 
 def _by_workflow(names: Iterable[str], before: float) -> dict[UUID, list[str]]:
     """The names of blobs that were written before then. Whatever else lies there is left alone."""
-    parsed = ((blob, name) for name in names if (blob := parse_name(name)) and blob.written_at <= before)
+    parsed = ((blob, name) for name in names if (blob := BlobName.parse(name)) and blob.written_at <= before)
     grouped = groupby(sorted(parsed, key=lambda pair: pair[1]), key=lambda pair: pair[0].workflow_state_id)
     return {UUID(workflow_state_id): [name for _, name in pairs] for workflow_state_id, pairs in grouped}

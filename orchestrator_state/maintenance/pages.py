@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
-from orchestrator_state.payloads import parse_name, references
+from orchestrator_state.payloads import BlobName, Reference
 from orchestrator_state.repositories import (
     PAGE_BYTES,
     PAYLOAD_TABLES,
@@ -76,5 +76,5 @@ async def pages(
 
 
 def _bytes_in_blobs(row: PayloadRow) -> int:
-    names = (parse_name(found.name) for found in references([[payload.text for payload in row.payloads]]))
+    names = (BlobName.parse(found.name) for found in Reference.all_in([[payload.text for payload in row.payloads]]))
     return sum(_UNKNOWN_BLOB if name is None or name.length is None else name.length for name in names)

@@ -15,7 +15,7 @@ from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
 from orchestrator_state.maintenance.pages import pages, payload_repository
 from orchestrator_state.models import workflow_states
-from orchestrator_state.payloads import check_digest, decode_long, is_encoded, parse_name, parse_reference, references
+from orchestrator_state.payloads import BlobName, Reference, check_digest, decode_long, is_encoded, is_unicode
 from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, open_rows, require_sound
 from orchestrator_state.repositories import CHECKED_TABLES, DESCENDED_FROM_THEMSELVES, PayloadRow, StoredPayload
 from orchestrator_state.runs import RunTypes, as_of_today
@@ -121,11 +121,11 @@ async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _
     offload = payloads.offload
     if offload is None:
         return {}
-    found = references(texts)
+    found = Reference.all_in(texts)
     blobs = {reference.name: offload.text(reference.name) for reference in found}
     missing = [name for name, content in blobs.items() if content is None]
     if missing:
-        owners = sorted({UUID(parsed.workflow_state_id) for name in missing if (parsed := parse_name(name))})
+        owners = sorted({UUID(parsed.workflow_state_id) for name in missing if (parsed := BlobName.parse(name))})
         # A row that was written or deleted meanwhile took its blob with it.
         wanted = await transactions.read(partial(_list_blobs, workflow_state_ids=owners))
         blobs = {name: content for name, content in blobs.items() if content is not None or name in wanted}
@@ -192,7 +192,7 @@ def _is_intact(payload: StoredPayload, *, outdated: bool) -> bool:
 
 
 def _check_blob(payload: StoredPayload, blobs: _Blobs) -> None:
-    reference = None if payload.text is None else parse_reference(payload.text)
+    reference = None if payload.text is None else Reference.parse(payload.text)
     if reference is not None and reference.name in blobs:
         content = blobs[reference.name]
         if content is None:
@@ -206,11 +206,8 @@ def _check_text(payload: StoredPayload) -> None:
     column, text, _, _ = payload
     if text is None:
         return
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column) from None
+    if not is_unicode(text):
+        raise CorruptPayload(f"the stored {column} is not valid UTF-8", path=column)
     if column not in FREE_TEXTS and not is_encoded(text):
         decode_long(text, column)
 

@@ -1,96 +1,51 @@
 """A value and its stored text, both ways."""
 
-from orchestrator_state.payloads.blobs import BlobStore
-from orchestrator_state.payloads.canonical import (
-    MAX_BYTES,
-    MAX_DEPTH,
-    MAX_SNAPSHOT_BYTES,
-    MAX_VALUES,
-    MOST_BYTES,
-    MOST_DEPTH,
-    MOST_VALUES,
-    Encode,
-    check_text,
-    copied,
-    decode,
-    decode_long,
-    encode,
-    encode_steady,
-)
-from orchestrator_state.payloads.chain import PLAIN, Codec, Limits, Payloads, Sealed, check_digest, is_encoded, tags_of
-from orchestrator_state.payloads.compression import Zstd
+from orchestrator_state.payloads.blobs.names import REFERENCE_MARKER, BlobName, Reference
+from orchestrator_state.payloads.blobs.offload import MoveFirst, Offload
+from orchestrator_state.payloads.blobs.store import BlobStore
+from orchestrator_state.payloads.canonical import copied, decode, decode_long, encode
+from orchestrator_state.payloads.codecs.chain import ENVELOPE_MARKER, Codec, is_encoded, tags_of
+from orchestrator_state.payloads.codecs.compression import Zstd
+from orchestrator_state.payloads.codecs.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.payloads.context_dict import ContextDict, Touch
-from orchestrator_state.payloads.encryption import AesGcm, KeyRing, new_key
-from orchestrator_state.payloads.offload import (
-    ENVELOPE_MARKER,
-    REFERENCE_MARKER,
-    MoveFirst,
-    Offload,
-    directory_of,
-    parse_name,
-    parse_reference,
-    references,
-)
-from orchestrator_state.payloads.round_trip import difference, same_to
-from orchestrator_state.payloads.storable import require_storable
-from orchestrator_state.payloads.typed import (
-    Unreadable,
-    adapter_of,
-    decode_aside,
-    decode_value,
-    dump,
-    encode_plain,
-    encode_value,
-    validated,
-)
+from orchestrator_state.payloads.digests import check_digest
+from orchestrator_state.payloads.limits import MOST, Limits
+from orchestrator_state.payloads.sealing import PLAIN, Payloads, Sealed
+from orchestrator_state.payloads.texts import LONGEST_NAME, check_text, flaw_of, is_unicode
+from orchestrator_state.payloads.typed.values import NotAccepted, ValueType, decode_value
 
 __all__ = [
     "ENVELOPE_MARKER",
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_SNAPSHOT_BYTES",
-    "MAX_VALUES",
-    "MOST_BYTES",
-    "MOST_DEPTH",
-    "MOST_VALUES",
+    "LONGEST_NAME",
+    "MOST",
     "PLAIN",
     "REFERENCE_MARKER",
     "AesGcm",
+    "BlobName",
     "BlobStore",
     "Codec",
     "ContextDict",
-    "Encode",
     "KeyRing",
     "Limits",
     "MoveFirst",
+    "NotAccepted",
     "Offload",
     "Payloads",
+    "Reference",
     "Sealed",
     "Touch",
-    "Unreadable",
+    "ValueType",
     "Zstd",
-    "adapter_of",
     "check_digest",
     "check_text",
     "copied",
     "decode",
-    "decode_aside",
     "decode_long",
     "decode_value",
-    "difference",
-    "directory_of",
-    "dump",
     "encode",
-    "encode_plain",
-    "encode_steady",
-    "encode_value",
+    "flaw_of",
     "is_encoded",
+    "is_unicode",
     "new_key",
-    "parse_name",
-    "parse_reference",
-    "references",
-    "require_storable",
-    "same_to",
     "tags_of",
-    "validated",
 ]

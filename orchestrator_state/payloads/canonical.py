@@ -12,26 +12,16 @@ from typing import Any, Final
 
 import msgspec
 
-from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError, PayloadTooLarge
+from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
 from orchestrator_state.payloads.context_dict import ContextDict
+from orchestrator_state.payloads.limits import DEFAULT, MOST, Limits
+from orchestrator_state.payloads.texts import check_text
 
-MAX_DEPTH: Final = 100
-MAX_BYTES: Final = 16 * 1024 * 1024
-# A snapshot holds a whole state: the context and each output some levels down, and all of them together.
-SNAPSHOT_LEVELS: Final = 4
-# What the settings allow. Postgres takes a value of up to 1 GiB, and an encrypted one is a third longer than its JSON;
-# the decoder recurses.
-MOST_BYTES: Final = 512 * 1024 * 1024
-MOST_DEPTH: Final = 500
-MAX_SNAPSHOT_BYTES: Final = 16 * MAX_BYTES
 # CPython refuses to print longer integers: sys.int_info.default_max_str_digits. The decoder refuses to read them, and
 # counts the minus sign as well.
 MAX_INTEGER_DIGITS: Final = 4300
 _OVER_INTEGERS: Final = 10**MAX_INTEGER_DIGITS
 _UNDER_INTEGERS: Final = -(10 ** (MAX_INTEGER_DIGITS - 1))
-# Looking at a value takes a tenth of a microsecond.
-MAX_VALUES: Final = 2_000_000
-MOST_VALUES: Final = 2**31
 # What `_is_surely_json` vouches for: so many values and characters, counted wherever they stand, and so large numbers.
 _EASY_SIZE: Final = 32_000_000
 # What is encoded while everything waits: in a millisecond.
@@ -51,29 +41,21 @@ _to_json: Final = msgspec.json.Encoder().encode
 _from_json: Final = msgspec.json.Decoder().decode
 
 
-def encode(
-    value: Any,
-    path: str,
-    *,
-    max_bytes: int = MAX_BYTES,
-    max_depth: int = MAX_DEPTH,
-    max_values: int = MAX_VALUES,
-) -> str:
+def encode(value: Any, path: str, limits: Limits = DEFAULT) -> str:
     """Return the canonical JSON text of `value`; `path` names it in errors (`steps['load'].outputs`).
 
-    Accepted: None, bool, int up to 4,300 digits and sign, finite float, str, list, and dict with str keys, at most
-    `max_depth` containers deep and `max_values` in number. Raises `InvalidPayload` with the path of the offending
-    place, or `PayloadTooLarge`.
+    Accepted: None, bool, int up to 4,300 digits and sign, finite float, str, list, and dict with str keys, within
+    `limits`. Raises `InvalidPayload` with the path of the offending place, or `PayloadTooLarge`.
     """
-    is_sure = _is_surely_json(value, max_depth, max_values)
-    return _written(value, path, (max_bytes, max_depth, max_values), is_sure=is_sure)
+    is_sure = _is_surely_json(value, limits.depth, limits.values)
+    return _written(value, path, limits, is_sure=is_sure)
 
 
-def encode_small(value: Any, path: str, *, max_bytes: int, max_depth: int, max_values: int) -> str | None:
+def encode_small(value: Any, path: str, limits: Limits) -> str | None:
     """Like `encode`, if that takes no longer than a millisecond or so; else None. Raises `PayloadTooLarge`."""
-    if not _is_surely_json(value, max_depth, min(max_values, _FEW), _SMALL):
+    if not _is_surely_json(value, limits.depth, min(limits.values, _FEW), _SMALL):
         return None
-    return _written(value, path, (max_bytes, max_depth, max_values), is_sure=True)
+    return _written(value, path, limits, is_sure=True)
 
 
 def encode_steady(encode: Callable[[], str]) -> str | None:
@@ -88,17 +70,17 @@ def encode_steady(encode: Callable[[], str]) -> str | None:
         return None
 
 
-def _written(value: Any, path: str, limits: tuple[int, int, int], *, is_sure: bool) -> str:
+def _written(value: Any, path: str, limits: Limits, *, is_sure: bool) -> str:
     try:
         text: bytes = _to_json(value) if is_sure else b""
     except UnicodeEncodeError:  # a lone surrogate
         text = b""
     # The single character is looked for first: that is ten times as fast, and most texts have none.
     if not text or (b"\\" in text and _NUL in text):
-        _refuse_what_json_would_change(value, path, *limits)
+        _refuse_what_json_would_change(value, path, limits)
         text = text or _to_json(value)
-    if len(text) > limits[0]:
-        raise _too_large(path, limits[0], len(text))
+    if len(text) > limits.payload_bytes:
+        limits.check_length(len(text), path)
     return text.decode()
 
 
@@ -131,26 +113,7 @@ def _in_pieces(data: bytes | memoryview) -> Any:
 
 def copied(value: Any, path: str) -> Any:
     """Return an independent copy of a JSON value. Raises like `encode`, with the widest limits that there may be."""
-    return decode(encode(value, path, max_bytes=MOST_BYTES, max_depth=MOST_DEPTH, max_values=MOST_VALUES), path)
-
-
-def check_text(text: str, path: str) -> None:
-    """Refuse what one of the databases cannot hold in a text: NUL and lone surrogates."""
-    if "\0" in text:
-        raise InvalidPayload(f"{path} contains a NUL character; remove it", path=path)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InvalidPayload(f"{path} contains a lone surrogate; it is not valid Unicode text", path=path) from None
-
-
-def _too_large(path: str, limit: int, found: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"{path} is {found} bytes or more as JSON, over the limit of {limit}; store a reference to it instead",
-        path=path,
-        expected=limit,
-        found=found,
-    )
+    return decode(encode(value, path, MOST), path)
 
 
 def _is_surely_json(root: Any, max_depth: int, max_values: int, most: int = _EASY_SIZE) -> bool:  # noqa: C901, PLR0912 - one loop is what makes it fast
@@ -193,23 +156,7 @@ def _is_surely_json(root: Any, max_depth: int, max_values: int, most: int = _EAS
     return False
 
 
-def _over_a_limit(path: str, limits: tuple[int, int], found: tuple[int, int]) -> PayloadTooLarge:
-    """`limits` and what was `found`: bytes and values."""
-    if found[0] > limits[0]:
-        return _too_large(path, limits[0], found[0])
-    return _too_many(path, limits[1], found[1])
-
-
-def _too_many(path: str, limit: int, found: int) -> PayloadTooLarge:
-    return PayloadTooLarge(
-        f"{path} holds {found} values or more, over the limit of {limit}; store a reference to it instead",
-        path=path,
-        expected=limit,
-        found=found,
-    )
-
-
-def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, max_depth: int, max_values: int) -> None:
+def _refuse_what_json_would_change(root: Any, root_path: str, limits: Limits) -> None:
     """Walk `root` without recursion. A path is a chain of pairs, spelled out only when there is something to report.
 
     A few shared lists nested in each other can stand for 2**100 values, so a container that was walked to its end is
@@ -235,9 +182,9 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, ma
             if depth <= found_sound_at:
                 least_bytes += size
                 values += count
-            elif depth > max_depth:
+            elif depth > limits.depth:
                 # Not the path: a hundred levels of it would be a wall of text, and the root says enough.
-                message = f"{root_path} is nested deeper than {max_depth} levels, or contains itself"
+                message = f"{root_path} is nested deeper than {limits.depth} levels, or contains itself"
                 raise InvalidPayload(message, path=root_path)
             elif value:
                 stack.append((_Leave(id(value), least_bytes, values), path, depth))
@@ -250,8 +197,9 @@ def _refuse_what_json_would_change(root: Any, root_path: str, max_bytes: int, ma
                     stack.extend([(child, (path, index), depth + 1) for index, child in enumerate(value)])
         else:
             least_bytes += _check_scalar(value, kind, path)
-        if least_bytes > max_bytes or values > max_values:
-            raise _over_a_limit(root_path, (max_bytes, max_values), (least_bytes, values))
+        if least_bytes > limits.payload_bytes or values > limits.values:
+            limits.check_length(least_bytes, root_path)
+            limits.check_values(values, root_path)
 
 
 class _Leave:

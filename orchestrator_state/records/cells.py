@@ -14,6 +14,7 @@ from uuid import UUID
 from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME, FURTHEST_COUNT
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload
+from orchestrator_state.payloads import LONGEST_NAME, is_unicode
 
 Cells = Mapping[str, Callable[[object], bool]]
 """By column: whether a value is one of its type."""
@@ -23,7 +24,6 @@ GROWING_COUNTS: Final = ("version", "lease_token", "attempts", "checkpoint_seq")
 
 _WORKFLOW_STATUSES: Final = frozenset(WorkflowStatus)
 _STEP_STATUSES: Final = frozenset(StepStatus)
-_LONGEST_NAME: Final = 255
 
 
 def is_time(value: object) -> bool:
@@ -43,12 +43,11 @@ def is_count(value: object) -> bool:
 
 
 def is_text(value: object) -> bool:
-    # One that is not UTF-8 comes with its wrong bytes as surrogates.
-    return isinstance(value, str) and (value.isascii() or not any("\ud800" <= char <= "\udfff" for char in value))
+    return isinstance(value, str) and is_unicode(value)
 
 
 def is_step_id(value: object) -> bool:
-    return is_text(value) and len(str(value)) <= _LONGEST_NAME
+    return is_text(value) and len(str(value)) <= LONGEST_NAME
 
 
 def is_name(value: object) -> bool:

@@ -15,7 +15,7 @@ from orchestrator_state.collector import collector_paused
 from orchestrator_state.damaged import DAMAGED_TIME
 from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
-from orchestrator_state.payloads import Payloads, decode_long
+from orchestrator_state.payloads import Payloads, decode_long, encode
 from orchestrator_state.records.cells import (
     CELLS,
     damaged_columns,
@@ -235,12 +235,12 @@ def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
 def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:
     """Raise `InvalidPayload` or `PayloadTooLarge` for what cannot be stored, before any SQL."""
     check_fields(as_instance(checkpoint, Checkpoint, "checkpoint"))
-    payloads.encode_snapshot(checkpoint.snapshot)
+    encode(checkpoint.snapshot, "snapshot", payloads.limits.of_snapshot)
 
 
 def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     check_fields(checkpoint)
-    text = payloads.encode_snapshot(checkpoint.snapshot)
+    text = encode(checkpoint.snapshot, "snapshot", payloads.limits.of_snapshot)
     sealed = payloads.seal(text, checkpoint_identity(checkpoint.workflow_state_id, checkpoint.id))
     return {
         "id": checkpoint.id,

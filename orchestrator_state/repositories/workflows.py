@@ -33,7 +33,7 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
 )
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.payloads import PLAIN, Payloads, Sealed, references
+from orchestrator_state.payloads import PLAIN, Payloads, Reference, Sealed
 from orchestrator_state.records import (
     Columns,
     Delta,
@@ -284,7 +284,7 @@ class WorkflowRepository(Repository):
     async def _save(
         self, state: WorkflowState, version: int | None, columns: Columns, steps: dict[str, Columns]
     ) -> None:
-        self._payloads.check_size(payload_bytes(columns, steps), len(steps))
+        self._payloads.limits.check_workflow(payload_bytes(columns, steps), len(steps))
         known: Mapping[str, Mapping[str, Any]] = state._saved.steps if state._saved is not None else {}
         check_fields(state)
         for step_id, row in steps.items():
@@ -350,7 +350,7 @@ class WorkflowRepository(Repository):
         """The names of all blobs that these workflows refer to, as of one moment for each 500 of them."""
         found: set[str] = set()
         for chunk in chunks(workflow_state_ids):
-            found |= {blob.name for blob in references(await self._execute(REFERENCES_OF, {"among": chunk}))}
+            found |= {blob.name for blob in Reference.all_in(await self._execute(REFERENCES_OF, {"among": chunk}))}
         return found
 
     async def delete_finished(self, *, older_than: datetime, limit: int) -> int:

@@ -16,7 +16,7 @@ from orchestrator_state.concurrency import LONG, Aside, Turns, outlasting
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
-from orchestrator_state.payloads import Payloads, decode_long, parse_reference
+from orchestrator_state.payloads import Payloads, Reference, decode_long
 from orchestrator_state.records import (
     FINAL,
     Ack,
@@ -176,7 +176,7 @@ class Journal:
     def check_size(self, step_id: str, outputs: str = "") -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
         steps = len(self._steps) + (step_id not in self._steps)
-        self._transactions.payloads.check_size(self._size() + self._patches_length + len(outputs), steps)
+        self._transactions.payloads.limits.check_workflow(self._size() + self._patches_length + len(outputs), steps)
 
     def _size(self, context: ContextChange | None = None) -> int:
         """Characters of JSON in the context, by default the committed one, and in all outputs."""
@@ -239,7 +239,7 @@ class Journal:
     def new_step(self, step_id: str) -> StepRecord:
         known = self._steps.get(step_id)
         if known is None:
-            self._transactions.payloads.check_size(0, len(self._steps) + 1)
+            self._transactions.payloads.limits.check_workflow(0, len(self._steps) + 1)
         return StepRecord(
             step_id=step_id,
             position=0,
@@ -352,7 +352,7 @@ class Journal:
 
     def _check_context(self, context: ContextChange, payloads: Payloads) -> None:
         """Raise `PayloadTooLarge` if the context as a whole is: its keys were looked at one by one."""
-        payloads.check_length(context.length, "context")
+        payloads.limits.check_length(context.length, "context")
         if self._may_have_too_many_values(context.length):
             _check_values(self.history.committed_with(context), payloads)
 
@@ -409,7 +409,7 @@ class Journal:
             final = self.history.final()
         context = await self._aside.call(partial(join, final), sum(map(len, final.values())))
         payloads = self._transactions.payloads
-        payloads.check_length(len(context), "context")
+        payloads.limits.check_length(len(context), "context")
         if self._may_have_too_many_values(len(context)):
             await self._aside.call(partial(_check_values, final, payloads), len(context))
         return {"context": context, "context_position": self._next_position - 1}
@@ -460,7 +460,7 @@ class Journal:
         offload, made = entry.payloads.offload, entry.change.checkpoint
         if offload is None or made is None:
             return
-        self._snapshots.append((made.snapshot,) if parse_reference(made.snapshot) else ())
+        self._snapshots.append((made.snapshot,) if Reference.parse(made.snapshot) else ())
         while len(self._snapshots) > made.keep:
             offload.discard([self._snapshots.popleft()])
         await self._transactions.remove_discarded(offload, own=True)

@@ -30,7 +30,7 @@ from orchestrator_state.errors import (
     RunSuspended,
     StoreUnavailable,
 )
-from orchestrator_state.payloads import Unreadable, decode_aside, decode_value, encode, require_storable
+from orchestrator_state.payloads import NotAccepted, ValueType, decode_value, encode
 from orchestrator_state.records import UNREADABLE, Ack, StepRecord
 from orchestrator_state.runs.calls import NotBegun, StepFunction, call
 from orchestrator_state.runs.faults import NOT_THE_RUNS
@@ -496,7 +496,8 @@ class Run(Generic[State]):
         on_unknown: OnUnknown,
     ) -> Any:
         journal = self._journal
-        require_storable(returns)
+        if returns is not None:
+            ValueType.of(returns).require_storable()
         await self._before_work()
         if on_unknown != "retry":
             happened = await self._settle(step_id, on_unknown)
@@ -584,7 +585,8 @@ class Run(Generic[State]):
         self, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
     ) -> Any:
         journal = self._journal
-        require_storable(returns)
+        if returns is not None:
+            ValueType.of(returns).require_storable()
         await self._before_work()
         begun, tries = journal.new_step(step_id), 0
 
@@ -721,9 +723,9 @@ class Run(Generic[State]):
         journal = self._journal
         begun = journal.new_step(step_id)
         try:
-            payload = await decode_aside(self._transactions.payloads.aside, returns, signal.payload, step_id)
-        except Unreadable as unreadable:
-            error = InvalidPayload(f"the type does not accept {unreadable}", path=unreadable.paths[0])
+            payload = await self._transactions.payloads.decode_aside(returns, signal.payload, step_id)
+        except NotAccepted as refused:
+            error = InvalidPayload(f"the type does not accept {refused}", path=refused.paths[0])
             if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
                 raise error from None
             return None

@@ -12,6 +12,7 @@ from typing import Final
 
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.errors import InvalidPayload
+from orchestrator_state.payloads import LONGEST_NAME
 
 # As a repetition does, or as the first call of what does.
 _LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
@@ -32,8 +33,10 @@ class StepIds:
         numbered = step_id if call == 1 else f"{step_id}#{call}"
         if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
             numbered = f"{step_id}#1"
-        if len(numbered) > 255:
-            raise InvalidPayload(f"step_id is {len(numbered)} characters long; at most 255 fit", path="step_id")
+        if len(numbered) > LONGEST_NAME:
+            raise InvalidPayload(
+                f"step_id is {len(numbered)} characters long; at most {LONGEST_NAME} fit", path="step_id"
+            )
         self.asked.add(numbered)
         return numbered
 

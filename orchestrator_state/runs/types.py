@@ -15,17 +15,11 @@ from orchestrator_state.concurrency import LONG
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
 from orchestrator_state.payloads import (
+    NotAccepted,
     Payloads,
-    Unreadable,
-    adapter_of,
+    ValueType,
     decode,
-    decode_aside,
     decode_value,
-    dump,
-    encode_plain,
-    encode_value,
-    require_storable,
-    validated,
 )
 from orchestrator_state.records import Lease, StepRecord
 from orchestrator_state.records.context import (
@@ -66,9 +60,9 @@ class RunTypes:
             model = schema.state
         kind = schema.result if result is None and schema is not None else result
         if kind is not None:
-            adapter_of(kind)
+            ValueType.of(kind)
         if result is not None:
-            require_storable(kind)
+            ValueType.of(result).require_storable()
         return cls(workflow_name=workflow_name, schema=schema, state=model, result=kind, payloads=payloads)
 
     @property
@@ -84,12 +78,12 @@ class RunTypes:
         if isinstance(context, dict):
             text = self.payloads.encode(context, "context")
         elif isinstance(context, self.state):
-            text = dump(adapter_of(self.state), context, "context", self.payloads.encode)
+            text = ValueType.of(self.state).dump(context, "context", self.payloads.encode)
         else:
             raise InvalidPayload(f"the context of this run is a {self.state.__qualname__}, or a dict", path="context")
         try:
-            held = TypedContext(self.state, split(text, "context"), lambda _: None, self.payloads.encode)
-        except Unreadable as error:
+            held = TypedContext(self.state, split(text, "context"), lambda _: None, self.payloads)
+        except NotAccepted as error:
             raise InvalidPayload(f"{self.state.__qualname__} does not accept {error}", path=error.paths[0]) from None
         return join(held.encoded())
 
@@ -105,15 +99,14 @@ class RunTypes:
             history.hold(PlainContext(history.start, history.touch, self.payloads))
             return
         try:
-            history.hold(TypedContext(self.state, history.start, history.touch, self.payloads.encode))
+            history.hold(TypedContext(self.state, history.start, history.touch, self.payloads))
             self._check_context(join(history.committed))
-        except Unreadable as error:
+        except NotAccepted as error:
             raise self._mismatch(error, found) from None
 
     def _check_context(self, text: str) -> None:
         if self.state is not None:
-            model = self.state
-            validated(lambda: adapter_of(model).validate_json(text), "context")
+            decode_value(self.state, text, "context")
 
     # --- outputs and result --------------------------------------------------------------------------------------
 
@@ -124,7 +117,7 @@ class RunTypes:
         """
         kind = self.schema.type_of(step_id) if returns is None and self.schema is not None else returns
         if kind is not None:
-            adapter_of(kind)
+            ValueType.of(kind)
         return kind
 
     async def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
@@ -133,23 +126,26 @@ class RunTypes:
         try:
             if len(step.outputs) < LONG:
                 return decode_value(returns, step.outputs, path)
-            return await decode_aside(self.payloads.aside, returns, step.outputs, path)
-        except Unreadable as error:
+            return await self.payloads.decode_aside(returns, step.outputs, path)
+        except NotAccepted as error:
             about = {"workflow_state_id": workflow_state_id, "step_id": step.step_id}
             raise self._mismatch(error, step.schema_version).concerning(**about) from None
 
     def encode_small(self, kind: Any, value: Any, path: str) -> tuple[str, Any] | None:
-        """See `encode_value`; None for plain JSON that is large."""
+        """See `ValueType.encode`; None for plain JSON that is large."""
         if kind is not None:
-            return encode_value(kind, value, path, self.payloads.encode)
+            return ValueType.of(kind).encode(value, path, self.payloads.encode)
         text = self.payloads.encode_small(value, path)
         return None if text is None else (text, value)
 
     async def encode(self, kind: Any, value: Any, path: str) -> tuple[str, Any]:
-        """See `encode_value`; beside the event loop if it is plain JSON and large."""
+        """See `ValueType.encode`; beside the event loop if it is plain JSON and large."""
         if kind is None:
-            return await encode_plain(value, path, self.payloads.encode_aside), value
-        return encode_value(kind, value, path, self.payloads.encode)
+            try:
+                return await self.payloads.encode_aside(value, path), value
+            except InvalidPayload as error:
+                raise _hinting_at_types(error) from None
+        return ValueType.of(kind).encode(value, path, self.payloads.encode)
 
     async def decode_result(self, row: Any, text: str) -> Any:
         """The result of a completed run, recorded as `text`. Raises `SchemaMismatch`."""
@@ -157,14 +153,20 @@ class RunTypes:
             if self.schema is not None:
                 found = self.schema.require_readable(row.schema_version, "result")
                 text = encode_loaded(self.schema.upcast_end(decode(text, "result"), found), "result")
-            return await decode_aside(self.payloads.aside, self.result, text, "result")
-        except Unreadable as error:
+            return await self.payloads.decode_aside(self.result, text, "result")
+        except NotAccepted as error:
             raise self._mismatch(error, row.schema_version).concerning(workflow_state_id=row.id) from None
         except (SchemaMismatch, CorruptPayload) as error:
             raise error.concerning(workflow_state_id=row.id) from None
 
-    def _mismatch(self, error: Unreadable, found: int | None) -> SchemaMismatch:
+    def _mismatch(self, error: NotAccepted, found: int | None) -> SchemaMismatch:
         return mismatch(self.workflow_name, error, found or FIRST, self.version or FIRST)
+
+
+def _hinting_at_types(error: InvalidPayload) -> InvalidPayload:
+    if "found" not in error.about:
+        return error
+    return InvalidPayload(f"{error}, or pass `returns=` with its type", **error.about)
 
 
 def _plain_context(context: Any) -> dict[str, Any]:

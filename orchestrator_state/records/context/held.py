@@ -13,19 +13,12 @@ from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.payloads import (
     PLAIN,
     ContextDict,
-    Encode,
+    NotAccepted,
     Payloads,
     Touch,
-    Unreadable,
-    adapter_of,
+    ValueType,
     decode,
     decode_long,
-    difference,
-    dump,
-    encode,
-    encode_steady,
-    same_to,
-    validated,
 )
 
 _MANY: Final = 1000
@@ -174,9 +167,9 @@ class PlainContext:
 
     def _vouch(self, items: Mapping[str, Any]) -> None:
         for key, item in items.items():
-            text = encode_steady(partial(self._checked, key, item))
+            text = self._payloads.encode_steady({key: item}, "context")
             if text is not None:
-                self._vouched[key] = text
+                self._vouched[key] = _without_key(key, text)
 
     def put(self, values: Encoded, gone: Iterable[str] = (), ahead: Decoded | None = None) -> None:
         for key, text in values.items():
@@ -211,12 +204,12 @@ class TypedContext:
     may_have_changed = True
     """By its defaults, which may not be on record."""
 
-    def __init__(self, model: type[BaseModel], start: Encoded, touch: Touch, encode: Encode = encode) -> None:
-        """Raises `Unreadable` if the model does not accept `start`."""
-        self._encode = encode
+    def __init__(self, model: type[BaseModel], start: Encoded, touch: Touch, payloads: Payloads = PLAIN) -> None:
+        """Raises `NotAccepted` if the model does not accept `start`."""
+        self._encode = payloads.encode
         self._touch = touch
         self._is_taken = False
-        self._adapter = adapter_of(model)
+        self._type = ValueType.of(model)
         self._value: BaseModel = self._read(start)
         self._fields = {
             info.serialization_alias or info.alias or name: name for name, info in model.model_fields.items()
@@ -231,7 +224,7 @@ class TypedContext:
 
     def snapshot(self, key: str | None) -> Encoded:
         try:
-            return split(dump(self._adapter, self._value, "state", self._encode), "state")
+            return split(self._type.dump(self._value, "state", self._encode), "state")
         except InvalidPayload:
             return {}
 
@@ -243,21 +236,15 @@ class TypedContext:
         return changed, tuple(key for key in seen if key not in now)
 
     def encoded(self) -> Encoded:
-        text = dump(self._adapter, self._value, "state", self._encode)
+        text = self._type.dump(self._value, "state", self._encode)
         if text != self._sound:
             try:
-                loaded = validated(lambda: self._adapter.validate_json(text), "state")
-            except Unreadable as error:
+                loaded = self._type.decode(text, "state")
+            except NotAccepted as error:
                 raise InvalidPayload(f"the model does not accept {error}", path=error.paths[0]) from None
-            if not same_to(self._adapter, self._value, loaded):
-                raise self._not_the_same(loaded)
+            self._type.check_same(self._value, loaded, "state")
             self._sound = text
         return split(text, "state")
-
-    def _not_the_same(self, loaded: BaseModel) -> InvalidPayload:
-        found = difference(self._value, loaded)
-        path = f"state{found.path}"
-        return InvalidPayload(f"{path} would not load back equal: {found.remedy}", path=path)
 
     def put(self, values: Encoded, gone: Iterable[str] = (), ahead: Decoded | None = None) -> None:
         gone = frozenset(gone)
@@ -281,7 +268,7 @@ class TypedContext:
         _append(getattr(self.taken_up(), self._fields.get(key, key), None), key, item)
 
     def _read(self, context: Encoded) -> BaseModel:
-        model: BaseModel = validated(lambda: self._adapter.validate_json(join(context)), "context")
+        model: BaseModel = self._type.decode(join(context), "context")
         return model
 
 

@@ -121,7 +121,7 @@ class AesGcm:
 
 
 def _checked_id(key_id: object) -> str:
-    # None that fails is quoted: somebody may have passed the keys in the place of the ids.
+    # The error does not show the id: somebody may have swapped the ids and the keys, and then it would show a key.
     if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
         message = "a key id must be 1 to 64 letters, digits, dots, dashes and underscores; one of the ring's is not"
         raise ConfigurationError(message)

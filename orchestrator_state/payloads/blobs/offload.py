@@ -1,49 +1,13 @@
-"""What one unit of work moves to the blob store and from it.
-
-A row whose payload is in a blob holds `~payload:blob=<digest>:<name>`: the digest that the row would have had, and
-where the text is that the row would have held. A name is used once, so a row never comes to refer to another content.
-It says whose it is, so that a reference to another workflow's blob is none; when it was written, so that the garbage
-of a crash can be told from an upload under way; and how long it is, so that no more is read. A name that older software
-made has no length, and its first digit is 0.
-"""
+"""What one unit of work moves to the blob store and from it."""
 
 from __future__ import annotations
 
-import re
-import secrets
-import time
 from collections.abc import Collection, Iterable
-from hashlib import sha256
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from orchestrator_state.errors import StoreUnavailable
-from orchestrator_state.payloads.blobs import BlobStore, in_parallel
-
-ENVELOPE_MARKER: Final = "~payload:"
-REFERENCE_MARKER: Final = "~payload:blob="
-_REFERENCE: Final = re.compile(r"~payload:blob=([0-9a-f]{32}):([a-z0-9_-]+/[0-9a-f-]{36}/[0-9a-f]{32})")
-_NAME: Final = re.compile(
-    r"([a-z0-9_-]+)/([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})/([0-9a-f])([0-9a-f]{11})([0-9a-f]{10})[0-9a-f]{10}"
-)
-_WITH_LENGTH: Final = "1"
-_SAFE_NAMESPACE: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-
-
-class Reference(NamedTuple):
-    digest: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{REFERENCE_MARKER}{self.digest}:{self.name}"
-
-
-class BlobName(NamedTuple):
-    directory: str
-    workflow_state_id: str
-    written_at: int
-    """Seconds since 1970, by the clock of who wrote it."""
-    length: int | None
-    """In bytes; None if older software wrote it."""
+from orchestrator_state.payloads.blobs.names import BlobName, Reference
+from orchestrator_state.payloads.blobs.store import BlobStore, in_parallel
 
 
 class MoveFirst(Exception):
@@ -61,7 +25,7 @@ class Offload:
         """No blob of more than `max_bytes` is read."""
         self.ahead = ahead
         self._max_bytes = max_bytes
-        self._directory = directory_of(namespace)
+        self._directory = BlobName.directory_of(namespace)
         self.sealed: dict[tuple[str, str], tuple[str, str]] = {}
         """What became of (identity, text). An encryption would make another blob of it when the work is repeated."""
         self.missing = False
@@ -83,8 +47,7 @@ class Offload:
 
     def put(self, text: str, digest: str, workflow_state_id: str) -> str:
         """Note that `text` is to be uploaded; returns the reference to it."""
-        moment, length = f"{int(time.time()):011x}", f"{len(text.encode()):010x}"
-        name = f"{self._directory}/{workflow_state_id}/{_WITH_LENGTH}{moment}{length}{secrets.token_hex(5)}"
+        name = BlobName.new(self._directory, workflow_state_id, len(text.encode()))
         self._uploads[name] = text
         return str(Reference(digest, name))
 
@@ -156,7 +119,7 @@ class Offload:
         del self._uploads[name]
 
     async def _download(self, name: str) -> None:
-        parsed = parse_name(name)
+        parsed = BlobName.parse(name)
         known = None if parsed is None else parsed.length
         most = self._max_bytes if known is None else min(known, self._max_bytes)
         try:
@@ -172,41 +135,9 @@ class Offload:
 
     def is_of(self, name: str, workflow_state_id: str) -> bool:
         """Whether the blob is one of this workflow's, in this namespace."""
-        parsed = parse_name(name)
+        parsed = BlobName.parse(name)
         return parsed is not None and parsed[:2] == (self._directory, workflow_state_id)
 
     def _names(self, rows: Iterable[Iterable[Any]]) -> set[str]:
         """The blobs of this namespace that `rows` refer to: others are none of its business, whatever a row says."""
-        return {found.name for found in references(rows) if found.name.startswith(f"{self._directory}/")}
-
-
-def parse_reference(text: str) -> Reference | None:
-    found = _REFERENCE.fullmatch(text)
-    return None if found is None else Reference(*found.groups())
-
-
-def references(rows: Iterable[Iterable[Any]]) -> list[Reference]:
-    """All references among the values of `rows`."""
-    return [
-        reference
-        for row in rows
-        for value in row
-        if isinstance(value, str) and value.startswith(REFERENCE_MARKER) and (reference := parse_reference(value))
-    ]
-
-
-def parse_name(name: str) -> BlobName | None:
-    found = _NAME.fullmatch(name)
-    if found is None:
-        return None
-    directory, owner, form, moment, length = found.groups()
-    if form != _WITH_LENGTH:
-        return BlobName(directory, owner, int(form + moment, 16), None)
-    return BlobName(directory, owner, int(moment, 16), int(length, 16))
-
-
-def directory_of(namespace: str) -> str:
-    """Where the blobs of a namespace are: some file systems take `A` for `a`, and `..` for another place."""
-    if _SAFE_NAMESPACE.fullmatch(namespace):
-        return namespace
-    return f"sha256-{sha256(namespace.encode()).hexdigest()}"
+        return {found.name for found in Reference.all_in(rows) if found.name.startswith(f"{self._directory}/")}

@@ -7,13 +7,9 @@ there, so these are left to the values.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
 from typing import Any, Final
 
 from pydantic_core import to_jsonable_python
-
-from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.payloads.typed import adapter_of, name_of
 
 _Schema = Mapping[str, Any]
 _Found = tuple[str, str]
@@ -37,25 +33,9 @@ _EXCLUDED: Final = "it is excluded from the JSON, and has no default to load: gi
 _TWO_NAMES: Final = "it is dumped under one name and loaded from another: use `alias=`, or `validate_by_name=True`"
 
 
-def require_storable(kind: Any) -> None:
-    """Raise `ConfigurationError`, with the place and a remedy, if no value of `kind` could be stored and loaded."""
-    if kind is None:
-        return
-    try:
-        found = _cached_flaw(kind)
-    except TypeError:  # not hashable
-        found = _flaw(kind)
-    if found is not None:
-        place, reason = found
-        raise ConfigurationError(f"no {name_of(kind)}{place} can be stored: {reason}")
-
-
-def _flaw(kind: Any) -> _Found | None:
-    schema: Any = adapter_of(kind).core_schema
+def flaw_of(schema: _Schema) -> _Found | None:
+    """The first thing in the core schema of a type because of which none of its values could be stored and loaded."""
     return next(_flaws(schema, "", {}, is_dumped_by_itself=True), None)
-
-
-_cached_flaw: Final = lru_cache(maxsize=1024)(_flaw)
 
 
 def _flaws(schema: _Schema, place: str, known: dict[str, _Schema], *, is_dumped_by_itself: bool) -> Iterator[_Found]:

@@ -1,0 +1,1 @@
+"""Values of the application's own types, by way of pydantic."""
