@@ -338,10 +338,10 @@ Operation = Callable[[StateStore, Meter, int], Awaitable[None]]
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "step": _step,
     "step of many": _step_of_many,
-    "reused step": _reused_step,
-    "load": _load,
     "recovery": _recovery,
     "recovery of many": _recover,
+    "reused step": _reused_step,  # leaves runs that a recovery would look at
+    "load": _load,
     "save": _save,
 }
 
