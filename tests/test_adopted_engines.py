@@ -85,7 +85,7 @@ async def require_runs(store: StateStore, engine: AsyncEngine) -> None:
 
     async def handler(run: Run) -> int:
         for number in range(3):
-            await run.step("load", lambda n=number: n)
+            await run.step("load", lambda n: n, number)
         await run.transact("order", order)
         with suppress(Regretted):
             await run.transact("regret", regret)

@@ -312,7 +312,7 @@ async def test_a_wait_that_was_under_way_goes_on_after_a_rewind(
         async def beside() -> None:
             while not waits.is_set():
                 await asyncio.sleep(0.01)
-                if run._journal.recorded("sleep") is not None:
+                if run._steps.journal.recorded("sleep") is not None:
                     waits.set()
             await run.step("beside", lambda: 1)
             await run.step("vanish", vanish)
@@ -335,7 +335,7 @@ async def test_deltas_of_a_run_whose_context_started_anew_read_too(store: StateS
     async def handler(run: Run) -> None:
         for each in range(4):
             run.context["n"] = each
-            await run.step(f"step-{each}", lambda each=each: each)
+            await run.step(f"step-{each}", lambda each: each, each)
             if each == 1 and len(await checkpoints_of(store, "w")) < 4:
                 vanish()
 

@@ -144,7 +144,7 @@ async def test_what_ends_late_does_not_end_what_came_after(store: StateStore) ->
     """`finish`, `suspend`, `let_go` and `release` are repeated under a lease that was let go of already."""
 
     async def handler(run: Run) -> None:
-        leases.append(replace(run._journal.lease))
+        leases.append(replace(run._steps.journal.lease))
 
     leases: list[Lease] = []
     await store.run("n", handler, workflow_id="w")

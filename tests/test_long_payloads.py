@@ -280,7 +280,7 @@ async def test_steps_side_by_side_with_long_values_commit_in_order(store: StateS
     async def branch(run: Run, name: str) -> None:
         for n in range(3):
             run.context[name] = [*ROWS, n]
-            await run.step(f"{name}{n}", lambda n=n: [*ROWS, n])
+            await run.step(f"{name}{n}", lambda n: [*ROWS, n], n)
 
     async def handler(run: Run) -> None:
         await asyncio.gather(*(branch(run, name) for name in "abc"))

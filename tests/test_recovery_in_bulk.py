@@ -13,7 +13,7 @@ from tests.statements import traffic_of
 
 
 async def report(run: Run) -> object:
-    return [await run.step(f"s{number}", lambda number=number: number) for number in range(3)]
+    return [await run.step(f"s{number}", lambda number: number, number) for number in range(3)]
 
 
 async def left_behind(store: StateStore, count: int) -> list[WorkflowState]:

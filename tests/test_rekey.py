@@ -193,7 +193,7 @@ async def test_runs_that_commit_all_the_time_lose_nothing(database_url: str) -> 
     async def handler(run: Run) -> int:
         for number in range(15):
             run.context[f"k-{number}"] = number
-            await run.step(f"s-{number}", lambda number=number: number)
+            await run.step(f"s-{number}", lambda number: number, number)
         return len(run.context)
 
     async with (

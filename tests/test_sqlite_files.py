@@ -162,7 +162,7 @@ async def test_no_step_is_acknowledged_into_files_that_are_gone(path: Path, harm
         for number in range(6):
             if number == 3:
                 harm(path)
-            await run.step("load", lambda n=number: n)
+            await run.step("load", lambda n: n, number)
             acknowledged += 1
 
     async with StateStore.open(path) as store:

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUnavailable, Worker
 from orchestrator_state.repositories.runs.waits import WaitRepository
-from orchestrator_state.runs.run import child_run_id
+from orchestrator_state.runs import child_run_id
 from tests.held import comes_true
 from tests.running import Effect, becomes, row_of, seconds, vanish
 from tests.statements import traffic_of
@@ -357,7 +357,7 @@ async def test_a_detached_branch_that_waits_ends_with_its_run(store: StateStore)
 async def test_a_run_that_passes_through_many_recorded_steps_leaves_the_loop_to_others(
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_state.runs.run._LONGEST_STRETCH", 0.0)
+    monkeypatch.setattr("orchestrator_state.runs.steps._LONGEST_STRETCH", 0.0)
     turns: list[int] = []
 
     async def handler(run: Run) -> None:

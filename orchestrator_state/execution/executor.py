@@ -72,6 +72,7 @@ from orchestrator_state.runs import (
     Run,
     RunRow,
     RunTypes,
+    Steps,
     StopSwitch,
     WaitingRoom,
     Writer,
@@ -234,17 +235,9 @@ class Executor:
             if row.id in self.suspects:
                 journal.on_progress = partial(self.suspects.clear, row.id)
             room = WaitingRoom(row.id, switch, linger, held.clock, self.lookout, self._exits)
-            run: Run[Any] = Run(
-                journal,
-                switch,
-                room,
-                self.keeper,
-                self._transactions,
-                self.threads,
-                self._start_child(lease, linger),
-                types,
-            )
-            return await self._call_handler(row, run, journal, switch, room, handler, strict=strict)
+            steps = Steps(journal, switch, room, self.keeper, self._transactions, self.threads, types)
+            run: Run[Any] = Run(steps, self._start_child(lease, linger))
+            return await self._call_handler(row, run, steps, handler, strict=strict)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
             is_failed = journal is None and is_a(error, CorruptPayload)
@@ -329,16 +322,9 @@ class Executor:
     # --- the handler ---------------------------------------------------------------------------------------------
 
     async def _call_handler(
-        self,
-        row: Any,
-        run: Run,
-        journal: Journal,
-        switch: StopSwitch,
-        room: WaitingRoom,
-        handler: Handler[_T],
-        *,
-        strict: bool,
+        self, row: Any, run: Run[Any], steps: Steps, handler: Handler[_T], *, strict: bool
     ) -> Outcome[_T]:
+        journal, switch, types = steps.journal, steps.switch, steps.types
         hooks.tell(
             self._hook,
             hooks.RunStarted,
@@ -348,17 +334,17 @@ class Executor:
         )
         outcome = "released"
         try:
-            result = await self._supervise(run, switch, handler)
-            run.require_all_awaited()
+            result = await self._supervise(run, steps, handler)
+            steps.require_all_awaited()
             self._look_for_unused(journal, strict=strict)
-            encoded, result = await run.types.encode(run.types.result, result, "result")
+            encoded, result = await types.encode(types.result, result, "result")
             await self._finish(journal, WorkflowStatus.COMPLETED, result=encoded)
             outcome = WorkflowStatus.COMPLETED.value
             return Outcome(result)
         except asyncio.CancelledError:
             if switch.reason is None:
                 raise
-            outcome, reason = await uninterrupted(self._stopped(row, journal, switch.reason, room))
+            outcome, reason = await uninterrupted(self._stopped(row, journal, switch.reason, steps.room))
             raise reason from None
         except Exception as error:
             if (fault := fault_behind(error)) is not None:
@@ -370,27 +356,27 @@ class Executor:
             return Outcome(None, error)
         finally:
             switch.end(is_left=outcome == "released")
-            room.wake_all()
+            steps.room.wake_all()
             hooks.tell(self._hook, hooks.RunEnded, workflow_state_id=row.id, outcome=outcome)
 
-    async def _supervise(self, run: Run, switch: StopSwitch, handler: Handler[_T]) -> _T:
+    async def _supervise(self, run: Run[Any], steps: Steps, handler: Handler[_T]) -> _T:
         """Call the handler in a task of its own, which can be stopped without stopping our caller.
 
         The run was cancelled if the switch or our caller was. Any other `CancelledError` is the handler's own failure.
         """
         context = copy_context()
-        context.run(mark, run.room)
-        context.run(run.enter)
+        context.run(mark, steps.room)
+        context.run(steps.enter)
         task = asyncio.get_running_loop().create_task(
             outcome_of(partial(awaiting, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
         )
-        switch.watch(task)
+        steps.switch.watch(task)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
             await settled(task)
             raise
-        switch.check()  # a handler may swallow the cancellation that stops it, and return as if nothing had happened
+        steps.switch.check()  # a handler may swallow the cancellation that stops it, and return as if it had not come
         if task.cancelled():
             raise asyncio.CancelledError  # before it began
         outcome: Outcome[_T] = task.result()
@@ -594,13 +580,13 @@ class Executor:
 
     def _start_child(self, lease: Lease, linger: timedelta | None) -> Any:
         async def start(
-            parent: Run[Any], child_id: str, handler: Handler[Any], types: RunTypes, context: str | None
+            parent: RunRow, step_id: str, handler: Handler[Any], types: RunTypes, context: str | None
         ) -> Outcome[Any]:
             wanted = WantedRun(
-                id=child_run_id(parent.id, child_id),
+                id=child_run_id(parent.id, step_id),
                 name=types.workflow_name,
                 types=types,
-                workflow_id=f"{parent.id}/{child_id}"[:255],
+                workflow_id=f"{parent.id}/{step_id}"[:255],
                 context=context,
                 user_id=parent.user_id,
                 parent=lease,

@@ -48,9 +48,8 @@ from orchestrator_state.records.context import (
     decoded,
     join,
 )
-from orchestrator_state.runs.faults import NOT_THE_RUNS
 from orchestrator_state.runs.step_ids import StepIds
-from orchestrator_state.runs.stopping import StopSwitch
+from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.runs.writer import Writer
 from orchestrator_state.transactions import StoreUnit
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from typing import Final, TypeGuard, TypeVar, cast
+from typing import Final, TypeGuard, cast
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
 from orchestrator_state.errors import AbnormalExit, ConfigurationError, InvalidPayload, PayloadError
 from orchestrator_state.failures import note
 
-_T = TypeVar("_T")
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -108,25 +106,17 @@ def _is_predicate(on: object) -> bool:
 _ONCE: Final = Retry(attempts=1)
 
 
-async def call_with_retries(
-    attempt: Callable[[], Awaitable[_T]], retry: Retry, note_failure: Callable[[Exception], None], step: str
-) -> _T:
-    """Return `await attempt()`. `note_failure` sees each exception, the last one included; that one is raised.
+def pause_before_next(retry: Retry, error: Exception, calls: int, step: str) -> float | None:
+    """Seconds until the next call, after so many that failed, the last one with `error`; None if that was the last.
 
     `step` is what the log calls it. By hand: a retry library has one logger for the whole process, and no words for
     what is repeated.
     """
-    for number in range(1, retry.attempts + 1):
-        try:
-            return await attempt()
-        except Exception as error:
-            note_failure(error)
-            if number == retry.attempts or not retry.is_worth_it(error):
-                raise
-            pause = retry.pause_after(number)
-            hooks.logger.warning(
-                "%s failed (%s), call %d of %d; it is called again in %.1f s",
-                *(step, type(error).__qualname__, number, retry.attempts, pause),
-            )
-        await asyncio.sleep(pause)
-    raise AssertionError("the last call returns or raises")
+    if calls >= retry.attempts or not retry.is_worth_it(error):
+        return None
+    pause = retry.pause_after(calls)
+    hooks.logger.warning(
+        "%s failed (%s), call %d of %d; it is called again in %.1f s",
+        *(step, type(error).__qualname__, calls, retry.attempts, pause),
+    )
+    return pause

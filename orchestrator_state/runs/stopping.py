@@ -1,11 +1,16 @@
-"""The switch that ends a run from outside: the lease is lost, or somebody asked for a pause or a cancellation."""
+"""What ends a run from outside: a lost lease, a fault of the database, or somebody who asked for it.
+
+None of that is the run's failure: it is left for whoever comes next, after a fault for a while.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from datetime import timedelta
+from typing import Any, Final, NoReturn, cast
 from uuid import UUID
 
 from orchestrator_state.domain import WorkflowStatus
@@ -16,10 +21,22 @@ from orchestrator_state.errors import (
     PauseTakenBack,
     RunCancelled,
     RunPaused,
+    SchemaMismatch,
+    StoreUnavailable,
 )
-from orchestrator_state.failures import message_of
+from orchestrator_state.failures import is_a, leaves, message_of
+from orchestrator_state.records import UNREADABLE
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
-from orchestrator_state.runs.faults import NOT_THE_RUNS
+
+UNREADABLE_HERE: Final = (SchemaMismatch, *UNREADABLE)
+"""Other code, or a store with other keys, may well be able to read it."""
+
+NOT_THE_RUNS: Final = (StoreUnavailable, *UNREADABLE_HERE)
+"""What the handler never sees, if it happens to a call of its run."""
+
+_FIRST_PAUSE: Final = 1.0  # seconds; they double
+_FIRST_UNREADABLE: Final = 2.0
+_LONGEST_UNREADABLE: Final = timedelta(minutes=5)
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:
@@ -105,3 +122,23 @@ class StopSwitch:
             self.stop(stopped_as(WorkflowStatus.CANCELLED, self._workflow_state_id))
         if self._request == PAUSE:
             self.stop(stopped_as(WorkflowStatus.PAUSED, self._workflow_state_id))
+
+
+def fault_behind(error: BaseException) -> OrchestratorStateError | None:
+    """What a handler raised although it is not its failure, in whatever group it came out; None if all is its own.
+
+    It met that by calls of its own, as to the store: what its run's calls meet never reaches it.
+    """
+    found = (leaf for leaf in leaves(error) if is_a(leaf, NOT_THE_RUNS))
+    return cast("OrchestratorStateError | None", next(found, None))
+
+
+def pause_after(error: BaseException, faults: int, lease_term: timedelta) -> timedelta:
+    """How long a run is left alone after the last of so many faults in a row: it would be met again at once, for ever.
+
+    After a fault of the database no longer than a lease is good for, as if the worker had vanished.
+    """
+    unreadable = is_a(error, UNREADABLE_HERE)
+    first, longest = (_FIRST_UNREADABLE, _LONGEST_UNREADABLE) if unreadable else (_FIRST_PAUSE, lease_term)
+    seconds = min(first * 2.0 ** min(faults - 1, 30), longest.total_seconds())
+    return timedelta(seconds=seconds * random.uniform(0.75, 1))  # noqa: S311 - spreads load, guards nothing

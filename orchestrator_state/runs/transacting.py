@@ -1,36 +1,52 @@
-"""Call the function of `run.transact` inside the run's transaction, and see that it is still the same one afterwards.
+"""The mechanics of `run.transact`: a function's rows and the step in one commit, exactly once.
 
-A function that commits, or rolls back, parts its rows from the step. SQLAlchemy's own calls show that here. Of what is
-sent as text, or through the driver, only the database knows: Postgres by a mark that goes with the transaction (the
-step's commit looks for it, see `open_transactions`), SQLite by a savepoint.
+The function is called inside the run's transaction, and that has to be the same one afterwards. A function that
+commits, or rolls back, parts its rows from the step. SQLAlchemy's own calls show that here. Of what is sent as text, or
+through the driver, only the database knows: Postgres by a mark that goes with the transaction (the step's commit looks
+for it, see `open_transactions`), SQLite by a savepoint.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from sqlalchemy import Connection, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from orchestrator_state.concurrency import call_apart
+from orchestrator_state import hooks
+from orchestrator_state.concurrency import awaiting, call_apart, uninterrupted
 from orchestrator_state.database import (
+    Idling,
     begin_to_watch,
     failures_on,
     fault_in,
     fault_under,
+    idle_limit,
     kept_open,
     put_in_force,
     refuse_after_failure,
     require_same,
     settings_in_force,
+    statement_failed,
     transaction_ended,
 )
+from orchestrator_state.errors import LeaseLost, StoreUnavailable
+from orchestrator_state.payloads import ValueType
+from orchestrator_state.records import UNREADABLE, Ack, StepRecord
+from orchestrator_state.runs.journal import Entry
+from orchestrator_state.runs.steps import Steps, inside
+from orchestrator_state.transactions import StoreUnit
 
 _T = TypeVar("_T")
+
+
+TRANSACT: Final = "the function of run.transact"
 
 
 class FunctionFailed(Exception):
@@ -39,6 +55,125 @@ class FunctionFailed(Exception):
     def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
+
+
+class _AlreadyRecorded(Exception):
+    """The try before did commit; its transaction's repetition is rolled back."""
+
+    def __init__(self, step: StepRecord) -> None:
+        super().__init__()
+        self.step = step
+
+
+async def transact(
+    steps: Steps, step_id: str, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
+) -> Any:
+    """The work of `run.transact`."""
+    journal = steps.journal
+    if returns is not None:
+        ValueType.of(returns).require_storable()
+    await steps.before_work()
+    work = _Transact(steps, journal.new_step(step_id), fn, args, returns)
+    try:
+        return await work.outputs()
+    except FunctionFailed as failed:
+        own = failed.error
+    except (LeaseLost, StoreUnavailable, *UNREADABLE) as fault:
+        steps.switch.stop(fault)
+    except Exception as refused:  # noqa: BLE001 - what the function returned, or wrote
+        own = refused
+    await journal.fail_step(work.begun, own, calls=1)
+    raise own
+
+
+class _Transact:
+    """One call of `run.transact`, in as many tries as it takes."""
+
+    def __init__(
+        self, steps: Steps, begun: StepRecord, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
+    ) -> None:
+        self.begun = begun
+        self._steps = steps
+        self._journal = steps.journal
+        self._transactions = steps.transactions
+        self._fn = fn
+        self._args = args
+        self._returns = returns
+        self._tries = 0
+
+    async def outputs(self) -> Any:
+        """What the function returned, or what is on record of a try that did commit."""
+        journal = self._journal
+        async with self._transactions.places.taken(), journal.in_order:
+            try:
+                outputs, entry, ack = await self._transactions.write(self._try, idles=Idling.AS_IT_SAYS)
+            except _AlreadyRecorded as already:
+                journal.adopt(already.step)
+                return await self._steps.recorded(self._returns, already.step)
+            except (LeaseLost, StoreUnavailable):
+                raise
+            except (Exception, asyncio.CancelledError) as error:
+                # Cancelled, perhaps in the middle of COMMIT; or refused, perhaps for what the try before it wrote.
+                is_cancelled = isinstance(error, asyncio.CancelledError)
+                found = await uninterrupted(self._find_out()) if is_cancelled or self._tries > 1 else None
+                if is_cancelled or found is None:
+                    raise
+                return await self._steps.recorded(self._returns, found)
+            journal.accept(entry, ack)
+            journal.lease.advance()
+            return outputs
+
+    async def _try(self, uow: StoreUnit) -> tuple[Any, Entry, Ack]:
+        """After an unknown outcome it finds out whether the try before took effect.
+
+        Looked up twice: before the function, to spare it, and after the guarded update, whose row lock has waited for a
+        commit of the try before that was still on its way.
+        """
+        self._tries += 1
+        steps, journal, begun = self._steps, self._journal, self.begun
+        limit = idle_limit(self._transactions.settings.lease_term)
+        await self._refuse_to_repeat(uow, limit)
+        hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
+        with inside(steps, begun.step_id):
+            call = partial(awaiting, TRANSACT, self._fn, uow.session, *self._args)
+            outputs = await call_inside(uow.session, call, limit, is_repeated=self._tries > 1)
+        encoded, outputs, cancelled = await steps.encode(begun.step_id, self._returns, outputs)
+        entry = await journal.entry(journal.completed(begun, encoded), with_context=True)
+        if (cancelled := cancelled or entry.cancelled) is not None:
+            raise cancelled
+        try:
+            ack = await journal.write(uow, entry)
+        except StoreUnavailable as error:
+            if error.failed_before:  # past SQLAlchemy, which would have remembered
+                raise FunctionFailed(statement_failed()) from None
+            raise
+        if ack.already_recorded:
+            await self._refuse_to_repeat(uow)
+        return outputs, entry, ack
+
+    async def _refuse_to_repeat(self, uow: StoreUnit, limit: timedelta | None = None) -> None:
+        step = await uow.history.find_completed_step(self._steps.id, self.begun.step_id, idle_limit=limit)
+        if step is not None:
+            raise _AlreadyRecorded(step)
+
+    async def _find_out(self) -> StepRecord | None:
+        """After a transaction that did not come to its end here: did it commit all the same? Then, its step."""
+
+        async def look(uow: StoreUnit) -> StepRecord | None:
+            await uow.runs.wait_for_commits(self._journal.lease)
+            return await uow.history.find_completed_step(self._steps.id, self.begun.step_id)
+
+        try:
+            step = await self._transactions.write(look)
+        except (LeaseLost, StoreUnavailable) as error:
+            self._steps.switch.trip(error)
+            return None
+        if step is not None:
+            self._journal.adopt(step)
+        return step
+
+
+# --- inside the transaction --------------------------------------------------------------------------------------
 
 
 async def call_inside(

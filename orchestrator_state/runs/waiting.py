@@ -15,13 +15,12 @@ from uuid import UUID
 
 from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.errors import RunSuspended
+from orchestrator_state.runs.exits import Exits
 from orchestrator_state.runs.lookout import Lookout, Watch
 from orchestrator_state.runs.stopping import StopSwitch
-from orchestrator_state.runs.tasks import busy_runs
 
 _LONGEST_NAP: Final = 60.0  # seconds between looks at the clock, which the heartbeat sets right
 _LOOK_AGAIN: Final = 0.25  # seconds until a run that was found at work is looked at again, at least
-_REST: Final = 4  # times as long as the last look at all tasks took, at least
 
 
 @dataclass(eq=False, slots=True)
@@ -31,32 +30,6 @@ class _Parked:
     task: asyncio.Task[Any] | None
     watch: Watch
     until: datetime | None
-
-
-class Exits:
-    """Looks at the tasks of all runs that may be let go of: at many in one go, since that is a look at every task."""
-
-    def __init__(self) -> None:
-        self._due: set[WaitingRoom] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._took = 0.0
-
-    def ask(self, room: WaitingRoom) -> None:
-        """`room.leave(...)` is called soon, unless it is not `ready_to_leave` by then."""
-        self._due.add(room)
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_REST * self._took, self._look)
-
-    def _look(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._timer, due, self._due = None, self._due, set()
-        began = loop.time()
-        ready = {room for room in due if room.ready_to_leave}
-        waiting = {task for room in ready for task in room.waiting_tasks}
-        busy = busy_runs(ready, waiting) if ready else set()
-        for room in ready:
-            room.leave(is_busy=room in busy)
-        self._took = loop.time() - began
 
 
 class WaitingRoom:

@@ -102,7 +102,7 @@ async def _work(job: Job, pipe: Pipe) -> None:
     journal = Journal(job.journal)
 
     async def handler(run: Run) -> None:
-        lease = run._journal.lease
+        lease = run._steps.journal.lease
         journal.note(f"claim {run.workflow_id} {lease.token}")
         await run.step("step", asyncio.sleep, 0.001)
 

@@ -1,4 +1,4 @@
-"""Which runs have a task at work in plain code, outside their durable calls.
+"""Which of the runs that wait have a task at work in plain code, outside their durable calls; the others are let go of.
 
 asyncio does not tell which tasks belong together. What a task starts gets a copy of its context, so a context variable
 marks them: all tasks of a handler, however deep, and also those that it has forgotten.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import taskgroups, tasks
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextvars import Context, ContextVar
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from orchestrator_state.concurrency import context_of
 
@@ -18,6 +18,7 @@ HANDLER: Final = "orchestrator_state run"
 """How the task of a handler is named, before the run's id. Those of others of our own are no handler's."""
 
 _SOON: Final = 60.0  # seconds
+_REST: Final = 4  # times as long as the last look at all tasks took, at least
 _OURS: Final = "orchestrator_state "
 _run: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_run", default=None)
 IN_STEP_OF: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_in_step_of", default=None)
@@ -28,6 +29,44 @@ _JOINS: Final = frozenset({tasks.__file__, taskgroups.__file__})
 def mark(run: object) -> None:
     """This task, and all that it is going to start, belong to `run`."""
     _run.set(run)
+
+
+class MayLeave(Protocol):
+    """A run that may be let go of."""
+
+    @property
+    def ready_to_leave(self) -> bool: ...
+
+    @property
+    def waiting_tasks(self) -> Iterable[asyncio.Task[Any]]: ...
+
+    def leave(self, *, is_busy: bool) -> None: ...
+
+
+class Exits:
+    """Looks at the tasks of all runs that may be let go of: at many in one go, since that is a look at every task."""
+
+    def __init__(self) -> None:
+        self._due: set[MayLeave] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._took = 0.0
+
+    def ask(self, room: MayLeave) -> None:
+        """`room.leave(...)` is called soon, unless it is not `ready_to_leave` by then."""
+        self._due.add(room)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_REST * self._took, self._look)
+
+    def _look(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer, due, self._due = None, self._due, set()
+        began = loop.time()
+        ready = {room for room in due if room.ready_to_leave}
+        waiting = {task for room in ready for task in room.waiting_tasks}
+        busy = busy_runs(ready, waiting) if ready else set()
+        for room in ready:
+            room.leave(is_busy=room in busy)
+        self._took = loop.time() - began
 
 
 def busy_runs(runs: Collection[object], waiting: Collection[asyncio.Task[Any]]) -> set[object]:

@@ -1,0 +1,292 @@
+"""The mechanics of a step: found on record by its id, or else done, and committed with what came of it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Literal, TypeVar
+
+from orchestrator_state import hooks
+from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
+from orchestrator_state.payloads import ValueType
+from orchestrator_state.records import StepRecord
+from orchestrator_state.runs.calls import NotBegun, StepFunction, call
+from orchestrator_state.runs.exits import IN_STEP_OF
+from orchestrator_state.runs.journal import Journal
+from orchestrator_state.runs.leases import Leases
+from orchestrator_state.runs.retry import Retry, pause_before_next
+from orchestrator_state.runs.stopping import StopSwitch
+from orchestrator_state.runs.types import RunTypes
+from orchestrator_state.runs.waiting import WaitingRoom
+from orchestrator_state.transactions import Transactions
+
+_T = TypeVar("_T")
+OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
+
+_LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
+_current_step: Final[ContextVar[tuple[Steps, str] | None]] = ContextVar("orchestrator_state_step", default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Happened:
+    """What an `on_unknown` callable returns when the step did take effect: these are its outputs."""
+
+    outputs: Any = None
+
+
+class Steps:
+    """The durable calls of one attempt of a handler, and what all of them go by."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        switch: StopSwitch,
+        room: WaitingRoom,
+        leases: Leases,
+        transactions: Transactions,
+        threads: Threads,
+        types: RunTypes,
+    ) -> None:
+        self.id: Final = journal.row.id
+        self.journal: Final = journal
+        self.switch: Final = switch
+        self.room: Final = room
+        self.transactions: Final = transactions
+        self.types: Final = types
+        self._leases = leases
+        self._threads = threads
+        self._went_on_at = time.monotonic()
+        self._not_begun: dict[str, Coroutine[Any, Any, Any]] = {}
+
+    def enter(self) -> None:
+        """The handler is about to be called in this context."""
+        self.journal.history.enter()
+
+    def require_all_awaited(self) -> None:
+        """Raise `ConfigurationError` if the handler has forgotten an `await`, so that a step was not even begun."""
+        forgotten = [
+            repr(step_id)
+            for step_id, call in self._not_begun.items()
+            if inspect.getcoroutinestate(call) == inspect.CORO_CREATED
+        ]
+        if forgotten:
+            raise ConfigurationError(f"the handler ended without awaiting its steps {', '.join(forgotten)}")
+
+    # --- any durable call ----------------------------------------------------------------------------------------
+
+    def call(
+        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+    ) -> Coroutine[Any, Any, _T]:
+        """The call of a step, for the handler to await: what is `recorded` of it, or else what its `work` returns."""
+        call = self._call(step_id, recorded, work)
+        self._not_begun[step_id] = call
+        return call
+
+    async def _call(
+        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+    ) -> _T:
+        """`work` is begun in here: a task that is cancelled before it begins would leave it to nobody."""
+        self._not_begun.pop(step_id, None)
+        if time.monotonic() - self._went_on_at >= _LONGEST_STRETCH:
+            # Recorded steps are passed through without a wait: thousands of them would stop the heartbeat.
+            self._went_on_at = time.monotonic()
+            await asyncio.sleep(0)
+        self.switch.check()
+        self.transactions.enter()
+        self._require_handler()
+        if (step := await self.journal.replay(step_id)) is not None:
+            return await recorded(step)
+        room, history = self.room, self.journal.history
+        room.begin_call()
+        place = history.begin_call()
+        try:
+            result = await work()
+        finally:
+            history.end_call(place)
+            room.end_call()
+        self._went_on_at = time.monotonic()  # everybody else has had a turn
+        return result
+
+    def _require_handler(self) -> None:
+        """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""
+        if (outer := self.running) is not None:
+            raise ConfigurationError(
+                f"the function of step {outer!r} called a step of its own run; call it from the handler instead"
+            )
+
+    @property
+    def running(self) -> str | None:
+        """The step of this run whose function is calling, if any."""
+        steps, step_id = _current_step.get() or (None, None)
+        return step_id if steps is self else None
+
+    def recorded(self, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
+        """The outputs on record."""
+        return self.types.decode_outputs(step, returns, self.id)
+
+    async def before_work(self) -> None:
+        """Between steps: obey a request, and after a freeze make sure of the lease."""
+        self.switch.obey()
+        if not self._has_fresh_lease():
+            await self._confirm_lease()
+
+    def _has_fresh_lease(self) -> bool:
+        return self._leases.is_fresh(self.journal.lease)
+
+    async def _confirm_lease(self) -> None:
+        with self.switch.on_fault():
+            await self._leases.confirm(self.journal.lease)
+
+    # --- run.step ------------------------------------------------------------------------------------------------
+
+    async def step(
+        self,
+        step_id: str,
+        fn: StepFunction[Any],
+        args: tuple[Any, ...],
+        returns: Any,
+        retry: Retry,
+        limit: timedelta | None,
+        on_unknown: OnUnknown,
+    ) -> Any:
+        """The work of `run.step`: call `fn`, again if it fails, and commit what it returned or failed of."""
+        journal = self.journal
+        if returns is not None:
+            ValueType.of(returns).require_storable()
+        await self.before_work()
+        if on_unknown != "retry":
+            happened = await self._settle(step_id, on_unknown)
+            if happened is not None:
+                encoded, outputs, cancelled = await self.encode(step_id, returns, happened.outputs)
+                await self.finish(journal.new_step(step_id), encoded, cancelled)
+                return outputs
+            begun = await journal.begin_step(step_id)
+        else:
+            begun = journal.new_step(step_id)
+        failures: list[Exception] = []
+        try:
+            outputs, cancelled = await self._outputs(begun, fn, args, retry, limit, failures)
+            encoded, outputs, later = await self.encode(step_id, returns, outputs)
+        except Exception as error:
+            await journal.fail_step(begun, error, calls=max(len(failures), 1))
+            raise
+        await self.finish(journal.after_failures(begun, failures), encoded, cancelled or later)
+        return outputs
+
+    async def _outputs(
+        self,
+        begun: StepRecord,
+        fn: StepFunction[Any],
+        args: tuple[Any, ...],
+        retry: Retry,
+        limit: timedelta | None,
+        failures: list[Exception],
+    ) -> Returned[Any]:
+        """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
+        hook = self.journal.hook
+        with inside(self, begun.step_id):
+            while True:
+                number = begun.retry_count + len(failures) + 1
+                hooks.tell(hook, hooks.StepStarted, workflow_state_id=self.id, step_id=begun.step_id, attempt=number)
+                try:
+                    return await self._call_once(fn, args, limit)
+                except Exception as error:
+                    failures.append(error)
+                    name = f"step {begun.step_id!r} of run {self.id}"
+                    pause = pause_before_next(retry, error, len(failures), name)
+                    if pause is None:
+                        raise
+                await asyncio.sleep(pause)
+
+    async def _call_once(self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None) -> Returned[Any]:
+        """Call a step's function; not by a worker that was frozen meanwhile, while another one may have the run.
+
+        There is time for a freeze: a call waits for its turn of the loop, for a thread, or out a pause after a failure.
+        """
+        while True:
+            try:
+                return await call(self._threads, fn, args, limit=limit, may_begin=self._has_fresh_lease)
+            except NotBegun:
+                await self._confirm_lease()
+
+    async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
+        """If a worker vanished in the middle of the step: has it taken effect?"""
+        recorded = self.journal.recorded(step_id)
+        if recorded is None or recorded.status != StepStatus.RUNNING:
+            return None
+        key = self.journal.key(step_id)
+        if not callable(on_unknown):
+            raise OutcomeUnknown(
+                f"step {step_id!r} was under way when its worker vanished, and may or may not have taken effect; "
+                "find out, then rewind or fork the run",
+                workflow_state_id=self.id,
+                step_id=step_id,
+                step_key=key,
+            )
+        found = (await self._call_once(on_unknown, (key,), None)).unless_cancelled()
+        if found is None or isinstance(found, Happened):
+            return found
+        raise ConfigurationError("an on_unknown callable returns Happened(outputs), or None to run the step again")
+
+    async def encode(self, step_id: str, returns: Any, outputs: Any) -> tuple[str, Any, asyncio.CancelledError | None]:
+        """The outputs as JSON, and as they load from there; and a cancellation that came meanwhile.
+
+        Raises `InvalidPayload`, `PayloadTooLarge`.
+        """
+        path = f"steps[{step_id!r}].outputs"
+        cancelled: asyncio.CancelledError | None = None
+        small = self.types.encode_small(returns, outputs, path)
+        if small is not None:
+            text, loaded = small
+        else:
+            (text, loaded), cancelled = await outlasting(self.types.encode(returns, outputs, path))
+        self.journal.check_size(step_id, text)
+        return text, loaded, cancelled
+
+    async def finish(self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None) -> None:
+        """Commit a step whose call came to its end, and raise the cancellation that came since it was made.
+
+        One that comes while the step waits in line for its commit does not take away what was paid for either.
+        """
+        finish = self.journal.finish_step(begun, encoded)
+        if cancelled is None and not self.journal.in_order.locked():
+            await finish
+            return
+        await uninterrupted(finish)
+        if cancelled is not None:
+            raise cancelled
+
+    # --- run.checkpoint ------------------------------------------------------------------------------------------
+
+    async def checkpoint(self, step_id: str) -> None:
+        """The work of `run.checkpoint`: a step of no function, with a checkpoint whatever the policy."""
+        await self.before_work()
+        await self.journal.finish_step(self.journal.new_step(step_id), "null", checkpoint=True)
+
+
+class inside:  # noqa: N801 - a context manager reads as a phrase: `with inside(steps, step_id):`
+    """The function of a step is called in here, and what it starts is none of the handler's tasks."""
+
+    __slots__ = ("_of_a_step", "_step", "_token")
+
+    def __init__(self, steps: Steps, step_id: str) -> None:
+        self._step = steps, step_id
+
+    def __enter__(self) -> None:
+        self._of_a_step = IN_STEP_OF.set(self._step[0].room)
+        self._token = _current_step.set(self._step)
+
+    def __exit__(self, *_: object) -> None:
+        _current_step.reset(self._token)
+        IN_STEP_OF.reset(self._of_a_step)
+
+
+async def nothing(_: StepRecord) -> None:
+    """What a call returns that has no outputs."""

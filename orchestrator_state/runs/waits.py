@@ -1,0 +1,185 @@
+"""What a handler waits for: a time with `run.sleep`, a signal with `run.wait_for`, another run with `run.child`.
+
+Each wait is a step. It ends with a commit, so that a run which is resumed later has what it waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID, uuid5
+
+from orchestrator_state import hooks
+from orchestrator_state.concurrency import Outcome
+from orchestrator_state.domain import StepStatus
+from orchestrator_state.errors import InvalidPayload, LeaseLost, RunCancelled, RunSuspended
+from orchestrator_state.payloads import NotAccepted, decode_value, encode
+from orchestrator_state.records import Signal, StepRecord
+from orchestrator_state.runs.journal import RunRow
+from orchestrator_state.runs.steps import Steps
+from orchestrator_state.runs.stopping import NOT_THE_RUNS
+from orchestrator_state.runs.types import RunTypes
+
+
+class StartChild(Protocol):
+    """Starts or resumes a child run of `parent`. See `Executor.run`."""
+
+    async def __call__(
+        self,
+        parent: RunRow,
+        step_id: str,
+        handler: Callable[[Any], Awaitable[Any]],
+        types: RunTypes,
+        context: str | None,
+    ) -> Outcome[Any]: ...
+
+
+class Child(NamedTuple):
+    """The child run that a step waits for."""
+
+    handler: Callable[[Any], Awaitable[Any]]
+    types: RunTypes
+    context: str | None
+    """What it is started with, as JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """A signal was consumed; its payload may be None."""
+
+    payload: Any
+
+
+# --- a time ------------------------------------------------------------------------------------------------------
+
+
+async def sleep(steps: Steps, step_id: str, duration: timedelta) -> None:
+    """The work of `run.sleep`."""
+    until = await _deadline(steps, step_id, duration)
+    while steps.room.seconds_until(until) > 0:
+        await steps.room.wait(until=until)
+    await steps.before_work()
+    await steps.journal.finish_step(steps.journal.new_step(step_id), "null")
+    steps.switch.obey()
+
+
+async def _deadline(steps: Steps, step_id: str, duration: timedelta) -> datetime:
+    """When a wait ends: committed the first time, so that a restart does not wait anew."""
+    recorded = steps.journal.recorded(step_id)
+    if recorded is not None and recorded.status == StepStatus.RUNNING:
+        if (until := _recorded_moment(recorded.outputs)) is not None:
+            return until
+        hooks.logger.warning("run %s: the recorded end of %r is no time; it waits anew", steps.id, step_id)
+    await steps.before_work()
+    until = steps.room.clock.deadline(duration)
+    await steps.journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
+    return until
+
+
+def _recorded_moment(text: str) -> datetime | None:
+    """None for what was changed by hand into no time: like a damaged one, it is recorded anew."""
+    moment = decode_value(None, text, "deadline")
+    try:
+        until = datetime.fromisoformat(moment)
+    except (TypeError, ValueError):
+        return None
+    return until if until.tzinfo is not None else None
+
+
+# --- a signal ----------------------------------------------------------------------------------------------------
+
+
+async def wait_for(steps: Steps, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
+    """The work of `run.wait_for`."""
+    journal = steps.journal
+    until = None if limit is None else await _deadline(steps, step_id, limit)
+    while True:
+        await steps.before_work()
+        with steps.switch.on_fault():
+            signal = await steps.transactions.read(lambda uow: uow.signals.next(steps.id, name))
+        if signal is not None and (taken := await _take(steps, step_id, signal, returns)):
+            steps.switch.obey()  # a signal that came after a cancel must not complete the run
+            return taken.payload
+        if until is not None and steps.room.seconds_until(until) <= 0:
+            await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
+            steps.switch.obey()
+            raise _late(name)
+        await steps.room.wait(signals=frozenset({name}), until=until)
+
+
+def recorded_signal(steps: Steps, name: str, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
+    """The payload on record. Raises `TimeoutError` if what is on record is that none came."""
+    if step.status == StepStatus.SKIPPED:
+        raise _late(name)
+    return steps.recorded(returns, step)
+
+
+async def _take(steps: Steps, step_id: str, signal: Signal, returns: Any) -> _Taken | None:
+    """Consume a signal, unless another branch did. One of another type is consumed with the failure of the step."""
+    journal = steps.journal
+    begun = journal.new_step(step_id)
+    try:
+        payload = await steps.transactions.payloads.decode_aside(returns, signal.payload, step_id)
+    except NotAccepted as refused:
+        error = InvalidPayload(f"the type does not accept {refused}", path=refused.paths[0])
+        if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
+            raise error from None
+        return None
+    is_ours = await journal.finish_step(begun, signal.payload, consumed_signal=signal.id)
+    return _Taken(payload) if is_ours else None
+
+
+def _late(signal: str) -> TimeoutError:
+    return TimeoutError(f"no signal {signal!r} came in time")
+
+
+# --- another run -------------------------------------------------------------------------------------------------
+
+
+def child_run_id(parent: UUID, step_id: str) -> UUID:
+    """The id of the child run that this call of the parent starts."""
+    return uuid5(parent, step_id)
+
+
+async def child(steps: Steps, step_id: str, start: StartChild, wanted: Child, returns: Any) -> Any:
+    """The work of `run.child`."""
+    journal = steps.journal
+    try:
+        result = (await _outcome_of(steps, step_id, start, wanted)).result()
+    except NOT_THE_RUNS as fault:
+        steps.switch.stop(fault)  # which the child met: it is left too, and this run goes on with it
+    except Exception as error:
+        await journal.fail_step(journal.new_step(step_id), error, calls=1)
+        steps.switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
+        raise
+    encoded, result, cancelled = await steps.encode(step_id, returns, result)
+    await steps.finish(journal.new_step(step_id), encoded, cancelled)
+    steps.switch.obey()
+    return result
+
+
+async def _outcome_of(steps: Steps, step_id: str, start: StartChild, wanted: Child) -> Outcome[Any]:
+    child: UUID | None = None
+    until: datetime | None = None
+    if steps.journal.lease.token > 1:  # a run that is resumed may have started it before
+        started = child_run_id(steps.id, step_id)
+        child = started if await steps.room.is_to_wait_for(started) else None
+    while True:
+        if child is not None:
+            await steps.room.wait(child=child, until=until)
+        await steps.before_work()
+        child = None
+        try:
+            return await start(steps.journal.row, step_id, wanted.handler, wanted.types, wanted.context)
+        except RunCancelled as cancelled:
+            if cancelled.workflow_state_id != steps.id:
+                raise
+            steps.switch.stop(cancelled)  # before the child was started
+        except LeaseLost as lost:
+            if lost.workflow_state_id == steps.id:
+                steps.switch.stop(lost)
+            # The child's: another worker has it.
+        except RunSuspended as waiting:
+            child, until = waiting.workflow_state_id, waiting.wake_at
