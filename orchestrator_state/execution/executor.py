@@ -46,17 +46,17 @@ from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a, message_of
 from orchestrator_state.payloads import Sealed
 from orchestrator_state.records import (
-    UNREADABLE,
+    UNOPENED_HERE,
     Columns,
     Lease,
     Opener,
     Owner,
     RunNames,
+    corrupt_cells,
     is_id,
     prepared_workflow,
     require_sound,
     unclaimable_columns,
-    unreadable,
 )
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, MOST_LOOKS
@@ -179,7 +179,7 @@ class Executor:
             names = RunNames(ids=[row.id])
             row = await self._transactions.read(lambda uow: uow.claims.find(names)) or row
             payloads = await self._transactions.payloads_of([(row.result,)])
-        opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+        opener = Opener.of(payloads, row)
         try:
             opening = partial(opener.result, row.result, row.result_digest)
             return await payloads.aside.call(opening, payloads.length([row.result]))
@@ -190,9 +190,9 @@ class Executor:
         """What a run that failed elsewhere, or before, is known to have failed of."""
         try:
             payloads = await self._transactions.payloads_of([(row.error,)])
-            opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+            opener = Opener.of(payloads, row)
             error = opener.workflow("error", row.error, row.error_digest)
-        except UNREADABLE:
+        except UNOPENED_HERE:
             error = None
         return RunFailed(
             f"run {row.id} failed: {error or 'of what cannot be read'}", workflow_state_id=row.id, error=error
@@ -498,7 +498,7 @@ class Executor:
     async def _claim(self, uow: StoreUnit, row: Any, wanted: WantedRun, claim: Claim) -> Any:
         """The unfinished `row`, claimed; or why it cannot be; None if it has changed since it was read."""
         if unclaimable := unclaimable_columns(row):
-            raise unreadable(unclaimable, row.id, workflow_id=row.workflow_id)
+            raise corrupt_cells(unclaimable, row.id, workflow_id=row.workflow_id)
         if not row.lease_is_free and not self._is_abandoned(row):
             return lease_held(row.id, row)
         if wanted.parent_id is not None and row.is_asleep:
@@ -623,7 +623,7 @@ _RUN_IDS: Final = UUID("8c5f6c58-0a55-4a62-9f0a-3f3f6f3f7b61")
 def _require_same(row: Any, wanted: WantedRun) -> Any:
     """Return `row` if it is a run of what was asked for, and can be addressed."""
     if not is_id(row.id):
-        raise unreadable(["id"], row.id, workflow_id=row.workflow_id)
+        raise corrupt_cells(["id"], row.id, workflow_id=row.workflow_id)
     if row.workflow_name != wanted.name:
         raise Conflict(
             f"run {row.id} is of {row.workflow_name!r}, not of {wanted.name!r}; give it another workflow_id",

@@ -26,7 +26,7 @@ from orchestrator_state.execution.executor import Executor
 from orchestrator_state.execution.loading import LoadedRun, Page
 from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.records import Lease, is_count, unreadable, unwritable_columns
+from orchestrator_state.records import Lease, corrupt_cells, is_count, unwritable_columns
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import NOT_THE_RUNS, Handler
 from orchestrator_state.transactions import StoreUnit, Transactions, Work
@@ -283,7 +283,7 @@ def _outcome(error: Exception) -> str:
 
 def _why_unknown(row: Any) -> CorruptPayload | None:
     damaged = unwritable_columns(row)
-    return unreadable(damaged, row.id, workflow_id=row.workflow_id) if damaged else None
+    return corrupt_cells(damaged, row.id, workflow_id=row.workflow_id) if damaged else None
 
 
 def _recovered(

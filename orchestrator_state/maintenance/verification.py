@@ -290,7 +290,7 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     require_sound(row)
     steps = (await uow.history.list_steps_of([row.id]))[row.id]
     payloads = await transactions.payloads_of([row, *steps])
-    opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+    opener = Opener.of(payloads, row)
     opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
     for step in steps:
         opener.step_row(step)

@@ -135,7 +135,7 @@ def require_sound(row: Any) -> None:
     """Raise `CorruptPayload` with the `path` of the first damaged column of a row of workflows."""
     damaged = damaged_columns(row, CELLS["workflow_states"])
     if damaged:
-        raise unreadable(damaged, row.id)
+        raise corrupt_cells(damaged, row.id)
 
 
 def damaged_in(groups: Iterable[str], row: Any, cells: Cells) -> list[str]:
@@ -157,7 +157,7 @@ def unwritable_columns(row: Any) -> list[str]:
     return [name for name in GROWING_COUNTS if not is_count(getattr(row, name))]
 
 
-def unreadable(columns: Iterable[str], workflow_state_id: UUID, **about: object) -> CorruptPayload:
+def corrupt_cells(columns: Iterable[str], workflow_state_id: UUID, **about: object) -> CorruptPayload:
     named = list(columns)
     return CorruptPayload(
         f"the stored {', '.join(named)} cannot be read: mend it in the database, then `store.resume`",

@@ -79,7 +79,7 @@ class Delta:
             raise CorruptPayload("the stored snapshot is no delta", path="snapshot") from None
 
 
-class Cadence:
+class WholeEvery:
     """When a checkpoint is whole: while the state is small, and once as much is new as the last whole one held.
 
     Whole ones then add up to no more than twice the state, and from time to time there is a second copy of each step.
@@ -101,7 +101,7 @@ class Cadence:
             self._last_whole, self._added = size, 0
 
 
-class Subject(NamedTuple):
+class RunHeader(NamedTuple):
     """The run that a snapshot is of: what a run never changes of its row."""
 
     id: UUID
@@ -149,7 +149,7 @@ def step_json(fields: Mapping[str, Any], outputs: str) -> str:
     return text.decode()
 
 
-class Source:
+class DeltaBase:
     """What the deltas of a run refer to: its row, and those of its steps in order of position.
 
     A step is opened when a delta wants it, so that damage to a later one does not matter.
@@ -158,7 +158,7 @@ class Source:
     def __init__(self, row: Any, step_rows: Sequence[Any], payloads: Payloads) -> None:
         self._row = row
         self._step_rows = step_rows
-        self._opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+        self._opener = Opener.of(payloads, row)
         self._open_step = cache(self._step)
 
     @property
@@ -191,8 +191,8 @@ class Source:
             outputs = fields.get("outputs", "null")
             parts[step_id] = step_json({name: fields[name] for name in fields if name != "outputs"}, outputs)
         row = self._row
-        subject = Subject(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
-        return subject.snapshot(delta.updated_at, context, parts)
+        header = RunHeader(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
+        return header.snapshot(delta.updated_at, context, parts)
 
     def _initial(self) -> Encoded:
         row = self._row

@@ -7,7 +7,8 @@ a value that was moved to another place does not open there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from datetime import datetime
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID
 
 from orchestrator_state.concurrency import LONG
@@ -18,7 +19,7 @@ Columns = dict[str, Any]
 
 # No damage: what is stored may be sound, and this store lacks what opens it. A run that meets it is left as it is, for
 # one that has the key or the codec.
-UNREADABLE: Final = (DecryptionFailed, UnknownCodec, UnprotectedPayload)
+UNOPENED_HERE: Final = (DecryptionFailed, UnknownCodec, UnprotectedPayload)
 
 # The first context is kept by copying `context` inside the database, so both columns have one identity.
 _WORKFLOW_PAYLOADS: Final = {"context": "context", "initial_context": "context", "result": "result", "error": "error"}
@@ -139,6 +140,17 @@ def or_null(text: str | None) -> str:
     return "null" if text is None else text
 
 
+class DigestedRow(Protocol):
+    """What tells of a workflow whether the digests beside its payloads are of today."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def updated_at(self) -> datetime | None: ...
+    @property
+    def digested_at(self) -> datetime | None: ...
+
+
 class Opener:
     """Opens the payloads of one workflow's rows. Raises `PayloadError`.
 
@@ -151,6 +163,11 @@ class Opener:
         self._workflow_state_id = workflow_state_id
         # Each step has the same, and the text of an id takes longer than the digest of a short payload.
         self._id = str(workflow_state_id)
+
+    @classmethod
+    def of(cls, payloads: Payloads, row: DigestedRow) -> Opener:
+        """For a row of `workflow_states`, and the steps of that workflow."""
+        return cls(payloads, row.id, outdated=row.digested_at != row.updated_at)
 
     def workflow(self, column: str, text: str | None, digest: str | None) -> str | None:
         return self._open(text, digest, workflow_identity(self._id, column), column)

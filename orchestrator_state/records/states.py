@@ -18,13 +18,13 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadErr
 from orchestrator_state.payloads import Payloads, decode_long, encode
 from orchestrator_state.records.cells import (
     CELLS,
+    corrupt_cells,
     damaged_columns,
     damaged_in,
     is_id,
     is_integer,
     is_text,
     is_time,
-    unreadable,
 )
 from orchestrator_state.records.context.history import Patch, apply_all, join, split
 from orchestrator_state.records.sealing import Columns, Opener, checkpoint_identity, or_null
@@ -255,7 +255,7 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
 def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
     """`text` is the JSON of the whole snapshot. Raises `CorruptPayload`."""
     if damaged := damaged_columns(row, CELLS["checkpoints"]):
-        raise unreadable(damaged, row.workflow_state_id)
+        raise corrupt_cells(damaged, row.workflow_state_id)
     fields = {
         "id": row.id,
         "workflow_state_id": row.workflow_state_id,
@@ -297,9 +297,9 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
     for each in (row, *step_rows):
         if damaged := _damaged_cells(each):
             named = damaged_in(damaged, each, CELLS["step_states" if each.is_step else "workflow_states"])
-            raise unreadable(named, row.state_id, workflow_id=row.workflow_id)
+            raise corrupt_cells(named, row.state_id, workflow_id=row.workflow_id)
     step_rows.sort(key=_place)
-    opener = Opener(payloads, row.state_id, outdated=row.digested_at != row.updated_at)
+    opener = Opener.of(payloads, row)
     try:
         steps = {
             step.step_id: _saved_step(step, step.step_id, step.payload, step.payload_digest, opener)

@@ -11,7 +11,7 @@ from uuid import UUID
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads, decode
-from orchestrator_state.records.cells import is_count, is_integer, is_step_id, is_time, unreadable
+from orchestrator_state.records.cells import corrupt_cells, is_count, is_integer, is_step_id, is_time
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split
 from orchestrator_state.records.sealing import Opener
@@ -89,7 +89,7 @@ class Recorded:
 
 def open_rows(row: Any, step_rows: Sequence[StoredStep], payloads: Payloads) -> Recorded:
     """Open the run's row and its steps'. Raises `PayloadError` for what is no damage, such as another key."""
-    opener = Opener(payloads, row.id, outdated=row.digested_at != row.updated_at)
+    opener = Opener.of(payloads, row)
     damaged: dict[str, frozenset[str]] = {}
     steps = [_step(step, opener, damaged) for step in step_rows]
     was_overwritten = row.initial_context is not None or row.initial_context_digest is not None
@@ -152,7 +152,7 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
 def _damaged_cells(row: StoredStep) -> list[str]:
     """Columns of a step, payloads aside, that cannot be read. Raises `CorruptPayload` if it has no place in the run."""
     if not (is_count(row.position) and is_step_id(row.step_id)):
-        raise unreadable(["step_id" if is_count(row.position) else "position"], row.workflow_state_id)
+        raise corrupt_cells(["step_id" if is_count(row.position) else "position"], row.workflow_state_id)
     damaged = [
         name for name, is_sound in _CELL_CHECKS if (value := getattr(row, name)) is not None and not is_sound(value)
     ]

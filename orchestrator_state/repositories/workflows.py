@@ -37,7 +37,7 @@ from orchestrator_state.payloads import PLAIN, Payloads, Reference, Sealed
 from orchestrator_state.records import (
     Columns,
     Delta,
-    Source,
+    DeltaBase,
     Stamps,
     as_stored,
     check_fields,
@@ -45,6 +45,7 @@ from orchestrator_state.records import (
     checkpoint_columns,
     checkpoint_from_row,
     checkpoint_identity,
+    corrupt_cells,
     is_count,
     loaded_from,
     open_snapshot,
@@ -56,7 +57,6 @@ from orchestrator_state.records import (
     state_columns,
     states_from_rows,
     step_from_row,
-    unreadable,
     upcast_state,
     upcast_step,
 )
@@ -214,12 +214,12 @@ class Repository:
         )
         return free
 
-    async def _source(self, workflow_state_id: UUID) -> Source:
+    async def _source(self, workflow_state_id: UUID) -> DeltaBase:
         of_workflow = {"workflow_state_id": workflow_state_id}
         rows = await self._fetch(WORKFLOW_ROW, of_workflow)
         if not rows:
             raise self._workflow_not_found(workflow_state_id)
-        return Source(rows[0], await self._fetch(STEP_ROWS_OF, of_workflow), self._payloads)
+        return DeltaBase(rows[0], await self._fetch(STEP_ROWS_OF, of_workflow), self._payloads)
 
     async def _make_whole(self, workflow_state_id: UUID) -> None:
         """Before finished steps or the first context change: let the deltas of the workflow not refer to them.
@@ -534,7 +534,7 @@ class WorkflowRepository(Repository):
     async def _guarded_update(self, state: WorkflowState, changed: Columns, *, is_now: bool) -> datetime:
         """Returns what became of `updated_at`: the present time if that `is_now`."""
         if not is_count(state.version):
-            raise unreadable(["version"], state.id)
+            raise corrupt_cells(["version"], state.id)
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
         values = await self._sealed_workflow(state.id, changed) | {"version": state.version + 1} | guard
         updated_at: datetime = values["updated_at"]
@@ -780,7 +780,7 @@ class CheckpointRepository(Repository):
             source = await self._source(rows[0].workflow_state_id)
         return [await self._upcast(row, source, version) for row in rows]
 
-    async def _upcast(self, row: Any, source: Source | None, version: int | None) -> Checkpoint:
+    async def _upcast(self, row: Any, source: DeltaBase | None, version: int | None) -> Checkpoint:
         texts = (row.snapshot,) if source is None else (row.snapshot, *source.texts)
         length = self._payloads.length(texts)
         try:
@@ -804,11 +804,11 @@ def _sealed_steps(payloads: Payloads, workflow_state_id: UUID, steps: Mapping[st
     ]
 
 
-def _checkpoint(row: Any, source: Source | None, payloads: Payloads) -> Checkpoint:
+def _checkpoint(row: Any, source: DeltaBase | None, payloads: Payloads) -> Checkpoint:
     return checkpoint_from_row(row, _whole_text(row, source, payloads))
 
 
-def _whole_text(row: Any, source: Source | None, payloads: Payloads) -> str:
+def _whole_text(row: Any, source: DeltaBase | None, payloads: Payloads) -> str:
     text = open_snapshot(row, payloads)
     return text if row.position is None or source is None else source.whole(Delta.from_json(text))
 

@@ -20,7 +20,6 @@ from orchestrator_state.payloads import Payloads, Reference, decode_long
 from orchestrator_state.records import (
     FINAL,
     Ack,
-    Cadence,
     Chain,
     CheckpointRecord,
     Columns,
@@ -28,8 +27,9 @@ from orchestrator_state.records import (
     FoldedContext,
     Lease,
     RunChange,
+    RunHeader,
     StepRecord,
-    Subject,
+    WholeEvery,
     checkpoint_identity,
     sealed_step,
     step_fields,
@@ -122,7 +122,7 @@ class Journal:
         self._start = history.start
         self._chain: Chain | None = None
         self._next_chain: tuple[StepRecord, Chain] | None = None
-        self._cadence = Cadence(self._size())
+        self._whole_every = WholeEvery(self._size())
         self._writer = writer
         self._transactions = writer.transactions
         self._switch = switch
@@ -313,7 +313,7 @@ class Journal:
         length, added = self.history.length, effort
         if look is not None and (self._unfolded + added >= length or self._may_have_too_many_values(length)):
             effort += length  # the context is folded
-        if checkpoint and (self._chain is None or self._cadence.is_whole_due(everything, added)):
+        if checkpoint and (self._chain is None or self._whole_every.is_whole_due(everything, added)):
             effort += everything
         return effort
 
@@ -388,7 +388,7 @@ class Journal:
             self.history.accept(entry.context, entry.step.position)
         checkpoint = entry.change.checkpoint
         is_whole = checkpoint is not None and checkpoint.position is None
-        self._cadence.committed(self._size(), _added_by(entry.step), whole=is_whole)
+        self._whole_every.committed(self._size(), _added_by(entry.step), whole=is_whole)
         self._switch.notice(ack.request)
         self._tell(hooks.StepCommitted, entry.step)
 
@@ -467,7 +467,7 @@ class Journal:
     def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
         """The state as of this commit: whole now and then, else as a delta."""
         now, checkpoint_id = step.completed_at or utc_now(), uuid4()
-        is_whole = self._cadence.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
+        is_whole = self._whole_every.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
         text = self._whole(step, context, now) if is_whole else self._delta(step, now)
         sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
         return CheckpointRecord(
@@ -485,8 +485,8 @@ class Journal:
         steps = {**self._steps, step.step_id: step}
         parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
         row = self.row
-        subject = Subject(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
-        return subject.snapshot(now.isoformat(), self.history.committed_with(context), parts)
+        header = RunHeader(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
+        return header.snapshot(now.isoformat(), self.history.committed_with(context), parts)
 
     def _delta(self, step: StepRecord, now: datetime) -> str:
         others = (known for step_id, known in self._unfinished.items() if step_id != step.step_id)

@@ -25,10 +25,10 @@ from orchestrator_state.errors import (
     StoreUnavailable,
 )
 from orchestrator_state.failures import is_a, leaves, message_of
-from orchestrator_state.records import UNREADABLE
+from orchestrator_state.records import UNOPENED_HERE
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 
-UNREADABLE_HERE: Final = (SchemaMismatch, *UNREADABLE)
+UNREADABLE_HERE: Final = (SchemaMismatch, *UNOPENED_HERE)
 """Other code, or a store with other keys, may well be able to read it."""
 
 NOT_THE_RUNS: Final = (StoreUnavailable, *UNREADABLE_HERE)

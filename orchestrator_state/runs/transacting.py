@@ -38,7 +38,7 @@ from orchestrator_state.database import (
 )
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import UNREADABLE, Ack, StepRecord
+from orchestrator_state.records import UNOPENED_HERE, Ack, StepRecord
 from orchestrator_state.runs.journal import Entry
 from orchestrator_state.runs.steps import Steps, inside
 from orchestrator_state.transactions import StoreUnit
@@ -78,7 +78,7 @@ async def transact(
         return await work.outputs()
     except FunctionFailed as failed:
         own = failed.error
-    except (LeaseLost, StoreUnavailable, *UNREADABLE) as fault:
+    except (LeaseLost, StoreUnavailable, *UNOPENED_HERE) as fault:
         steps.switch.stop(fault)
     except Exception as refused:  # noqa: BLE001 - what the function returned, or wrote
         own = refused
