@@ -8,7 +8,6 @@ values and are checked when they are saved.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any, Final, Self
@@ -199,40 +198,6 @@ class StepState(_DomainModel):
         self.status = target
 
 
-@dataclass(frozen=True, slots=True, repr=False)
-class Shown:
-    """A payload that was upcast, as JSON, and the one of version `stamp` that it was made from."""
-
-    text: str
-    stored: str
-    stamp: int
-
-
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class SavedRows:
-    """What the database held when a state was last loaded or saved: the base that a save compares with.
-
-    `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
-    order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
-    `shown` is what the caller got in place of an older version. `outdated`: some digests are older than what they stand
-    beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps. `has_patches`: steps hold
-    changes of the context that its column has not.
-    """
-
-    workflow: Mapping[str, Any]
-    steps: Mapping[str, Mapping[str, Any]]
-    positions: Mapping[str, int]
-    stamps: Mapping[str | None, int | None] = field(default_factory=dict)
-    shown: Mapping[str | None, Shown] = field(default_factory=dict)
-    outdated: bool = False
-    may_have_deltas: bool = False
-    has_patches: bool = False
-
-    @property
-    def next_position(self) -> int:
-        return max(self.positions.values(), default=-1) + 1
-
-
 class WorkflowState(_DomainModel):
     """A workflow and its steps. `context` is any JSON value; `version` counts saves and is the store's.
 
@@ -253,7 +218,8 @@ class WorkflowState(_DomainModel):
     steps: dict[str, StepState] = Field(default_factory=dict)
     version: Count = 0
 
-    _saved: SavedRows | None = PrivateAttr(default=None)
+    _saved: Any = PrivateAttr(default=None)
+    """What the database held when the state was last loaded or saved: `SavedRows`, which no caller sees."""
     _touched_at: datetime | None = PrivateAttr(default=None)
     """`updated_at`, if it comes from this machine's clock and not from the caller."""
 

@@ -25,6 +25,13 @@ from orchestrator_state.records.changes import (
     sealed_step,
     step_record,
 )
+from orchestrator_state.records.checkpoints import (
+    check_checkpoint,
+    checkpoint_columns,
+    checkpoint_from_row,
+    open_snapshot,
+)
+from orchestrator_state.records.columns import check_fields, payload_bytes, state_columns, step_columns
 from orchestrator_state.records.deltas import (
     FINAL,
     Chain,
@@ -36,7 +43,7 @@ from orchestrator_state.records.deltas import (
     step_json,
     unfinished_fields,
 )
-from orchestrator_state.records.saved import Stamps, as_stored, check_state, show_in_place_of, upcast_state, upcast_step
+from orchestrator_state.records.saved import SavedRows, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.sealing import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
@@ -56,24 +63,16 @@ from orchestrator_state.records.sealing import (
     step_identity,
     workflow_identity,
 )
-from orchestrator_state.records.states import (
-    check_checkpoint,
-    check_fields,
-    checkpoint_columns,
-    checkpoint_from_row,
-    loaded_from,
-    open_snapshot,
-    payload_bytes,
-    payloads_in,
-    rebase,
-    same_rows,
-    snapshot_of,
-    state_columns,
-    states_from_rows,
-    step_columns,
-    step_from_row,
-)
+from orchestrator_state.records.states import payloads_in, states_from_rows, step_from_row
 from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, StoredStep, open_rows, patches_of
+from orchestrator_state.records.upcasting import (
+    Stamps,
+    as_stored,
+    check_state,
+    show_in_place_of,
+    upcast_state,
+    upcast_step,
+)
 
 __all__ = [
     "CELLS",
@@ -100,6 +99,7 @@ __all__ = [
     "RunChange",
     "RunHeader",
     "RunNames",
+    "SavedRows",
     "Signal",
     "SignalPlace",
     "Stamps",

@@ -1,123 +1,102 @@
-"""States that were stored at an older version: upcast when they are loaded, stored anew where they change."""
+"""What the database held of a state when it was last loaded or saved: what the next save compares with."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
-from orchestrator_state.domain import SavedRows, Shown, StepState, StepStatus, WorkflowState
-from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
+from orchestrator_state.domain import WorkflowState
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records.states import loaded_from
-from orchestrator_state.state_schema import Schemas, StateSchema, encode_loaded
-
-Stamps = Mapping[str | None, int | None]
-"""Versions by step id, and by None for the context."""
+from orchestrator_state.records.columns import all_step_columns, payload_bytes, workflow_columns
 
 
-def upcast_state(state: WorkflowState, schemas: Schemas) -> WorkflowState:
-    """Bring a state that was just loaded to today's version, and check it against the types. Raises `SchemaMismatch`.
+@dataclass(frozen=True, slots=True, repr=False)
+class Shown:
+    """A payload that was upcast, as JSON, and the one of version `stamp` that it was made from."""
 
-    What was stored is remembered, so that a save writes only what the caller changed. A run's context in particular
-    belongs to the patches of its steps, which are upcast together when it is resumed.
+    text: str
+    stored: str
+    stamp: int
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class SavedRows:
+    """What the database held when a state was last loaded or saved: the base that a save compares with.
+
+    `workflow` maps columns to values, `steps` maps step ids to their columns, payloads encoded; `positions` is the
+    order of the steps. By step id, and by None for the context: `stamps` are the versions of what was stored, and
+    `shown` is what the caller got in place of an older version. `outdated`: some digests are older than what they stand
+    beside, so a save writes all of it. `may_have_deltas`: checkpoints may refer to the steps. `has_patches`: steps hold
+    changes of the context that its column has not.
     """
-    schema = schemas.find(state.workflow_name)
-    if schema is None:
-        return state
-    saved = loaded_from(state)
-    shown: dict[str | None, Shown] = {}
-    try:
-        found = schema.require_readable(saved.stamps.get(None), "context")
-        text = saved.workflow["context"]
-        if found < schema.version:
-            state.context = schema.upcast_context(state.context, found, schema.version)
-            shown[None] = Shown(text=encode_loaded(state.context, "context"), stored=text, stamp=found)
-            text = shown[None].text
-        schema.check_context(text, found)
-        for step_id, step in _completed(state):
-            version = schema.require_readable(saved.stamps.get(step_id), f"steps[{step_id!r}].outputs")
-            text = saved.steps[step_id]["outputs"]
-            if version < schema.version:
-                upcast_step(schema, step, version)
-                upcast = encode_loaded(step.outputs, f"steps[{step_id!r}].outputs")
-                shown[step_id] = Shown(text=upcast, stored=text, stamp=version)
-                text = upcast
-            schema.check_outputs(step_id, text, version)
-    except SchemaMismatch as error:
-        raise error.concerning(workflow_state_id=state.id) from None
-    if shown:
-        state._saved = replace(saved, shown=shown)
-    return state
+
+    workflow: Mapping[str, Any]
+    steps: Mapping[str, Mapping[str, Any]]
+    positions: Mapping[str, int]
+    stamps: Mapping[str | None, int | None] = field(default_factory=dict)
+    shown: Mapping[str | None, Shown] = field(default_factory=dict)
+    outdated: bool = False
+    may_have_deltas: bool = False
+    has_patches: bool = False
+
+    @property
+    def next_position(self) -> int:
+        return max(self.positions.values(), default=-1) + 1
+
+    def payload(self, key: str | None) -> str | None:
+        """The stored outputs of a step, or the context for None; None for a step that is not there."""
+        if key is None:
+            return self.workflow.get("context")
+        return self.steps[key]["outputs"] if key in self.steps else None
 
 
-def upcast_step(schema: StateSchema, step: StepState, found: int | None) -> None:
-    """Bring the outputs of a completed step to today's version. Raises `SchemaMismatch`."""
-    version = schema.require_readable(found, f"steps[{step.step_id!r}].outputs")
-    if step.status is StepStatus.COMPLETED:
-        step.outputs = schema.upcast_step(step.step_id, step.outputs, version, schema.version)
+def loaded_from(state: WorkflowState) -> SavedRows:
+    """What a state that was loaded from the database was built from."""
+    saved: SavedRows | None = state._saved
+    if saved is None:
+        raise ValueError("this state was not loaded from the database")
+    return saved
 
 
-def check_state(state: WorkflowState, schemas: Schemas, payloads: Payloads) -> None:
-    """Refuse to store what a load would not accept. Raises `InvalidPayload`."""
-    schema = schemas.find(state.workflow_name)
-    if schema is None:
-        return
-    try:
-        if schema.state is not None:
-            schema.check_context(payloads.encode(state.context, "context"), schema.version)
-        for step_id, step in _completed(state):
-            if schema.type_of(step_id) is not None:
-                path = f"steps[{step_id!r}].outputs"
-                schema.check_outputs(step_id, payloads.encode(step.outputs, path), schema.version)
-    except StateMismatch as error:
-        raise InvalidPayload(str(error), path=error.path) from None
+async def rebase(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> None:
+    """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer.
 
-
-def as_stored(
-    columns: dict[str, Any], steps: Mapping[str, dict[str, Any]], saved: SavedRows | None, version: int | None
-) -> tuple[Stamps, dict[str | None, Shown]]:
-    """Put back, into the columns of a save, what is as it was shown; the rest is of `version`.
-
-    Returns the stamps but for those that are None, and what goes on being shown in place of something older.
+    Both were just made, and are nobody else's.
     """
-    stamps: dict[str | None, int | None] = {}
-    shown: dict[str | None, Shown] = {}
-    payloads: list[tuple[str | None, dict[str, Any], str]] = [(None, columns, "context")]
-    payloads += [(step_id, row, "outputs") for step_id, row in steps.items()]
-    for key, row, name in payloads:
-        stored = None if saved is None else saved.workflow if key is None else saved.steps.get(key)
-        upcast = None if saved is None else saved.shown.get(key)
-        if upcast is not None and row[name] == upcast.text:
-            shown[key], row[name], stamps[key] = upcast, upcast.stored, upcast.stamp
-        elif saved is None or stored is None or upcast is not None:
-            stamps[key] = version
-        elif row[name] == stored[name] or version is None:
-            stamps[key] = saved.stamps.get(key)
-        else:
-            stamps[key] = version
-    if version is None and saved is not None:
-        # Without a schema what is new belongs to what is there.
-        stamps |= {key: saved.stamps.get(None) for key in stamps if key is not None and key not in saved.steps}
-    return {key: stamp for key, stamp in stamps.items() if stamp is not None}, shown
+    base = loaded_from(live)
+    state.version = live.version
+    comparing = partial(equals_stored, state, live, payloads)
+    if await payloads.aside.call(comparing, payload_bytes(base.workflow, base.steps)):
+        state.updated_at = live.updated_at  # saving it writes nothing
+    # As if `updated_at` were unmoved: saving an older state is an update of today.
+    state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
 
 
-def show_in_place_of(restored: WorkflowState, old: WorkflowState, version: int) -> None:
-    """Let a save of a `restored` state, which was rebased, store what it was upcast from: `old`, of `version`.
-
-    It stands beside patches of that version, which a resume upcasts together with it.
-    """
-    shown: dict[str | None, Shown] = {
-        None: Shown(
-            text=encode_loaded(restored.context, "context"), stored=encode_loaded(old.context, "context"), stamp=version
-        )
-    }
-    for step_id, step in _completed(restored):
-        path = f"steps[{step_id!r}].outputs"
-        stored = encode_loaded(old.steps[step_id].outputs, path)
-        shown[step_id] = Shown(text=encode_loaded(step.outputs, path), stored=stored, stamp=version)
-    restored._saved = replace(loaded_from(restored), shown=shown)
+def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> bool:
+    """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
+    stored = loaded_from(live)
+    mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
+    steps = all_step_columns(state, payloads)
+    for key, shown in stored.shown.items():
+        if key is None:
+            mine["context"] = shown.stored if mine["context"] == shown.text else mine["context"]
+        elif key in steps and steps[key]["outputs"] == shown.text:
+            steps[key]["outputs"] = shown.stored
+    return mine == stored.workflow and steps == stored.steps
 
 
-def _completed(state: WorkflowState) -> list[tuple[str, StepState]]:
-    return [(key, step) for key, step in state.steps.items() if step.status == StepStatus.COMPLETED]
+def snapshot_of(state: WorkflowState) -> WorkflowState:
+    """A saved `state` as it was written, to compare with what is there."""
+    copied = state.model_copy()
+    copied._saved = state._saved
+    return copied
+
+
+def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
+    """Whether `live` was loaded from the very rows that the save of `written` wrote, `updated_at` included."""
+    there, mine = live._saved, written._saved
+    if there is None or mine is None:
+        return False
+    return live.version == written.version and there.workflow == mine.workflow and there.steps == mine.steps

@@ -1,25 +1,19 @@
-"""Domain object <-> column values. Pure: payloads are encoded and checked here, and no SQL is sent."""
+"""Rows -> domain objects: what the statements that select states found, as workflows with their steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from pydantic import BaseModel
-
-from orchestrator_state.arguments import as_instance
 from orchestrator_state.collector import collector_paused
 from orchestrator_state.damaged import DAMAGED_TIME
-from orchestrator_state.domain import Checkpoint, SavedRows, StepState, StepStatus, WorkflowState, WorkflowStatus
-from orchestrator_state.errors import CorruptPayload, InvalidPayload, PayloadError
-from orchestrator_state.payloads import Payloads, decode_long, encode
+from orchestrator_state.domain import StepState, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.errors import CorruptPayload, PayloadError
+from orchestrator_state.payloads import Payloads, decode_long
 from orchestrator_state.records.cells import (
     CELLS,
     corrupt_cells,
-    damaged_columns,
     damaged_in,
     is_id,
     is_integer,
@@ -27,18 +21,14 @@ from orchestrator_state.records.cells import (
     is_time,
 )
 from orchestrator_state.records.context.history import Patch, apply_all, join, split
-from orchestrator_state.records.sealing import Columns, Opener, checkpoint_identity, or_null
-
-_Model = TypeVar("_Model", bound=BaseModel)
+from orchestrator_state.records.saved import SavedRows
+from orchestrator_state.records.sealing import Columns, Opener, or_null
+from orchestrator_state.records.trusted import trusted
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
 _STEP_STATUSES: Final = {status.value: status for status in StepStatus}
-_ALL_FIELDS: Final[Mapping[type[BaseModel], set[str]]] = {
-    model: set(model.model_fields) for model in (WorkflowState, StepState, Checkpoint)
-}
 _MANY_ROWS: Final = 1000
 _OnDamaged = Callable[[PayloadError], object]
-_set: Final = object.__setattr__  # the models' own validates
 
 
 class StateRow(NamedTuple):
@@ -79,71 +69,6 @@ class StateRow(NamedTuple):
 _PAYLOAD: Final = StateRow._fields.index("payload")
 
 
-def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
-    """The columns of `state` that a save may write; `id`, `namespace` and `version` are the statement's."""
-    return {
-        "workflow_id": state.workflow_id,
-        "workflow_name": state.workflow_name,
-        "status": _plain(state.status),
-        "user_id": state.user_id,
-        "started_at": state.started_at,
-        "updated_at": state.updated_at,
-        "completed_at": state.completed_at,
-        "context": payloads.encode(state.context, "context"),
-        "error": state.error,
-    }
-
-
-def step_columns(step: StepState, path: str, payloads: Payloads) -> Columns:
-    return {
-        "status": _plain(step.status),
-        "started_at": step.started_at,
-        "completed_at": step.completed_at,
-        "outputs": payloads.encode(step.outputs, f"{path}.outputs"),
-        "error": step.error,
-        "retry_count": step.retry_count,
-    }
-
-
-def check_fields(model: WorkflowState | StepState | Checkpoint) -> None:
-    """Raise `InvalidPayload` unless the fields, payloads aside, are what the constructor would accept.
-
-    Assignment is validated; `model_copy(update=…)` and changes of `__dict__` are not.
-    """
-    fields = {name: value for name, value in model.__dict__.items() if name != "steps"}
-    type(model)(**fields)
-
-
-def _plain(status: object) -> object:
-    """The text of a status; anything else is left for `check_fields` to refuse."""
-    return status.value if isinstance(status, WorkflowStatus | StepStatus) else status
-
-
-def all_step_columns(state: WorkflowState, payloads: Payloads) -> dict[str, Columns]:
-    """The columns of every step by step id. Raises `InvalidPayload` for a key that is not its step's id."""
-    columns: dict[str, Columns] = {}
-    if not isinstance(state.steps, dict):
-        raise InvalidPayload(f"steps is a {type(state.steps).__name__}, not a dict", path="steps")
-    for key, step in state.steps.items():
-        path = f"steps[{key!r}]"
-        if not isinstance(step, StepState):
-            raise InvalidPayload(f"{path} is a {type(step).__name__}, not a StepState", path=path)
-        if key != step.step_id:
-            raise InvalidPayload(f"{path} holds the step {step.step_id!r}; key and step_id must agree", path=path)
-        columns[key] = step_columns(step, path, payloads)
-    return columns
-
-
-def state_columns(state: WorkflowState, payloads: Payloads) -> tuple[Columns, dict[str, Columns]]:
-    """The columns of a state and of its steps."""
-    return workflow_columns(state, payloads), all_step_columns(state, payloads)
-
-
-def payload_bytes(columns: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> int:
-    """How much JSON a workflow holds."""
-    return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
-
-
 def payloads_in(rows: Sequence[Any]) -> Iterable[object]:
     """The texts that make `states_from_rows` take long."""
     return (row[_PAYLOAD] for row in rows)
@@ -181,96 +106,6 @@ def _states(rows: Sequence[Iterable[Any]], payloads: Payloads, on_damaged: _OnDa
                 raise
             on_damaged(error)
     return states
-
-
-def loaded_from(state: WorkflowState) -> SavedRows:
-    """What a state that was loaded from the database was built from."""
-    if state._saved is None:
-        raise ValueError("this state was not loaded from the database")
-    return state._saved
-
-
-async def rebase(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> None:
-    """Make `state` the successor of `live`: saving it replaces what `live` was loaded from, and nothing newer.
-
-    Both were just made, and are nobody else's.
-    """
-    base = loaded_from(live)
-    state.version = live.version
-    comparing = partial(equals_stored, state, live, payloads)
-    if await payloads.aside.call(comparing, payload_bytes(base.workflow, base.steps)):
-        state.updated_at = live.updated_at  # saving it writes nothing
-    # As if `updated_at` were unmoved: saving an older state is an update of today.
-    state._saved = replace(base, workflow={**base.workflow, "updated_at": state.updated_at})
-
-
-def equals_stored(state: WorkflowState, live: WorkflowState, payloads: Payloads) -> bool:
-    """Whether what a save of `state` would write is what `live` was loaded from, `updated_at` aside."""
-    stored = loaded_from(live)
-    mine = workflow_columns(state, payloads) | {"updated_at": live.updated_at}
-    steps = all_step_columns(state, payloads)
-    for key, shown in stored.shown.items():
-        if key is None:
-            mine["context"] = shown.stored if mine["context"] == shown.text else mine["context"]
-        elif key in steps and steps[key]["outputs"] == shown.text:
-            steps[key]["outputs"] = shown.stored
-    return mine == stored.workflow and steps == stored.steps
-
-
-def snapshot_of(state: WorkflowState) -> WorkflowState:
-    """A saved `state` as it was written, to compare with what is there."""
-    copied = state.model_copy()
-    copied._saved = state._saved
-    return copied
-
-
-def same_rows(live: WorkflowState, written: WorkflowState) -> bool:
-    """Whether `live` was loaded from the very rows that the save of `written` wrote, `updated_at` included."""
-    there, mine = live._saved, written._saved
-    if there is None or mine is None:
-        return False
-    return live.version == written.version and there.workflow == mine.workflow and there.steps == mine.steps
-
-
-def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:
-    """Raise `InvalidPayload` or `PayloadTooLarge` for what cannot be stored, before any SQL."""
-    check_fields(as_instance(checkpoint, Checkpoint, "checkpoint"))
-    encode(checkpoint.snapshot, "snapshot", payloads.limits.of_snapshot)
-
-
-def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
-    check_fields(checkpoint)
-    text = encode(checkpoint.snapshot, "snapshot", payloads.limits.of_snapshot)
-    sealed = payloads.seal(text, checkpoint_identity(checkpoint.workflow_state_id, checkpoint.id))
-    return {
-        "id": checkpoint.id,
-        "workflow_state_id": checkpoint.workflow_state_id,
-        "step_id": checkpoint.step_id,
-        "timestamp": checkpoint.timestamp,
-        "snapshot": sealed.text,
-        "snapshot_digest": sealed.digest,
-    }
-
-
-def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
-    """`text` is the JSON of the whole snapshot. Raises `CorruptPayload`."""
-    if damaged := damaged_columns(row, CELLS["checkpoints"]):
-        raise corrupt_cells(damaged, row.workflow_state_id)
-    fields = {
-        "id": row.id,
-        "workflow_state_id": row.workflow_state_id,
-        "step_id": row.step_id,
-        "timestamp": row.timestamp,
-        "snapshot": decode_long(text, "snapshot"),
-        "seq": row.seq,
-    }
-    return _trusted(Checkpoint, fields)
-
-
-def open_snapshot(row: Any, payloads: Payloads) -> str:
-    """The JSON in a row of `checkpoints`: of a snapshot, or of a delta. Raises `PayloadError`."""
-    identity = checkpoint_identity(row.workflow_state_id, row.id)
-    return payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")
 
 
 def _damaged_cells(row: StateRow) -> list[str]:
@@ -338,7 +173,7 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
         }
     except PayloadError as error:
         raise error.concerning(workflow_state_id=row.state_id) from None
-    return _trusted(WorkflowState, fields, {"_saved": saved, "_touched_at": None})
+    return trusted(WorkflowState, fields, {"_saved": saved, "_touched_at": None})
 
 
 def _place(row: StateRow) -> tuple[int, str]:
@@ -383,7 +218,7 @@ def _saved_step(row: Any, step_id: str, outputs: str | None, digest: str | None,
 
 
 def _step(step_id: str, columns: Mapping[str, Any]) -> StepState:
-    return _trusted(
+    return trusted(
         StepState,
         {
             "step_id": step_id,
@@ -399,17 +234,3 @@ def _status(known: Mapping[str, Any], value: str, path: str) -> Any:
         return known[value]
     except KeyError:
         raise CorruptPayload(f"the stored {path} is none that this version of the package knows", path=path) from None
-
-
-def _trusted(model: type[_Model], fields: Columns, private: Columns | None = None) -> _Model:
-    """Build a model from values that were validated when they were stored, five times faster than by its constructor.
-
-    Sets what pydantic's own `__copy__` sets. `__pydantic_fields_set__` is one for all: it holds every field already,
-    so nobody's assignment changes it, and it would be a third of a step's memory.
-    """
-    instance = model.__new__(model)
-    _set(instance, "__dict__", fields)
-    _set(instance, "__pydantic_fields_set__", _ALL_FIELDS[model])
-    _set(instance, "__pydantic_extra__", None)
-    _set(instance, "__pydantic_private__", private)
-    return instance

@@ -20,7 +20,7 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_count, as_instance, as_name, as_utc, as_uuid
 from orchestrator_state.concurrency import LONG
 from orchestrator_state.database import ReadingSession, announce, database_errors, unless_committed
-from orchestrator_state.domain import FINISHED, Checkpoint, SavedRows, StepState, WorkflowState
+from orchestrator_state.domain import FINISHED, Checkpoint, StepState, WorkflowState
 from orchestrator_state.errors import (
     AlreadyExists,
     CheckpointNotFound,
@@ -38,6 +38,7 @@ from orchestrator_state.records import (
     Columns,
     Delta,
     DeltaBase,
+    SavedRows,
     Stamps,
     as_stored,
     check_fields,
@@ -285,7 +286,8 @@ class WorkflowRepository(Repository):
         self, state: WorkflowState, version: int | None, columns: Columns, steps: dict[str, Columns]
     ) -> None:
         self._payloads.limits.check_workflow(payload_bytes(columns, steps), len(steps))
-        known: Mapping[str, Mapping[str, Any]] = state._saved.steps if state._saved is not None else {}
+        saved: SavedRows | None = state._saved
+        known: Mapping[str, Mapping[str, Any]] = {} if saved is None else saved.steps
         check_fields(state)
         for step_id, row in steps.items():
             if row != known.get(step_id):
@@ -487,7 +489,7 @@ class WorkflowRepository(Repository):
     async def _update(
         self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
     ) -> None:
-        saved = state._saved
+        saved: SavedRows | None = state._saved
         if saved is None:
             saved = await self._saved_rows(state)
         stamps, shown = as_stored(columns, steps, saved, version)
