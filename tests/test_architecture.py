@@ -1,5 +1,6 @@
 """What the page on the architecture shows is what the code is."""
 
+import re
 import shutil
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -53,3 +54,22 @@ def test_a_room_that_says_something_else_of_itself_changes_the_page(checkout: Pa
     (checkout / "orchestrator_state" / "runs" / "__init__.py").write_text('"""Where runs\nlive.\n\nMore."""')
     after = draw_rooms.table(draw_rooms.floors_of(checkout))
     assert set(after.splitlines()) - set(before.splitlines()) == {"| 5 | `runs/` | Where runs live. |"}
+
+
+# --- what pages for developers say -------------------------------------------------------------------------------
+
+DEVELOPERS_PAGES = [ROOT / "CONTRIBUTING.md", draw_rooms.PAGE, *sorted(ROOT.glob("docs/decisions/*.md"))]
+
+
+@pytest.mark.parametrize("page", DEVELOPERS_PAGES, ids=lambda page: page.name)
+def test_a_file_that_a_page_names_is_there(page: Path) -> None:
+    named = set(re.findall(r"`([\w./]+(?:\.py|/))`", page.read_text()))
+    assert not {
+        name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "orchestrator_state"))
+    }
+
+
+def test_a_target_that_a_page_names_is_one_of_make() -> None:
+    targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= set(targets), page
