@@ -1,24 +1,19 @@
-"""What a store sends to its database, counted behind the public door."""
+"""What a store sends to its database, heard by SQLAlchemy's events; and how often it switches threads for SQLite."""
 
+import logging
 import re
-import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any, Final
-from unittest.mock import patch
 
 from sqlalchemy import event
 
 from orchestrator_state import StateStore
-from orchestrator_state.database import driver
-from orchestrator_state.database.driver import DriverStatement
-from orchestrator_state.database.sqlite import database as sqlite_database
-from orchestrator_state.database.sqlite.connection import _Connection
 
 _WRITES: Final = {"INSERT": "INTO", "UPDATE": "UPDATE", "DELETE": "FROM"}
+_PROLONGS: Final = re.compile(r"UPDATE workflow_states SET lease_expires_at=\(strftime\([^,]*, workflow_states\.lease")
 
 
 @dataclass
@@ -26,19 +21,20 @@ class Traffic:
     """What went over the connections of a store, in order, without the BEGINs."""
 
     statements: list[str] = field(default_factory=list)
+    parameters: list[Any] = field(default_factory=list)
     rows_written: Counter[str] = field(default_factory=Counter)
-    """By `"update step_states"` and the like; not of what was given to the driver past SQLAlchemy."""
+    """By `"update step_states"` and the like."""
     commits: int = 0
-    _pool: Any = None
-    hops: int = 0
-    """Calls in the threads of SQLite connections."""
 
     def _note(self, _: Any, cursor: Any, statement: str, parameters: Any, __: Any, executemany: bool) -> None:
         words = statement.split()
         verb = words[0].upper()
-        if verb == "BEGIN":
+        # A unit that was held up prolongs the leases of the others: what a call costs is not to depend on whether the
+        # machine stood still in it.
+        if verb == "BEGIN" or _PROLONGS.match(statement):
             return
         self.statements.append(statement)
+        self.parameters.append(parameters)
         if verb in _WRITES:
             table = words[words.index(_WRITES[verb]) + 1].strip('"')
             # Drivers do not agree on the row count of an executemany; each set of parameters here is one row.
@@ -47,63 +43,12 @@ class Traffic:
     def _note_commit(self, _: Any) -> None:
         self.commits += 1
 
-    def _answered(self, pooled: Any, sql: str, arguments: Any) -> Any:
-        """In the place of `driver._answer`."""
-        if pooled._pool is not self._pool:
-            return _answer(pooled, sql, arguments)
-        self.statements.append(sql)
-        self.commits += any(verb in sql for verb in _WRITES)
-        return _answer(pooled, sql, arguments)
-
-    async def _traced(self, connection: _Connection, work: Callable[[sqlite3.Connection], Any]) -> Any:
-        """In the place of `_Connection.transaction`."""
-
-        def noted(raw: sqlite3.Connection) -> Any:
-            raw.set_trace_callback(self.statements.append)
-            try:
-                return work(raw)
-            finally:
-                raw.set_trace_callback(None)
-
-        result = await _transaction(connection, noted)
-        self.commits += 1
-        return result
-
-    async def _queried(self, connection: _Connection, sql: str, arguments: Any) -> Any:
-        """In the place of `_Connection.query`."""
-        self.statements.append(sql)
-        return await _query(connection, sql, arguments)
-
-    async def _hopped(self, connection: _Connection, *arguments: Any, **options: Any) -> Any:
-        """In the place of `_Connection._execute`."""
-        self.hops += 1
-        return await _execute(connection, *arguments, **options)
-
-
-def _method(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Unlike a bound method, a function in a class is given the instance."""
-
-    def method(*arguments: Any, **options: Any) -> Any:
-        return function(*arguments, **options)
-
-    return method
-
-
-_transaction: Final = _Connection.transaction
-_answer: Final = driver._answer
-_query: Final = _Connection.query
-_execute: Final = _Connection._execute
-
 
 @contextmanager
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
-    """Record everything that the store sends inside the block.
-
-    A unit on SQLite that was held up prolongs the leases of the others, by one statement more. What a call costs is
-    not to depend on whether the machine stood still in it: here no unit counts as held up.
-    """
+    """Record everything that the store sends inside the block."""
     engine = store._transactions.database._pool.sync_engine
-    traffic = Traffic(_pool=engine.pool)
+    traffic = Traffic()
     listeners: dict[str, Callable[..., Any]] = {
         "after_cursor_execute": traffic._note,
         "commit": traffic._note_commit,
@@ -111,26 +56,39 @@ def traffic_of(store: StateStore) -> Iterator[Traffic]:
     for name, listener in listeners.items():
         event.listen(engine, name, listener)
     try:
-        with (
-            patch.object(_Connection, "transaction", _method(traffic._traced)),
-            patch.object(driver, "_answer", traffic._answered),
-            patch.object(_Connection, "query", _method(traffic._queried)),
-            patch.object(_Connection, "_execute", _method(traffic._hopped)),
-            patch.object(sqlite_database, "_SHORT", timedelta.max),
-        ):
-            yield traffic
+        yield traffic
     finally:
         for name, listener in listeners.items():
             event.remove(engine, name, listener)
 
 
-_compile: Final = DriverStatement.__init__
+class _Hops(logging.Handler):
+    """aiosqlite says at DEBUG what it calls in a connection's thread."""
+
+    count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += record.msg.startswith("executing")
 
 
-def unfenced(self: DriverStatement, *arguments: Any) -> None:
-    """In the place of `DriverStatement.__init__`, for negative controls: any token matches, at any place."""
-    _compile(self, *arguments)
-    fence = r"(workflow_states\.(?:lease_owner|lease_token|version) = [^ ]+(?! \+))"
-    sql, found = re.subn(fence, r"(\1 OR 1 = 1)", self.sql)
-    self.sql = sql  # type: ignore[misc]
-    assert found in (0, 3), self.sql
+@contextmanager
+def hops() -> Iterator[_Hops]:
+    """Count the calls in the threads of SQLite connections, while nobody listens to what the store sends."""
+    logger, counting = logging.getLogger("aiosqlite"), _Hops()
+    level = logger.level
+    logger.addHandler(counting)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield counting
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(counting)
+
+
+def without_the_fence(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+    """A listener to `before_cursor_execute`, with `retval=True`, for negative controls.
+
+    It lets any owner's token match, at any place. The parameters keep theirs.
+    """
+    fence = r"(workflow_states\.(?:lease_owner|lease_token|version) = (?:\?|\$\d+(?:::\w+)?|given\.\w+))(?! \+)"
+    return re.sub(fence, r"(\1 OR 1 = 1)", statement), parameters

@@ -6,16 +6,11 @@ A resumed handler starts again from the top: what it does to the context between
 import asyncio
 import copy
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import pytest
-from sqlalchemy import event
 
 from orchestrator_state import CorruptPayload, InvalidPayload, Run, StateStore, WorkflowState
-from orchestrator_state.database.driver import DriverStatement
 from orchestrator_state.records.context.history import Patch
 from tests.running import (
     Effect,
@@ -27,6 +22,7 @@ from tests.running import (
     until_done,
     vanish,
 )
+from tests.statements import traffic_of
 
 # --- once, however often the worker vanished ---
 
@@ -249,38 +245,17 @@ async def test_a_key_that_is_no_text_is_refused(store: StateStore) -> None:
 # --- append ---
 
 
-@contextmanager
-def sent_by(store: StateStore) -> Iterator[list[str]]:
-    """The parameters of the statements that the store sends inside the block, as text."""
-    sent: list[str] = []
-
-    def note(_: Any, __: Any, ___: Any, parameters: Any, *____: Any) -> None:
-        sent.append(repr(parameters))
-
-    def compiled(statement: DriverStatement, values: dict[str, Any]) -> list[Any]:
-        sent.append(repr(values))
-        return arguments(statement, values)
-
-    arguments = DriverStatement.arguments
-    engine = store._transactions.database._pool.sync_engine
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        with patch.object(DriverStatement, "arguments", compiled):
-            yield sent
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-
-
 async def test_append_writes_the_item_and_not_the_list_again(database_url: str) -> None:
     async def handler(run: Run) -> int:
         for n in range(5):
             run.append("messages", f"message-{n}")
             await run.step("step", Effect())
-        with sent_by(store) as sent:
+        with traffic_of(store) as traffic:
             run.append("messages", "the last one")
             await run.step("step", Effect())
-        assert any("the last one" in parameters for parameters in sent)
-        assert not any("message-" in parameters for parameters in sent)
+        sent = repr(traffic.parameters)
+        assert "the last one" in sent
+        assert "message-" not in sent
         return len(run.context["messages"])
 
     async with StateStore.open(database_url, checkpoint_every=0) as store:
@@ -308,9 +283,9 @@ async def test_while_the_run_goes_on_others_see_what_was_appended(store: StateSt
 
 async def test_an_unchanged_context_is_not_written(database_url: str) -> None:
     async def handler(run: Run) -> None:
-        with sent_by(store) as sent:
+        with traffic_of(store) as traffic:
             await run.step("step", Effect())
-        assert not any("large" in parameters for parameters in sent)
+        assert "large" not in repr(traffic.parameters)
 
     async with StateStore.open(database_url, checkpoint_every=0) as store:
         await store.run("n", handler, workflow_id="w", context={"large": "large" * 100})

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator_state import Run, StateStore
 from tests.running import Effect, Failing, seconds, vanish
-from tests.statements import Traffic, traffic_of
+from tests.statements import Traffic, hops, traffic_of
 
 
 async def cost_in_a_run(store: StateStore, call: Any, **options: Any) -> Traffic:
@@ -27,18 +27,30 @@ async def cost_in_a_run(store: StateStore, call: Any, **options: Any) -> Traffic
 
 
 def assert_one_commit(cost: Traffic, backend: str, *, verbs: list[str]) -> None:
-    """On Postgres one statement, which is a transaction by itself; on SQLite those, in one hop to the thread."""
+    """On Postgres one statement, which is a transaction by itself; on SQLite those."""
     assert cost.commits == 1
     if backend == "postgres":
         assert len(cost.statements) == 1
     else:
         assert [statement.split()[0] for statement in cost.statements] == verbs
-        assert cost.hops == 1
 
 
-async def test_a_step_is_one_commit_of_one_statement_or_in_one_hop(store: StateStore, backend: str) -> None:
+async def test_a_step_is_one_commit_of_one_statement_or_of_four(store: StateStore, backend: str) -> None:
     cost = await cost_in_a_run(store, lambda run: run.step("a", Effect(), {"some": "outputs"}))
     assert_one_commit(cost, backend, verbs=["UPDATE", "INSERT", "INSERT", "DELETE"])
+
+
+@pytest.mark.parametrize("backend", ["sqlite"])
+async def test_a_step_is_one_switch_of_threads(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        await run.step("before", Effect())
+        with hops() as switches:
+            await run.step("a", Effect(), {"some": "outputs"})
+        counts.append(switches.count)
+
+    counts: list[int] = []
+    await store.run("n", handler)
+    assert counts == [1]
 
 
 async def test_without_a_checkpoint_it_is_two_statements_on_sqlite(database_url: str, backend: str) -> None:

@@ -10,11 +10,10 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
 
 from orchestrator_state import ConfigurationError, LeaseLost, OrchestratorStateError, Run, StateStore, StoreUnavailable
 from orchestrator_state.column_types import UtcTimestamp
-from orchestrator_state.database.driver import DriverStatement
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
@@ -23,7 +22,7 @@ from orchestrator_state.runs.writer import Writer
 from tests.chance import dice
 from tests.engines import own_engine
 from tests.running import count_rows, fetch, seconds
-from tests.statements import traffic_of, unfenced
+from tests.statements import traffic_of, without_the_fence
 
 OWNER = uuid4()
 TOO_LONG = "x" * 300
@@ -494,9 +493,10 @@ async def test_a_step_inside_a_unit_of_the_same_task_is_refused_and_does_not_wai
 
 
 async def test_a_stale_write_would_be_seen_if_the_token_were_not_in_the_where_clause(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
+    store: StateStore,
 ) -> None:
-    monkeypatch.setattr(DriverStatement, "__init__", unfenced)
+    engine = store._transactions.database._pool.sync_engine
+    event.listen(engine, "before_cursor_execute", without_the_fence, retval=True)
     [lease] = await leased(store)
     await the_writer(store).commit(a_change(replace(lease, token=0)))
     assert await recorded(store) == {lease.workflow_state_id}

@@ -6,7 +6,6 @@ connection. SQLAlchemy says nothing then: what was rolled back stays, and one ta
 
 from __future__ import annotations
 
-import sqlite3
 from contextlib import suppress
 from operator import methodcaller
 from typing import Any, Final, cast
@@ -17,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import AssertionPool, SingletonThreadPool, StaticPool
 
+from orchestrator_state.database.internals import begun_connections, sqlite3_of
 from orchestrator_state.errors import ConfigurationError
 
 _DRIVERS: Final = (("sqlite", "aiosqlite"), ("postgresql", "asyncpg"))
@@ -72,7 +72,7 @@ def require_fit_connection(connection: Connection) -> str | None:
     path: str = next(file for _, name, file in files if name == "main")
     if not path:
         raise ConfigurationError(f"the engine's database is in memory, and not one for all; {_USE_ANOTHER_POOL}")
-    raw = _sqlite3_of(connection)
+    raw = sqlite3_of(connection)
     if getattr(raw, "autocommit", None) is True:
         raise ConfigurationError("the engine's driver has autocommit=True and ignores rollbacks; leave it out")
     if raw.isolation_level is None and getattr(connection.dialect, "skip_autocommit_rollback", False):
@@ -129,14 +129,14 @@ def read_what_is_no_text(engine: Engine) -> None:
 
 
 def _read_leniently(connection: Connection, *_: Any) -> None:
-    raw = _sqlite3_of(connection)
+    raw = sqlite3_of(connection)
     connection.info.setdefault(_TEXTS, raw.text_factory)
     raw.text_factory = methodcaller("decode", "utf-8", "surrogateescape")
 
 
 def _read_as_before(connection: Connection | None, *_: Any) -> None:
     if connection is not None and not connection.invalidated and _TEXTS in connection.info:
-        _sqlite3_of(connection).text_factory = connection.info.pop(_TEXTS)
+        sqlite3_of(connection).text_factory = connection.info.pop(_TEXTS)
 
 
 def begin_before_savepoints(bind: Engine | Connection) -> None:
@@ -149,7 +149,7 @@ def begin_before_savepoints(bind: Engine | Connection) -> None:
 
 
 def _begin_before_savepoint(connection: Connection, _name: str) -> None:
-    if not (_sqlite3_of(connection).in_transaction or autocommits(connection)):
+    if not (sqlite3_of(connection).in_transaction or autocommits(connection)):
         connection.exec_driver_sql("BEGIN")
 
 
@@ -162,8 +162,7 @@ def refuse_autocommit(session: AsyncSession) -> None:
     event.listen(sync_session, "after_begin", _refuse_autocommit)
     if isinstance(sync_session.bind, Connection):  # on which a session may begin with a savepoint
         begin_before_savepoints(sync_session.bind)
-    begun = sync_session.get_transaction()
-    for connection, *_ in begun._connections.values() if begun else ():  # noqa: SLF001 - else it would connect
+    for connection in begun_connections(sync_session):
         _require_transaction(connection)
 
 
@@ -175,12 +174,6 @@ def _require_transaction(connection: Connection) -> None:
     if not autocommits(connection):
         begin_before_savepoints(connection)
         return
-    if connection.dialect.name == "sqlite" and _sqlite3_of(connection).in_transaction:
+    if connection.dialect.name == "sqlite" and sqlite3_of(connection).in_transaction:
         return  # SQLAlchemy's recipe: the driver begins nothing, and an event does
     raise ConfigurationError(_NO_TRANSACTION)
-
-
-def _sqlite3_of(connection: Connection) -> sqlite3.Connection:
-    """The connection of the standard library's, below aiosqlite and SQLAlchemy."""
-    driver: Any = connection.connection.driver_connection
-    return cast(sqlite3.Connection, getattr(driver, "_conn", driver))

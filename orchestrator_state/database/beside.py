@@ -5,27 +5,11 @@ What must not wait, as the renewal of a lease, does not queue for a connection b
 
 from __future__ import annotations
 
-from sqlalchemy import Engine, Pool, StaticPool, event
-from sqlalchemy.engine.base import OptionEngine
+from sqlalchemy import Pool, StaticPool, event
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import ConnectionPoolEntry, SingletonThreadPool
-from sqlalchemy.util import greenlet_spawn
 
-
-class _EngineBeside(OptionEngine):
-    """Hears the events of the engine that it stands beside, those of its connections included."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._own_pool = engine.pool.recreate()
-        super().__init__(engine, {})
-
-    @property
-    def pool(self) -> Pool:
-        return self._own_pool
-
-    @pool.setter
-    def pool(self, pool: Pool) -> None:
-        self._own_pool = pool
+from orchestrator_state.database.internals import EngineBeside, greenlet_spawn
 
 
 def engine_beside(engine: AsyncEngine) -> AsyncEngine:
@@ -35,12 +19,12 @@ def engine_beside(engine: AsyncEngine) -> AsyncEngine:
     """
     if isinstance(engine.sync_engine.pool, StaticPool | SingletonThreadPool):
         return engine
-    return AsyncEngine(_EngineBeside(engine.sync_engine))
+    return AsyncEngine(EngineBeside(engine.sync_engine))
 
 
 async def close_beside(beside: AsyncEngine) -> None:
     """Close the connections of an engine that `engine_beside` made; those of the other one stay."""
-    if isinstance(beside.sync_engine, _EngineBeside):
+    if isinstance(beside.sync_engine, EngineBeside):
         close_what_comes_back(beside.sync_engine.pool)
         await greenlet_spawn(beside.sync_engine.pool.dispose)
 
@@ -61,6 +45,6 @@ def close_what_comes_back(pool: Pool) -> None:
 def leave_connections(beside: AsyncEngine) -> Pool:
     """In a forked child, start anew without closing the parent's connections, which are returned to be kept alive."""
     left = beside.sync_engine.pool
-    if isinstance(beside.sync_engine, _EngineBeside):
+    if isinstance(beside.sync_engine, EngineBeside):
         beside.sync_engine.pool = left.recreate()
     return left

@@ -16,7 +16,6 @@ from typing import Any, Final, TypeVar
 import asyncpg
 from sqlalchemy import Dialect, Engine, Executable, PoolProxiedConnection, SelectBase
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.util import await_only
 
 from orchestrator_state.database.errors import (
     SQLITE_ROLLED_BACK,
@@ -25,6 +24,7 @@ from orchestrator_state.database.errors import (
     spends_connection,
     sqlite_code,
 )
+from orchestrator_state.database.internals import await_only, invalidate_with_older_ones
 
 _Result = TypeVar("_Result")
 
@@ -120,18 +120,10 @@ def _answer(pooled: PoolProxiedConnection, sql: str, arguments: Sequence[Any]) -
     except BaseException as error:
         if spends_connection(error):
             connection.terminate()  # there is nobody left to say goodbye to
-            _invalidate(pooled, error)
+            invalidate_with_older_ones(pooled, error)
         elif is_out_of_step(error) or not isinstance(error, asyncpg.PostgresError):
             pooled.invalidate()  # else the server's own words: the connection is as good as it says
         raise
-
-
-def _invalidate(pooled: Any, error: BaseException) -> None:
-    """As SQLAlchemy does when its own calls find a connection broken: those made before it are not used again either.
-
-    Else each of them would have to fail once, by a restart or a failover that all of them went through.
-    """
-    pooled._pool._invalidate(pooled, error)  # noqa: SLF001
 
 
 def in_one_hop(engine: Engine, work: Callable[[sqlite3.Connection], _Result]) -> _Result:

@@ -13,10 +13,9 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Executable, Pool, exc
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
-from sqlalchemy.util import greenlet_spawn
 
 from orchestrator_state.concurrency import require_own_loop, running_loop
+from orchestrator_state.database import heard
 from orchestrator_state.database.batches import Batch
 from orchestrator_state.database.beside import close_beside, close_what_comes_back, engine_beside, leave_connections
 from orchestrator_state.database.driver import DriverStatements
@@ -25,6 +24,7 @@ from orchestrator_state.database.failed_statements import (
     refuse_commits_after_failure,
     remember_failures,
 )
+from orchestrator_state.database.internals import PlacesPool, greenlet_spawn, is_heard
 from orchestrator_state.database.sessions import StoreSession
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
@@ -32,7 +32,6 @@ from orchestrator_state.settings import Settings
 _Answer = TypeVar("_Answer")
 
 PROTECTED_NAMESPACES: Final = "orchestrator_state_protected"  # execution option: of stores on it that encrypt
-_NO_LIMIT: Final = 1000
 _TRIES_TO_CLOSE: Final = 100
 _PAUSE_TO_CLOSE: Final = 0.01  # seconds
 
@@ -153,10 +152,14 @@ class Database(ABC):
         return ReadingSession(self)
 
     async def query(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
-        """The rows of a query, values only, past SQLAlchemy; only if `is_direct`."""
+        """The rows of a query, values only, past SQLAlchemy unless somebody listens to it; only if `is_direct`."""
         self.enter()
         compiled = self.statements[statement]
-        rows = await greenlet_spawn(self._rows_of, compiled.sql, compiled.arguments(parameters))
+        arguments = compiled.arguments(parameters)
+        if is_heard(self._pool.sync_engine):
+            rows = await greenlet_spawn(heard.read, self.reader.sync_engine, compiled.sql, arguments)
+        else:
+            rows = await greenlet_spawn(self._rows_of, compiled.sql, arguments)
         return compiled.converted(rows)
 
     def note_protected(self, namespace: str) -> None:
@@ -277,19 +280,6 @@ class ReadingSession(AsyncSession):
             return connection.execute(statement, params, execution_options=options)  # neither driver streams unasked
 
 
-class PlacesPool(AsyncAdaptedQueuePool):
-    """What was returned last is taken first: but no place whose connection was lost, while others have theirs.
-
-    A server without a connection to spare would refuse the one for that place again and again.
-    """
-
-    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        if record.dbapi_connection is None and not self._pool.empty():
-            self._dec_overflow()  # the place is free; nobody waits for one while the queue has some
-        else:
-            super()._do_return_conn(record)
-
-
 def pool_arguments(settings: Settings) -> dict[str, Any]:
     """Of `create_async_engine`, for an engine of ours."""
     # pool_size, not overflow: an overflow connection is closed on return, and opening one costs fifty round trips.
@@ -301,13 +291,6 @@ def pool_arguments(settings: Settings) -> dict[str, Any]:
         "pool_recycle": 1800,
         "pool_use_lifo": True,
     }
-
-
-def most_connections(engine: AsyncEngine) -> int:
-    """As many as the pool of `engine` has at most; an application's may have no limit."""
-    pool = engine.sync_engine.pool
-    size = pool.size() + pool._max_overflow if isinstance(pool, QueuePool) else 0  # noqa: SLF001
-    return size if size > 0 else _NO_LIMIT
 
 
 @asynccontextmanager

@@ -17,6 +17,7 @@ from typing import Final, cast
 import asyncpg
 from sqlalchemy import exc
 
+from orchestrator_state.database.internals import UNSENDABLE
 from orchestrator_state.errors import (
     AccessLost,
     ConfigurationError,
@@ -39,8 +40,8 @@ _POOL_IS_FULL: Final = (
     "max_overflow) or pool_timeout, or lower the load"
 )
 
-# Raised by a driver about a value that it was given, before anything is sent. `asyncpg.DataError` is the server's.
-_UNSENDABLE: Final = (asyncpg.exceptions._base.DataError, OverflowError, UnicodeEncodeError)  # noqa: SLF001
+# Raised by a driver about a value that it was given, before anything is sent.
+_UNSENDABLE: Final = (UNSENDABLE, OverflowError, UnicodeEncodeError)
 
 # After these SQLite has rolled the transaction back, or may have, while the session believes it is open.
 SQLITE_ROLLED_BACK: Final = frozenset(

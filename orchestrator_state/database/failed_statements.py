@@ -10,6 +10,7 @@ from sqlalchemy.engine import ExceptionContext, Transaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.errors import fault_in_statement, is_out_of_step, spends_connection
+from orchestrator_state.database.internals import is_entangled
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 
 _FAILURES: Final = "orchestrator_state_failures"  # connection info
@@ -42,8 +43,8 @@ def refuse_commits_after_failure(engine: Engine) -> None:
 def refuse_entangled_connections(engine: Engine) -> None:
     """Take no connection to Postgres from the pool that is inside a transaction, or whose driver believes so.
 
-    As asyncpg does after a BEGIN that was refused: it would begin each further one with SAVEPOINT, in vain. And after a
-    ROLLBACK that was, or a BEGIN that the application sent as plain text, it refuses to begin any.
+    As asyncpg does after a BEGIN that was refused. And after a ROLLBACK that was, or a BEGIN that the application sent
+    as plain text, it refuses to begin any.
 
     Nor is one taken on which the driver takes statements for prepared that are not.
     """
@@ -103,7 +104,7 @@ def _is_closed(connection: Connection) -> bool:
 def _refuse_entangled(dbapi_connection: Any, entry: ConnectionPoolEntry, _: object) -> None:
     driver = dbapi_connection.driver_connection
     misleads = entry.info.pop(_OUT_OF_STEP, False)
-    if misleads or driver.is_in_transaction() or getattr(driver, "_top_xact", None) is not None:
+    if misleads or is_entangled(driver):
         raise exc.DisconnectionError
 
 

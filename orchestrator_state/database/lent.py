@@ -17,9 +17,9 @@ from sqlalchemy import Connection, Engine, event, exc, func, select, true
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
-from sqlalchemy.util import await_only
 
 from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.internals import await_only
 from orchestrator_state.database.sessions import StoreSession
 
 _LENT: Final = "orchestrator_state.lent"

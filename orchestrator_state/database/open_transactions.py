@@ -20,10 +20,10 @@ from typing import Any, Final
 from sqlalchemy import ColumnElement, exc, func, literal, select
 from sqlalchemy.engine import Transaction
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.util import greenlet_spawn
 
 from orchestrator_state.concurrency import settled
 from orchestrator_state.database.errors import database_errors, is_unknown_to_sqlite
+from orchestrator_state.database.internals import begun_connections, greenlet_spawn, transaction_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
@@ -223,10 +223,10 @@ class _Pings(_NowAndThen):
     def __init__(self, connection: Any, pause: float) -> None:
         super().__init__(pause)
         self._connection = connection
-        self._transaction = connection._transaction  # noqa: SLF001 - the driver's; no other one is ours to ping
+        self._transaction = transaction_of(connection)  # no other one is ours to ping
 
     def _ask(self) -> None:
-        if self._connection._transaction is self._transaction:  # noqa: SLF001
+        if transaction_of(self._connection) is self._transaction:
             _send(self._connection, "SELECT 1")
         # Else it has ended: a statement would begin another, or disturb that of somebody else.
 
@@ -240,10 +240,9 @@ class _Room(_NowAndThen):
         self._limit = str(round(settings.idle_limit_with_room.total_seconds() * 1000))
 
     def _ask(self) -> None:
-        begun = self._session.get_transaction()
-        for connection, *_ in begun._connections.values() if begun else ():  # noqa: SLF001 - else it would connect
+        for connection in begun_connections(self._session):
             driver: Any = connection.connection.dbapi_connection
-            if driver._transaction is not None:  # noqa: SLF001
+            if transaction_of(driver) is not None:
                 _send(driver, "SELECT set_config($1, $2, true)", (_IDLE_LIMIT, self._limit))
                 self._timer.cancel()
 

@@ -16,6 +16,7 @@ from typing import Any, Final
 import asyncpg
 
 from orchestrator_state.concurrency import call_apart
+from orchestrator_state.database.internals import socket_of
 from orchestrator_state.database.postgres.options import PostgresOptions
 from orchestrator_state.database.urls import PostgresLocation, can_be_sent
 from orchestrator_state.errors import AbnormalExit, AccessLost, ConfigurationError, StoreUnavailable
@@ -104,8 +105,7 @@ class Connector:
 
     def _keep_alive(self, connection: Any) -> None:
         """Set what the URL says of dead peers; asyncpg has no option for it. Of no use on a Unix socket."""
-        transport = getattr(connection, "_transport", None)
-        opened = transport.get_extra_info("socket") if transport and self._options.keepalives else None
+        opened = socket_of(connection) if self._options.keepalives else None
         if opened is None or opened.family not in (socket.AF_INET, socket.AF_INET6):
             return
         for name, value in self._options.keepalives.items():

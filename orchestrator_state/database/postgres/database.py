@@ -13,16 +13,16 @@ from typing import Any, Final, TypeVar
 from uuid import uuid4
 
 from sqlalchemy import Connection, event, exc, func, inspect, literal, select
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
-from sqlalchemy.util import greenlet_spawn
 
-from orchestrator_state.database import driver
+from orchestrator_state.database import driver, heard
 from orchestrator_state.database.batches import Batch
-from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, most_connections, pool_arguments
+from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.failed_statements import refuse_entangled_connections
+from orchestrator_state.database.internals import greenlet_spawn, is_heard, pool_limit
 from orchestrator_state.database.lent import put_back_postgres
 from orchestrator_state.database.postgres.connection import Connector
 from orchestrator_state.database.urls import PostgresLocation
@@ -31,6 +31,7 @@ from orchestrator_state.settings import Settings
 
 _Answer = TypeVar("_Answer")
 
+_NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 
@@ -61,7 +62,7 @@ class PostgresDatabase(Database):
 
     @property
     def most_writers(self) -> int:
-        return most_connections(self._pool)
+        return pool_limit(self._pool.sync_engine.pool) or _NO_LIMIT
 
     async def warm_up(self, connections: int) -> None:
         if not self.owned:
@@ -95,9 +96,13 @@ class PostgresDatabase(Database):
         self.enter()
         statement, parameters = batch.as_one_statement()
         compiled = self.statements[statement]
-        send = partial(driver.fetch, committing=True)
         engine, arguments = self._pool.sync_engine, compiled.arguments(parameters)
-        return batch.answer(await greenlet_spawn(send, engine, compiled.sql, arguments))
+        if is_heard(engine):
+            rows = await greenlet_spawn(heard.write_one, self.writer.sync_engine, compiled.sql, arguments)
+        else:
+            send = partial(driver.fetch, committing=True)
+            rows = await greenlet_spawn(send, engine, compiled.sql, arguments)
+        return batch.answer(rows)
 
     def _require_same_file(self) -> None:
         """There is none here."""
@@ -121,6 +126,8 @@ class PostgresDatabase(Database):
 
 def open_postgres(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> PostgresDatabase:
     """Make the engines for a server. Connects to nothing yet."""
+    from sqlalchemy.ext.asyncio import create_async_engine  # the one that tracing may have put in its place by now
+
     engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args=_asyncpg_arguments(location, settings, for_migration=for_migration),

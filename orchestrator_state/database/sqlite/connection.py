@@ -14,14 +14,13 @@ from functools import partial
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
 
-import aiosqlite
-
+from orchestrator_state.database.internals import ThreadedConnection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile
 
 _Result = TypeVar("_Result")
 
 
-def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments: Any) -> aiosqlite.Connection:
+def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments: Any) -> SqliteConnection:
     """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
     made: list[sqlite3.Connection] = []
 
@@ -30,10 +29,8 @@ def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments:
         made.append(sqlite3.connect(file.uri, uri=True, **arguments))
         return made[0]
 
-    connection = _Connection(open_file, iter_chunk_size=64)
+    connection = SqliteConnection(open_file)
     connection.made = made
-    # As SQLAlchemy does with its own: a store that was left open must not keep the interpreter from exiting.
-    connection._thread.daemon = True  # noqa: SLF001
     opened.add(connection)
     return connection
 
@@ -46,12 +43,11 @@ async def wait_until_closed(opened: WeakSet[Any]) -> None:
         await asyncio.wait(closings)
 
 
-class _Connection(aiosqlite.Connection):
+class SqliteConnection(ThreadedConnection):
     files: OpenFiles | None = None
     """Looked at whenever something was read or committed, before anybody is told of it."""
     made: Sequence[sqlite3.Connection] = ()
     """The one that the thread has opened, also if whoever asked for it was cancelled and never told."""
-    _abandoned = False
     _closing: asyncio.Future[Any] | None = None
 
     @property
@@ -67,7 +63,7 @@ class _Connection(aiosqlite.Connection):
         forgets a file that was being opened.
         """
         if self._closing is None:
-            self._tx.put_nowait((None, self._close_file))
+            self.hop_unasked(self._close_file)
             self._closing = super().stop()
         return self._closing
 
@@ -85,9 +81,9 @@ class _Connection(aiosqlite.Connection):
 
     async def rollback(self) -> None:
         # A call whose caller was cancelled may still be running in the thread, and may be the BEGIN.
-        if self._abandoned or self.in_transaction:
+        if self.was_abandoned or self.in_transaction:
             await super().rollback()
-            self._abandoned = False
+            self.was_abandoned = False
 
     async def commit(self) -> None:
         def run() -> None:
@@ -99,15 +95,6 @@ class _Connection(aiosqlite.Connection):
     def require_same_files(self, *, written: bool = False) -> None:
         if self.files is not None:
             self.files.require_same(written=written)
-
-    @property
-    def raw(self) -> sqlite3.Connection:
-        """For use in the connection's thread."""
-        return self._conn
-
-    async def hop(self, function: Callable[[], None]) -> None:
-        """Run `function` in the connection's thread."""
-        await self._execute(function)
 
     async def query(self, sql: str, arguments: Sequence[Any]) -> list[Any]:
         """The rows of one query, in one hop."""
@@ -144,27 +131,6 @@ class _Connection(aiosqlite.Connection):
         await self.hop(run)
         return results[0]
 
-    async def _execute(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """At DEBUG aiosqlite logs what it calls, arguments included, and what that raises: so there is neither."""
-
-        def call() -> tuple[Any, Exception | None]:
-            try:
-                return fn(*args, **kwargs), None
-            except Exception as error:  # noqa: BLE001 - raised below
-                return None, error
-
-        try:
-            result, error = await super()._execute(call)  # type: ignore[no-untyped-call]
-        except asyncio.CancelledError:
-            self._abandoned = True
-            raise
-        if error is None:
-            return result
-        try:
-            raise error
-        finally:
-            del error  # whose traceback holds this frame
-
 
 class _Cursor:
     """What SQLAlchemy asks of a cursor. The rows are fetched with the statement, as SQLAlchemy would at once."""
@@ -173,7 +139,7 @@ class _Cursor:
     rowcount = -1
     lastrowid: int | None = None
 
-    def __init__(self, connection: _Connection) -> None:
+    def __init__(self, connection: SqliteConnection) -> None:
         self._connection = connection
         self._rows: list[Any] = []
 

@@ -15,19 +15,19 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.util import greenlet_spawn
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import Turns
-from orchestrator_state.database import adopted, driver
+from orchestrator_state.database import adopted, driver, heard
 from orchestrator_state.database.batches import Batch, write_in_thread
 from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
 from orchestrator_state.database.errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
+from orchestrator_state.database.internals import greenlet_spawn, is_heard, sqlite3_of
 from orchestrator_state.database.lent import put_back_sqlite
 from orchestrator_state.database.sqlite import connection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
@@ -71,8 +71,10 @@ class SqliteDatabase(Database):
             adopted.roll_back_when_cancelled(engine.sync_engine)
             adopted.begin_before_savepoints(engine.sync_engine)
         super().__init__(engine, settings, owned=owned, schema=None)
-        if not owned:
-            for view in (self.writer, self.reader, self._urgent_writer):
+        for view in (self.writer, self.reader, self._urgent_writer):
+            if owned:  # on the views: whoever listens to the engine itself is somebody else, see `is_heard`
+                event.listen(view.sync_engine, "begin", _begin)
+            else:
                 adopted.read_what_is_no_text(view.sync_engine)
         self.is_direct = owned and not settings.pgbouncer
         self._adopted_file = adopted_file
@@ -101,8 +103,7 @@ class SqliteDatabase(Database):
 
     async def _begin_adopted(self, session: AsyncSession) -> None:
         connection = await session.connection()
-        raw = await connection.get_raw_connection()
-        if not cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+        if not await connection.run_sync(_is_in_transaction):
             await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
 
     def _rows_of(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
@@ -110,9 +111,12 @@ class SqliteDatabase(Database):
 
     async def write_at_once(self, batch: Batch[_Answer]) -> _Answer:
         self.enter()
-        work = partial(write_in_thread, statements=self.statements, batch=batch)
+        engine = self._pool.sync_engine
         async with self._my_turn(urgent=False):
-            return await greenlet_spawn(driver.in_one_hop, self._pool.sync_engine, work)
+            if is_heard(engine):
+                return await greenlet_spawn(heard.write_several, self.writer.sync_engine, self.statements, batch)
+            work = partial(write_in_thread, statements=self.statements, batch=batch)
+            return await greenlet_spawn(driver.in_one_hop, engine, work)
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
@@ -190,6 +194,8 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
         connections.add(connection)
         return connection
 
+    from sqlalchemy.ext.asyncio import create_async_engine  # the one that tracing may have put in its place by now
+
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(file.path)),
         connect_args={
@@ -210,7 +216,6 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
     }
     event.listen(engine.sync_engine, "connect", lambda connection, _: _prepare(connection, pragmas, file))
     put_back_sqlite(engine.sync_engine, pragmas)
-    event.listen(engine.sync_engine, "begin", _begin)
     event.listen(engine.sync_engine, "handle_error", _fail_the_whole_unit)
     for inherited in _databases:
         with suppress(ConfigurationError):
@@ -290,10 +295,13 @@ async def _foreign_keys_off(connection: AsyncConnection) -> AsyncIterator[None]:
             await connection.invalidate()
 
 
+def _is_in_transaction(connection: Connection) -> bool:
+    return sqlite3_of(connection).in_transaction
+
+
 async def _require_no_transaction(connection: AsyncConnection) -> None:
     """Inside a transaction, such as one that the application's engine begins by itself, the pragma has no effect."""
-    raw = await connection.get_raw_connection()
-    if cast("sqlite3.Connection", raw.driver_connection).in_transaction:
+    if await connection.run_sync(_is_in_transaction):
         raise ConfigurationError(
             "this engine begins transactions by itself, so the schema cannot be migrated through it; "
             "run `orchestrator-state db upgrade`"
