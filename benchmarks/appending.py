@@ -51,7 +51,7 @@ async def _append(store: StateStore, steps: int) -> UUID:
 async def _restore_all(store: StateStore, workflow_state_id: UUID, steps: int) -> list[float]:
     """Milliseconds for each checkpoint's state, oldest first. Raises unless all are there and right."""
     async with store.begin() as uow:
-        ids = list(await uow.checkpoints.list_ids(workflow_state_id))[::-1]
+        ids = [checkpoint.id for checkpoint in await uow.checkpoints.list(workflow_state_id)][::-1]
     if len(ids) != steps:
         raise RuntimeError(f"of {steps} checkpoints there are {len(ids)}")
     document, items, times = _document(), [_item(number) for number in range(steps)], []

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
-from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository
+from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
     CommitRepository,
@@ -28,6 +28,7 @@ from orchestrator_state.repositories.runs import (
     SignalRepository,
     WaitRepository,
 )
+from orchestrator_state.repositories.upkeep import InspectionRepository, PayloadRepository, RetentionRepository
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
@@ -41,7 +42,7 @@ _logger: Final = logging.getLogger("orchestrator_state")
 
 
 class StoreUnit(UnitOfWork):
-    """The unit of work of the store's own calls, which also act on runs: under a lease, or on the way to one."""
+    """The unit of work of the store's own calls: they act on runs, of any past, and on all that the store holds."""
 
     @cached_property
     def claims(self) -> ClaimRepository:
@@ -78,6 +79,22 @@ class StoreUnit(UnitOfWork):
     @cached_property
     def calls(self) -> CallRepository:
         return self._on_session(CallRepository)
+
+    @cached_property
+    def past(self) -> PastRepository:
+        return self._on_session(PastRepository)
+
+    @cached_property
+    def retention(self) -> RetentionRepository:
+        return self._on_session(RetentionRepository)
+
+    @cached_property
+    def payloads(self) -> PayloadRepository:
+        return self._on_session(PayloadRepository)
+
+    @cached_property
+    def inspection(self) -> InspectionRepository:
+        return self._on_session(InspectionRepository)
 
 
 Work = Callable[[StoreUnit], Awaitable[_Result]]
@@ -269,7 +286,7 @@ class Transactions:
         owners = sorted({UUID(parsed.workflow_state_id) for name in names if (parsed := BlobName.parse(name))})
         if not owners:
             return set()
-        return await self.read(lambda uow: uow.workflows.list_blobs(owners))
+        return await self.read(lambda uow: uow.retention.list_blobs(owners))
 
     async def _moving_blobs_first(self, work: Callable[[Payloads], Awaitable[_Result]]) -> _Result:
         """Await `work`, a transaction; if it finds that blobs have to be moved, move them after it, and do it again.

@@ -13,7 +13,7 @@ from orchestrator_state.database.clock import FAR_FUTURE
 from orchestrator_state.execution import executor
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.changes import Lease
-from orchestrator_state.repositories.workflows import lease_held
+from orchestrator_state.repositories import lease_held
 from tests.running import (
     Effect,
     Failing,

@@ -250,7 +250,7 @@ async def test_a_payload_cut_at_any_byte_is_corrupt(store: StateStore, database_
     if place is SNAPSHOT:
         await store.create_checkpoint(Checkpoint(workflow_state_id=row.id, step_id="a", snapshot=["é😀"]))
         await store.cleanup_old_checkpoints(row.id, keep=1)
-    newest = (await store._transactions.read(lambda uow: uow.checkpoints.list_ids(row.id)))[0]
+    newest = (await store._transactions.read(lambda uow: uow.past.list_checkpoint_ids(row.id)))[0]
     read = READS[place].get("fork") or next(iter(READS[place].values()))
     whole = await place.read(store, row.id)
     data = whole[0].encode()

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import deltas
-from orchestrator_state.repositories.workflows import CheckpointRepository
+from orchestrator_state.repositories import CheckpointRepository
 from tests.running import change_row, change_step, checkpoints_of, row_of, until_done, vanish
 
 TIMES = {"started_at", "completed_at", "updated_at"}
@@ -237,16 +237,16 @@ async def test_a_checkpoint_that_is_made_whole_while_it_is_read_is_read_once_mor
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = await count_to(store, 3)
-    read_source = CheckpointRepository._source
+    read_source = CheckpointRepository._delta_base
 
     async def saved_in_between(self: CheckpointRepository, workflow_state_id: UUID) -> Any:
-        monkeypatch.setattr(CheckpointRepository, "_source", read_source)
+        monkeypatch.setattr(CheckpointRepository, "_delta_base", read_source)
         state = await store.load_workflow_state(workflow_state_id)
         state.context, state.steps = {"edited": True}, {}
         await store.save_workflow_state(state)
         return await read_source(self, workflow_state_id)
 
-    monkeypatch.setattr(CheckpointRepository, "_source", saved_in_between)
+    monkeypatch.setattr(CheckpointRepository, "_delta_base", saved_in_between)
     latest = await store.get_latest_checkpoint((await row_of(store, "w")).id)
     assert latest == made[-1]
 

@@ -475,7 +475,7 @@ async def _through(gate: Gate, run: Run) -> Any:
 async def test_many_leases_are_renewed_in_several_transactions(
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("orchestrator_state.repositories.workflows._MAX_IDS", 2)
+    monkeypatch.setattr("orchestrator_state.repositories.base._MAX_IDS", 2)
     gates = [Gate() for _ in range(5)]
     tasks = [
         asyncio.create_task(store.run("w", partial(_through, gate), workflow_id=f"w{number}"))

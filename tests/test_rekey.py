@@ -13,7 +13,7 @@ from orchestrator_state.hooks import FellBack
 from orchestrator_state.maintenance import rekeying
 from orchestrator_state.maintenance.rekeying import RekeyReport
 from orchestrator_state.payloads import PLAIN, BlobStore, Payloads
-from orchestrator_state.repositories.payloads import PayloadRepository
+from orchestrator_state.repositories.upkeep import PayloadRepository
 from orchestrator_state.transactions import Transactions
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch

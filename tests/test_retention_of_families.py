@@ -83,8 +83,8 @@ async def test_a_family_goes_with_its_eldest_in_one_transaction(
     monkeypatch.setattr(retention, "_ROWS", 1)
     await whose_parent_forgot(store, status)
     told: list[int] = []
-    async with store.begin() as uow:
-        assert await uow.workflows.count_finished(older_than=the_future()) == 3
+    async with store._transactions.begin() as uow:
+        assert await uow.retention.count_finished(older_than=the_future()) == 3
     assert await store.delete_old_states(the_future(), progress=lambda progress: told.append(progress.deleted)) == 3
     assert 2 not in told, "the child without its parent"
     assert await names(store) == set()

@@ -22,7 +22,6 @@ TOO_LONG = [  # still
     "orchestrator_state.execution.executor",
     "orchestrator_state.payloads.chain",
     "orchestrator_state.repositories.runs.lifecycle",
-    "orchestrator_state.repositories.workflows",
     "orchestrator_state.runs.journal",
     "orchestrator_state.runs.run",
 ]

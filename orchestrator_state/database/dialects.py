@@ -16,6 +16,7 @@ from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, Table
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.elements import SQLCoreOperations
 from sqlalchemy.sql.functions import FunctionElement
 
 from orchestrator_state.column_types import POSTGRES_END, POSTGRES_FIRST, UtcTimestamp
@@ -69,7 +70,7 @@ class lies_ahead(FunctionElement[bool]):  # noqa: N801
     type = Boolean()
     inherit_cache = True
 
-    def __init__(self, moment: ColumnElement[Any], limit: ColumnElement[Any]) -> None:
+    def __init__(self, moment: SQLCoreOperations[Any], limit: ColumnElement[Any]) -> None:
         super().__init__(moment, limit)
 
 

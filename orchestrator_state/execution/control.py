@@ -109,7 +109,7 @@ class RunControl:
             if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
                 return made
             # At the version of the patches that come with it: a resume upcasts them together.
-            checkpoint = await uow.checkpoints.get_as_of(origin, row.schema_version or FIRST)
+            checkpoint = await uow.past.get_checkpoint(origin, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             source = state.id
             if source != checkpoint.workflow_state_id:
@@ -119,7 +119,7 @@ class RunControl:
             state.workflow_id = workflow_id or f"{state.workflow_id[:210]}-fork-{fork_id}"
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
-            await uow.workflows.save_as_of(state, row.schema_version or FIRST)
+            await uow.past.save_state(state, row.schema_version or FIRST)
             await uow.lineage.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
@@ -133,17 +133,17 @@ class RunControl:
             row = await _locked_owner(uow, origin)
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
-            checkpoint = await uow.checkpoints.get_as_of(origin, row.schema_version or FIRST)
+            checkpoint = await uow.past.get_checkpoint(origin, row.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             if state.id != row.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             if checkpoint.seq is not None:
                 await uow.history.forget_checkpoints_after(row.id, checkpoint.seq)
             await uow.history.keep_initial_context(row.id)
-            await rebase(state, await uow.workflows.get_as_stored(row.id), self._transactions.payloads)
+            await rebase(state, await uow.past.get_state(row.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
-            await uow.workflows.save_as_of(state, row.schema_version or FIRST)
+            await uow.past.save_state(state, row.schema_version or FIRST)
             await uow.history.forget_patches(row.id, keep=_finished(state))
             await uow.runs.set_status(row.id, _ANEW | {"result": None})
             await uow.lineage.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
@@ -176,7 +176,7 @@ async def _locked(uow: StoreUnit, workflow_state_id: UUID) -> Any:
 
 async def _locked_owner(uow: StoreUnit, checkpoint_id: UUID) -> Any:
     """Raises `CheckpointNotFound`, also if its workflow is deleted with it before it is locked."""
-    row = await uow.runs.lock(await uow.checkpoints.get_owner(checkpoint_id))
+    row = await uow.runs.lock(await uow.past.get_owner(checkpoint_id))
     if row is None:
         raise CheckpointNotFound(f"there is no checkpoint {checkpoint_id}", checkpoint_id=checkpoint_id)
     return row

@@ -182,7 +182,7 @@ async def _fall_back(
 
 async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[WorkflowState | None, int | None]:
     """The newest checkpoint that holds this workflow's state, at the version of its row."""
-    for checkpoint_id in await transactions.read(lambda uow: uow.checkpoints.list_whole_ids(row.id)):
+    for checkpoint_id in await transactions.read(lambda uow: uow.past.list_checkpoint_ids(row.id, whole=True)):
         try:
             checkpoint = await transactions.read(
                 partial(_get_checkpoint, checkpoint_id=checkpoint_id, version=row.schema_version or FIRST)
@@ -196,7 +196,7 @@ async def _newest_sound_snapshot(transactions: Transactions, row: Any) -> tuple[
 
 
 async def _get_checkpoint(uow: StoreUnit, checkpoint_id: UUID, version: int) -> Checkpoint:
-    return await uow.checkpoints.get_as_of(checkpoint_id, version)
+    return await uow.past.get_checkpoint(checkpoint_id, version)
 
 
 def _mended(

@@ -43,7 +43,7 @@ async def collect_garbage(transactions: Transactions, older_than: timedelta) -> 
 
 
 async def _referenced(uow: StoreUnit, workflow_state_ids: Sequence[UUID]) -> set[str]:
-    return await uow.workflows.list_blobs(workflow_state_ids)
+    return await uow.retention.list_blobs(workflow_state_ids)
 
 
 def _by_workflow(names: Iterable[str], before: float) -> dict[UUID, list[str]]:

@@ -6,11 +6,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from orchestrator_state.payloads import BlobName, Reference
-from orchestrator_state.repositories import (
+from orchestrator_state.repositories.upkeep import (
     PAGE_BYTES,
     PAYLOAD_TABLES,
     Key,
-    PayloadRepository,
     PayloadRow,
     PayloadTable,
     fitting,
@@ -23,11 +22,6 @@ Progress = Callable[[int, int], object]
 _UNKNOWN_BLOB: Final = PAGE_BYTES
 
 
-def payload_repository(transactions: Transactions, uow: StoreUnit) -> PayloadRepository:
-    settings = transactions.settings
-    return PayloadRepository(uow.session, namespace=settings.namespace, schema=transactions.database.schema)
-
-
 async def row_counter(
     transactions: Transactions, progress: Progress | None, sources: Sequence[PayloadTable] = PAYLOAD_TABLES
 ) -> Callable[[int], None]:
@@ -36,8 +30,7 @@ async def row_counter(
         return lambda _: None
 
     async def count(uow: StoreUnit) -> int:
-        repository = payload_repository(transactions, uow)
-        return sum([await repository.count(source) for source in sources])
+        return sum([await uow.payloads.count(source) for source in sources])
 
     total, done = await transactions.read(count), 0
 
@@ -63,7 +56,7 @@ async def pages(
     while True:
 
         async def read(uow: StoreUnit, after: Key | None = after) -> Sequence[PayloadRow]:
-            return await payload_repository(transactions, uow).page(source, after, max_rows, strays=strays)
+            return await uow.payloads.page(source, after, max_rows, strays=strays)
 
         rows = await transactions.read(read)
         if not rows:

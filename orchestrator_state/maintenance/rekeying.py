@@ -8,11 +8,11 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError
-from orchestrator_state.maintenance.pages import pages, payload_repository
+from orchestrator_state.maintenance.pages import pages
 from orchestrator_state.models import signals
 from orchestrator_state.payloads import Payloads, check_digest
 from orchestrator_state.records import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
-from orchestrator_state.repositories import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
+from orchestrator_state.repositories.upkeep import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
 
@@ -95,7 +95,7 @@ async def _rekey_rows(
     elif changes:
         if payloads.offload is not None:
             await payloads.offload.settle()
-        replaced = await transactions.write(partial(_replace, transactions, changes))
+        replaced = await transactions.write(partial(_replace, changes=changes))
         if payloads.offload is not None:
             payloads.offload.discard(_unused(change) for change in changes if change.row.key in replaced)
             await transactions.remove_discarded(payloads.offload)
@@ -181,12 +181,11 @@ def _is_current(payloads: Payloads, payload: StoredPayload, *, outdated: bool) -
     return True
 
 
-async def _replace(transactions: Transactions, changes: Sequence[_Change], uow: StoreUnit) -> set[Key]:
+async def _replace(uow: StoreUnit, *, changes: Sequence[_Change]) -> set[Key]:
     """Write the changes of rows that nobody has locked or changed meanwhile; returns their keys."""
-    repository = payload_repository(transactions, uow)
-    locked = await repository.lock(changes[0].row.source, [change.row.key for change in changes])
+    locked = await uow.payloads.lock(changes[0].row.source, [change.row.key for change in changes])
     return {
         change.row.key
         for change in changes
-        if change.row.key in locked and await repository.replace(change.row, change.texts, change.columns)
+        if change.row.key in locked and await uow.payloads.replace(change.row, change.texts, change.columns)
     }

@@ -17,7 +17,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
-from orchestrator_state.repositories import Children
+from orchestrator_state.repositories.upkeep import Hanging
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
 
@@ -64,7 +64,7 @@ async def delete_old_states(
     """See `StateStore.delete_old_states`."""
     cutoff, deleted, total = await _cutoff(transactions, older_than), 0, 0
     if progress is not None:
-        total = await transactions.read(lambda uow: uow.workflows.count_finished(older_than=cutoff))
+        total = await transactions.read(lambda uow: uow.retention.count_finished(older_than=cutoff))
     limit, is_first = _WORKFLOWS, True
     spare: set[UUID] = set()
     while True:
@@ -84,7 +84,7 @@ async def delete_old_states(
 
 
 async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
-    found = await uow.workflows.lock_finished(older_than=cutoff, limit=limit, spare=spare)
+    found = await uow.retention.lock_finished(older_than=cutoff, limit=limit, spare=spare)
     families = [family.ids for family in found if family.is_over]
     sizes = await _sizes(uow, families)
     fitting, rows = 0, 0
@@ -98,7 +98,7 @@ async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: 
         # no further.
         await _prune_some(uow, families[0])
     ids = [member for family in families[:fitting] for member in family]
-    await uow.workflows.delete_locked(ids)
+    await uow.retention.delete_locked(ids)
     return _Batch(
         ids=ids,
         spared=[family.ids[0] for family in found if not family.is_over],
@@ -106,18 +106,18 @@ async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: 
     )
 
 
-async def _sizes(uow: StoreUnit, families: Sequence[Sequence[UUID]]) -> list[Children]:
+async def _sizes(uow: StoreUnit, families: Sequence[Sequence[UUID]]) -> list[Hanging]:
     """How many rows hang on the members of each family."""
-    each = iter(await uow.workflows.count_children([member for family in families for member in family]))
+    each = iter(await uow.retention.count_hanging([member for family in families for member in family]))
     of_family = [[next(each) for _ in family] for family in families]
-    return [Children(*map(sum, zip(*sizes, strict=True))) for sizes in of_family]
+    return [Hanging(*map(sum, zip(*sizes, strict=True))) for sizes in of_family]
 
 
 async def _prune_some(uow: StoreUnit, family: Sequence[UUID]) -> None:
     left = _ROWS
-    for member, size in zip(family, await uow.workflows.count_children(family), strict=True):
+    for member, size in zip(family, await uow.retention.count_hanging(family), strict=True):
         if left and size.signals:
-            left -= await uow.workflows.delete_signals(member, limit=left)
+            left -= await uow.retention.delete_signals(member, limit=left)
         if left and size.checkpoints:
             left -= await uow.checkpoints.prune(member, keep=max(0, size.checkpoints - left))
 
@@ -129,7 +129,7 @@ async def prune_checkpoints(
     keep = as_count(keep, "keep")
     deleted, total = 0, 0
     if progress is not None:
-        total = await transactions.read(lambda uow: uow.workflows.count_surplus_checkpoints(keep))
+        total = await transactions.read(lambda uow: uow.retention.count_surplus_checkpoints(keep))
     pages = _cuts(transactions, keep, only)
     while True:
         with after_an_effect(acted=deleted > 0):
@@ -175,7 +175,7 @@ async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> Asy
 async def _find_surplus(
     uow: StoreUnit, *, keep: int, after: UUID | None, only: UUID | None
 ) -> Sequence[tuple[UUID, int]]:
-    return await uow.workflows.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
+    return await uow.retention.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
 
 
 async def _let_others_in(transactions: Transactions) -> None:

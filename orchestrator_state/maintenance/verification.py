@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, select
-
-from orchestrator_state.database import is_addressable
-from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavailable
-from orchestrator_state.maintenance.pages import pages, payload_repository
-from orchestrator_state.models import workflow_states
+from orchestrator_state.maintenance.pages import pages
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import BlobName, Reference, check_digest, decode_long, is_encoded, is_unicode
 from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, open_rows, require_sound
-from orchestrator_state.repositories import CHECKED_TABLES, DESCENDED_FROM_THEMSELVES, PayloadRow, StoredPayload
+from orchestrator_state.repositories.upkeep import (
+    CHECKED_TABLES,
+    InspectionRepository,
+    Named,
+    PayloadRow,
+    StoredPayload,
+)
 from orchestrator_state.runs import RunTypes, as_of_today
 from orchestrator_state.transactions import StoreUnit, Transactions
 
@@ -29,7 +31,7 @@ _OWN_ID: Final = {
     "signals": "signal_id",
     "requests": "request_id",
 }
-_w: Final = workflow_states.c
+_ListNext = Callable[[InspectionRepository, UUID | None, int], Awaitable[Sequence[Named]]]
 _Blobs = Mapping[str, str | None]
 """The content of blobs by name; None: it is gone."""
 
@@ -105,11 +107,11 @@ async def verify(
             length = transactions.payloads.length([*texts, *blobs.values()])
             await transactions.payloads.aside.call(partial(_check_rows, rows, blobs, report), length)
             on_rows(len(rows))
-    async for children in _workflows(transactions, _w.parent_id.is_not(None)):
+    async for children in _pages_of_workflows(transactions, InspectionRepository.list_children):
         await _check_parents(transactions, [child.id for child in children], report)
     if load:
-        async for live in _workflows(transactions, _w.status.in_(sorted(ACTIVE))):
-            for workflow in live:
+        async for active in _pages_of_workflows(transactions, InspectionRepository.list_active):
+            for workflow in active:
                 await _load(transactions, workflow, report)
     return report
 
@@ -127,13 +129,9 @@ async def _blobs_of(transactions: Transactions, rows: Sequence[PayloadRow]) -> _
     if missing:
         owners = sorted({UUID(parsed.workflow_state_id) for name in missing if (parsed := BlobName.parse(name))})
         # A row that was written or deleted meanwhile took its blob with it.
-        wanted = await transactions.read(partial(_list_blobs, workflow_state_ids=owners))
+        wanted = await transactions.read(lambda uow: uow.retention.list_blobs(owners))
         blobs = {name: content for name, content in blobs.items() if content is not None or name in wanted}
     return blobs
-
-
-async def _list_blobs(uow: StoreUnit, workflow_state_ids: Sequence[UUID]) -> set[str]:
-    return await uow.workflows.list_blobs(workflow_state_ids)
 
 
 def _check_rows(rows: Sequence[PayloadRow], blobs: _Blobs, report: VerifyReport) -> None:
@@ -221,14 +219,12 @@ def _damage(row: PayloadRow, column: str, reason: str) -> Damage:
 
 
 async def _check_parents(transactions: Transactions, ids: Sequence[UUID], report: VerifyReport) -> None:
-    parameters = {"ids": ids, "namespace": transactions.settings.namespace}
-    statement = DESCENDED_FROM_THEMSELVES.params(parameters)
-    for (found,) in await transactions.read(partial(_fetch, transactions, statement)):
+    for found in await transactions.read(lambda uow: uow.inspection.list_descended_from_themselves(ids)):
         report.damaged_cells += 1
         _list(
             Damage(
-                table=workflow_states.name,
-                column=_w.parent_id.name,
+                table=WorkflowRow.__tablename__,
+                column=WorkflowRow.parent_id.key,
                 workflow_state_id=str(found),
                 reason="the run descends from itself: it is its own parent, or that of one of its ancestors",
             ),
@@ -236,28 +232,21 @@ async def _check_parents(transactions: Transactions, ids: Sequence[UUID], report
         )
 
 
-async def _workflows(transactions: Transactions, wanted: ColumnElement[bool]) -> AsyncIterator[Sequence[Any]]:
-    """The `wanted` workflows of the namespace in pages: (id, workflow_id)."""
+async def _pages_of_workflows(transactions: Transactions, list_next: _ListNext) -> AsyncIterator[Sequence[Named]]:
     after: UUID | None = None
     while True:
-        statement = select(_w.id, _w.workflow_id).where(
-            _w.namespace == transactions.settings.namespace,
-            wanted,
-            is_addressable(_w.id),
-            *([] if after is None else [_w.id > after]),
-        )
-        rows = await transactions.read(partial(_fetch, transactions, statement.order_by(_w.id).limit(_PAGE_ROWS)))
-        if not rows:
+
+        async def read(uow: StoreUnit, after: UUID | None = after) -> Sequence[Named]:
+            return await list_next(uow.inspection, after, _PAGE_ROWS)
+
+        workflows = await transactions.read(read)
+        if not workflows:
             return
-        yield rows
-        after = rows[-1].id
+        yield workflows
+        after = workflows[-1].id
 
 
-async def _fetch(transactions: Transactions, statement: Select[Any], uow: StoreUnit) -> Sequence[Any]:
-    return await payload_repository(transactions, uow).fetch(statement)
-
-
-async def _load(transactions: Transactions, workflow: Any, report: VerifyReport) -> None:
+async def _load(transactions: Transactions, workflow: Named, report: VerifyReport) -> None:
     """Load a workflow and its newest checkpoint, as a run that is resumed would, and note what fails."""
     found: list[Unloadable] = []
     for what, load in (("workflow", _load_workflow), ("newest checkpoint", _load_checkpoint)):

@@ -43,7 +43,7 @@ from orchestrator_state.records.deltas import (
     step_json,
     unfinished_fields,
 )
-from orchestrator_state.records.saved import SavedRows, loaded_from, rebase, same_rows, snapshot_of
+from orchestrator_state.records.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.sealing import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
@@ -100,6 +100,7 @@ __all__ = [
     "RunHeader",
     "RunNames",
     "SavedRows",
+    "Shown",
     "Signal",
     "SignalPlace",
     "Stamps",

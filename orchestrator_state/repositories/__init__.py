@@ -1,50 +1,25 @@
 """All SQL. A repository adds and flushes, and never commits."""
 
+from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.calls import MOST_AT_ONCE, CallRepository
-from orchestrator_state.repositories.expressions import Children
-from orchestrator_state.repositories.families import DESCENDED_FROM_THEMSELVES
-from orchestrator_state.repositories.payloads import (
-    CHECKED_TABLES,
-    PAGE_BYTES,
-    PAYLOAD_TABLES,
-    Key,
-    PayloadRepository,
-    PayloadRow,
-    PayloadTable,
-    StoredPayload,
-    fitting,
-)
+from orchestrator_state.repositories.checkpoints import CheckpointRepository
+from orchestrator_state.repositories.past import PastRepository
+from orchestrator_state.repositories.saving import lease_held
+from orchestrator_state.repositories.states import OnDamaged
+from orchestrator_state.repositories.steps import StepRepository
 from orchestrator_state.repositories.undeclared import UndeclaredPayloads
-from orchestrator_state.repositories.workflows import (
-    CheckpointRepository,
-    OnDamaged,
-    Repository,
-    StepRepository,
-    WorkflowRepository,
-    chunks,
-    lease_held,
-)
+from orchestrator_state.repositories.workflows import WorkflowRepository
 
 __all__ = [
-    "CHECKED_TABLES",
-    "DESCENDED_FROM_THEMSELVES",
     "MOST_AT_ONCE",
-    "PAGE_BYTES",
-    "PAYLOAD_TABLES",
     "CallRepository",
     "CheckpointRepository",
-    "Children",
-    "Key",
     "OnDamaged",
-    "PayloadRepository",
-    "PayloadRow",
-    "PayloadTable",
+    "PastRepository",
     "Repository",
     "StepRepository",
-    "StoredPayload",
     "UndeclaredPayloads",
     "WorkflowRepository",
     "chunks",
-    "fitting",
     "lease_held",
 ]

@@ -14,8 +14,8 @@ from uuid import UUID
 from sqlalchemy import Float, delete, literal, select
 
 from orchestrator_state.database import conflict_aware_insert, database_now, database_time_in
-from orchestrator_state.models import requests
-from orchestrator_state.repositories.workflows import Repository, rowcount
+from orchestrator_state.models import RequestRow, requests
+from orchestrator_state.repositories.base import Repository, rowcount
 
 KEPT: Final = timedelta(days=1)
 """Far longer than any call repeats itself, or a network holds back what was sent."""
@@ -39,10 +39,10 @@ class CallRepository(Repository):
     async def forget_old(self) -> int:
         """Delete up to 500 ids that are older than a day, whosever they are; returns how many."""
         old = (
-            select(requests.c.id)
-            .where(requests.c.made_at < select(database_time_in(_AGO)).scalar_subquery())
-            .order_by(requests.c.made_at)
+            select(RequestRow.id)
+            .where(RequestRow.made_at < select(database_time_in(_AGO)).scalar_subquery())
+            .order_by(RequestRow.made_at)
             .limit(MOST_AT_ONCE)
             .with_for_update(skip_locked=True)
         )
-        return rowcount(await self._execute(delete(requests).where(requests.c.id.in_(old))))
+        return rowcount(await self._execute(delete(RequestRow).where(RequestRow.id.in_(old))))

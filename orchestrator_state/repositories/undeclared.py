@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from orchestrator_state.database import PROTECTED_NAMESPACES, database_errors
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import Payloads, Sealed, tags_of
 
 _NO_PROTECTION: Final = frozenset({"zstd", "blob"})
@@ -54,11 +54,11 @@ async def _are_encrypted(session: AsyncSession, namespace: str, options: Mapping
 
 def _newest(status: WorkflowStatus) -> Select[tuple[str]]:
     """By the index on namespace, status and time: of all together there is none."""
-    start = func.substr(workflow_states.c.context, 1, _LONGEST_START).label("start")
+    start = func.substr(WorkflowRow.context, 1, _LONGEST_START).label("start")
     newest = (
         select(start)
-        .where(workflow_states.c.namespace == bindparam("namespace"), workflow_states.c.status == status.value)
-        .order_by(workflow_states.c.updated_at.desc())
+        .where(WorkflowRow.namespace == bindparam("namespace"), WorkflowRow.status == status.value)
+        .order_by(WorkflowRow.updated_at.desc())
         .limit(1)
     )
     return select(newest.subquery().c.start)

@@ -73,6 +73,6 @@ async def _restored(transactions: Transactions, checkpoint_id: UUID) -> Workflow
     known = transactions.schemas.version_of(live.workflow_name)
     if known is not None and version < known:
         with contextlib.suppress(NewerSchemaVersion):  # a snapshot by hand, of today's version
-            old = await transactions.read(lambda uow: uow.checkpoints.get_as_of(checkpoint_id, version))
+            old = await transactions.read(lambda uow: uow.past.get_checkpoint(checkpoint_id, version))
             show_in_place_of(restored, WorkflowState.from_snapshot(old.snapshot), version)
     return restored

@@ -33,7 +33,8 @@ from orchestrator_state.maintenance import (
     verify,
 )
 from orchestrator_state.payloads import PLAIN, Payloads
-from orchestrator_state.repositories import CHECKED_TABLES, OnDamaged
+from orchestrator_state.repositories import OnDamaged
+from orchestrator_state.repositories.upkeep import CHECKED_TABLES
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options
 from orchestrator_state.state_schema import Schemas, StateSchema

@@ -32,12 +32,12 @@ from orchestrator_state.database import (
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Columns, Owner, RunNames
+from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.claimable import IS_ASLEEP, IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE
 from orchestrator_state.repositories.expressions import has_leftovers
 from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT
 from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
-from orchestrator_state.repositories.workflows import Repository, chunks
 from orchestrator_state.state_schema import FIRST
 
 _w = workflow_states.c

@@ -56,8 +56,8 @@ from orchestrator_state.repositories.runs.fence import (
     NOT_LET_GO,
     STILL_DIGESTED_AT,
     fenced_update,
-    replacing_step,
 )
+from orchestrator_state.repositories.steps import recorded_once
 
 _w = workflow_states.c
 _checkpoint = checkpoints.c
@@ -217,7 +217,7 @@ def _is_over(status: ColumnElement[str]) -> ColumnElement[bool]:
 def _recorded(updated: CTE) -> CTE:
     source = select(updated.c.id, *(updated.c[f"{step_states.name}_{name}"] for name in _STEP))
     insert = postgresql.insert(step_states).from_select(["workflow_state_id", *_STEP], source)
-    return replacing_step(insert, _STEP).returning(step_states.c.workflow_state_id).cte("recorded")
+    return recorded_once(insert, _STEP).returning(step_states.c.workflow_state_id).cte("recorded")
 
 
 def _saved(updated: CTE) -> CTE:
@@ -273,7 +273,7 @@ def commit_update(*, folds_context: bool, makes_checkpoint: bool, finishes_step:
     return statement.returning(_w.request)
 
 
-UPSERT_STEP: Final = replacing_step(sqlite.insert(step_states), _STEP).values(
+UPSERT_STEP: Final = recorded_once(sqlite.insert(step_states), _STEP).values(
     {name: bindparam(name) for name in ("workflow_state_id", *_STEP)}
 )
 INSERT_CHECKPOINT: Final = (

@@ -24,8 +24,9 @@ from orchestrator_state.database import (
     write_in,
 )
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.models import CheckpointRow, WorkflowRow, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
+from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.runs.commit_statements import (
     DELETE_SIGNAL,
@@ -39,9 +40,8 @@ from orchestrator_state.repositories.runs.commit_statements import (
     update_parameters,
 )
 from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
-from orchestrator_state.repositories.workflows import Repository
 
-_NEXT_SEQ: Final = next_count(workflow_states.c.checkpoint_seq, checkpoints)
+_NEXT_SEQ: Final = next_count(WorkflowRow.checkpoint_seq, CheckpointRow)
 _LOCK: Final = (
     select(_NEXT_SEQ.label("next_seq"), workflow_states.c.version, workflow_states.c.request)
     .where(*FENCE)
@@ -58,7 +58,7 @@ _LANDED: Final = select(_s.step_id).where(
 )
 
 
-class CommitRepository(Repository):
+class CommitRepository(CheckpointedRepository):
     """Step commits in the transaction of a session."""
 
     async def commit(self, change: RunChange, *, with_callers_rows: bool = False) -> Ack:

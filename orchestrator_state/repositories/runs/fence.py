@@ -5,20 +5,19 @@ A worker that lost its lease changes nothing and gets `LeaseLost`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from functools import cache, partial
 from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Executable, Result, bindparam, case, func, not_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql import Update
 
-from orchestrator_state.database import conflict_aware_insert, database_now, one_more
+from orchestrator_state.database import database_now, one_more
 from orchestrator_state.errors import LeaseLost
-from orchestrator_state.models import step_states, workflow_states
+from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Columns, Lease
-from orchestrator_state.repositories.workflows import Repository
+from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 
 _w = workflow_states.c
 
@@ -72,25 +71,7 @@ def going_on(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> 
     return fenced_update(columns, stamped).returning(_w.version)
 
 
-@cache
-def step_upsert(dialect: str) -> Executable:
-    """Insert a step or replace it, unless it is recorded as completed: such a step is never written again."""
-    return replacing_step(conflict_aware_insert(dialect, step_states), step_states.columns.keys())
-
-
-def replacing_step(
-    insert: postgresql.Insert | sqlite.Insert, names: Iterable[str]
-) -> postgresql.Insert | sqlite.Insert:
-    """`insert` into the steps, or instead, unless the step is recorded as completed, an update of those columns."""
-    keys = ["workflow_state_id", "step_id"]
-    return insert.on_conflict_do_update(
-        index_elements=keys,
-        set_={name: insert.excluded[name] for name in names if name not in keys},
-        where=step_states.c.status != "completed",
-    )
-
-
-class FencedRepository(Repository):
+class FencedRepository(CheckpointedRepository):
     """Writes under a lease."""
 
     async def _write_fenced(self, lease: Lease, columns: Columns, *, renews_digests: bool = False) -> None:

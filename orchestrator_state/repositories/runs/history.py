@@ -24,14 +24,20 @@ from orchestrator_state.records import (
     sealed_step,
     step_record,
 )
-from orchestrator_state.repositories.expressions import STORED_STEPS_OF
-from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository, step_upsert
-from orchestrator_state.repositories.workflows import chunks, rowcount
+from orchestrator_state.repositories.base import chunks, rowcount
+from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository
+from orchestrator_state.repositories.steps import record_step_once
 
 _CONVERT_STEP: Final = update(step_states).where(
     step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
 )
 """Sets the columns that it is given values for."""
+
+
+# In no order: the database would sort whole rows, payloads included.
+_STORED_STEPS_OF: Final = select(*(step_states.c[name] for name in StoredStep._fields)).where(
+    step_states.c.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
+)
 
 
 class HistoryRepository(FencedRepository):
@@ -41,7 +47,7 @@ class HistoryRepository(FencedRepository):
         """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
         steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
         for chunk in chunks(ids):
-            found = await self._execute(STORED_STEPS_OF, {"workflow_state_ids": chunk})
+            found = await self._execute(_STORED_STEPS_OF, {"workflow_state_ids": chunk})
             with collector_paused():
                 for row in map(StoredStep._make, found.all()):
                     steps[row.workflow_state_id].append(row)
@@ -71,7 +77,7 @@ class HistoryRepository(FencedRepository):
             query = query.add_columns(begun.c.limit, begun.c.mark).select_from(
                 begun.outerjoin(step_states, and_(*completed))
             )
-        rows = await self._fetch(query)
+        rows = await self._rows_with_blobs(query)
         if not rows or rows[0].step_id is None:
             return None
         (row,) = rows
@@ -177,7 +183,7 @@ class HistoryRepository(FencedRepository):
 
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
         row = {name: getattr(step, name) for name in StepRecord._fields} | {"workflow_state_id": workflow_state_id}
-        return rowcount(await self._execute(step_upsert(self._dialect), row)) == 1
+        return rowcount(await self._execute(record_step_once(self._dialect), row)) == 1
 
 
 def _position(step: StoredStep) -> int:

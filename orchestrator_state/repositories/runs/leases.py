@@ -12,8 +12,8 @@ from orchestrator_state.database import database_now, database_time_in, time_aft
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Lease, Owner, Renewal
+from orchestrator_state.repositories.base import Repository, chunks, rowcount
 from orchestrator_state.repositories.claimable import IS_LEASED, lease_was_good
-from orchestrator_state.repositories.workflows import Repository, chunks, rowcount
 
 _w = workflow_states.c
 

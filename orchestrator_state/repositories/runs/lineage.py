@@ -14,12 +14,12 @@ from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import step_states, workflow_states
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.records import Columns, Opener, seal_step
+from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import IS_WRITABLE
 from orchestrator_state.repositories.expressions import OUTDATED
 from orchestrator_state.repositories.runs.fence import RELEASED, STILL_DIGESTED_AT
 from orchestrator_state.repositories.runs.requests import CANCEL, cancelled
-from orchestrator_state.repositories.workflows import Repository, chunks
 
 _w = workflow_states.c
 
@@ -107,7 +107,7 @@ class LineageRepository(Repository):
     ) -> None:
         """Through here and not inside the database: a payload is bound to the row that it is in."""
         of_source = select(workflow_states, OUTDATED).where(_w.id == source)
-        rows = await self._fetch(of_source)
+        rows = await self._rows_with_blobs(of_source)
         if not rows:
             return
         (row,) = rows
@@ -122,7 +122,7 @@ class LineageRepository(Repository):
             steps = select(step_states).where(
                 step_states.c.workflow_state_id == source, step_states.c.step_id.in_(chunk)
             )
-            for step in await self._fetch(steps):
+            for step in await self._rows_with_blobs(steps):
                 sealing = partial(_sealed_patch, self._payloads, opener, step, fork_id)
                 sealed = await self._payloads.aside.call(sealing, self._payloads.length([step.context_patch]))
                 await self._execute(

@@ -11,14 +11,14 @@ from sqlalchemy import select, update
 from orchestrator_state.database import conflict_aware_insert, database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import Conflict, PayloadError
-from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.models import SignalRow, WorkflowRow, signals, workflow_states
 from orchestrator_state.payloads import Sealed
 from orchestrator_state.records import Signal, SignalPlace, open_signal, seal_signal
+from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP
 from orchestrator_state.repositories.runs.claims import MOST_LOOKS
-from orchestrator_state.repositories.workflows import Repository
 
 _w: Final = workflow_states.c
 
@@ -34,7 +34,7 @@ class SignalRepository(Repository):
             .order_by(signals.c.seq)
             .limit(1)
         )
-        rows = await self._fetch(query)
+        rows = await self._rows_with_blobs(query)
         if not rows:
             return None
         (row,) = rows
@@ -78,7 +78,7 @@ class SignalRepository(Repository):
         number = (
             update(workflow_states)
             .where(*of_workflow, IS_ACTIVE)
-            .values(signal_seq=next_count(_w.signal_seq, signals), wake_at=NOW_IF_ASLEEP)
+            .values(signal_seq=next_count(WorkflowRow.signal_seq, SignalRow), wake_at=NOW_IF_ASLEEP)
             .returning(_w.signal_seq, _w.status)
         )
         for _ in range(MOST_LOOKS):

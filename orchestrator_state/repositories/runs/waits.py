@@ -11,8 +11,8 @@ from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, 
 
 from orchestrator_state.domain import FINISHED
 from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
-from orchestrator_state.repositories.workflows import Repository, chunks
 
 _w = workflow_states.c
 _PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters

@@ -12,17 +12,17 @@ from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, literal, not_, select
+from sqlalchemy import ColumnElement, and_, bindparam, exists, not_, select
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql import Select
 
 from orchestrator_state.database import is_addressable, is_moment
 from orchestrator_state.domain import FINISHED, WorkflowStatus
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.records import is_time
 
-_w = workflow_states.c
-_parent = workflow_states.alias("parent")
-_child = workflow_states.alias("child")
+_parent = aliased(WorkflowRow, name="parent")
+_child = aliased(WorkflowRow, name="child")
 
 
 class Family(NamedTuple):
@@ -34,61 +34,53 @@ class Family(NamedTuple):
     """Whether all of them are finished, and old enough. Else none of them may be deleted."""
 
 
-def _is_over(row: Any, older_than: datetime) -> ColumnElement[bool]:
+def _is_over(row: type[WorkflowRow], older_than: datetime) -> ColumnElement[bool]:
     """What ended at a time that nobody can read is not known to be old."""
     return and_(row.status.in_(sorted(FINISHED)), row.updated_at < older_than, is_moment(row.updated_at))
 
 
 # Of the same namespace: a row of another one that says it is a child is nobody's.
-_IS_CHILD: Final = and_(_child.c.parent_id == _w.id, _child.c.namespace == _w.namespace)
-_HAS_PARENT: Final = and_(_parent.c.id == _w.parent_id, _parent.c.namespace == _w.namespace)
+_IS_CHILD: Final = and_(_child.parent_id == WorkflowRow.id, _child.namespace == WorkflowRow.namespace)
+_HAS_PARENT: Final = and_(_parent.id == WorkflowRow.parent_id, _parent.namespace == WorkflowRow.namespace)
 _HAS_CHILDREN: Final = exists().where(_IS_CHILD)
 
 
 def _over(namespace: str, older_than: datetime) -> tuple[ColumnElement[bool], ...]:
-    has_living = exists().where(_IS_CHILD, not_(_is_over(_child.c, older_than)))
-    return _w.namespace == namespace, is_addressable(_w.id), _is_over(_w, older_than), not_(has_living)
+    has_living = exists().where(_IS_CHILD, not_(_is_over(_child, older_than)))
+    return (
+        WorkflowRow.namespace == namespace,
+        is_addressable(WorkflowRow.id),
+        _is_over(WorkflowRow, older_than),
+        not_(has_living),
+    )
 
 
-def eldest_finished(namespace: str, older_than: datetime) -> Select[Any]:
+def eldest_finished(namespace: str, older_than: datetime) -> Select[UUID, bool]:
     """(id, has_children) of workflows that are over, that no parent wants, and of which no child lives."""
-    wanted = exists().where(_HAS_PARENT, _parent.c.status != WorkflowStatus.COMPLETED.value)
-    return select(_w.id, _HAS_CHILDREN.label("has_children")).where(*_over(namespace, older_than), not_(wanted))
+    wanted = exists().where(_HAS_PARENT, _parent.status != WorkflowStatus.COMPLETED.value)
+    return select(WorkflowRow.id, _HAS_CHILDREN.label("has_children")).where(
+        *_over(namespace, older_than), not_(wanted)
+    )
 
 
-def finished(namespace: str, older_than: datetime) -> Select[Any]:
+def finished(namespace: str, older_than: datetime) -> Select[UUID]:
     """The ids of workflows that are over and go soon: either at once, or with their parent, which is over as well."""
     parent_stays = exists().where(
         _HAS_PARENT,
-        _parent.c.status != WorkflowStatus.COMPLETED.value,
-        not_(_is_over(_parent.c, older_than)),
+        _parent.status != WorkflowStatus.COMPLETED.value,
+        not_(_is_over(_parent, older_than)),
     )
-    return select(_w.id).where(*_over(namespace, older_than), not_(parent_stays))
+    return select(WorkflowRow.id).where(*_over(namespace, older_than), not_(parent_stays))
 
 
 CHILDREN_TO_DELETE: Final = (
-    select(_w.id, _w.parent_id, _w.status, _w.updated_at)
-    .where(_w.namespace == bindparam("namespace"), _w.parent_id.in_(bindparam("parents", expanding=True)))
-    .order_by(_w.id)
+    select(WorkflowRow.id, WorkflowRow.parent_id, WorkflowRow.status, WorkflowRow.updated_at)
+    .where(
+        WorkflowRow.namespace == bindparam("namespace"), WorkflowRow.parent_id.in_(bindparam("parents", expanding=True))
+    )
+    .order_by(WorkflowRow.id)
     .with_for_update()
 )
-
-
-# A sound line of ancestors may be as long as it likes, and is walked from each of its members.
-_LONGEST_RING: Final = 100
-
-
-def _descended_from_themselves() -> Select[Any]:
-    of_ids = _w.id.in_(bindparam("ids", expanding=True))
-    line = select(_w.id, _w.parent_id, literal(1).label("length")).where(of_ids).cte("line", recursive=True)
-    above = and_(_parent.c.id == line.c.parent_id, _parent.c.namespace == bindparam("namespace"))
-    goes_on = and_(line.c.parent_id != line.c.id, line.c.length < _LONGEST_RING)
-    line = line.union_all(select(line.c.id, _parent.c.parent_id, line.c.length + 1).where(above, goes_on))
-    return select(line.c.id).where(line.c.parent_id == line.c.id).order_by(line.c.id)
-
-
-DESCENDED_FROM_THEMSELVES: Final = _descended_from_themselves()
-"""Those of the workflows `ids` that are among their next hundred ancestors, which only damage makes them."""
 
 
 class FamilyTree:

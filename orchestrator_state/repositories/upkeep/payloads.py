@@ -37,8 +37,8 @@ from orchestrator_state.records import (
     step_identity,
     workflow_identity,
 )
+from orchestrator_state.repositories.base import Repository, rowcount
 from orchestrator_state.repositories.expressions import OUTDATED
-from orchestrator_state.repositories.workflows import Repository, rowcount
 
 Key = tuple[Any, ...]
 Ids = Mapping[str, Any]
@@ -127,7 +127,8 @@ class PayloadRepository(Repository):
 
     async def count(self, source: PayloadTable) -> int:
         statement = _within_namespace(source, select(func.count()))
-        return int((await self._execute(statement, {"namespace": self._namespace})).scalar_one())
+        (counted,) = await self._row(statement, {"namespace": self._namespace})
+        return int(counted)
 
     async def page(
         self, source: PayloadTable, after: Key | None, max_rows: int, *, strays: bool = False
@@ -138,13 +139,10 @@ class PayloadRepository(Repository):
         """
         is_first = after is None
         parameters = {"namespace": self._namespace, "size": max_rows} | _numbered(after or ())
-        sizes = await self._execute(_sizes(source, is_first=is_first, strays=strays), parameters)
-        parameters["size"] = fitting(sizes.scalars().all())
-        rows = await self._execute(_page(source, is_first=is_first, strays=strays), parameters)
+        sizes = await self._rows(_sizes(source, is_first=is_first, strays=strays), parameters)
+        parameters["size"] = fitting([size for (size,) in sizes])
+        rows = await self._rows(_page(source, is_first=is_first, strays=strays), parameters)
         return [_payload_row(source, row) for row in rows]
-
-    async def fetch(self, statement: Select[Any]) -> Sequence[Any]:
-        return (await self._execute(statement)).all()
 
     async def replace(self, row: PayloadRow, texts: Mapping[str, str], columns: Columns) -> bool:
         """Set payload `columns` of a row, if the payloads are still those of `texts`. Nothing else of it changes.
@@ -165,7 +163,7 @@ class PayloadRepository(Repository):
         key = _key(source)
         wanted = key[0].in_([only for (only,) in keys]) if len(key) == 1 else tuple_(*key).in_(list(keys))
         statement = select(*key).where(wanted).with_for_update(skip_locked=True, key_share=True)
-        return {tuple(row) for row in await self._execute(statement)}
+        return {tuple(row) for row in await self._rows(statement)}
 
 
 def fitting(sizes: Sequence[int | None]) -> int:
