@@ -19,7 +19,7 @@ from tests.cutting_proxy import CuttingProxy, Fault
 from tests.held import comes_true
 from tests.lost_answers import answer_lost
 from tests.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
-from tests.test_writer import a_change, leased
+from tests.test_writer import a_change, committed, leased
 
 
 @pytest.fixture
@@ -118,11 +118,10 @@ async def test_a_run_that_is_created_after_its_caller_was_cancelled_is_let_go_of
 async def test_a_commit_is_for_one_place_in_the_order(store: StateStore) -> None:
     [lease] = await leased(store)
     late = a_change(replace(lease), "s", outputs='"late"')
-    writer = store._executor.writer
-    await writer.commit(a_change(lease, "s", outputs='"first"'))
-    await writer.commit(a_change(lease, "t"))
+    await committed(store, a_change(lease, "s", outputs='"first"'))
+    await committed(store, a_change(lease, "t"))
     with pytest.raises(LeaseLost):
-        await writer.commit(late)
+        await committed(store, late)
     assert await count_rows(store, "checkpoints") == 2
     assert await count_rows(store, "step_states") == 2
 
@@ -131,9 +130,8 @@ async def test_a_repetition_knows_itself_by_its_place(store: StateStore) -> None
     [lease] = await leased(store)
     change = a_change(lease, "s")
     again = replace(change, lease=replace(lease))
-    writer = store._executor.writer
-    await writer.commit(change)
-    assert await writer.commit(again) == Ack(request=None, already_recorded=True)
+    await committed(store, change)
+    assert await committed(store, again) == Ack(request=None, already_recorded=True)
     assert await count_rows(store, "checkpoints") == 1
 
 
@@ -162,7 +160,7 @@ async def test_who_has_let_go_of_a_run_writes_nothing_more(store: StateStore) ->
     async with store._transactions.begin() as uow:
         assert await uow.runs.release(lease)
     with pytest.raises(LeaseLost):
-        await store._executor.writer.commit(a_change(lease, "s"))
+        await committed(store, a_change(lease, "s"))
     with pytest.raises(LeaseLost):
         async with store._transactions.begin() as uow:
             await uow.commits.commit(a_change(lease, "s"))

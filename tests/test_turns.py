@@ -20,4 +20,4 @@ async def test_a_waiter_that_is_cancelled_as_the_turn_is_passed_on_is_cancelled_
         await cancelled
     await next_one
     turns.release()
-    assert not turns.locked()
+    assert not turns.is_taken

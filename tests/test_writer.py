@@ -75,8 +75,13 @@ def the_writer(store: StateStore) -> Writer:
     return store._executor.writer
 
 
+async def committed(store: StateStore, change: RunChange) -> Ack:
+    """Waits for what it has sent, as a run does."""
+    return await the_writer(store).send(change)
+
+
 async def outcomes(store: StateStore, changes: list[RunChange]) -> list[Ack | BaseException]:
-    return await asyncio.gather(*map(the_writer(store).commit, changes), return_exceptions=True)
+    return await asyncio.gather(*(committed(store, change) for change in changes), return_exceptions=True)
 
 
 async def recorded(store: StateStore) -> set[UUID]:
@@ -147,7 +152,7 @@ async def test_runs_that_began_a_moment_apart_fall_into_step(sqlite_url: str, ba
 async def test_a_single_change_goes_at_once(store: StateStore, batches: list[list[RunChange]]) -> None:
     """No timer: it is on its way before anything else could have happened in the loop but two turns of it."""
     [lease] = await leased(store)
-    waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
+    waiting = asyncio.ensure_future(committed(store, a_change(lease)))
     for _ in range(3):
         await asyncio.sleep(0)
     assert len(batches) == 1
@@ -162,7 +167,7 @@ async def test_every_column_of_a_change_arrives(store: StateStore) -> None:
     changes = [
         replace(change, step=change.step._replace(context_patch="{}", error="e", retry_count=2)) for change in changes
     ]
-    await the_writer(store).commit(changes[0])
+    await committed(store, changes[0])
     async with store._transactions.begin() as uow:
         await uow.commits.commit(changes[1])
     for table in (workflow_states, step_states, checkpoints):
@@ -188,11 +193,10 @@ async def test_the_newest_checkpoints_are_kept(store: StateStore) -> None:
 
 async def test_a_thousand_runs_at_once_lose_and_double_nothing(store: StateStore) -> None:
     leases = await leased(store, 1000)
-    writer = the_writer(store)
 
     async def step_on(lease: Lease) -> None:
         for number in range(3):
-            assert await writer.commit(a_change(lease, f"s{number}", position=number)) == Ack(request=None)
+            assert await committed(store, a_change(lease, f"s{number}", position=number)) == Ack(request=None)
 
     await asyncio.gather(*map(step_on, leases))
     assert await count_rows(store, "step_states") == await count_rows(store, "checkpoints") == 3000
@@ -271,7 +275,7 @@ async def test_a_change_that_is_repeated_finds_itself(store: StateStore) -> None
     [lease] = await leased(store)
     change = a_change(lease, keep=1)
     for known in (False, True):
-        assert await the_writer(store).commit(change) == Ack(request=None, already_recorded=known)
+        assert await committed(store, change) == Ack(request=None, already_recorded=known)
     assert await count_rows(store, "step_states") == await count_rows(store, "checkpoints") == 1
 
 
@@ -307,11 +311,11 @@ async def test_neighbours_do_not_wait_for_a_row_that_somebody_has_locked(postgre
         leases = await leased(store, 3)
         async with other._transactions.begin() as uow:
             await uow.runs.lock(leases[1].workflow_state_id)
-            waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in leases]
+            waiting = [asyncio.ensure_future(committed(store, a_change(lease))) for lease in leases]
             await asyncio.wait_for(asyncio.gather(waiting[0], waiting[2]), 10)
             assert not waiting[1].done()
             [later] = await leased(store)
-            await asyncio.wait_for(the_writer(store).commit(a_change(later)), 10)
+            await asyncio.wait_for(committed(store, a_change(later)), 10)
         assert await waiting[1] == Ack(request=None)
 
 
@@ -370,11 +374,10 @@ async def test_what_is_told_before_sending_may_stop_one_and_no_other(store: Stat
 @asynccontextmanager
 async def in_the_way(store: StateStore, held: Held) -> AsyncIterator[None]:
     """While inside, every place on the way to the database is taken."""
-    writer = the_writer(store)
     blockers = []
-    for lease in await leased(store, writer._most_batches):
+    for lease in await leased(store, the_writer(store)._most_batches):
         held.reached.clear()
-        blockers.append(asyncio.ensure_future(writer.commit(a_change(lease, "blocker"))))
+        blockers.append(asyncio.ensure_future(committed(store, a_change(lease, "blocker"))))
         await held.reached.wait()
     try:
         yield
@@ -388,7 +391,7 @@ async def test_a_change_that_waits_is_written_although_its_caller_gave_up(
 ) -> None:
     leases = await leased(store, 4)
     async with in_the_way(store, held):
-        waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in leases]
+        waiting = [asyncio.ensure_future(committed(store, a_change(lease))) for lease in leases]
         await asyncio.sleep(0)
         for number in (0, 2):
             waiting[number].cancel()
@@ -401,7 +404,7 @@ async def test_a_change_that_waits_is_written_although_its_caller_gave_up(
 
 async def test_a_change_on_its_way_comes_to_its_end_although_its_caller_gave_up(store: StateStore, held: Held) -> None:
     leases = await leased(store, 2)
-    waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in leases]
+    waiting = [asyncio.ensure_future(committed(store, a_change(lease))) for lease in leases]
     await held.reached.wait()
     waiting[0].cancel()
     held.opened.set()
@@ -416,7 +419,7 @@ async def test_batches_are_bounded_and_in_order_of_arrival(
     monkeypatch.setattr(writer_module, "MOST_IN_A_BATCH", 4)
     changes = [a_change(lease) for lease in await leased(store, 10)]
     async with in_the_way(store, held):
-        waiting = [asyncio.ensure_future(the_writer(store).commit(change)) for change in changes]
+        waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
         await asyncio.sleep(0)
     await asyncio.gather(*waiting)
     sent = [batch for batch in batches if batch[0].step.step_id == "s"]
@@ -433,7 +436,7 @@ async def test_batches_are_bounded_by_their_size(
         a_change(lease, outputs=f'"{"x" * size}"') for lease, size in zip(await leased(store, 5), sizes, strict=True)
     ]
     async with in_the_way(store, held):
-        waiting = [asyncio.ensure_future(the_writer(store).commit(change)) for change in changes]
+        waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
         await asyncio.sleep(0)
     await asyncio.gather(*waiting)
     sent = [[changes.index(change) for change in batch] for batch in batches if batch[0].step.step_id == "s"]
@@ -461,14 +464,14 @@ async def test_closing_writes_what_was_taken_and_takes_no_more(
     store = await StateStore.open(database_url)
     leases = await leased(store, 4)
     async with in_the_way(store, held):
-        waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in leases]
+        waiting = [asyncio.ensure_future(committed(store, a_change(lease))) for lease in leases]
         await asyncio.sleep(0)
         closing = asyncio.ensure_future(store.close())
         for _ in range(5):
             await asyncio.sleep(0)
         assert not closing.done()
         with pytest.raises(StoreUnavailable):
-            await the_writer(store).commit(a_change(leases[0], "late"))
+            await committed(store, a_change(leases[0], "late"))
     assert await asyncio.gather(*waiting) == [Ack(request=None)] * 4
     await closing
     async with StateStore.open(database_url) as again:
@@ -486,7 +489,7 @@ async def test_a_step_inside_a_unit_of_the_same_task_is_refused_and_does_not_wai
     [lease] = await leased(store)
     async with store.begin():
         with pytest.raises(ConfigurationError):
-            await the_writer(store).commit(a_change(lease))
+            await committed(store, a_change(lease))
 
 
 # --- the harness can fail ----------------------------------------------------------------------------------------
@@ -498,5 +501,5 @@ async def test_a_stale_write_would_be_seen_if_the_token_were_not_in_the_where_cl
     engine = store._transactions.database._pool.sync_engine
     event.listen(engine, "before_cursor_execute", without_the_fence, retval=True)
     [lease] = await leased(store)
-    await the_writer(store).commit(a_change(replace(lease, token=0)))
+    await committed(store, a_change(replace(lease, token=0)))
     assert await recorded(store) == {lease.workflow_state_id}

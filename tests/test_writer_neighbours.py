@@ -19,6 +19,7 @@ from tests.test_writer import (  # noqa: F401 - fixtures
     Held,
     a_change,
     batches,
+    committed,
     held,
     in_the_way,
     leased,
@@ -34,9 +35,9 @@ async def test_more_locked_rows_than_connections_do_not_hold_up_their_neighbours
         async with other._transactions.begin() as uow:
             for lease in locked:
                 await uow.runs.lock(lease.workflow_state_id)
-            waiting = [asyncio.ensure_future(the_writer(store).commit(a_change(lease))) for lease in locked]
+            waiting = [asyncio.ensure_future(committed(store, a_change(lease))) for lease in locked]
             await asyncio.sleep(0.5)
-            await asyncio.wait_for(the_writer(store).commit(a_change(free)), 30)
+            await asyncio.wait_for(committed(store, a_change(free)), 30)
         assert await asyncio.gather(*waiting) == [Ack(request=None)] * 4
 
 
@@ -48,12 +49,12 @@ async def test_a_locked_checkpoint_harms_its_own_run_alone(postgres_url: str) ->
     ):
         first, second = await leased(store, 2)
         for position in range(2):
-            await the_writer(store).commit(a_change(first, f"s{position}", position=position, keep=1))
+            await committed(store, a_change(first, f"s{position}", position=position, keep=1))
         async with other.begin() as uow:
             of_first = select(checkpoints).where(checkpoints.c.workflow_state_id == first.workflow_state_id)
             await uow.session.execute(of_first.with_for_update())
             changes = [a_change(first, "late", position=2, keep=1), a_change(second, "free")]
-            late, free = [asyncio.ensure_future(the_writer(store).commit(change)) for change in changes]
+            late, free = [asyncio.ensure_future(committed(store, change)) for change in changes]
             assert await free == Ack(request=None)
             assert not late.done()
         assert await late == Ack(request=None)
@@ -72,7 +73,7 @@ async def test_a_batch_is_bounded_by_what_it_appends_too(
         change.step = replace_patch(change, f'{{"set":{{}},"append":{{"log":["{"x" * 800}"]}},"drop":[]}}')
         changes.append(change)
     async with in_the_way(store, held):
-        waiting = [asyncio.ensure_future(the_writer(store).commit(change)) for change in changes]
+        waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
         await asyncio.sleep(0)
     await asyncio.gather(*waiting)
     assert [len(batch) for batch in batches if batch[0].step.step_id == "s"] == [1, 1, 1]
@@ -109,7 +110,7 @@ async def test_a_shutdown_in_the_middle_of_a_commit_doubles_nothing(database_url
         return run.context["log"]
 
     async with StateStore.open(database_url, hook=hook) as store:
-        await the_writer(store).commit(a_change((await leased(store))[0]))  # a connection is open
+        await committed(store, a_change((await leased(store))[0]))  # a connection is open
         running = asyncio.create_task(store.run("n", handler, workflow_id="w", context={"log": []}), name="the run")
         await asyncio.wait({running})
         assert hook.done
@@ -178,7 +179,7 @@ async def test_what_a_shutdown_cuts_off_before_it_begins_is_over_for_whoever_wai
         await asyncio.wait({waiting}, timeout=10)
     assert waiting.done()
     assert isinstance(waiting.exception(), StoreUnavailable)
-    await writer.commit(a_change(lease))
+    await committed(store, a_change(lease))
     assert await recorded(store) == {lease.workflow_state_id}
 
 
@@ -188,7 +189,7 @@ async def test_a_fork_closes_its_store_although_its_parent_is_committing(
     async with StateStore.open(database_url) as store:
         [lease] = await leased(store)
         held = Held(monkeypatch)
-        waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
+        waiting = asyncio.ensure_future(committed(store, a_change(lease)))
         await held.reached.wait()
 
         async def close() -> None:
@@ -223,7 +224,7 @@ async def test_closing_the_store_fails_no_run(database_url: str, monkeypatch: py
     [lease] = await leased(store)
     running = asyncio.create_task(store.run("n", lambda run: run.step("s", gate), workflow_id="w"))
     await gate.reached.wait()
-    waiting = asyncio.ensure_future(the_writer(store).commit(a_change(lease)))
+    waiting = asyncio.ensure_future(committed(store, a_change(lease)))
     await way.reached.wait()
     closing = asyncio.ensure_future(store.close())
     await asyncio.sleep(0.1)

@@ -7,7 +7,7 @@ from orchestrator_state.concurrency.task_contexts import context_of
 from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.concurrency.turns import Turns
 from orchestrator_state.concurrency.uninterrupted import Unstoppable, outlasting, settled, uninterrupted
-from orchestrator_state.concurrency.user_code import Outcome, Returned, awaiting, call_apart, outcome_of
+from orchestrator_state.concurrency.user_code import Outcome, Returned, awaitable, call_apart, outcome_of
 
 __all__ = [
     "LONG",
@@ -18,7 +18,7 @@ __all__ = [
     "Threads",
     "Turns",
     "Unstoppable",
-    "awaiting",
+    "awaitable",
     "call_apart",
     "context_of",
     "outcome_of",

@@ -14,25 +14,26 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self._is_taken = False
+        self.is_taken = False
+        """Whether somebody has the turn."""
         self._urgent: deque[asyncio.Future[None]] = deque()
         self._others: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        if not self.take():
+        if self.is_taken:
             await self.acquire()
+        self.is_taken = True
 
     async def __aexit__(self, *_: object) -> None:
-        self.release()
-
-    def locked(self) -> bool:
-        """Whether somebody has the turn."""
-        return self._is_taken
+        if self._urgent or self._others:
+            self.release()
+        else:
+            self.is_taken = False
 
     def take(self) -> bool:
         """Take the turn if it is free: nobody waits for it then."""
-        is_free = not self._is_taken
-        self._is_taken = True
+        is_free = not self.is_taken
+        self.is_taken = True
         return is_free
 
     async def acquire(self, *, urgent: bool = False) -> None:
@@ -58,4 +59,4 @@ class Turns:
                 if not turn.done():
                     turn.set_result(None)
                     return
-        self._is_taken = False
+        self.is_taken = False

@@ -62,12 +62,12 @@ async def outcome_of(work: Callable[[], Awaitable[_T]]) -> Outcome[_T]:
     return outcome
 
 
-async def awaiting(what: str, fn: Callable[..., Any], *args: Any) -> Any:
-    """Return `await fn(*args)`. Raises `TypeError` as Python would, but in words, if that is nothing to await."""
+def awaitable(what: str, fn: Callable[..., Any], *args: Any) -> Awaitable[Any]:
+    """Return `fn(*args)`, to be awaited. Raises `TypeError` as Python would, but in words, if it cannot be."""
     answer = fn(*args)
     if not inspect.isawaitable(answer):
         raise TypeError(f"{what} returned a {type(answer).__name__} and nothing to await: define it with `async def`")
-    return await answer
+    return answer
 
 
 class _Answer(Unstoppable[Outcome[_T]]):
@@ -110,7 +110,9 @@ async def call_apart(work: Callable[[], Awaitable[_T]]) -> Returned[_T]:
         outcome, cancelled = answer.result(), error
     if cancelled is not None and outcome.error is not None:
         raise cancelled
-    return Returned(outcome.result(), cancelled)
+    if outcome.error is not None:
+        raise as_exception(outcome.error)
+    return Returned(outcome.value, cancelled)
 
 
 def as_exception(error: BaseException) -> Exception:

@@ -17,7 +17,7 @@ from orchestrator_state.concurrency import (
     Outcome,
     ProcessIdentity,
     Threads,
-    awaiting,
+    awaitable,
     outcome_of,
     running_loop,
     settled,
@@ -368,7 +368,7 @@ class Executor:
         context.run(mark, steps.room)
         context.run(steps.enter)
         task = asyncio.get_running_loop().create_task(
-            outcome_of(partial(awaiting, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
+            outcome_of(partial(awaitable, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
         )
         steps.switch.watch(task)
         try:

@@ -1,7 +1,8 @@
 """What a handler holds."""
 
+from orchestrator_state.runs.checkpoints import CheckpointPolicy, RunRow
 from orchestrator_state.runs.exits import HANDLER, Exits, mark
-from orchestrator_state.runs.journal import CheckpointPolicy, Journal, RunRow
+from orchestrator_state.runs.journal import Journal
 from orchestrator_state.runs.lookout import Lookout
 from orchestrator_state.runs.retry import Retry
 from orchestrator_state.runs.run import Duration, Handler, Run

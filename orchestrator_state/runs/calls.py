@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from functools import partial
 from types import CodeType
@@ -18,28 +18,37 @@ _T = TypeVar("_T")
 StepFunction = Callable[..., Awaitable[_T]] | Callable[..., _T]
 
 
-class NotBegun(Exception):
+class _NotBegun(Exception):
     """The function was not called: it no longer was the moment for it."""
 
 
-def call(
+async def call(
     threads: Threads,
     fn: StepFunction[Any],
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...],
+    limit: timedelta | None,
     *,
-    limit: timedelta | None = None,
-    may_begin: Callable[[], bool] | None = None,
-) -> Coroutine[Any, Any, Returned[Any]]:
+    may_begin: Callable[[], bool],
+    ask: Callable[[], Awaitable[None]],
+) -> Returned[Any]:
     """Call `fn`, a sync one in one of `threads`. Raises what it raises, as an `Exception`: see `call_apart`.
 
     Raises `TimeoutError` when `limit` is over, counted from the moment that `fn` is called. A thread cannot be
     stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped. `may_begin` is asked
-    at the last moment, in the thread that is to call `fn`: if it says no, `NotBegun` is raised instead.
+    at the last moment, in the thread that is to call `fn`: if it says no, `ask` is awaited first. There is time for it
+    to change: a call waits for its turn of the loop, for a thread, or out a pause after a failure.
     """
     seconds = None if limit is None else limit.total_seconds()
-    if is_async(fn):
-        return call_apart(partial(_call_async, fn, args, seconds, may_begin))
-    return call_apart(partial(_call_in_thread, threads, fn, args, seconds, may_begin))
+    work = (
+        partial(_call_async, fn, args, seconds, may_begin)
+        if is_async(fn)
+        else partial(_call_in_thread, threads, fn, args, seconds, may_begin)
+    )
+    while True:
+        try:
+            return await call_apart(work)
+        except _NotBegun:
+            await ask()
 
 
 def is_async(fn: Callable[..., Any]) -> bool:
@@ -50,9 +59,10 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 
 async def _call_async(
-    fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], seconds: float | None, may_begin: Callable[[], bool] | None
+    fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], seconds: float | None, may_begin: Callable[[], bool]
 ) -> _T:
-    _require_moment(may_begin)
+    if not may_begin():
+        raise _NotBegun
     if seconds is None:
         return await fn(*args)
     async with asyncio.timeout(seconds):
@@ -64,12 +74,13 @@ async def _call_in_thread(
     fn: Callable[..., Any],
     args: tuple[Any, ...],
     seconds: float | None,
-    may_begin: Callable[[], bool] | None,
+    may_begin: Callable[[], bool],
 ) -> Any:
     loop = asyncio.get_running_loop()
 
     def work() -> Any:
-        _require_moment(may_begin)  # there may have been a queue for the thread
+        if not may_begin():  # there may have been a queue for the thread
+            raise _NotBegun
         return fn(*args)
 
     async with asyncio.timeout(None) as clock:
@@ -81,8 +92,3 @@ async def _call_in_thread(
 
         result = await threads.call(work, start_the_clock)
         return await result if inspect.isawaitable(result) else result
-
-
-def _require_moment(may_begin: Callable[[], bool] | None) -> None:
-    if may_begin is not None and not may_begin():
-        raise NotBegun

@@ -21,8 +21,8 @@ _SOON: Final = 60.0  # seconds
 _REST: Final = 4  # times as long as the last look at all tasks took, at least
 _OURS: Final = "orchestrator_state "
 _run: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_run", default=None)
-IN_STEP_OF: Final[ContextVar[object | None]] = ContextVar("orchestrator_state_in_step_of", default=None)
-"""What is started while this is set to a run is the business of a step of that run, and not its handler's."""
+IN_STEP: Final[ContextVar[tuple[object, str] | None]] = ContextVar("orchestrator_state_step", default=None)
+"""The run and the id of the step whose function is called here: what that starts is none of the handler's tasks."""
 _JOINS: Final = frozenset({tasks.__file__, taskgroups.__file__})
 
 
@@ -123,8 +123,10 @@ def _wakes_a_task(callback: Any) -> bool:
 
 def _run_of(context: Context | None) -> object | None:
     """Whose handler's; None for what a step has started."""
-    run = None if context is None else context.get(_run)
-    return None if context is None or context.get(IN_STEP_OF) is run else run
+    if context is None:
+        return None
+    run, in_step = context.get(_run), context.get(IN_STEP)
+    return None if in_step is not None and in_step[0] is run else run
 
 
 def _is_our_own(task: asyncio.Task[Any]) -> bool:

@@ -6,10 +6,9 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import LONG, Aside, Turns, outlasting
@@ -20,21 +19,12 @@ from orchestrator_state.payloads import Payloads, Reference, decode_long
 from orchestrator_state.records import (
     FINAL,
     Ack,
-    Chain,
-    CheckpointRecord,
     Columns,
-    Delta,
     FoldedContext,
     Lease,
     RunChange,
-    RunHeader,
     StepRecord,
-    WholeEvery,
-    checkpoint_identity,
     sealed_step,
-    step_fields,
-    step_json,
-    unfinished_fields,
     workflow_identity,
 )
 from orchestrator_state.records.context import (
@@ -48,6 +38,7 @@ from orchestrator_state.records.context import (
     decoded,
     join,
 )
+from orchestrator_state.runs.checkpoints import CheckpointPolicy, Checkpoints, RunRow
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.runs.writer import Writer
@@ -57,31 +48,6 @@ _FOLDED_ALWAYS: Final = 64 * 1024
 """Characters of JSON: to write a context of that length with a step that changes it costs next to nothing."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RunRow:
-    """The workflow's row as it was claimed."""
-
-    id: UUID
-    workflow_id: str
-    name: str
-    user_id: str | None
-    started_at: datetime
-    parent_id: UUID | None
-    attempts: int
-    now: datetime
-    """The database's time of the claim."""
-    schema_version: int | None
-    """What is recorded is of this version; None without a schema."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckpointPolicy:
-    """A checkpoint with every `every`-th step (0: none), of which the newest `keep` are kept."""
-
-    every: int
-    keep: int
-
-
 @dataclass(slots=True, kw_only=True, repr=False)
 class Entry:
     """A commit about to be made, and what memory becomes once it is."""
@@ -89,6 +55,7 @@ class Entry:
     change: RunChange
     step: StepRecord
     context: ContextChange | None
+    """None if nothing can have changed, or if the step is not over: then the context is left as it is."""
     payloads: Payloads
     """What sealed it; its blobs are uploaded before it is written."""
     cancelled: asyncio.CancelledError | None = None
@@ -115,32 +82,26 @@ class Journal:
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
-        self._unfinished = {step.step_id: step for step in steps if step.status not in FINAL}
         self._outputs_length = sum(len(step.outputs) for step in steps)
         self._patches_length = sum(len(step.context_patch or "") for step in steps)
         self._unfolded = 0
-        self._start = history.start
-        self._chain: Chain | None = None
-        self._next_chain: tuple[StepRecord, Chain] | None = None
-        self._whole_every = WholeEvery(self._size())
+        self._checkpoints = Checkpoints(row, policy, self._steps, history, self._outputs_length + history.length)
         self._writer = writer
         self._transactions = writer.transactions
+        self._limits = self._transactions.payloads.limits
         self._switch = switch
-        self._policy = policy
         self._ids = StepIds(self._steps)
-        self._commits = 0
+        self._finished = 0
         self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
         self.in_order = Turns()
         self.on_progress: Callable[[], object] | None = None
         """Called once a step is finished that was not on record."""
+        self.number: Final = self._ids.number
+        """See `StepIds.number`."""
 
     # --- what there is -------------------------------------------------------------------------------------------
-
-    def number(self, step_id: str) -> str:
-        """See `StepIds.number`."""
-        return self._ids.number(step_id)
 
     def recorded(self, step_id: str) -> StepRecord | None:
         return self._steps.get(step_id)
@@ -154,7 +115,8 @@ class Journal:
         if self.history.length >= LONG and (long := self.history.foreseen(step.position, LONG)):
             ahead = await self._aside.call(partial(decoded, long), LONG)
         self.history.replay(step.position, ahead)
-        hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.row.id, step_id=step_id)
+        if self.hook is not None:
+            hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.row.id, step_id=step_id)
         return step
 
     @property
@@ -167,19 +129,17 @@ class Journal:
     @property
     def has_progressed(self) -> bool:
         """Whether a step was finished under this lease."""
-        return self._commits > 0
+        return self._finished > 0
 
     def key(self, step_id: str) -> str:
         return f"{self.row.id}:{step_id}"
 
-    def check_size(self, step_id: str, outputs: str = "") -> None:
+    def check_size(self, step_id: str, outputs: str) -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
         steps = len(self._steps) + (step_id not in self._steps)
-        self._transactions.payloads.limits.check_workflow(self._size() + self._patches_length + len(outputs), steps)
-
-    def _size(self, context: ContextChange | None = None) -> int:
-        """Characters of JSON in the context, by default the committed one, and in all outputs."""
-        return self._outputs_length + (self.history.length if context is None else context.length)
+        size = self._outputs_length + self.history.length + self._patches_length + len(outputs)
+        if size > self._limits.workflow_bytes or steps > self._limits.steps:
+            self._limits.check_workflow(size, steps)
 
     # --- adding to it --------------------------------------------------------------------------------------------
 
@@ -197,11 +157,12 @@ class Journal:
         False, and nothing written, if another branch of the run consumed the signal first.
         """
         async with self.in_order:
-            self._switch.require_ground()
+            if self._switch.reason is not None:
+                self._switch.require_ground()
             if consumed_signal in self._consumed:
                 return False
             step = self.completed(begun, outputs, status=status)
-            entry = await self.entry(step, with_context=True, checkpoint=checkpoint, consumed_signal=consumed_signal)
+            entry = await self.entry(step, checkpoint=checkpoint, consumed_signal=consumed_signal)
             await self._commit(entry)
         return True
 
@@ -211,7 +172,7 @@ class Journal:
             step = self.new_step(step_id)._replace(
                 position=self._next_position, status=StepStatus.RUNNING.value, outputs=outputs
             )
-            await self._commit(await self.entry(step, with_context=False))
+            await self._commit(await self.entry(step))
         return step
 
     async def fail_step(
@@ -232,13 +193,14 @@ class Journal:
                 error=describe(error),
                 retry_count=begun.retried(calls),
             )
-            await self._commit(await self.entry(step, with_context=False, consumed_signal=consumed_signal))
+            await self._commit(await self.entry(step, consumed_signal=consumed_signal))
         return True
 
     def new_step(self, step_id: str) -> StepRecord:
+        """A step that is about to be done. Raises `PayloadTooLarge` if the run has too many."""
         known = self._steps.get(step_id)
-        if known is None:
-            self._transactions.payloads.limits.check_workflow(0, len(self._steps) + 1)
+        if known is None and len(self._steps) >= self._limits.steps:
+            self._limits.check_workflow(0, len(self._steps) + 1)
         return StepRecord(
             step_id=step_id,
             position=0,
@@ -257,97 +219,93 @@ class Journal:
             position=self._next_position, status=status.value, outputs=outputs, completed_at=utc_now()
         )
 
-    def after_failures(self, begun: StepRecord, failures: Sequence[Exception]) -> StepRecord:
-        """`begun` with what its failed calls left behind."""
-        if not failures:
-            return begun
-        return begun._replace(retry_count=begun.retried(len(failures)), error=describe(failures[-1]))
+    async def entry(self, step: StepRecord, *, checkpoint: bool = False, consumed_signal: UUID | None = None) -> Entry:
+        """Put together the commit of `step`, and of the context with it if the step is over.
 
-    async def entry(
-        self,
-        step: StepRecord,
-        *,
-        with_context: bool,
-        checkpoint: bool = False,
-        consumed_signal: UUID | None = None,
-    ) -> Entry:
-        """Put together a commit. Call it with `in_order` held: positions and patches follow the order of commits.
-
-        The context is looked at in one go. What follows from that is done beside the event loop, if it is long.
+        Call it with `in_order` held: positions and patches follow the order of commits. The context is looked at in one
+        go. What follows from that is done beside the event loop, if it is long.
         """
-        look, cancelled = await self._look() if with_context else (None, None)
-        due = with_context and (checkpoint or self._is_checkpoint_due)
-        work = partial(
-            self._entry, step, look, with_context=with_context, checkpoint=due, consumed_signal=consumed_signal
-        )
-        effort = self._effort(step, look, checkpoint=due)
+        is_over = step.status in FINAL
+        found, cancelled = await self._look() if is_over and not self.history.is_untouched else (None, None)
+        every = self._checkpoints.policy.every
+        due = is_over and (checkpoint or (every > 0 and (self._finished + 1) % every == 0))
+        effort = self._effort(step, found, checkpoint=due)
         if effort < LONG:
-            entry = work()
+            entry = self._entry(step, found, checkpoint=due, consumed_signal=consumed_signal)
         else:
+            work = partial(self._entry, step, found, checkpoint=due, consumed_signal=consumed_signal)
             entry, later = await outlasting(self._aside.call(work, effort))
             cancelled = cancelled or later
         entry.cancelled = cancelled
         return entry
 
-    async def _look(self) -> tuple[Look | None, asyncio.CancelledError | None]:
+    async def _look(self) -> tuple[Look | ContextChange, asyncio.CancelledError | None]:
+        """What the context has become; and a cancellation that came meanwhile."""
+        cancelled: asyncio.CancelledError | None = None
         try:
-            return self.history.look(at_once=False), None
+            look = self.history.look(at_once=False)
         except LongValues as long:
             _, cancelled = await outlasting(self._aside.call(long.vouch, LONG))
-        return self.history.look(), cancelled
+            look = self.history.look()
+        return look or self.history.unchanged(), cancelled
 
     @property
     def _aside(self) -> Aside:
         return self._transactions.payloads.aside
 
-    @property
-    def _is_checkpoint_due(self) -> bool:
-        return self._policy.every > 0 and (self._commits + 1) % self._policy.every == 0
-
-    def _effort(self, step: StepRecord, look: Look | None, *, checkpoint: bool) -> int:
+    def _effort(self, step: StepRecord, found: Look | ContextChange | None, *, checkpoint: bool) -> int:
         """How many characters a commit has to do with."""
-        effort = len(step.outputs) + (0 if look is None else look.size)
-        everything = self._size() + effort
+        effort = len(step.outputs) + (found.size if isinstance(found, Look) else 0)
+        length = self.history.length
+        everything = self._outputs_length + length + effort
         if everything < LONG:
             return effort
-        length, added = self.history.length, effort
-        if look is not None and (self._unfolded + added >= length or self._may_have_too_many_values(length)):
+        added = effort
+        if isinstance(found, Look) and (self._unfolded + added >= length or self._may_have_too_many_values(length)):
             effort += length  # the context is folded
-        if checkpoint and (self._chain is None or self._whole_every.is_whole_due(everything, added)):
+        if checkpoint and self._checkpoints.is_long(everything, added):
             effort += everything
         return effort
 
     def _entry(
         self,
         step: StepRecord,
-        look: Look | None,
+        found: Look | ContextChange | None,
         *,
-        with_context: bool,
         checkpoint: bool,
         consumed_signal: UUID | None,
     ) -> Entry:
         payloads = self._transactions.unit_payloads()
-        context = None
-        if with_context:
-            context = self.history.unchanged() if look is None else look.change()
-        patch = None if context is None else context.patch
+        context = found.change() if isinstance(found, Look) else found
         fold = None
-        if patch is not None and context is not None:
-            step = step._replace(context_patch=patch.to_json())
+        if context is not None and context.patch is not None:
+            step = step._replace(context_patch=context.patch.to_json())
             self._check_context(context, payloads)
             self._unfolded += len(step.context_patch or "")
-        if patch is not None and context is not None and self._is_fold_due(patch, context):
-            committed = self.history.committed_with(context)
-            sealed = payloads.seal(join(committed), workflow_identity(self._id, "context"))
-            fold = FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
+            if self._is_fold_due(context.patch, context):
+                fold = self._fold(step, context, payloads)
+        made = None
+        if checkpoint:
+            history = self.history
+            committed, length = history.committed, history.length
+            if context is not None:
+                committed, length = history.committed_with(context), context.length
+            size = self._outputs_length + length + len(step.outputs)
+            made = self._checkpoints.made_with(step, committed, size, payloads)
         change = RunChange(
             lease=self.lease,
             step=sealed_step(payloads, self._id, step),
             context=fold,
-            checkpoint=self._checkpoint(step, context, payloads) if context is not None and checkpoint else None,
+            checkpoint=made,
             consumed_signal=consumed_signal,
         )
         return Entry(change=change, step=step, context=context, payloads=payloads)
+
+    def _fold(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> FoldedContext:
+        """The whole context, for the run's row."""
+        text = join(self.history.committed_with(context))
+        sealed = payloads.seal(text, workflow_identity(self._id, "context"))
+        return FoldedContext(context=sealed.text, context_digest=sealed.digest, position=step.position)
 
     def _check_context(self, context: ContextChange, payloads: Payloads) -> None:
         """Raise `PayloadTooLarge` if the context as a whole is: its keys were looked at one by one."""
@@ -356,7 +314,7 @@ class Journal:
             _check_values(self.history.committed_with(context), payloads)
 
     def _may_have_too_many_values(self, length: int) -> bool:
-        return length > 2 * self._transactions.payloads.limits.values  # each takes a comma as well
+        return length > 2 * self._limits.values  # each takes a comma as well
 
     def _is_fold_due(self, patch: Patch, context: ContextChange) -> bool:
         """Whether the row gets the whole context: a short one, or once the patches since the last time outweigh it.
@@ -376,21 +334,22 @@ class Journal:
 
     def accept(self, entry: Entry, ack: Ack) -> None:
         """`entry` is durable."""
-        self._remember(entry.step)
-        if self.on_progress is not None and entry.step.status in FINAL:
-            self.on_progress()
-        if entry.change.consumed_signal is not None:
-            self._consumed.add(entry.change.consumed_signal)
-        if entry.change.context is not None:
+        step, change = entry.step, entry.change
+        self._remember(step)
+        if change.consumed_signal is not None:
+            self._consumed.add(change.consumed_signal)
+        if change.context is not None:
             self._unfolded = 0
         if entry.context is not None:
-            self._commits += 1
-            self.history.accept(entry.context, entry.step.position)
-        checkpoint = entry.change.checkpoint
-        is_whole = checkpoint is not None and checkpoint.position is None
-        self._whole_every.committed(self._size(), _added_by(entry.step), whole=is_whole)
+            self.history.accept(entry.context, step.position)
+        if step.status in FINAL:
+            self._finished += 1
+            if self.on_progress is not None:
+                self.on_progress()
+        self._checkpoints.committed(step, change.checkpoint, self._outputs_length + self.history.length)
         self._switch.notice(ack.request)
-        self._tell(hooks.StepCommitted, entry.step)
+        if self.hook is not None:
+            self._tell(hooks.StepCommitted, step)
 
     def adopt(self, step: StepRecord) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
@@ -398,6 +357,15 @@ class Journal:
         self._remember(step)
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch), step.position)
+
+    def _remember(self, step: StepRecord) -> None:
+        """`step` is on record."""
+        self._checkpoints.remember(step)
+        replaced = self._steps.get(step.step_id)
+        self._outputs_length += len(step.outputs) - (len(replaced.outputs) if replaced else 0)
+        self._patches_length += len(step.context_patch or "") - len((replaced and replaced.context_patch) or "")
+        self._steps[step.step_id] = step
+        self._next_position = max(self._next_position, step.position + 1)
 
     async def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
@@ -415,9 +383,10 @@ class Journal:
 
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
-        cancelled = entry.cancelled
+        cancelled, has_blobs = entry.cancelled, entry.payloads.offload is not None
         try:
-            await self._upload(entry, patiently=True)
+            if has_blobs:
+                await self._upload(entry, patiently=True)
             writing = self._writer.send(entry.change, self._announcing(entry.step))
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
@@ -432,7 +401,8 @@ class Journal:
         finally:
             if cancelled is not None:
                 raise cancelled
-        await self._remove_superseded_snapshots(entry)
+        if has_blobs:
+            await self._remove_superseded_snapshots(entry)
 
     def _announcing(self, step: StepRecord) -> Callable[[], None] | None:
         return None if self.hook is None else partial(self._tell, hooks.StepCommitting, step)
@@ -464,73 +434,7 @@ class Journal:
             offload.discard([self._snapshots.popleft()])
         await self._transactions.remove_discarded(offload, own=True)
 
-    def _checkpoint(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> CheckpointRecord:
-        """The state as of this commit: whole now and then, else as a delta."""
-        now, checkpoint_id = step.completed_at or utc_now(), uuid4()
-        is_whole = self._whole_every.is_whole_due(self._size(context) + len(step.outputs), _added_by(step))
-        text = self._whole(step, context, now) if is_whole else self._delta(step, now)
-        sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
-        return CheckpointRecord(
-            id=checkpoint_id,
-            step_id=step.step_id,
-            timestamp=now,
-            snapshot=sealed.text,
-            snapshot_digest=sealed.digest,
-            keep=self._policy.keep,
-            schema_version=self.row.schema_version,
-            position=None if is_whole else step.position,
-        )
-
-    def _whole(self, step: StepRecord, context: ContextChange, now: datetime) -> str:
-        steps = {**self._steps, step.step_id: step}
-        parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
-        row = self.row
-        header = RunHeader(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
-        return header.snapshot(now.isoformat(), self.history.committed_with(context), parts)
-
-    def _delta(self, step: StepRecord, now: datetime) -> str:
-        others = (known for step_id, known in self._unfinished.items() if step_id != step.step_id)
-        delta = Delta(
-            position=step.position,
-            updated_at=now.isoformat(),
-            unfinished={known.step_id: unfinished_fields(known) for known in others},
-            chain=self._chain_with(step).hexdigest(),
-        )
-        return delta.to_json()
-
-    def _chain_with(self, step: StepRecord) -> Chain:
-        """The chain once `step` is committed; made once for the delta and for what comes after it."""
-        if self._next_chain is None or self._next_chain[0] is not step:
-            self._next_chain = step, self._chain_of_steps().with_step(step)
-        return self._next_chain[1]
-
-    def _chain_of_steps(self) -> Chain:
-        """Made when it is first needed: a resumed run may never come to a checkpoint."""
-        if self._chain is None:
-            self._chain = Chain.of(self._start)
-            for known in sorted(self._steps.values(), key=lambda known: (known.position, known.step_id)):
-                self._chain = self._chain.with_step(known)
-        return self._chain
-
-    def _remember(self, step: StepRecord) -> None:
-        """`step` is on record."""
-        if self._chain is not None:
-            self._chain = self._chain_with(step)
-        replaced = self._steps.get(step.step_id)
-        self._outputs_length += len(step.outputs) - (len(replaced.outputs) if replaced else 0)
-        self._patches_length += len(step.context_patch or "") - len((replaced and replaced.context_patch) or "")
-        self._steps[step.step_id] = step
-        self._next_position = max(self._next_position, step.position + 1)
-        if step.status in FINAL:
-            self._unfinished.pop(step.step_id, None)
-        else:
-            self._unfinished[step.step_id] = step
-
 
 def _check_values(context: Encoded, payloads: Payloads) -> None:
     if sum(text.count(",") + 1 for text in context.values()) > payloads.limits.values:  # some may be inside of texts
         payloads.encode(decode_long(join(context), "context"), "context")
-
-
-def _added_by(step: StepRecord) -> int:
-    return len(step.outputs) + len(step.context_patch or "")

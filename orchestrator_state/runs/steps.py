@@ -6,19 +6,20 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
+from orchestrator_state.failures import describe
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import StepRecord
-from orchestrator_state.runs.calls import NotBegun, StepFunction, call
-from orchestrator_state.runs.exits import IN_STEP_OF
+from orchestrator_state.runs.calls import StepFunction, call
+from orchestrator_state.runs.exits import IN_STEP
 from orchestrator_state.runs.journal import Journal
 from orchestrator_state.runs.leases import Leases
 from orchestrator_state.runs.retry import Retry, pause_before_next
@@ -31,7 +32,6 @@ _T = TypeVar("_T")
 OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 
 _LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
-_current_step: Final[ContextVar[tuple[Steps, str] | None]] = ContextVar("orchestrator_state_step", default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,7 @@ class Steps:
         self.room: Final = room
         self.transactions: Final = transactions
         self.types: Final = types
+        self._has_fresh_lease = partial(leases.is_fresh, journal.lease)
         self._leases = leases
         self._threads = threads
         self._went_on_at = time.monotonic()
@@ -98,9 +99,15 @@ class Steps:
             # Recorded steps are passed through without a wait: thousands of them would stop the heartbeat.
             self._went_on_at = time.monotonic()
             await asyncio.sleep(0)
-        self.switch.check()
+        if not self.switch.is_quiet:
+            self.switch.check()
         self.transactions.enter()
-        self._require_handler()
+        within = IN_STEP.get()
+        if within is not None and within[0] is self.room:
+            # It is one that a resumed run never meets; inside a transaction, it would wait for itself.
+            raise ConfigurationError(
+                f"the function of step {within[1]!r} called a step of its own run; call it from the handler instead"
+            )
         if (step := await self.journal.replay(step_id)) is not None:
             return await recorded(step)
         room, history = self.room, self.journal.history
@@ -114,18 +121,11 @@ class Steps:
         self._went_on_at = time.monotonic()  # everybody else has had a turn
         return result
 
-    def _require_handler(self) -> None:
-        """A step inside a step's function is one that a resumed run never meets; inside a transaction, a deadlock."""
-        if (outer := self.running) is not None:
-            raise ConfigurationError(
-                f"the function of step {outer!r} called a step of its own run; call it from the handler instead"
-            )
-
     @property
     def running(self) -> str | None:
         """The step of this run whose function is calling, if any."""
-        steps, step_id = _current_step.get() or (None, None)
-        return step_id if steps is self else None
+        room, step_id = IN_STEP.get() or (None, None)
+        return step_id if room is self.room else None
 
     def recorded(self, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
         """The outputs on record."""
@@ -133,14 +133,13 @@ class Steps:
 
     async def before_work(self) -> None:
         """Between steps: obey a request, and after a freeze make sure of the lease."""
-        self.switch.obey()
+        if not self.switch.is_quiet:
+            self.switch.obey()
         if not self._has_fresh_lease():
             await self._confirm_lease()
 
-    def _has_fresh_lease(self) -> bool:
-        return self._leases.is_fresh(self.journal.lease)
-
     async def _confirm_lease(self) -> None:
+        """After a freeze another worker may have the run."""
         with self.switch.on_fault():
             await self._leases.confirm(self.journal.lease)
 
@@ -177,7 +176,9 @@ class Steps:
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
             raise
-        await self.finish(journal.after_failures(begun, failures), encoded, cancelled or later)
+        if failures:
+            begun = begun._replace(retry_count=begun.retried(len(failures)), error=describe(failures[-1]))
+        await self.finish(begun, encoded, cancelled or later)
         return outputs
 
     async def _outputs(
@@ -190,31 +191,29 @@ class Steps:
         failures: list[Exception],
     ) -> Returned[Any]:
         """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
-        hook = self.journal.hook
-        with inside(self, begun.step_id):
+        hook, step_id = self.journal.hook, begun.step_id
+        within = IN_STEP.set((self.room, step_id))
+        try:
             while True:
-                number = begun.retry_count + len(failures) + 1
-                hooks.tell(hook, hooks.StepStarted, workflow_state_id=self.id, step_id=begun.step_id, attempt=number)
+                if hook is not None:
+                    number = begun.retry_count + len(failures) + 1
+                    hooks.tell(hook, hooks.StepStarted, workflow_state_id=self.id, step_id=step_id, attempt=number)
                 try:
-                    return await self._call_once(fn, args, limit)
+                    return await self._call_function(fn, args, limit)
                 except Exception as error:
                     failures.append(error)
-                    name = f"step {begun.step_id!r} of run {self.id}"
-                    pause = pause_before_next(retry, error, len(failures), name)
+                    pause = pause_before_next(retry, error, len(failures), f"step {step_id!r} of run {self.id}")
                     if pause is None:
                         raise
                 await asyncio.sleep(pause)
+        finally:
+            IN_STEP.reset(within)
 
-    async def _call_once(self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None) -> Returned[Any]:
-        """Call a step's function; not by a worker that was frozen meanwhile, while another one may have the run.
-
-        There is time for a freeze: a call waits for its turn of the loop, for a thread, or out a pause after a failure.
-        """
-        while True:
-            try:
-                return await call(self._threads, fn, args, limit=limit, may_begin=self._has_fresh_lease)
-            except NotBegun:
-                await self._confirm_lease()
+    def _call_function(
+        self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None
+    ) -> Coroutine[Any, Any, Returned[Any]]:
+        """Not by a worker that was frozen meanwhile, while another one may have the run."""
+        return call(self._threads, fn, args, limit, may_begin=self._has_fresh_lease, ask=self._confirm_lease)
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""
@@ -230,7 +229,7 @@ class Steps:
                 step_id=step_id,
                 step_key=key,
             )
-        found = (await self._call_once(on_unknown, (key,), None)).unless_cancelled()
+        found = (await self._call_function(on_unknown, (key,), None)).unless_cancelled()
         if found is None or isinstance(found, Happened):
             return found
         raise ConfigurationError("an on_unknown callable returns Happened(outputs), or None to run the step again")
@@ -250,18 +249,17 @@ class Steps:
         self.journal.check_size(step_id, text)
         return text, loaded, cancelled
 
-    async def finish(self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None) -> None:
+    def finish(
+        self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None
+    ) -> Coroutine[Any, Any, object]:
         """Commit a step whose call came to its end, and raise the cancellation that came since it was made.
 
         One that comes while the step waits in line for its commit does not take away what was paid for either.
         """
         finish = self.journal.finish_step(begun, encoded)
-        if cancelled is None and not self.journal.in_order.locked():
-            await finish
-            return
-        await uninterrupted(finish)
-        if cancelled is not None:
-            raise cancelled
+        if cancelled is None and not self.journal.in_order.is_taken:
+            return finish
+        return _all_the_same(finish, cancelled)
 
     # --- run.checkpoint ------------------------------------------------------------------------------------------
 
@@ -271,21 +269,10 @@ class Steps:
         await self.journal.finish_step(self.journal.new_step(step_id), "null", checkpoint=True)
 
 
-class inside:  # noqa: N801 - a context manager reads as a phrase: `with inside(steps, step_id):`
-    """The function of a step is called in here, and what it starts is none of the handler's tasks."""
-
-    __slots__ = ("_of_a_step", "_step", "_token")
-
-    def __init__(self, steps: Steps, step_id: str) -> None:
-        self._step = steps, step_id
-
-    def __enter__(self) -> None:
-        self._of_a_step = IN_STEP_OF.set(self._step[0].room)
-        self._token = _current_step.set(self._step)
-
-    def __exit__(self, *_: object) -> None:
-        _current_step.reset(self._token)
-        IN_STEP_OF.reset(self._of_a_step)
+async def _all_the_same(finish: Coroutine[Any, Any, object], cancelled: asyncio.CancelledError | None) -> None:
+    await uninterrupted(finish)
+    if cancelled is not None:
+        raise cancelled
 
 
 async def nothing(_: StepRecord) -> None:

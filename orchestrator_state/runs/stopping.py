@@ -59,6 +59,8 @@ class StopSwitch:
         self._ended = False
         self._is_left = False
         self.reason: OrchestratorStateError | None = None
+        self.is_quiet = True
+        """Whether there is nothing to `check` or to `obey`; asked first, in each step."""
 
     def watch(self, handler: asyncio.Task[Any]) -> None:
         self._handler = handler
@@ -84,6 +86,7 @@ class StopSwitch:
         if self.reason is not None:
             return
         self.reason = reason
+        self.is_quiet = False
         # A call that runs in the handler's own task raises by itself: a second cancellation would hit its clean-up.
         if self._handler is not None and self._handler is not asyncio.current_task():
             self._handler.cancel(message_of(reason))
@@ -91,11 +94,13 @@ class StopSwitch:
     def end(self, *, is_left: bool) -> None:
         """The handler is done, or the run `is_left` in the middle: calls of tasks that outlive it are not let pass."""
         self._ended, self._is_left = True, is_left
+        self.is_quiet = False
 
     def notice(self, request: str | None) -> None:
         """Remember a request; the next step acts on it. A cancel is not forgotten for an older answer without it."""
         if self._request != CANCEL:
             self._request = request
+            self.is_quiet = request is None and self.reason is None and not self._ended
 
     def check(self) -> None:
         """Let a call of the run pass, or stop it.

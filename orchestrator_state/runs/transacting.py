@@ -20,7 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency import awaiting, call_apart, uninterrupted
+from orchestrator_state.concurrency import awaitable, call_apart, uninterrupted
 from orchestrator_state.database import (
     Idling,
     begin_to_watch,
@@ -39,8 +39,9 @@ from orchestrator_state.database import (
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import UNOPENED_HERE, Ack, StepRecord
+from orchestrator_state.runs.exits import IN_STEP
 from orchestrator_state.runs.journal import Entry
-from orchestrator_state.runs.steps import Steps, inside
+from orchestrator_state.runs.steps import Steps
 from orchestrator_state.transactions import StoreUnit
 
 _T = TypeVar("_T")
@@ -134,11 +135,14 @@ class _Transact:
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, limit)
         hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
-        with inside(steps, begun.step_id):
-            call = partial(awaiting, TRANSACT, self._fn, uow.session, *self._args)
+        within = IN_STEP.set((steps.room, begun.step_id))
+        try:
+            call = partial(awaitable, TRANSACT, self._fn, uow.session, *self._args)
             outputs = await call_inside(uow.session, call, limit, is_repeated=self._tries > 1)
+        finally:
+            IN_STEP.reset(within)
         encoded, outputs, cancelled = await steps.encode(begun.step_id, self._returns, outputs)
-        entry = await journal.entry(journal.completed(begun, encoded), with_context=True)
+        entry = await journal.entry(journal.completed(begun, encoded))
         if (cancelled := cancelled or entry.cancelled) is not None:
             raise cancelled
         try:

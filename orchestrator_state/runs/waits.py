@@ -17,7 +17,7 @@ from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import InvalidPayload, LeaseLost, RunCancelled, RunSuspended
 from orchestrator_state.payloads import NotAccepted, decode_value, encode
 from orchestrator_state.records import Signal, StepRecord
-from orchestrator_state.runs.journal import RunRow
+from orchestrator_state.runs.checkpoints import RunRow
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS
 from orchestrator_state.runs.types import RunTypes

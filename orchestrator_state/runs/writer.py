@@ -12,7 +12,7 @@ import asyncio
 import copy
 import os
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 from uuid import UUID
@@ -53,6 +53,7 @@ class _Waiting:
             self.size += len(change.checkpoint.snapshot)
 
     def tell(self) -> None:
+        """The change is about to be sent."""
         try:
             if self.before_sending is not None:
                 self.before_sending()
@@ -91,19 +92,13 @@ class Writer:
         # The other half of the pool is for those who need not wait.
         self._places_alone = asyncio.Semaphore(max(1, self.transactions.settings.pool_max // 2))
 
-    async def commit(self, change: RunChange, before_sending: Callable[[], None] | None = None) -> Ack:
-        """Write `change` under its lease; returns once it is durable.
-
-        Raises `LeaseLost`, having written nothing, if the lease is another's. A step that is recorded as completed is
-        not written again; the answer says so. If the caller is cancelled, that is raised once the change is written.
-        """
-        return await self.send(change, before_sending)
-
     def send(self, change: RunChange, before_sending: Callable[[], None] | None = None) -> Unstoppable[Ack]:
-        """Like `commit`, but returns what to wait for.
+        """Write `change` under its lease. Returns what to wait for: it is done once the change is durable.
 
-        `before_sending` is called each time the change is about to go to the database; if it raises, the change does
-        not go, and its error is the outcome.
+        It raises `LeaseLost`, nothing having been written, if the lease is another's. A step that is recorded as
+        completed is not written again; the answer says so. Whoever is cancelled while waiting learns of that once the
+        change is written. `before_sending` is called each time the change is about to go to the database; if it raises,
+        the change does not go, and its error is the outcome.
         """
         if self._pid != os.getpid():
             self._start_anew()  # in a forked child: what is under way is the parent's
@@ -140,7 +135,7 @@ class Writer:
             asyncio.get_running_loop().call_soon(self._send_batches, turns_left - 1)
             return
         self._is_due = False
-        while len(self._batches) < self._most_batches and (batch := self._next_batch()):
+        while self._queue and len(self._batches) < self._most_batches and (batch := self._next_batch()):
             task = asyncio.create_task(self._write(batch), name="orchestrator_state group commit")
             self._batches.add(task)
             task.add_done_callback(partial(self._batch_ended, batch))
@@ -174,7 +169,9 @@ class Writer:
     async def _write(self, batch: list[_Waiting]) -> None:
         """Bring every change of the batch to its outcome, or hand it over to a task of its own."""
         passed_over = await self._write_together(batch)
-        self._under_way.difference_update(waiting.run_id for waiting in batch if waiting not in passed_over)
+        for waiting in batch:
+            if waiting not in passed_over:
+                self._under_way.discard(waiting.run_id)
         for waiting in passed_over:
             task = asyncio.create_task(self._write_alone(waiting), name="orchestrator_state commit")
             self._alone.add(task)
@@ -207,24 +204,30 @@ class Writer:
         return await self._write_together(batch[:half]) | await self._write_together(batch[half:])
 
     async def _attempt(self, batch: list[_Waiting]) -> set[_Waiting]:
+        wanted: list[_Waiting] = []
+        changes: list[RunChange] = []
         for waiting in batch:
-            if not waiting.outcome.done():
+            if waiting.before_sending is not None and not waiting.outcome.done():
                 waiting.tell()
-        wanted = [waiting for waiting in batch if not waiting.outcome.done()]
+            if not waiting.outcome.done():
+                wanted.append(waiting)
+                changes.append(waiting.change)
         if not wanted:
             return set()
-        acks = await self._commit([waiting.change for waiting in wanted])
-        passed_over = set()
-        for waiting, ack in zip(wanted, acks, strict=True):
+        passed_over: set[_Waiting] = set()
+        for waiting, ack in zip(wanted, await self._commit(changes), strict=True):
             if ack is None:
                 passed_over.add(waiting)
             else:
                 waiting.succeed(ack)
         return passed_over
 
-    async def _commit(self, changes: list[RunChange]) -> list[Ack | None]:
+    def _commit(self, changes: list[RunChange]) -> Awaitable[list[Ack | None]]:
         if self.transactions.database.is_direct:
-            return await commit_at_once(self.transactions.database, changes)
+            return commit_at_once(self.transactions.database, changes)
+        return self._commit_in_a_session(changes)
+
+    async def _commit_in_a_session(self, changes: list[RunChange]) -> list[Ack | None]:
         async with self.transactions.begin(idles=Idling.AS_IT_SAYS) as uow:
             return await uow.commits.commit_free(changes, idle_limit=self.transactions.settings.idle_limit)
 

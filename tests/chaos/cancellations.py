@@ -140,7 +140,7 @@ class _Round:
         pool: Any = database._pool.sync_engine.pool
         if pool.checkedout():
             found.append(f"{pool.checkedout()} connections are checked out")
-        if isinstance(database, SqliteDatabase) and database._turn.locked():
+        if isinstance(database, SqliteDatabase) and database._turn.is_taken:
             found.append("this process still has its turn to write")
         for _ in range(100):
             if not await self._is_locked():

@@ -312,13 +312,18 @@ class ContextHistory:
     def unchanged(self) -> ContextChange:
         return ContextChange(None, {}, (), length=self.length)
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing can have changed: nobody has taken the context up, as in a run that has no use for one."""
+        return not self._waiting and (self._held is None or not self._held.may_have_changed)
+
     def look(self, *, at_once: bool = True) -> Look | None:
         """The part of `diff` in which nobody may change anything; None if nobody has.
 
         Raises `InvalidPayload`; and `LongValues`, unless `at_once`.
         """
-        if not (self._waiting or self.held.may_have_changed):
-            return None  # as in a run that has no use for a context
+        if self.is_untouched:
+            return None
         self._redo()
         place = self._branches.here()
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)

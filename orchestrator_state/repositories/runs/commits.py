@@ -7,7 +7,7 @@ repetition of an attempt that took effect. It is for `CommitRepository.commit`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -128,9 +128,9 @@ class CommitRepository(CheckpointedRepository):
         return await write_in(self._session, batch, self._execute)
 
 
-async def commit_at_once(database: Database, changes: Sequence[RunChange]) -> list[Ack | None]:
+def commit_at_once(database: Database, changes: Sequence[RunChange]) -> Coroutine[Any, Any, list[Ack | None]]:
     """`commit_free` in a transaction of its own, without a session: one round trip, or one switch of threads."""
-    return await database.write_at_once(_Commits(changes))
+    return database.write_at_once(_Commits(changes))
 
 
 class _Commits:

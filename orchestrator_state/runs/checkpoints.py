@@ -1,0 +1,143 @@
+"""The checkpoints that the commits of a run make: whole now and then, else what has changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID, uuid4
+
+from orchestrator_state.domain import utc_now
+from orchestrator_state.payloads import Payloads
+from orchestrator_state.records import (
+    FINAL,
+    Chain,
+    CheckpointRecord,
+    Delta,
+    RunHeader,
+    StepRecord,
+    WholeEvery,
+    checkpoint_identity,
+    step_fields,
+    step_json,
+    unfinished_fields,
+)
+from orchestrator_state.records.context import ContextHistory, Encoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunRow:
+    """The workflow's row as it was claimed."""
+
+    id: UUID
+    workflow_id: str
+    name: str
+    user_id: str | None
+    started_at: datetime
+    parent_id: UUID | None
+    attempts: int
+    now: datetime
+    """The database's time of the claim."""
+    schema_version: int | None
+    """What is recorded is of this version; None without a schema."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointPolicy:
+    """A checkpoint with every `every`-th step (0: none), of which the newest `keep` are kept."""
+
+    every: int
+    keep: int
+
+
+class Checkpoints:
+    """Makes the checkpoints of one run. `steps` are those on record, as there come to be more of them."""
+
+    def __init__(
+        self,
+        row: RunRow,
+        policy: CheckpointPolicy,
+        steps: Mapping[str, StepRecord],
+        history: ContextHistory,
+        size: int,
+    ) -> None:
+        self.policy: Final = policy
+        self._row = row
+        self._id = str(row.id)  # a UUID is slow to spell, and this one is wanted for each step
+        self._steps = steps
+        self._unfinished = {step.step_id: step for step in steps.values() if step.status not in FINAL}
+        self._start = history.start
+        self._whole_every = WholeEvery(size)
+        self._chain: Chain | None = None
+        self._longer: tuple[StepRecord, Chain] | None = None
+
+    def is_long(self, size: int, added: int) -> bool:
+        """Whether the next one has to do with all that is recorded."""
+        return self._chain is None or self._whole_every.is_whole_due(size, added)
+
+    def made_with(self, step: StepRecord, context: Encoded, size: int, payloads: Payloads) -> CheckpointRecord:
+        """The state as of the commit of `step`, when the context is `context`; `size` is that of the state."""
+        now, checkpoint_id = step.completed_at or utc_now(), uuid4()
+        is_whole = self._whole_every.is_whole_due(size, added_by(step))
+        text = self._whole(step, context, now) if is_whole else self._delta(step, now)
+        sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
+        return CheckpointRecord(
+            id=checkpoint_id,
+            step_id=step.step_id,
+            timestamp=now,
+            snapshot=sealed.text,
+            snapshot_digest=sealed.digest,
+            keep=self.policy.keep,
+            schema_version=self._row.schema_version,
+            position=None if is_whole else step.position,
+        )
+
+    def remember(self, step: StepRecord) -> None:
+        """`step` is on record."""
+        if self._chain is not None:
+            self._chain = self._chain_with(step)
+        if step.status not in FINAL:
+            self._unfinished[step.step_id] = step
+        elif self._unfinished:
+            self._unfinished.pop(step.step_id, None)
+
+    def committed(self, step: StepRecord, made: CheckpointRecord | None, size: int) -> None:
+        """So is what was `made_with` it, if anything."""
+        self._whole_every.committed(size, added_by(step), whole=made is not None and made.position is None)
+
+    def _whole(self, step: StepRecord, context: Encoded, now: datetime) -> str:
+        steps = {**self._steps, step.step_id: step}
+        parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
+        row = self._row
+        header = RunHeader(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
+        return header.snapshot(now.isoformat(), context, parts)
+
+    def _delta(self, step: StepRecord, now: datetime) -> str:
+        others = {step_id: known for step_id, known in self._unfinished.items() if step_id != step.step_id}
+        delta = Delta(
+            position=step.position,
+            updated_at=now.isoformat(),
+            unfinished={step_id: unfinished_fields(known) for step_id, known in others.items()},
+            chain=self._chain_with(step).hexdigest(),
+        )
+        return delta.to_json()
+
+    def _chain_with(self, step: StepRecord) -> Chain:
+        """The chain once `step` is committed; made once for the delta and for what comes after it."""
+        if self._longer is None or self._longer[0] is not step:
+            chain = self._chain or self._chain_of_steps()
+            self._longer = step, chain.with_step(step)
+        return self._longer[1]
+
+    def _chain_of_steps(self) -> Chain:
+        """Made when it is first needed: a resumed run may never come to a checkpoint."""
+        self._chain = Chain.of(self._start)
+        for known in sorted(self._steps.values(), key=lambda known: (known.position, known.step_id)):
+            self._chain = self._chain.with_step(known)
+        return self._chain
+
+
+def added_by(step: StepRecord) -> int:
+    """Characters of JSON that a step adds to the state."""
+    return len(step.outputs) + len(step.context_patch or "")
