@@ -1,7 +1,7 @@
-"""Values that no sound cell holds: what an id and a moment read as that no driver can read, and where counts end.
+"""What a damaged id or time is read as, and from where on a count is taken for damage.
 
-An error of the driver's would hide the other rows of the page, and stop whoever asked for them. Who uses a row finds
-out with `records.cells`.
+The driver would raise an error for such a cell, which would hide the other rows of the page. Whoever uses the row finds
+the damage with `records.cells`.
 """
 
 from __future__ import annotations

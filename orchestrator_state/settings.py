@@ -1,8 +1,7 @@
-"""Environment -> typed settings.
+"""What can be set, with its type, its bounds and its default.
 
-Every setting has three sources, the later winning: the default here, the environment
-(`ORCHESTRATOR_STATE_POOL_MAX=40`; the database itself is the usual `DATABASE_URL`), and the keyword
-argument of `StateStore.open`.
+A setting has three sources: the keyword argument of `StateStore.open` wins over the environment
+(`ORCHESTRATOR_STATE_POOL_MAX=40`; the database itself is the usual `DATABASE_URL`), and that over the default here.
 """
 
 from __future__ import annotations
@@ -58,7 +57,10 @@ Password = SecretStr | Callable[[], str | Awaitable[str]]
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of `StateStore.open` that are settings. None means "not given"."""
+    """The keyword arguments of `StateStore.open` that are settings; `Settings` says what they mean.
+
+    None means "not given". A store of your own opening takes them as `**options: Unpack[Options]`.
+    """
 
     namespace: str | None
     db_schema: str | None
