@@ -59,7 +59,7 @@ Password = SecretStr | Callable[[], str | Awaitable[str]]
 class Options(TypedDict, total=False):
     """The keyword arguments of `StateStore.open` that are settings; `Settings` says what they mean.
 
-    None means "not given". A store of your own opening takes them as `**options: Unpack[Options]`.
+    None means "not given". A function of yours that opens a store can take them as `**options: Unpack[Options]`.
     """
 
     namespace: str | None

@@ -2,11 +2,14 @@
 
 import re
 import shutil
+import sys
 from pathlib import Path
+from types import FrameType
 from xml.etree import ElementTree as ET
 
 import pytest
 
+from orchestrator_state import Run, StateStore
 from scripts import draw_rooms
 
 ROOT = Path(__file__).parent.parent
@@ -73,3 +76,39 @@ def test_a_target_that_a_page_names_is_one_of_make() -> None:
     targets = re.findall(r"^([a-z-]+):.*##", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
         assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= set(targets), page
+
+
+# --- the way of one step -----------------------------------------------------------------------------------------
+
+
+async def files_of_a_step() -> list[str]:
+    """The package's files, in the order in which the first step of a run comes to them."""
+    package = f"{ROOT / 'orchestrator_state'}/"
+    visited: dict[str, None] = {}
+
+    def follow(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            visited[frame.f_code.co_filename.removeprefix(package)] = None
+
+    async def fetch(url: str) -> str:
+        return f"the page at {url}"
+
+    async def handler(run: Run) -> None:
+        sys.setprofile(follow)
+        try:
+            await run.step("fetch", fetch, "https://example.org")
+        finally:
+            sys.setprofile(None)
+
+    async with StateStore.open(":memory:") as store:
+        await store.run("follow", handler)
+    return list(visited)
+
+
+async def test_the_way_of_a_step_is_the_one_on_the_page() -> None:
+    section = draw_rooms.PAGE.read_text().partition("## The way of one step")[2]
+    told = re.findall(r"^\| [\w ]*\| `([\w/]+\.py)` \|", section, re.MULTILINE)
+    visited = await files_of_a_step()
+    assert told == [file for file in visited if file in told]
+    rooms = [{file.partition("/")[0] for file in files if "/" in file} for files in (told, visited)]
+    assert rooms[0] == rooms[1]
