@@ -15,7 +15,7 @@ OTHER_CODE = [
     for file in sorted(ROOT.glob(f"{folder}/**/*.py"))
 ]
 LONGEST_FILE = 450
-MOST_MODULES = 15
+MOST_MODULES = 17
 MOST_WITHOUT_ROOM = 18
 TOO_LONG = [  # still
     "orchestrator_state.database.engine",
