@@ -1,4 +1,4 @@
-"""Both databases, the same for every test: a fresh database each, made by copying one that is up to date."""
+"""Both databases, the same for every test: a database each that is up to date and has no rows."""
 
 import logging
 import os
@@ -16,6 +16,7 @@ from tests.chance import a_seed
 from tests.pgbouncer import pgbouncer, through
 from tests.places import roomy_memory
 from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
+from tests.reused_database import ReusedDatabase
 from tests.running import let_workers_vanish
 
 
@@ -79,6 +80,14 @@ def postgres_template(postgres: Postgres) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def reused_database(postgres: Postgres, postgres_template: str) -> Iterator[ReusedDatabase]:
+    """The database that the tests of this process have one after the other."""
+    database = ReusedDatabase(postgres, postgres_template)
+    yield database
+    database.drop()
+
+
+@pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite file with today's schema and no rows, to be copied and never opened."""
     path = tmp_path_factory.mktemp("template") / "template.db"
@@ -117,10 +126,10 @@ def bouncer(postgres: Postgres) -> Iterator[Path | None]:
 
 @pytest.fixture
 def postgres_url(
-    postgres: Postgres, postgres_template: str, bouncer: Path | None, monkeypatch: pytest.MonkeyPatch
+    postgres: Postgres, reused_database: ReusedDatabase, bouncer: Path | None, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[str]:
-    """The URL of a fresh Postgres database with today's schema."""
-    with postgres.database(postgres_template) as name:
+    """The URL of a Postgres database with today's schema and no rows, as if it were fresh."""
+    with reused_database.lent() as name:
         if bouncer is None:
             yield postgres.url(name)
         else:

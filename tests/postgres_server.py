@@ -107,16 +107,30 @@ class Postgres:
 
         return run_in_own_loop(main)
 
-    @contextlib.contextmanager
-    def database(self, template: str = "template0", *, encoding: str | None = None) -> Iterator[str]:
-        """The name of a new database, a copy of `template`, dropped at the end whoever is still connected."""
-        name = f"orchestrator_state_test_{uuid.uuid4().hex}"
+    @staticmethod
+    def a_name() -> str:
+        """One that no database has."""
+        return f"orchestrator_state_test_{uuid.uuid4().hex}"
+
+    def create(self, template: str = "template0", *, encoding: str | None = None) -> str:
+        """Make a database, a copy of `template`, and return its name."""
+        name = self.a_name()
         encoded = f" ENCODING '{encoding}' LOCALE 'C'" if encoding else ""
         self.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"{encoded}{self._copying}')
+        return name
+
+    def drop(self, name: str) -> None:
+        """Drop a database, whoever is still connected."""
+        self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+
+    @contextlib.contextmanager
+    def database(self, template: str = "template0", *, encoding: str | None = None) -> Iterator[str]:
+        """The name of a new database, dropped at the end."""
+        name = self.create(template, encoding=encoding)
         try:
             yield name
         finally:
-            self.execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
+            self.drop(name)
 
 
 class PrivatePostgres(Postgres):
