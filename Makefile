@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets make themselves. PYTHON=python3.13 picks another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check floor bench bench-peers docs clean
+.PHONY: help demo test test-fast test-process chaos check floor bench bench-peers docs clean
 SHELL := /bin/sh
 # The theme's advertisement of its successor.
 export NO_MKDOCS_2_WARNING := 1
@@ -23,14 +23,24 @@ installed := .venv/installed-$(if $(PYTHON),$(shell $(PYTHON) -c 'import os, sys
 	print("%d.%d.%d-%x" % (*sys.version_info[:3], zlib.crc32(os.getcwdb())))'),nowhere)
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
 	@.venv/bin/orchestrator-state demo
 
-# Three on two cores: half of the time a test waits, for a lease to end or a process to start.
+# Four on two cores: half of the time a test waits, for a lease to end or a process to start; and who has none left
+# takes from the others. Each process that is started imports the package: from bytecode, which lies in .venv.
+pytest := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.venv/bytecode .venv/bin/python -m pytest \
+	-n 4 --dist worksteal
+
 test: $(installed) ## every test, on SQLite and on a real Postgres
-	@.venv/bin/python -m pytest -n 3
+	@$(pytest)
+
+test-fast: $(installed) ## of each table of tests one row for each database; no processes to kill, nothing that takes seconds
+	@$(pytest) --fast
+
+test-process: $(installed) ## the tests that start, kill and freeze processes and servers
+	@$(pytest) -m process
 
 chaos: $(installed) ## the promise in a hostile world, at length: kills, crashes, failover, bad networks, disks and clocks
 	@.venv/bin/python -m tests.chaos.tools

@@ -1,5 +1,6 @@
 """Both databases, the same for every test: a database each that is up to date and has no rows."""
 
+import gc
 import logging
 import os
 import shutil
@@ -24,6 +25,33 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each test a directory in memory, where there is room for it: a commit need not wait for a disk."""
     if memory := roomy_memory():
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="no test marked `process` or `slow`, and of the rows of a table the first one for each database",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--fast"):
+        return
+    first: dict[tuple[str, object], pytest.Item] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and not {"process", "slow"} & {mark.name for mark in item.iter_markers()}:
+            parameters = item.callspec.params if hasattr(item, "callspec") else {}
+            first.setdefault((item.nodeid.partition("[")[0], parameters.get("backend")), item)
+    chosen = set(first.values())
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = first.values()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What was collected stays until the end: the garbage collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 async def _upgrade(url: str) -> None:

@@ -18,6 +18,8 @@ from benchmarks.questions import QUESTIONS
 from benchmarks.report import Answer, print_table
 from tests.postgres_server import Postgres
 
+pytestmark = pytest.mark.process
+
 ASKED = {
     (question.measure, database): (question, database) for question in QUESTIONS for database in question.databases
 }.values()  # some questions differ in nothing but their size

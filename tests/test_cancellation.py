@@ -25,6 +25,8 @@ from tests.held import comes_true, no_task_is_left, nothing_is_held
 from tests.postgres_server import Postgres
 from tests.states import a_state
 
+pytestmark = pytest.mark.slow
+
 CANCELLATIONS = 120
 CALLS = {"save", "load", "checkpoint", "unit"}
 

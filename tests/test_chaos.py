@@ -27,7 +27,7 @@ from tests.chaos.restarts import restart_after_kill
 from tests.held import comes_true
 from tests.postgres_server import Postgres
 
-pytestmark = pytest.mark.timeout(600)  # seconds: a control may be tried ten times
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]  # seconds: a control may be tried ten times
 
 _PATIENCE = 60.0  # seconds; that everything ends within the promised time is for the long form, on a quiet machine
 

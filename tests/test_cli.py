@@ -16,6 +16,8 @@ from tests.old_databases import FIRST
 from tests.raw_sql import contents, execute, fetch, tables
 from tests.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
 
+pytestmark = pytest.mark.process
+
 HEAD = schema.head_revision()
 
 

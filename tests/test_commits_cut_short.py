@@ -24,6 +24,8 @@ from tests.postgres_proxy import Link, PostgresProxy
 from tests.running import LONG_AGO, Effect, Gate, change_row, fetch, seconds
 from tests.states import a_checkpoint, a_state
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 6  # of its commits
 NOT_YET = UUID(int=0)
 A_MOMENT = 0.3  # seconds

@@ -21,6 +21,8 @@ from orchestrator_state.payloads import decode, encode
 from tests.chance import tries
 from tests.children import Child, child, ready, together
 
+pytestmark = pytest.mark.process
+
 PROCESSES = 4
 STEPS = ("first", "second", "third")
 

@@ -61,6 +61,7 @@ def crashes_of(program: Program) -> Iterator[tuple[int, ...]]:
     yield from ((first, most - first) for first in range(1, most))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "speeds"), [*zip(["count", "append", "deep", "new", "table"], [*SPEEDS, *SPEEDS[1:]], strict=True)]
 )

@@ -9,9 +9,13 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from uuid import UUID
 
+import pytest
+
 from orchestrator_state import Checkpoint, StateStore, StepState, WorkflowState
 from tests.chance import dice, tries
 from tests.children import child
+
+pytestmark = pytest.mark.process
 
 ROUNDS = 30
 KEEP = 3

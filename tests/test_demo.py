@@ -19,6 +19,8 @@ from orchestrator_state.demo.runner import finished_steps, run_demo
 from orchestrator_state.models import step_states
 from orchestrator_state.payloads import encode
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

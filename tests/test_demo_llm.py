@@ -18,6 +18,8 @@ from orchestrator_state.demo import runner
 from orchestrator_state.demo.llm import LlmError, summarise_with_llm
 from orchestrator_state.errors import MissingExtra
 
+pytestmark = pytest.mark.process
+
 
 def answer(summary: str) -> bytes:
     return json.dumps({"choices": [{"message": {"content": summary}}]}).encode()

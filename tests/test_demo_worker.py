@@ -4,6 +4,10 @@ import os
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 
 def test_a_worker_does_not_outlive_the_demo_that_started_it(sqlite_url: str) -> None:
     command = [sys.executable, "-m", "orchestrator_state.demo.worker"]

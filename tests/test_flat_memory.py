@@ -11,6 +11,8 @@ from orchestrator_state import AesGcm, BlobStore, KeyRing, Payloads, StateStore,
 from orchestrator_state.encryption import new_key
 from tests.workflows import LONG_AGO
 
+pytestmark = pytest.mark.slow
+
 FEW, MANY = 1, 100
 PAGE = 2 * 1024 * 1024
 KEYS = {"old": new_key(), "new": new_key()}

@@ -15,6 +15,8 @@ from orchestrator_state import ConfigurationError, StateStore
 from tests.children import child
 from tests.states import a_state
 
+pytestmark = pytest.mark.process
+
 SAVES = 20
 REFUSED = 2
 

@@ -18,6 +18,8 @@ from tests.postgres_server import Postgres
 from tests.running import row_of
 from tests.states import a_state
 
+pytestmark = pytest.mark.process
+
 # --- Exit -------------------------------------------------------------------------------------------------------
 
 LEFT_OPEN = """

@@ -15,6 +15,8 @@ from orchestrator_state.payloads import canonical
 from orchestrator_state.payloads.canonical import decode_long, encode_steady
 from tests.running import Effect, row_of, steps_of, vanish
 
+pytestmark = pytest.mark.slow
+
 ROWS = [{"id": n, "name": f"row {n}", "marks": [n, 0.5, None, True]} for n in range(12_000)]
 
 

@@ -9,6 +9,8 @@ from tests.command_line import Crew, crew
 from tests.old_databases import make_first_revision, old_rows, structure
 from tests.raw_sql import fetch
 
+pytestmark = pytest.mark.process
+
 DONE_BY_ALL = [(0, f"the schema is at {schema.head_revision()}\n")] * 4
 
 # Each repetition is a race of its own.

@@ -15,6 +15,8 @@ from tests.chaos.children import Child
 from tests.engines import business, own_engine
 from tests.running import row_of, seconds
 
+pytestmark = pytest.mark.slow
+
 TERM = 3.0  # seconds
 # A transaction may idle for half a term, and is pinged every eighth: its process may stand still for over a second.
 LONG_TERM = 4.0

@@ -17,6 +17,8 @@ from tests.postgres_proxy import Link, PostgresProxy
 from tests.postgres_server import Postgres, PrivatePostgres
 from tests.running import Effect, becomes, change_row, row_of, seconds, steps_of
 
+pytestmark = pytest.mark.process
+
 AWAY = 1.2  # seconds
 
 

@@ -20,6 +20,8 @@ from tests.own_alembic.models import Base
 from tests.raw_sql import contents, execute, fetch, tables
 from tests.workflows import a_workflow
 
+pytestmark = pytest.mark.process
+
 OURS = ["checkpoints", "orchestrator_state_version", "requests", "signals", "step_states", "workflow_states"]
 THEIRS = ["alembic_version", "customers", "orders"]
 

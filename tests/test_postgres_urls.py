@@ -25,6 +25,8 @@ from tests.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
 from tests.tls_proxy import TlsProxy
 from tests.workflows import saved
 
+pytestmark = pytest.mark.process
+
 CANARY = "value-canary-4711"
 
 

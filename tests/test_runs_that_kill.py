@@ -18,6 +18,8 @@ from orchestrator_state.repositories.runs import Suspect
 from tests.children import child
 from tests.running import LONG_AGO, Effect, Gate, becomes, change_row, expire_lease, fetch, row_of, seconds, vanish
 
+pytestmark = pytest.mark.process
+
 
 async def steps(run: Run) -> str:
     await run.step("first", Effect())

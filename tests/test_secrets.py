@@ -37,6 +37,8 @@ from tests.raw_sql import execute
 from tests.running import Effect, Gate, Log, change_row, change_step, row_of, vanish
 from tests.tcp_postgres import free_port
 
+pytestmark = pytest.mark.process
+
 PAYLOAD = "payload-canary-4711"
 PASSWORD = "password-canary-4711"
 USERS_OWN = "users-own-canary-4711"

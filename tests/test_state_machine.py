@@ -7,6 +7,8 @@ from tests.chaos.experiments import any_sequence_of_calls_control, found_sooner_
 from tests.chaos.state_machine import compare_with_model
 from tests.postgres_server import Postgres
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.timeout(600)
 def test_any_sequence_of_calls_does_what_the_model_says(database_url: str, seed: int) -> None:

@@ -24,6 +24,8 @@ from tests.command_line import environment
 from tests.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
 from tests.workflows import saved
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def tcp_postgres() -> Iterator[TcpPostgres]:
