@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import Executable, select, text, update
 
 from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork, hooks
-from orchestrator_state.execution.executor import Executor
+from orchestrator_state.execution.attempts import Attempt
 from orchestrator_state.models import step_states, workflow_states
 
 _T = TypeVar("_T")
@@ -51,9 +51,9 @@ def _runs_here(loop: asyncio.AbstractEventLoop) -> bool:
 
 def let_workers_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
     """Remember, in the context of each handler, the tasks that `vanish` has to cancel; let a hook call it."""
-    drive, tell = Executor.drive, hooks.tell
+    drive, tell = Attempt.drive, hooks.tell
 
-    async def noted(self: Executor, *args: Any, **options: Any) -> Any:
+    async def noted(self: Attempt, *args: Any, **options: Any) -> Any:
         driver = asyncio.current_task()
         assert driver is not None
         requests = driver.cancelling()
@@ -71,7 +71,7 @@ def let_workers_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
         else:
             tell(hook, kind, **fields)
 
-    monkeypatch.setattr(Executor, "drive", noted)
+    monkeypatch.setattr(Attempt, "drive", noted)
     monkeypatch.setattr(hooks, "tell", tell_or_vanish)
 
 

@@ -202,7 +202,7 @@ async def delete(store: StateStore, workflow_state_id: UUID) -> None:
 async def create_child(store: StateStore, child: UUID, parent: UUID, *, status: str) -> None:
     columns = {"id": child, "parent_id": parent, "workflow_id": str(child), "workflow_name": "n", "context": "{}"}
     async with store._transactions.begin() as uow:
-        await uow.claims.create(columns | {"status": status}, None)
+        await uow.claims.create(columns | {"status": status})
 
 
 # --- what contradicts itself, and nobody changes -----------------------------------------------------------------

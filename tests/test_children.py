@@ -10,7 +10,7 @@ from sqlalchemy import select
 
 from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore
 from orchestrator_state.database.clock import FAR_FUTURE
-from orchestrator_state.execution import executor
+from orchestrator_state.execution import starting
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records.changes import Lease
 from orchestrator_state.repositories import lease_held
@@ -211,7 +211,7 @@ async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
         found_held.set()
         return lease_held(*arguments)
 
-    monkeypatch.setattr(executor, "lease_held", noted)
+    monkeypatch.setattr(starting, "lease_held", noted)
 
     async def handler(run: Run) -> None:
         calls.append(run.id)

@@ -70,6 +70,7 @@ async def test_a_run_that_ended_since_it_was_looked_at_is_not_claimed(store: Sta
     names = RunNames(ids=[(await row_of(store, "w")).id])
     await expire_lease(store, names.ids[0])
     seen = await store._transactions.read(lambda uow: uow.claims.find(names))
+    assert seen is not None
     gate.opened.set()
     await task
     owner = store._executor.keeper.owner

@@ -225,7 +225,9 @@ async def test_a_damaged_time_does_not_hide_the_newest_of_a_workflow_id(
 
 async def row_of_id(store: StateStore, run_id: UUID) -> str:
     async with store._transactions.begin() as uow:
-        return str((await uow.runs.lock(run_id)).status)
+        run = await uow.runs.lock(run_id)
+    assert run is not None
+    return run.status
 
 
 async def test_the_only_one_of_a_workflow_id_is_told_to_be_damaged_and_not_absent(

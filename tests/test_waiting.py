@@ -193,7 +193,7 @@ async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateSt
 async def test_so_is_one_that_is_over_while_the_process_stands_still(
     store: StateStore, limited: Any, limit: float
 ) -> None:
-    store._executor._exits._took = 0.05  # so the next look at all tasks is due in 0.2 seconds
+    store._executor._shared.exits._took = 0.05  # so the next look at all tasks is due in 0.2 seconds
 
     async def handler(run: Run) -> str:
         asyncio.get_running_loop().call_later(0.1, time.sleep, 0.6)

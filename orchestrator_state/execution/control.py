@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -14,7 +15,7 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.records import FINAL, SignalPlace, prepared_signal, rebase
+from orchestrator_state.records import FINAL, FoundRun, SignalPlace, prepared_signal, rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
@@ -50,15 +51,15 @@ class RunControl:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
         async def pause(uow: StoreUnit) -> None:
-            row = await _locked(uow, target)
-            if row.status == WorkflowStatus.PAUSED or await _is_being_cancelled(uow, row):
+            run = await _locked(uow, target)
+            if run.status == WorkflowStatus.PAUSED or await _is_being_cancelled(uow, run):
                 return
-            if row.status not in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
-                raise _illegal(row.id, row.status, "be paused", {WorkflowStatus.PENDING, WorkflowStatus.RUNNING})
-            if row.lease_is_free:
-                await uow.runs.set_status(row.id, {"status": WorkflowStatus.PAUSED.value})
+            if run.status not in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
+                raise _illegal(run.id, run.status, "be paused", {WorkflowStatus.PENDING, WorkflowStatus.RUNNING})
+            if run.lease_is_free:
+                await uow.runs.set_status(run.id, {"status": WorkflowStatus.PAUSED.value})
             else:
-                await uow.runs.leave_request(row.id, PAUSE)
+                await uow.runs.leave_request(run.id, PAUSE)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("pause", pause)
@@ -67,20 +68,20 @@ class RunControl:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
         async def resume(uow: StoreUnit) -> None:
-            row = await _locked(uow, target)
-            if await _is_being_cancelled(uow, row):
+            run = await _locked(uow, target)
+            if await _is_being_cancelled(uow, run):
                 return
-            if row.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
-                if row.request == PAUSE:
-                    await uow.runs.leave_request(row.id, None)
-                if row.faults and row.lease_is_free:
-                    await uow.runs.wake(row.id)  # somebody has mended what it was left alone for
+            if run.status in (WorkflowStatus.PENDING, WorkflowStatus.RUNNING):
+                if run.request == PAUSE:
+                    await uow.runs.leave_request(run.id, None)
+                if run.faults and run.lease_is_free:
+                    await uow.runs.wake(run.id)  # somebody has mended what it was left alone for
                 return
-            if row.status not in (WorkflowStatus.PAUSED, WorkflowStatus.FAILED):
-                raise _illegal(row.id, row.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})
-            await uow.runs.set_status(row.id, _ANEW)
-            if row.status == WorkflowStatus.FAILED:
-                await uow.lineage.revive_descendants(row.id)
+            if run.status not in (WorkflowStatus.PAUSED, WorkflowStatus.FAILED):
+                raise _illegal(run.id, run.status, "be resumed", {WorkflowStatus.PAUSED, WorkflowStatus.FAILED})
+            await uow.runs.set_status(run.id, _ANEW)
+            if run.status == WorkflowStatus.FAILED:
+                await uow.lineage.revive_descendants(run.id)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("resume", resume)
@@ -89,12 +90,12 @@ class RunControl:
         target = as_uuid(workflow_state_id, "workflow_state_id")
 
         async def cancel(uow: StoreUnit) -> None:
-            row = await _locked(uow, target)
-            if row.status in ACTIVE:
-                await _cancel(uow, row)
-            elif row.status != WorkflowStatus.CANCELLED:
-                raise _illegal(row.id, row.status, "be cancelled", ACTIVE)
-            await uow.lineage.cancel_descendants(row.id)
+            run = await _locked(uow, target)
+            if run.status in ACTIVE:
+                await _cancel(uow, run)
+            elif run.status != WorkflowStatus.CANCELLED:
+                raise _illegal(run.id, run.status, "be cancelled", ACTIVE)
+            await uow.lineage.cancel_descendants(run.id)
 
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("cancel", cancel)
@@ -105,11 +106,11 @@ class RunControl:
         fork_id = uuid4() if workflow_id is None else uuid5(origin, as_stored_name(workflow_id, "workflow_id"))
 
         async def fork(uow: StoreUnit) -> WorkflowState:
-            row = await _locked_owner(uow, origin)
+            run = await _locked_owner(uow, origin)
             if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
                 return made
             # At the version of the patches that come with it: a resume upcasts them together.
-            checkpoint = await uow.past.get_checkpoint(origin, row.schema_version or FIRST)
+            checkpoint = await uow.past.get_checkpoint(origin, run.stored.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
             source = state.id
             if source != checkpoint.workflow_state_id:
@@ -119,7 +120,7 @@ class RunControl:
             state.workflow_id = workflow_id or f"{state.workflow_id[:210]}-fork-{fork_id}"
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
-            await uow.past.save_state(state, row.schema_version or FIRST)
+            await uow.past.save_state(state, run.stored.schema_version or FIRST)
             await uow.lineage.note_fork(fork_id, source, checkpoint.seq, _finished(state))
             return await uow.workflows.get(fork_id)
 
@@ -130,24 +131,24 @@ class RunControl:
         origin = as_uuid(checkpoint_id, "checkpoint_id")
 
         async def rewind(uow: StoreUnit) -> WorkflowState:
-            row = await _locked_owner(uow, origin)
-            if not row.lease_is_free:
-                raise lease_held(row.id, row)
-            checkpoint = await uow.past.get_checkpoint(origin, row.schema_version or FIRST)
+            run = await _locked_owner(uow, origin)
+            if not run.lease_is_free:
+                raise lease_held(run.id, run)
+            checkpoint = await uow.past.get_checkpoint(origin, run.stored.schema_version or FIRST)
             state = WorkflowState.from_snapshot(checkpoint.snapshot)
-            if state.id != row.id:
+            if state.id != run.id:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             if checkpoint.seq is not None:
-                await uow.history.forget_checkpoints_after(row.id, checkpoint.seq)
-            await uow.history.keep_initial_context(row.id)
-            await rebase(state, await uow.past.get_state(row.id), self._transactions.payloads)
+                await uow.history.forget_checkpoints_after(run.id, checkpoint.seq)
+            await uow.history.keep_initial_context(run.id)
+            await rebase(state, await uow.past.get_state(run.id), self._transactions.payloads)
             state.status = WorkflowStatus.PENDING
             state.completed_at = state.error = None
-            await uow.past.save_state(state, row.schema_version or FIRST)
-            await uow.history.forget_patches(row.id, keep=_finished(state))
-            await uow.runs.set_status(row.id, _ANEW | {"result": None})
-            await uow.lineage.revive_descendants(row.id, was_cancelled=row.status == WorkflowStatus.CANCELLED)
-            return await uow.workflows.get(row.id)
+            await uow.past.save_state(state, run.stored.schema_version or FIRST)
+            await uow.history.forget_patches(run.id, keep=_finished(state))
+            await uow.runs.set_status(run.id, _ANEW | {"result": None})
+            await uow.lineage.revive_descendants(run.id, was_cancelled=run.status == WorkflowStatus.CANCELLED)
+            return await uow.workflows.get(run.id)
 
         with concerning(checkpoint_id=origin):
             return await self._transactions.write_once("rewind", rewind)
@@ -167,36 +168,36 @@ def _finished(state: WorkflowState) -> list[str]:
     return [step_id for step_id, step in state.steps.items() if step.status in FINAL]
 
 
-async def _locked(uow: StoreUnit, workflow_state_id: UUID) -> Any:
-    row = await uow.runs.lock(workflow_state_id)
-    if row is None:
+async def _locked(uow: StoreUnit, workflow_state_id: UUID) -> FoundRun:
+    run = await uow.runs.lock(workflow_state_id)
+    if run is None:
         raise _not_found(workflow_state_id)
-    return row
+    return run
 
 
-async def _locked_owner(uow: StoreUnit, checkpoint_id: UUID) -> Any:
+async def _locked_owner(uow: StoreUnit, checkpoint_id: UUID) -> FoundRun:
     """Raises `CheckpointNotFound`, also if its workflow is deleted with it before it is locked."""
-    row = await uow.runs.lock(await uow.past.get_owner(checkpoint_id))
-    if row is None:
+    run = await uow.runs.lock(await uow.past.get_owner(checkpoint_id))
+    if run is None:
         raise CheckpointNotFound(f"there is no checkpoint {checkpoint_id}", checkpoint_id=checkpoint_id)
-    return row
+    return run
 
 
-async def _cancel(uow: StoreUnit, row: Any) -> None:
-    if row.lease_is_free:
-        await uow.runs.set_status(row.id, {"status": WorkflowStatus.CANCELLED.value})
-        if row.parent_id is not None:
-            await uow.runs.wake(row.parent_id)
+async def _cancel(uow: StoreUnit, run: FoundRun) -> None:
+    if run.lease_is_free:
+        await uow.runs.set_status(run.id, {"status": WorkflowStatus.CANCELLED.value})
+        if run.parent_id is not None:
+            await uow.runs.wake(run.parent_id)
     else:
-        await uow.runs.leave_request(row.id, CANCEL)
+        await uow.runs.leave_request(run.id, CANCEL)
 
 
-async def _is_being_cancelled(uow: StoreUnit, row: Any) -> bool:
+async def _is_being_cancelled(uow: StoreUnit, run: FoundRun) -> bool:
     """Whether a cancel was asked of the run's owner: it outranks what is asked after it."""
-    if row.request != CANCEL or row.status not in ACTIVE:
+    if run.request != CANCEL or run.status not in ACTIVE:
         return False
-    if row.lease_is_free:
-        await _cancel(uow, row)
+    if run.lease_is_free:
+        await _cancel(uow, run)
     return True
 
 
@@ -204,7 +205,7 @@ def _not_found(workflow_state_id: UUID) -> WorkflowNotFound:
     return WorkflowNotFound(f"there is no workflow with id {workflow_state_id}", workflow_state_id=workflow_state_id)
 
 
-def _illegal(workflow_state_id: UUID, status: str, what: str, allowed: Any) -> InvalidTransition:
+def _illegal(workflow_state_id: UUID, status: str, what: str, allowed: Collection[WorkflowStatus]) -> InvalidTransition:
     expected = tuple(sorted(str(status) for status in allowed))
     return InvalidTransition(
         f"run {workflow_state_id} is {status} and cannot {what}; only {', '.join(expected)} ones can",

@@ -108,9 +108,9 @@ class LeaseKeeper:
         """Best effort: a lease that is not released ends by itself."""
 
         async def release(uow: StoreUnit) -> None:
-            for row in await uow.claims.list_claimed(claim, self.owner):
-                if row.id not in self._held:
-                    await uow.runs.release(Lease.of(row))
+            for run in await uow.claims.list_claimed(claim, self.owner):
+                if run.id not in self._held:
+                    await uow.runs.release(run.lease)
 
         if claim:
             letting_go = self._transactions.write(release, patience=patience)

@@ -23,10 +23,10 @@ from orchestrator_state.errors import (
     RunSuspended,
 )
 from orchestrator_state.execution.executor import Executor
-from orchestrator_state.execution.loading import LoadedRun, Page
+from orchestrator_state.execution.loading import Page
 from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
-from orchestrator_state.records import Lease, corrupt_cells, is_count, unwritable_columns
+from orchestrator_state.records import ClaimedRun, Lease, UnclaimableRun, corrupt_cells
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import NOT_THE_RUNS, Handler
 from orchestrator_state.transactions import StoreUnit, Transactions, Work
@@ -154,83 +154,82 @@ class Recovery:
         keeper = self._executor.keeper
         async with keeper.claiming() as claim:
 
-            async def claim_abandoned(uow: StoreUnit) -> Sequence[Any]:
+            async def claim_abandoned(uow: StoreUnit) -> Sequence[ClaimedRun]:
                 claim.begin()
                 # Perhaps there was an attempt before this one, which took effect.
-                rows = await uow.claims.list_claimed(claim, keeper.owner) if claim else []
-                if not rows:
-                    rows = await self._claim(uow, limit, patient=linger > timedelta())
-                claim.update(row.id for row in rows)
-                return rows
+                runs = await uow.claims.list_claimed(claim, keeper.owner) if claim else []
+                if not runs:
+                    runs = await self._claim(uow, limit, patient=linger > timedelta())
+                claim.update([run.id for run in runs])
+                return runs
 
-            rows = await self._transactions.write(claim_abandoned, patience=self._patience)
-            page = Page(self._transactions, [row.id for row in rows])
-            for row in rows:
-                self._executor.suspects.add(row.id, row.attempts)
-                watch(asyncio.create_task(self._resume(row, page, linger)))
+            runs = await self._transactions.write(claim_abandoned, patience=self._patience)
+            page = Page(self._transactions, [run.id for run in runs])
+            for run in runs:
+                self._executor.suspects.add(run.id, run.attempts)
+                watch(asyncio.create_task(self._resume(run, page, linger)))
             await asyncio.sleep(0)  # until the tasks hold their leases
-        return len(rows)
+        return len(runs)
 
-    async def _claim(self, uow: StoreUnit, limit: int, *, patient: bool) -> Sequence[Any]:
+    async def _claim(self, uow: StoreUnit, limit: int, *, patient: bool) -> list[ClaimedRun]:
         """Runs that may kill their workers, and all others, in turns."""
         suspects, owner = self._executor.suspects, self._executor.keeper.owner
         if not suspects.come_first and not suspects.have_their_turn:
             others = await uow.claims.claim_abandoned(self._handlers, owner, limit)
             return [*others, *await self._claim_suspects(uow, limit, patient=patient, beside=len(others))]
-        rows = await self._claim_suspects(uow, limit, patient=patient)
-        if suspects.have_their_turn or any(suspects.is_for_itself(row.attempts) for row in rows):
-            return rows
-        return [*rows, *await uow.claims.claim_abandoned(self._handlers, owner, limit - len(rows))]
+        tried = await self._claim_suspects(uow, limit, patient=patient)
+        if suspects.have_their_turn or any(suspects.is_for_itself(run.attempts) for run in tried):
+            return tried
+        return [*tried, *await uow.claims.claim_abandoned(self._handlers, owner, limit - len(tried))]
 
-    async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> Sequence[Any]:
+    async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> list[ClaimedRun]:
         """Once in a while, or as long as one is to be tried alone. Who works on and on lets them rest before."""
         suspects = self._executor.suspects
         if limit <= beside or (patient and not suspects.are_looked_for):
             return []
-        rows = await uow.claims.claim_suspects(
+        runs = await uow.claims.claim_suspects(
             self._handlers,
             self._executor.keeper.owner,
             limit - beside,
             partial(suspects.choose, beside=beside),
             patient=patient,
         )
-        suspects.are_looked_for = bool(rows) or suspects.have_their_turn
-        return rows
+        suspects.are_looked_for = bool(runs) or suspects.have_their_turn
+        return runs
 
     def telling(self, listener: Callable[[], object]) -> AbstractContextManager[None]:
         """Call `listener` whenever there may be more to claim although no run has ended."""
         return self._executor.suspects.telling(listener)
 
     async def list_unknown(self) -> list[RecoveredRun]:
-        rows = await self._transactions.read(lambda uow: uow.claims.list_unclaimable(self._handlers))
-        for row in rows:
-            if damaged := unwritable_columns(row):
-                hooks.logger.warning("a run of %r cannot be resumed: its %s is damaged", row.workflow_id, damaged[0])
-            elif row.workflow_name in self._handlers:
+        """The runs that are left alone, and in the log what is wrong with them."""
+        runs = await self._transactions.read(lambda uow: uow.claims.list_unclaimable(self._handlers))
+        for run in runs:
+            if run.unwritable:
                 hooks.logger.warning(
-                    "run %s is left to newer code: its schema is at version %s", row.id, row.schema_version
+                    "a run of %r cannot be resumed: its %s is damaged", run.workflow_id, run.unwritable[0]
                 )
-        return [_recovered(row, "unknown", _why_unknown(row)) for row in rows]
+            elif run.name in self._handlers:
+                hooks.logger.warning(
+                    "run %s is left to newer code: its schema is at version %s", run.id, run.schema_version
+                )
+        return [_recovered(run, "unknown", _why_unknown(run)) for run in runs]
 
-    async def _resume(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
+    async def _resume(self, run: ClaimedRun, page: Page, linger: timedelta) -> RecoveredRun:
         """Drive a claimed run to its end, or until it waits. Never raises but for cancellation."""
-        try:
-            return await self._drive(row, page, linger)
-        finally:
-            self._executor.suspects.remove(row.id)
-
-    async def _drive(self, row: Any, page: Page, linger: timedelta) -> RecoveredRun:
+        attempt = self._executor.attempt(run, page=page, linger=linger)
         error: BaseException | None
-        recorded: list[LoadedRun] = []
         try:
-            if is_count(row.attempts) and row.attempts > self._max_attempts:
-                return _recovered(row, await self._executor.give_up(row))
-            handler = self._handlers[row.workflow_name]
-            ended = await self._executor.drive(row, handler, linger=linger, page=page, loaded=recorded.append)
-            outcome, error = ("completed" if ended.error is None else "failed"), ended.error
+            if run.attempts > self._max_attempts:
+                outcome, error = await self._executor.give_up(run), None
+            else:
+                ended = await attempt.drive(self._handlers[run.name])
+                outcome, error = ("completed" if ended.error is None else "failed"), ended.error
         except Exception as raised:  # noqa: BLE001 - all are reported
             outcome, error = _outcome(raised), raised
-        return _recovered(row, outcome, error, recorded[0].fell_back if recorded else None)
+        finally:
+            self._executor.suspects.remove(run.id)
+        return _recovered(run, outcome, error, attempt.fell_back)
 
     async def run_once(self, concurrency: int) -> RecoveryReport:
         """Claim and resume until nothing is left to claim. At most `concurrency` runs are under way at a time."""
@@ -281,18 +280,20 @@ def _outcome(error: Exception) -> str:
     return "interrupted" if is_a(error, NOT_THE_RUNS) else _OUTCOMES.get(type(error), "failed")
 
 
-def _why_unknown(row: Any) -> CorruptPayload | None:
-    damaged = unwritable_columns(row)
-    return corrupt_cells(damaged, row.id, workflow_id=row.workflow_id) if damaged else None
+def _why_unknown(run: UnclaimableRun) -> CorruptPayload | None:
+    return corrupt_cells(run.unwritable, run.id, workflow_id=run.workflow_id) if run.unwritable else None
 
 
 def _recovered(
-    row: Any, outcome: str, error: BaseException | None = None, fell_back: FellBack | None = None
+    run: ClaimedRun | UnclaimableRun,
+    outcome: str,
+    error: BaseException | None = None,
+    fell_back: FellBack | None = None,
 ) -> RecoveredRun:
     return RecoveredRun(
-        workflow_state_id=row.id,
-        workflow_id=row.workflow_id,
-        name=row.workflow_name,
+        workflow_state_id=run.id,
+        workflow_id=run.workflow_id,
+        name=run.name,
         outcome=outcome,
         # A run that waits is no error, and the exception would keep all its frames alive.
         error=None if outcome in ("suspended", "paused") else error,

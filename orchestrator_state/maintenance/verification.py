@@ -12,7 +12,7 @@ from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavail
 from orchestrator_state.maintenance.pages import pages
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import BlobName, Reference, check_digest, decode_long, is_encoded, is_unicode
-from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, open_rows, require_sound
+from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, corrupt_cells, open_rows
 from orchestrator_state.repositories.upkeep import (
     CHECKED_TABLES,
     InspectionRepository,
@@ -273,22 +273,24 @@ async def _load(transactions: Transactions, workflow: Named, report: VerifyRepor
 async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uow: StoreUnit) -> None:
     """Also as a resumed run does: its first context, and each one that a step left behind."""
     await uow.workflows.find(workflow_state_id)
-    row = await uow.claims.find(RunNames(ids=[workflow_state_id]))
-    if row is None:  # deleted in between
+    run = await uow.claims.find(RunNames(ids=[workflow_state_id]))
+    if run is None:  # deleted in between
         return
-    require_sound(row)
-    steps = (await uow.history.list_steps_of([row.id]))[row.id]
-    payloads = await transactions.payloads_of([row, *steps])
-    opener = Opener.of(payloads, row)
-    opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
+    if run.damaged:
+        raise corrupt_cells(run.damaged, run.id)
+    stored = run.stored
+    steps = (await uow.history.list_steps_of([run.id]))[run.id]
+    payloads = await transactions.payloads_of([stored, *steps])
+    opener = Opener.of(payloads, stored)
+    opener.workflow("initial_context", stored.initial_context, stored.initial_context_digest)
     for step in steps:
         opener.step_row(step)
-    recorded = open_rows(row, steps, payloads)
+    recorded = open_rows(stored, steps, payloads)
     if recorded.is_sound:  # else its context is no object, so that it is no run
         history, _ = recorded.history()
-        types = RunTypes.of(transactions.schemas, transactions.payloads, row.workflow_name)
-        transactions.schemas.require_runnable(row.workflow_name, row.schema_version, row.id)
-        as_of_today(row, types, (recorded.steps, history))
+        types = RunTypes.of(transactions.schemas, transactions.payloads, run.name)
+        transactions.schemas.require_runnable(run.name, stored.schema_version, run.id)
+        as_of_today(stored, types, (recorded.steps, history))
 
 
 async def _load_checkpoint(_: Transactions, workflow_state_id: UUID, uow: StoreUnit) -> None:

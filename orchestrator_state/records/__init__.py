@@ -4,11 +4,10 @@ from orchestrator_state.records.cells import (
     CELLS,
     GROWING_COUNTS,
     corrupt_cells,
+    damaged_columns,
     is_count,
     is_id,
     is_time,
-    require_sound,
-    unclaimable_columns,
     unwritable_columns,
 )
 from orchestrator_state.records.changes import (
@@ -43,6 +42,7 @@ from orchestrator_state.records.deltas import (
     step_json,
     unfinished_fields,
 )
+from orchestrator_state.records.runs import ClaimedRun, FoundRun, StoredRun, UnclaimableRun
 from orchestrator_state.records.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.sealing import (
     FREE_TEXTS,
@@ -87,10 +87,12 @@ __all__ = [
     "Ack",
     "Chain",
     "CheckpointRecord",
+    "ClaimedRun",
     "Columns",
     "Delta",
     "DeltaBase",
     "FoldedContext",
+    "FoundRun",
     "Lease",
     "Opener",
     "Owner",
@@ -105,7 +107,9 @@ __all__ = [
     "SignalPlace",
     "Stamps",
     "StepRecord",
+    "StoredRun",
     "StoredStep",
+    "UnclaimableRun",
     "WholeEvery",
     "as_stored",
     "check_checkpoint",
@@ -115,6 +119,7 @@ __all__ = [
     "checkpoint_from_row",
     "checkpoint_identity",
     "corrupt_cells",
+    "damaged_columns",
     "is_count",
     "is_id",
     "is_time",
@@ -129,7 +134,6 @@ __all__ = [
     "prepared_signal",
     "prepared_workflow",
     "rebase",
-    "require_sound",
     "same_rows",
     "seal_signal",
     "seal_step",
@@ -145,7 +149,6 @@ __all__ = [
     "step_identity",
     "step_json",
     "step_record",
-    "unclaimable_columns",
     "unfinished_fields",
     "unwritable_columns",
     "upcast_state",

@@ -131,23 +131,10 @@ def damaged_columns(row: Any, cells: Cells) -> list[str]:
     return [name for name, is_sound in cells.items() if not is_sound(getattr(row, name))]
 
 
-def require_sound(row: Any) -> None:
-    """Raise `CorruptPayload` with the `path` of the first damaged column of a row of workflows."""
-    damaged = damaged_columns(row, CELLS["workflow_states"])
-    if damaged:
-        raise corrupt_cells(damaged, row.id)
-
-
 def damaged_in(groups: Iterable[str], row: Any, cells: Cells) -> list[str]:
     """Which of the columns of `groups`, a few names each, hold no value of their type."""
     names = {name for group in groups for name in group.split(", ")}
     return [name for name, is_sound in cells.items() if name in names and not is_sound(getattr(row, name))]
-
-
-def unclaimable_columns(row: Any) -> list[str]:
-    """What keeps a row of workflows from being claimed by whoever knows it: it is unwritable, or in no known status."""
-    is_known = row.status in _WORKFLOW_STATUSES
-    return unwritable_columns(row) or ([] if is_known else ["status"])
 
 
 def unwritable_columns(row: Any) -> list[str]:

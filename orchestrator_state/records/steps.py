@@ -14,6 +14,7 @@ from orchestrator_state.payloads import Payloads, decode
 from orchestrator_state.records.cells import corrupt_cells, is_count, is_integer, is_step_id, is_time
 from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.history import ContextHistory, Encoded, Patch, apply_all, split
+from orchestrator_state.records.runs import StoredRun
 from orchestrator_state.records.sealing import Opener
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
@@ -87,23 +88,23 @@ class Recorded:
         return ContextHistory(self.initial, effective, patches), effective
 
 
-def open_rows(row: Any, step_rows: Sequence[StoredStep], payloads: Payloads) -> Recorded:
+def open_rows(run: StoredRun, step_rows: Sequence[StoredStep], payloads: Payloads) -> Recorded:
     """Open the run's row and its steps'. Raises `PayloadError` for what is no damage, such as another key."""
-    opener = Opener.of(payloads, row)
+    opener = Opener.of(payloads, run)
     damaged: dict[str, frozenset[str]] = {}
     steps = [_step(step, opener, damaged) for step in step_rows]
-    was_overwritten = row.initial_context is not None or row.initial_context_digest is not None
-    context = initial = _object(opener, "context", row.context, row.context_digest)
+    was_overwritten = run.initial_context is not None or run.initial_context_digest is not None
+    context = initial = _object(opener, "context", run.context, run.context_digest)
     if was_overwritten:
-        initial = _object(opener, "initial_context", row.initial_context, row.initial_context_digest)
+        initial = _object(opener, "initial_context", run.initial_context, run.initial_context_digest)
     return Recorded(
-        id=row.id,
+        id=run.id,
         context=context,
         initial=initial,
         was_overwritten=was_overwritten,
-        context_position=row.context_position,
+        context_position=run.context_position,
         steps=steps,
-        schema_version=row.schema_version,
+        schema_version=run.schema_version,
         damaged=damaged,
         outdated=opener.outdated,
     )
@@ -135,6 +136,9 @@ def _step(row: StoredStep, opener: Opener, damaged: dict[str, frozenset[str]]) -
         ("error", row.error, row.error_digest),
         ("context_patch", row.context_patch, row.context_patch_digest),
     ):
+        if text is None and digest is None and column != "outputs":
+            texts[column] = None
+            continue
         try:
             texts[column] = opened = opener.step(row.step_id, column, text, digest)
             if opened is not None and (digest is None or opener.outdated):
@@ -153,9 +157,10 @@ def _damaged_cells(row: StoredStep) -> list[str]:
     """Columns of a step, payloads aside, that cannot be read. Raises `CorruptPayload` if it has no place in the run."""
     if not (is_count(row.position) and is_step_id(row.step_id)):
         raise corrupt_cells(["step_id" if is_count(row.position) else "position"], row.workflow_state_id)
-    damaged = [
-        name for name, is_sound in _CELL_CHECKS if (value := getattr(row, name)) is not None and not is_sound(value)
-    ]
+    damaged = []
+    for name, is_sound in _CELL_CHECKS:
+        if (value := getattr(row, name)) is not None and not is_sound(value):
+            damaged.append(name)
     if row.status not in _STATUSES:
         damaged.append("status")
     return damaged

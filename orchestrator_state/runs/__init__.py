@@ -1,6 +1,6 @@
 """What a handler holds."""
 
-from orchestrator_state.runs.checkpoints import CheckpointPolicy, RunRow
+from orchestrator_state.runs.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.exits import HANDLER, Exits, mark
 from orchestrator_state.runs.journal import Journal
 from orchestrator_state.runs.lookout import Lookout
@@ -10,7 +10,7 @@ from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
 from orchestrator_state.runs.types import RunTypes, as_of_today, bring_up_to_date
 from orchestrator_state.runs.waiting import WaitingRoom
-from orchestrator_state.runs.waits import child_run_id
+from orchestrator_state.runs.waits import StartChild, child_run_id
 from orchestrator_state.runs.writer import Writer
 
 __all__ = [
@@ -25,8 +25,8 @@ __all__ = [
     "Lookout",
     "Retry",
     "Run",
-    "RunRow",
     "RunTypes",
+    "StartChild",
     "Steps",
     "StopSwitch",
     "WaitingRoom",

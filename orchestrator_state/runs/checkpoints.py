@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from orchestrator_state.domain import utc_now
 from orchestrator_state.payloads import Payloads
@@ -14,6 +14,7 @@ from orchestrator_state.records import (
     FINAL,
     Chain,
     CheckpointRecord,
+    ClaimedRun,
     Delta,
     RunHeader,
     StepRecord,
@@ -24,23 +25,6 @@ from orchestrator_state.records import (
     unfinished_fields,
 )
 from orchestrator_state.records.context import ContextHistory, Encoded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class RunRow:
-    """The workflow's row as it was claimed."""
-
-    id: UUID
-    workflow_id: str
-    name: str
-    user_id: str | None
-    started_at: datetime
-    parent_id: UUID | None
-    attempts: int
-    now: datetime
-    """The database's time of the claim."""
-    schema_version: int | None
-    """What is recorded is of this version; None without a schema."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,15 +40,17 @@ class Checkpoints:
 
     def __init__(
         self,
-        row: RunRow,
+        run: ClaimedRun,
+        schema_version: int | None,
         policy: CheckpointPolicy,
         steps: Mapping[str, StepRecord],
         history: ContextHistory,
         size: int,
     ) -> None:
         self.policy: Final = policy
-        self._row = row
-        self._id = str(row.id)  # a UUID is slow to spell, and this one is wanted for each step
+        self._run = run
+        self._schema_version = schema_version
+        self._id = str(run.id)  # a UUID is slow to spell, and this one is wanted for each step
         self._steps = steps
         self._unfinished = {step.step_id: step for step in steps.values() if step.status not in FINAL}
         self._start = history.start
@@ -89,7 +75,7 @@ class Checkpoints:
             snapshot=sealed.text,
             snapshot_digest=sealed.digest,
             keep=self.policy.keep,
-            schema_version=self._row.schema_version,
+            schema_version=self._schema_version,
             position=None if is_whole else step.position,
         )
 
@@ -109,8 +95,8 @@ class Checkpoints:
     def _whole(self, step: StepRecord, context: Encoded, now: datetime) -> str:
         steps = {**self._steps, step.step_id: step}
         parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
-        row = self._row
-        header = RunHeader(row.id, row.workflow_id, row.name, row.user_id, row.started_at)
+        run = self._run
+        header = RunHeader(run.id, run.workflow_id, run.name, run.user_id, run.started_at)
         return header.snapshot(now.isoformat(), context, parts)
 
     def _delta(self, step: StepRecord, now: datetime) -> str:

@@ -19,9 +19,9 @@ from orchestrator_state.payloads import Payloads, Reference, decode_long
 from orchestrator_state.records import (
     FINAL,
     Ack,
+    ClaimedRun,
     Columns,
     FoldedContext,
-    Lease,
     RunChange,
     StepRecord,
     sealed_step,
@@ -38,7 +38,7 @@ from orchestrator_state.records.context import (
     decoded,
     join,
 )
-from orchestrator_state.runs.checkpoints import CheckpointPolicy, Checkpoints, RunRow
+from orchestrator_state.runs.checkpoints import CheckpointPolicy, Checkpoints
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.runs.writer import Writer
@@ -67,25 +67,27 @@ class Journal:
 
     def __init__(
         self,
-        row: RunRow,
-        lease: Lease,
+        run: ClaimedRun,
         steps: Sequence[StepRecord],
         history: ContextHistory,
+        schema_version: int | None,
         writer: Writer,
         switch: StopSwitch,
         policy: CheckpointPolicy,
         hook: hooks.Hook | None,
     ) -> None:
-        self.row = row
-        self._id = str(row.id)  # a UUID is slow to spell, and this one is wanted in each step
-        self.lease = lease
+        self.run = run
+        self._id = str(run.id)  # a UUID is slow to spell, and this one is wanted in each step
+        self.lease = run.lease
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
         self._outputs_length = sum(len(step.outputs) for step in steps)
         self._patches_length = sum(len(step.context_patch or "") for step in steps)
         self._unfolded = 0
-        self._checkpoints = Checkpoints(row, policy, self._steps, history, self._outputs_length + history.length)
+        self._schema_version = schema_version
+        size = self._outputs_length + history.length
+        self._checkpoints = Checkpoints(run, schema_version, policy, self._steps, history, size)
         self._writer = writer
         self._transactions = writer.transactions
         self._limits = self._transactions.payloads.limits
@@ -116,7 +118,7 @@ class Journal:
             ahead = await self._aside.call(partial(decoded, long), LONG)
         self.history.replay(step.position, ahead)
         if self.hook is not None:
-            hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.row.id, step_id=step_id)
+            hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.run.id, step_id=step_id)
         return step
 
     @property
@@ -132,7 +134,7 @@ class Journal:
         return self._finished > 0
 
     def key(self, step_id: str) -> str:
-        return f"{self.row.id}:{step_id}"
+        return f"{self.run.id}:{step_id}"
 
     def check_size(self, step_id: str, outputs: str) -> None:
         """Raise `PayloadTooLarge` if the run would be too large with this step."""
@@ -210,7 +212,7 @@ class Journal:
             outputs="null",
             error=known.error if known else None,
             retry_count=known.retry_count if known else 0,
-            schema_version=self.row.schema_version,
+            schema_version=self._schema_version,
         )
 
     def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
@@ -408,7 +410,7 @@ class Journal:
         return None if self.hook is None else partial(self._tell, hooks.StepCommitting, step)
 
     def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: StepRecord) -> None:
-        hooks.tell(self.hook, event, workflow_state_id=self.row.id, step_id=step.step_id)
+        hooks.tell(self.hook, event, workflow_state_id=self.run.id, step_id=step.step_id)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:

@@ -70,32 +70,32 @@ class Run(Generic[State]):
     @property
     def id(self) -> UUID:
         """Of the workflow's row: what `store.signal`, `pause` and `cancel` take."""
-        return self._steps.journal.row.id
+        return self._steps.journal.run.id
 
     @property
     def workflow_id(self) -> str:
         """What the run was started as."""
-        return self._steps.journal.row.workflow_id
+        return self._steps.journal.run.workflow_id
 
     @property
     def name(self) -> str:
         """The name under which handlers are found; the row's `workflow_name`."""
-        return self._steps.journal.row.name
+        return self._steps.journal.run.name
 
     @property
     def user_id(self) -> str | None:
         """Whose run it is, as given at the start."""
-        return self._steps.journal.row.user_id
+        return self._steps.journal.run.user_id
 
     @property
     def parent_id(self) -> UUID | None:
         """The run that started this one with `run.child`."""
-        return self._steps.journal.row.parent_id
+        return self._steps.journal.run.parent_id
 
     @property
     def attempts(self) -> int:
         """How often the run was taken over from a worker that vanished, since it last finished a step."""
-        return self._steps.journal.row.attempts
+        return self._steps.journal.run.attempts
 
     @property
     def context(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class Steps:
         threads: Threads,
         types: RunTypes,
     ) -> None:
-        self.id: Final = journal.row.id
+        self.id: Final = journal.run.id
         self.journal: Final = journal
         self.switch: Final = switch
         self.room: Final = room

@@ -21,7 +21,7 @@ from orchestrator_state.payloads import (
     decode,
     decode_value,
 )
-from orchestrator_state.records import Lease, StepRecord
+from orchestrator_state.records import ClaimedRun, StepRecord, StoredRun
 from orchestrator_state.records.context import (
     ContextHistory,
     Encoded,
@@ -147,17 +147,17 @@ class RunTypes:
                 raise _hinting_at_types(error) from None
         return ValueType.of(kind).encode(value, path, self.payloads.encode)
 
-    async def decode_result(self, row: Any, text: str) -> Any:
+    async def decode_result(self, run: StoredRun, text: str) -> Any:
         """The result of a completed run, recorded as `text`. Raises `SchemaMismatch`."""
         try:
             if self.schema is not None:
-                found = self.schema.require_readable(row.schema_version, "result")
+                found = self.schema.require_readable(run.schema_version, "result")
                 text = encode_loaded(self.schema.upcast_end(decode(text, "result"), found), "result")
             return await self.payloads.decode_aside(self.result, text, "result")
         except NotAccepted as error:
-            raise self._mismatch(error, row.schema_version).concerning(workflow_state_id=row.id) from None
+            raise self._mismatch(error, run.schema_version).concerning(workflow_state_id=run.id) from None
         except (SchemaMismatch, CorruptPayload) as error:
-            raise error.concerning(workflow_state_id=row.id) from None
+            raise error.concerning(workflow_state_id=run.id) from None
 
     def _mismatch(self, error: NotAccepted, found: int | None) -> SchemaMismatch:
         return mismatch(self.workflow_name, error, found or FIRST, self.version or FIRST)
@@ -181,8 +181,7 @@ def _plain_context(context: Any) -> dict[str, Any]:
 
 async def bring_up_to_date(
     transactions: Transactions,
-    row: Any,
-    lease: Lease,
+    run: ClaimedRun,
     types: RunTypes,
     recorded: tuple[Sequence[StepRecord], ContextHistory],
 ) -> tuple[Sequence[StepRecord], ContextHistory]:
@@ -193,23 +192,27 @@ async def bring_up_to_date(
     schema = types.schema
     # What is the application's, its upcasters and models, is called in the loop.
     length = recorded[1].length if schema is None and types.state is None else 0
-    bringing = partial(as_of_today, row, types, recorded)
+    bringing = partial(as_of_today, run.stored, types, recorded)
     steps, history, is_converted = await transactions.payloads.aside.call(bringing, length)
     if is_converted and schema is not None:
         await transactions.write(
             lambda uow: uow.history.convert(
-                lease, initial=join(history.start), context=join(history.committed), version=schema.version, steps=steps
+                run.lease,
+                initial=join(history.start),
+                context=join(history.committed),
+                version=schema.version,
+                steps=steps,
             )
         )
     return steps, history
 
 
 def as_of_today(
-    row: Any, types: RunTypes, recorded: tuple[Sequence[StepRecord], ContextHistory]
+    run: StoredRun, types: RunTypes, recorded: tuple[Sequence[StepRecord], ContextHistory]
 ) -> tuple[Sequence[StepRecord], ContextHistory, bool]:
     """A run's history at today's version and of its types, and whether that differs. Raises `SchemaMismatch`."""
     steps, history = recorded
-    schema, found = types.schema, row.schema_version or FIRST
+    schema, found = types.schema, run.schema_version or FIRST
     try:
         if schema is not None and found < schema.version:
             history = _upcast_history(schema, history, found)
@@ -220,7 +223,7 @@ def as_of_today(
         if found == schema.version and today == list(steps):
             return steps, history, False
     except SchemaMismatch as error:
-        raise error.concerning(workflow_state_id=row.id) from None
+        raise error.concerning(workflow_state_id=run.id) from None
     return [_with_patch(step, schema, history) for step in today], history, True
 
 

@@ -16,8 +16,7 @@ from orchestrator_state.concurrency import Outcome
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import InvalidPayload, LeaseLost, RunCancelled, RunSuspended
 from orchestrator_state.payloads import NotAccepted, decode_value, encode
-from orchestrator_state.records import Signal, StepRecord
-from orchestrator_state.runs.checkpoints import RunRow
+from orchestrator_state.records import ClaimedRun, Signal, StepRecord
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS
 from orchestrator_state.runs.types import RunTypes
@@ -28,7 +27,7 @@ class StartChild(Protocol):
 
     async def __call__(
         self,
-        parent: RunRow,
+        parent: ClaimedRun,
         step_id: str,
         handler: Callable[[Any], Awaitable[Any]],
         types: RunTypes,
@@ -172,7 +171,7 @@ async def _outcome_of(steps: Steps, step_id: str, start: StartChild, wanted: Chi
         await steps.before_work()
         child = None
         try:
-            return await start(steps.journal.row, step_id, wanted.handler, wanted.types, wanted.context)
+            return await start(steps.journal.run, step_id, wanted.handler, wanted.types, wanted.context)
         except RunCancelled as cancelled:
             if cancelled.workflow_state_id != steps.id:
                 raise

@@ -12,11 +12,11 @@ from typing import Any, Final, Literal
 from sqlalchemy import func, select, text, update
 
 from orchestrator_state import Run, StateStore, Worker
-from orchestrator_state.database.dialects import database_now
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.changes import Owner
+from orchestrator_state.records import ClaimedRun, Owner
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.runs.claims import ClaimRepository, taken_by
+from orchestrator_state.repositories.runs.rows import CLAIMED, claimed
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 from tests.chaos.witness import Journal, read_journal
@@ -116,7 +116,7 @@ async def _work(job: Job, pipe: Pipe) -> None:
 def _note_claims_over_the_limit(journal: Journal) -> None:
     claim_abandoned = ClaimRepository.claim_abandoned
 
-    async def noted(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+    async def noted(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> list[ClaimedRun]:
         rows = await claim_abandoned(self, names, owner, limit)
         if len(rows) > limit:
             journal.note(f"over the limit: {len(rows)} claimed by {os.getpid()}, {limit} wanted")
@@ -133,20 +133,19 @@ def _free(limit: int) -> Any:
     return select(w.id).where(w.status.in_(("pending", "running")), LEASE_IS_FREE).order_by(w.updated_at).limit(limit)
 
 
-async def _take(repository: ClaimRepository, owner: Owner, chosen: Any) -> Sequence[Any]:
+async def _take(repository: ClaimRepository, owner: Owner, chosen: Any) -> list[ClaimedRun]:
     taken = await repository._execute(
-        update(workflow_states)
-        .where(workflow_states.c.id.in_(chosen))
-        .values(taken_by(owner))
-        .returning(workflow_states, database_now().label("now"))
+        update(workflow_states).where(workflow_states.c.id.in_(chosen)).values(taken_by(owner)).returning(*CLAIMED)
     )
-    return taken.all()
+    return [claimed(row) for row in taken]
 
 
 _seen: list[Any] = []
 
 
-async def _looks_then_claims(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+async def _looks_then_claims(
+    self: ClaimRepository, names: Collection[str], owner: Owner, limit: int
+) -> list[ClaimedRun]:
     """Claims, in a later transaction, what was free in an earlier one."""
     if not _seen:
         _seen.extend((await self._execute(_free(limit))).scalars())
@@ -156,7 +155,9 @@ async def _looks_then_claims(self: ClaimRepository, names: Collection[str], owne
     return rows
 
 
-async def _claims_by_subquery(self: ClaimRepository, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+async def _claims_by_subquery(
+    self: ClaimRepository, names: Collection[str], owner: Owner, limit: int
+) -> list[ClaimedRun]:
     """Like the real one, but for the materialized CTE."""
     return await _take(self, owner, _free(limit).with_for_update(skip_locked=True))
 

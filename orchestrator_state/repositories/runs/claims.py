@@ -11,6 +11,7 @@ from sqlalchemy import (
     ColumnElement,
     Executable,
     Float,
+    Row,
     bindparam,
     case,
     func,
@@ -31,12 +32,21 @@ from orchestrator_state.database import (
 )
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records import Columns, Owner, RunNames
+from orchestrator_state.records import (
+    ClaimedRun,
+    Columns,
+    FoundRun,
+    Owner,
+    RunNames,
+    UnclaimableRun,
+    unwritable_columns,
+)
 from orchestrator_state.repositories.base import Repository, chunks
-from orchestrator_state.repositories.claimable import IS_ASLEEP, IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE
 from orchestrator_state.repositories.expressions import has_leftovers
-from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT
+from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT, prefixed
+from orchestrator_state.repositories.runs.rows import CLAIMED, FOUND, claimed, found
 from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
 from orchestrator_state.state_schema import FIRST
 
@@ -46,12 +56,7 @@ MOST_LOOKS: Final = 10
 
 _HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
 _FIND: Final = (
-    select(
-        workflow_states,
-        database_now().label("now"),
-        LEASE_IS_FREE.label("lease_is_free"),
-        IS_ASLEEP.label("is_asleep"),
-    )
+    select(*FOUND)
     .where(
         _w.namespace == bindparam("namespace"),
         or_(
@@ -77,28 +82,36 @@ _FIND: Final = (
 class ClaimRepository(Repository):
     """Runs, on the way to a lease."""
 
-    async def find(self, names: RunNames) -> Any:
-        """The row of a run by any of its names, with `now` and `lease_is_free`; None if there is none."""
+    async def find(self, names: RunNames) -> FoundRun | None:
+        """A run by any of its names."""
         parameters = {
             "namespace": self._namespace,
             "ids": names.ids,
             "idempotency_key": names.idempotency_key,
             "workflow_id": names.workflow_id,
         }
-        return (await self._execute(_FIND, parameters)).first()
+        row = (await self._execute(_FIND, parameters)).first()
+        return None if row is None else found(row)
 
-    async def create(self, columns: Columns, owner: Owner | None) -> Any:
-        """Insert a run, leased to `owner` at once if there is one. Returns the row; None if its id or key is taken."""
-        row = await self._sealed_workflow(columns["id"], columns) | {"namespace": self._namespace}
-        statement = _insertion(self._dialect, frozenset(row), leased=owner is not None)
-        parameters = {f"new_{name}": value for name, value in row.items()}
-        if owner is not None:
-            parameters |= {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
-        created = (await self._execute(statement, parameters)).first()
-        if owner is None:
-            await self._announce()
+    async def create(self, columns: Columns) -> UUID | None:
+        """Insert a run for a worker to claim. Returns its id; None if that or its key is taken."""
+        created = await self._insert(columns)
+        await self._announce()
+        return None if created is None else columns["id"]
+
+    async def create_claimed(self, columns: Columns, owner: Owner) -> ClaimedRun | None:
+        """Insert a run that is leased to `owner` at once. None if its id or key is taken."""
+        lease = {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
+        created = await self._insert(columns, lease)
+        return None if created is None else claimed(created)
+
+    async def _insert(self, columns: Columns, lease: Columns | None = None) -> Row[Any] | None:
+        run_id = columns["id"]
+        values = await self._sealed_workflow(run_id, columns) | {"namespace": self._namespace}
+        statement = _insertion(self._dialect, frozenset(values), leased=lease is not None)
+        created = (await self._execute(statement, prefixed(values) | (lease or {}))).first()
         if created is not None:
-            await self._begin_without_history(created.id, created)
+            await self._begin_without_history(run_id, created)
         return created
 
     async def is_taken_elsewhere(self, workflow_state_id: UUID) -> bool:
@@ -106,23 +119,19 @@ class ClaimRepository(Repository):
         elsewhere = select(_w.id).where(_w.id == workflow_state_id, _w.namespace.is_distinct_from(self._namespace))
         return (await self._execute(elsewhere)).first() is not None
 
-    async def claim(self, seen: Any, owner: Owner) -> Any:
-        """Take the lease of a row that was `seen`, unless that changed since: then None.
+    async def claim(self, seen: FoundRun, owner: Owner) -> ClaimedRun | None:
+        """Take the lease of a run, unless that has changed since it was `seen`: then None.
 
         It may have been taken, the run may have ended, or its owner, who was late, has renewed the lease after all.
         """
         unchanged = [_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status]
         if seen.lease_is_free:
             unchanged.append(LEASE_IS_FREE)
-        claimed = await self._execute(
-            update(workflow_states)
-            .where(*unchanged)
-            .values(taken_by(owner))
-            .returning(workflow_states, database_now().label("now"))
-        )
-        return claimed.first()
+        taking = update(workflow_states).where(*unchanged).values(taken_by(owner)).returning(*CLAIMED)
+        row = (await self._execute(taking)).first()
+        return None if row is None else claimed(row)
 
-    async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> Sequence[Any]:
+    async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> list[ClaimedRun]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
 
         Those that newer code has written are left to it, those whose id or counts are damaged cannot be written to,
@@ -138,7 +147,7 @@ class ClaimRepository(Repository):
         choose: Callable[[Sequence[Suspect]], Sequence[UUID]],
         *,
         patient: bool,
-    ) -> Sequence[Any]:
+    ) -> list[ClaimedRun]:
         """Like `claim_abandoned`, for the runs that may kill their workers: as many as may be tried together.
 
         Who is `patient` lets each of them rest before, for longer each time. Of those that may be tried now, `choose`
@@ -160,7 +169,7 @@ class ClaimRepository(Repository):
             IS_WRITABLE,
         )
 
-    async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> Sequence[Any]:
+    async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> list[ClaimedRun]:
         """The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
         nested loop, and claim far more than `limit`.
 
@@ -175,19 +184,14 @@ class ClaimRepository(Repository):
             .cte("free")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
-        claimed = await self._execute(
-            update(workflow_states)
-            .where(_w.id == free.c.id)
-            .values(taken_by(owner))
-            .returning(workflow_states, database_now().label("now"))
-        )
-        return claimed.all()
+        taking = update(workflow_states).where(_w.id == free.c.id).values(taken_by(owner)).returning(*CLAIMED)
+        return [claimed(row) for row in await self._execute(taking)]
 
-    async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> Sequence[Any]:
+    async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> list[ClaimedRun]:
         """Those of these runs that `owner` has by now, once no claim of them is under way any more."""
-        claimed: list[Any] = []
+        runs: list[ClaimedRun] = []
         for chunk in chunks(sorted(ids)):
-            of_owner = select(workflow_states, database_now().label("now")).where(
+            of_owner = select(*CLAIMED).where(
                 _w.id.in_(chunk),
                 _w.lease_owner == owner.id,
                 IS_LEASED,
@@ -195,8 +199,8 @@ class ClaimRepository(Repository):
             )
             locked = await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
             await self._wait_for_creations({*chunk} - {*locked.scalars()})
-            claimed += (await self._execute(of_owner)).all()
-        return claimed
+            runs += [claimed(row) for row in await self._execute(of_owner)]
+        return runs
 
     async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
         """A row that a transaction under way creates is not there to be locked. Another of the same id waits for it."""
@@ -205,16 +209,14 @@ class ClaimRepository(Repository):
         for run_id in sorted(ids):
             columns = {"workflow_id": "", "workflow_name": "", "status": WorkflowStatus.PENDING.value, "context": "{}"}
             savepoint = await self._session.begin_nested()
-            await self.create(columns | {"id": run_id}, None)
+            await self.create(columns | {"id": run_id})
             await savepoint.rollback()
 
-    async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> Sequence[Any]:
-        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged.
-
-        As (id, workflow_id, workflow_name, schema_version, and the counts).
-        """
+    async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> list[UnclaimableRun]:
+        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged."""
+        is_writable = IS_WRITABLE.label("is_writable")
         query = (
-            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version, *COUNTS)
+            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version, is_writable, *COUNTS)
             .where(
                 _w.namespace == self._namespace,
                 IS_UNDER_WAY,
@@ -229,7 +231,16 @@ class ClaimRepository(Repository):
             .order_by(_w.updated_at)
             .limit(limit)
         )
-        return (await self._execute(query)).all()
+        return [
+            UnclaimableRun(
+                row.id,
+                row.workflow_id,
+                row.workflow_name,
+                row.schema_version,
+                () if row.is_writable else unwritable_columns(row),
+            )
+            for row in await self._execute(query)
+        ]
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
         versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
@@ -260,7 +271,7 @@ def taken_by(owner: Owner) -> Columns:
 def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Executable:
     """INSERT a run, unless its id or key is taken; each of `columns` is a parameter of its name with `new_` before it.
 
-    A `leased` run belongs to `owner` of `process` for `seconds`. Returns the row, with `now` and `has_leftovers`.
+    A `leased` run belongs to `owner` of `process` for `seconds`. Returns what is `CLAIMED`, and `has_leftovers`.
     """
     values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
     values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
@@ -275,5 +286,5 @@ def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Execut
         conflict_aware_insert(dialect, workflow_states)
         .values(values)
         .on_conflict_do_nothing()
-        .returning(workflow_states, database_now().label("now"), has_leftovers(bindparam("new_id", type_=_w.id.type)))
+        .returning(*CLAIMED, has_leftovers(bindparam("new_id", type_=_w.id.type)))
     )

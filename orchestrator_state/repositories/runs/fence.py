@@ -97,7 +97,7 @@ class FencedRepository(CheckpointedRepository):
         self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns
     ) -> Result[Any]:
         columns = await self._sealed_workflow(lease.workflow_state_id, columns)
-        return await self._execute(build(frozenset(columns)), fence(lease) | _prefixed(columns))
+        return await self._execute(build(frozenset(columns)), fence(lease) | prefixed(columns))
 
 
 def lease_lost(lease: Lease) -> LeaseLost:
@@ -114,5 +114,6 @@ def fence(lease: Lease) -> Columns:
     return {"fence_id": lease.workflow_state_id, "fence_owner": lease.owner, "fence_token": lease.token}
 
 
-def _prefixed(columns: Columns) -> Columns:
+def prefixed(columns: Columns) -> Columns:
+    """The parameters of new values: named unlike the columns, or they would be values by themselves."""
     return {f"new_{name}": value for name, value in columns.items()}

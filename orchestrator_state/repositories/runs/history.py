@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import timedelta
+from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from orchestrator_state.repositories.base import chunks, rowcount
 from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository
 from orchestrator_state.repositories.steps import record_step_once
 
+_position: Final = attrgetter("position")
 _CONVERT_STEP: Final = update(step_states).where(
     step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
 )
@@ -52,7 +54,10 @@ class HistoryRepository(FencedRepository):
                 for row in map(StoredStep._make, found.all()):
                     steps[row.workflow_state_id].append(row)
         for rows in steps.values():
-            rows.sort(key=_position)
+            try:
+                rows.sort(key=_position)
+            except TypeError:  # damage, which is found when the run is loaded
+                rows.sort(key=lambda step: step.position if type(step.position) is int else -1)
         return steps
 
     async def find_completed_step(
@@ -184,7 +189,3 @@ class HistoryRepository(FencedRepository):
     async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
         row = {name: getattr(step, name) for name in StepRecord._fields} | {"workflow_state_id": workflow_state_id}
         return rowcount(await self._execute(record_step_once(self._dialect), row)) == 1
-
-
-def _position(step: StoredStep) -> int:
-    return step.position if type(step.position) is int else -1  # damage, which is found when the run is loaded

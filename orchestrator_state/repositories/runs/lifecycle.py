@@ -13,7 +13,7 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database import database_now, database_time_in, one_more
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import signals, workflow_states
-from orchestrator_state.records import Columns, Lease
+from orchestrator_state.records import Columns, FoundRun, Lease
 from orchestrator_state.repositories.claimable import IS_ACTIVE, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import IS_WRITABLE
 from orchestrator_state.repositories.runs.fence import (
@@ -27,6 +27,7 @@ from orchestrator_state.repositories.runs.fence import (
 from orchestrator_state.repositories.runs.requests import CANCEL, heeded
 from orchestrator_state.repositories.runs.requests import finish as finished_update
 from orchestrator_state.repositories.runs.requests import let_go as letting_go
+from orchestrator_state.repositories.runs.rows import FOUND, found
 
 _w = workflow_states.c
 _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
@@ -35,14 +36,15 @@ _UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITAB
 class RunRepository(FencedRepository):
     """The status of runs, and the requests that are left for their owners."""
 
-    async def lock(self, workflow_state_id: UUID) -> Any:
-        """The run's row, locked until the transaction ends, with `lease_is_free`; None if there is none."""
+    async def lock(self, workflow_state_id: UUID) -> FoundRun | None:
+        """The run, its row locked until the transaction ends."""
         query = (
-            select(workflow_states, LEASE_IS_FREE.label("lease_is_free"))
+            select(*FOUND)
             .where(_w.id == as_uuid(workflow_state_id, "workflow_state_id"), _w.namespace == self._namespace)
             .with_for_update()
         )
-        return (await self._execute(query)).first()
+        row = (await self._execute(query)).first()
+        return None if row is None else found(row)
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
         """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more.

@@ -1,0 +1,258 @@
+"""One attempt at a run: load what is on record, call its handler, and write how that ended."""
+
+from __future__ import annotations
+
+import asyncio
+from contextvars import copy_context
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, TypeVar
+
+from orchestrator_state import hooks
+from orchestrator_state.concurrency import Outcome, Threads, awaitable, outcome_of, settled, uninterrupted
+from orchestrator_state.database import DatabaseClock
+from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.errors import (
+    CorruptPayload,
+    LeaseLost,
+    OrchestratorStateError,
+    RunSuspended,
+    StoreUnavailable,
+    UnusedSteps,
+)
+from orchestrator_state.execution.endings import Endings
+from orchestrator_state.execution.leases import LeaseKeeper
+from orchestrator_state.execution.loading import Page, load_run
+from orchestrator_state.execution.suspects import Suspects
+from orchestrator_state.failures import describe, is_a
+from orchestrator_state.records import ClaimedRun, Lease, corrupt_cells
+from orchestrator_state.runs import (
+    HANDLER,
+    NOT_THE_RUNS,
+    CheckpointPolicy,
+    Exits,
+    Handler,
+    Journal,
+    Lookout,
+    Run,
+    RunTypes,
+    StartChild,
+    Steps,
+    StopSwitch,
+    WaitingRoom,
+    Writer,
+    bring_up_to_date,
+    fault_behind,
+    mark,
+    stopped_as,
+)
+from orchestrator_state.transactions import Transactions
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """What all runs of one store share in one process."""
+
+    transactions: Transactions
+    keeper: LeaseKeeper
+    suspects: Suspects
+    writer: Writer
+    lookout: Lookout
+    exits: Exits
+    threads: Threads
+    endings: Endings
+    policy: CheckpointPolicy
+    hook: hooks.Hook | None
+
+
+class Attempt:
+    """A run that was just claimed, on its way to an end."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        run: ClaimedRun,
+        types: RunTypes,
+        start_child: StartChild,
+        page: Page,
+        *,
+        strict: bool = False,
+        linger: timedelta | None = None,
+    ) -> None:
+        """`page`: the runs that were claimed with it."""
+        self.fell_back: hooks.FellBack | None = None
+        """What was damaged on record; None before it is loaded."""
+        self._shared = shared
+        self._run = run
+        self._types = types
+        self._start_child = start_child
+        self._page = page
+        self._strict = strict
+        self._linger = linger
+        self._switch = StopSwitch(run.id)
+        self._clock = DatabaseClock(run.now)
+        self._journal: Journal | None = None
+
+    # --- as the keeper of its lease sees it ----------------------------------------------------------------------
+
+    @property
+    def lease(self) -> Lease:
+        return self._run.lease
+
+    def renewed(self, request: str | None, now: datetime) -> None:
+        self._switch.notice(request)
+        self._clock.set(now)
+
+    def stop(self, reason: OrchestratorStateError) -> None:
+        self._switch.trip(reason)
+
+    # --- from the claim to the end -------------------------------------------------------------------------------
+
+    async def drive(self, handler: Handler[_T]) -> Outcome[_T]:
+        """Call `handler`.
+
+        The outcome is what the handler returned, or raised, of whatever class: then the run has failed. Raised is what
+        happened to the run: a fault, or what its switch stopped it for. So neither can be taken for the other.
+
+        Whatever happens, no lease is renewed and no task is left afterwards.
+        """
+        shared, switch = self._shared, self._switch
+        shared.keeper.hold(self)
+        try:
+            if self._run.request is not None:  # left for an owner that is gone
+                switch.trip(stopped_as(await shared.endings.let_go(self._run), self._run.id))
+            if switch.reason is not None:
+                raise switch.reason
+            self._journal = journal = await self._load()
+            room = WaitingRoom(self._run.id, switch, self._linger, self._clock, shared.lookout, shared.exits)
+            steps = Steps(journal, switch, room, shared.keeper, shared.transactions, shared.threads, self._types)
+            return await self._call(handler, steps)
+        except (asyncio.CancelledError, OrchestratorStateError) as error:
+            # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
+            is_failed = self._journal is None and is_a(error, CorruptPayload)
+            if switch.reason is None and not is_failed:
+                await uninterrupted(shared.endings.leave(self._run, error, progress=self._has_progressed))
+            raise
+        finally:
+            shared.keeper.drop(self)
+
+    @property
+    def _has_progressed(self) -> bool:
+        return self._journal is not None and self._journal.has_progressed
+
+    async def _load(self) -> Journal:
+        """What is on record. A run that is damaged beyond use is failed, and `CorruptPayload` raised."""
+        shared, run, transactions = self._shared, self._run, self._shared.transactions
+        try:
+            if run.damaged:
+                raise corrupt_cells(run.damaged, run.id)
+            transactions.schemas.require_runnable(run.name, run.stored.schema_version, run.id)
+            loaded = await load_run(transactions, run, shared.hook, self._page)
+            recorded = loaded.steps, loaded.history
+            steps, history = await bring_up_to_date(transactions, run, self._types, recorded)
+        except CorruptPayload as error:
+            status = await shared.endings.fail(run, describe(error))
+            hooks.logger.warning("run %s is damaged, and now %s: %s", run.id, status, error)
+            raise
+        self.fell_back = loaded.fell_back
+        journal = Journal(
+            run, steps, history, self._types.version, shared.writer, self._switch, shared.policy, shared.hook
+        )
+        if run.id in shared.suspects:
+            journal.on_progress = partial(shared.suspects.clear, run.id)
+        return journal
+
+    async def _call(self, handler: Handler[_T], steps: Steps) -> Outcome[_T]:
+        """Call the handler, and write how the run ended."""
+        run, hook = self._run, self._shared.hook
+        hooks.tell(hook, hooks.RunStarted, workflow_state_id=run.id, name=run.name, attempts=run.attempts)
+        outcome = "released"
+        try:
+            result = await self._complete(steps, await self._supervise(handler, steps))
+            outcome = WorkflowStatus.COMPLETED.value
+            return Outcome(result)
+        except asyncio.CancelledError:
+            if self._switch.reason is None:
+                raise
+            outcome, reason = await uninterrupted(self._stopped(self._switch.reason, steps))
+            raise reason from None
+        except Exception as error:
+            if (fault := fault_behind(error)) is not None:
+                outcome = "interrupted"
+                raise fault from None
+            outcome = await self._shared.endings.fail(run, describe(error))
+            if outcome == WorkflowStatus.CANCELLED:
+                raise stopped_as(outcome, run.id) from error
+            return Outcome(None, error)
+        finally:
+            self._switch.end(is_left=outcome == "released")
+            steps.room.wake_all()
+            hooks.tell(hook, hooks.RunEnded, workflow_state_id=run.id, outcome=outcome)
+
+    async def _supervise(self, handler: Handler[_T], steps: Steps) -> _T:
+        """Call the handler in a task of its own, which can be stopped without stopping our caller.
+
+        The run was cancelled if the switch or our caller was. Any other `CancelledError` is the handler's own failure.
+        """
+        run: Run[Any] = Run(steps, self._start_child)
+        context = copy_context()
+        context.run(mark, steps.room)
+        context.run(steps.enter)
+        task = asyncio.get_running_loop().create_task(
+            outcome_of(partial(awaitable, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
+        )
+        self._switch.watch(task)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            await settled(task)
+            raise
+        self._switch.check()  # a handler may swallow the cancellation that stops it, and return as if it had not come
+        if task.cancelled():
+            raise asyncio.CancelledError  # before it began
+        outcome: Outcome[_T] = task.result()
+        return outcome.result()
+
+    async def _complete(self, steps: Steps, result: _T) -> _T:
+        """Record the result. Returns it as it will be read."""
+        steps.require_all_awaited()
+        self._look_for_unused(steps.journal)
+        encoded, result = await self._types.encode(self._types.result, result, "result")
+        await self._shared.endings.complete(self._run, encoded, await steps.journal.final_context())
+        return result
+
+    def _look_for_unused(self, journal: Journal) -> None:
+        unused = journal.unused
+        if not unused:
+            return
+        message = f"run {self._run.id} ended without asking for the recorded steps {', '.join(unused)}"
+        if self._strict:
+            raise UnusedSteps(message, workflow_state_id=self._run.id, step_ids=unused)
+        hooks.logger.warning("%s", message)
+        hooks.tell(self._shared.hook, hooks.StepsUnused, workflow_state_id=self._run.id, step_ids=unused)
+
+    async def _stopped(self, reason: OrchestratorStateError, steps: Steps) -> tuple[str, OrchestratorStateError]:
+        """Write why the run stops before its handler is done. Returns the outcome for the hook, and for the caller.
+
+        What was asked of the run by then counts, whatever it stops for.
+        """
+        if is_a(reason, LeaseLost):
+            return "lost", reason
+        try:
+            if not is_a(reason, NOT_THE_RUNS):
+                return await self._let_go(reason, steps.room)
+        except StoreUnavailable as unavailable:
+            reason = unavailable
+        await self._shared.endings.leave(self._run, reason, progress=self._has_progressed)
+        return "interrupted", reason
+
+    async def _let_go(self, reason: OrchestratorStateError, room: WaitingRoom) -> tuple[str, OrchestratorStateError]:
+        endings, run = self._shared.endings, self._run
+        suspends = is_a(reason, RunSuspended)
+        status = await (endings.suspend(run, room) if suspends else endings.let_go(run))
+        if status != WorkflowStatus.RUNNING:
+            return status, stopped_as(status, run.id)
+        return ("suspended", reason) if suspends else ("released", stopped_as(status, run.id))

@@ -1,0 +1,81 @@
+"""How an attempt at a run ends: it is over, it is let go of because somebody asked for that, or it is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from orchestrator_state import hooks
+from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.errors import OrchestratorStateError, SchemaMismatch
+from orchestrator_state.failures import is_a, message_of
+from orchestrator_state.records import ClaimedRun, Columns, prepared_workflow
+from orchestrator_state.runs import WaitingRoom, pause_after
+from orchestrator_state.transactions import StoreUnit, Transactions
+
+_RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error of a caller, waits for them
+
+
+class Endings:
+    """Writes them. `tell` is called when a run is over: its parent may wait for it."""
+
+    def __init__(self, transactions: Transactions, tell: Callable[[], object]) -> None:
+        self._transactions = transactions
+        self._tell = tell
+
+    async def complete(self, run: ClaimedRun, result: str, context: Columns) -> None:
+        """`context` is what it ends with. Raises `LeaseLost`."""
+        await self._finish(run, {"status": WorkflowStatus.COMPLETED.value, "result": result, "error": None} | context)
+
+    async def fail(self, run: ClaimedRun, error: str, *, spare_ancestors: bool = False) -> str:
+        """Returns the status: a run that fails although it was to be cancelled is cancelled. Raises `LeaseLost`."""
+        columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": error}
+        return await self._finish(run, columns, spare_ancestors=spare_ancestors)
+
+    async def _finish(self, run: ClaimedRun, columns: Columns, *, spare_ancestors: bool = False) -> str:
+        columns = columns | {"wake_at": None, "request": None}
+        columns = await prepared_workflow(self._transactions.payloads, run.id, columns)
+
+        async def finish(uow: StoreUnit) -> str:
+            status = await uow.runs.finish(run.lease, columns, parent_id=run.parent_id)
+            if spare_ancestors:
+                await uow.lineage.spare_ancestors(run.parent_id)
+            return status
+
+        status = await self._transactions.write(finish)
+        self._tell()
+        return status
+
+    async def suspend(self, run: ClaimedRun, room: WaitingRoom) -> str:
+        """Release a run that waits. Returns its status. Raises `LeaseLost`."""
+        return await self._transactions.write(
+            lambda uow: uow.runs.suspend(
+                run.lease, wake_at=room.wake_at, signals=room.awaited_signals, children=room.awaited_children
+            )
+        )
+
+    async def let_go(self, run: ClaimedRun) -> str:
+        """Do what was asked of the run, and release it. Returns its status. Raises `LeaseLost`."""
+        return await self._transactions.write(lambda uow: uow.runs.let_go(run.lease))
+
+    async def leave(self, run: ClaimedRun, error: BaseException, *, progress: bool) -> None:
+        """Let go of the run; after a fault with a pause, which grows while faults follow each other without progress.
+
+        Best effort: a lease that is not released ends by itself.
+        """
+        faults, pause = (0 if progress else run.faults), timedelta()
+        if is_a(error, OrchestratorStateError):
+            faults += 1
+            pause = pause_after(error, faults, self._transactions.settings.lease_term)
+        try:
+            is_left = await self._transactions.write(
+                lambda uow: uow.runs.release(run.lease, pause, faults=faults), patience=_RELEASE_WITHIN
+            )
+        except OrchestratorStateError:
+            is_left = True
+            hooks.logger.warning("the lease of run %s could not be released; it ends by itself", run.id)
+        if pause and is_left:
+            whom = "code that can read it" if is_a(error, SchemaMismatch) else "whoever comes next"
+            seconds, why = pause.total_seconds(), message_of(error)
+            hooks.logger.warning("run %s is left to %s in %.1f s: %s", run.id, whom, seconds, why)

@@ -1,0 +1,96 @@
+"""A run as its row says: found, or claimed under a lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from orchestrator_state.records.cells import GROWING_COUNTS
+from orchestrator_state.records.changes import Lease
+
+
+class StoredRun(NamedTuple):
+    """A run's context, payloads as they are stored."""
+
+    id: UUID
+    context: str | None
+    context_digest: str | None
+    initial_context: str | None
+    """The context that the run started with, once another was written over it."""
+    initial_context_digest: str | None
+    context_position: int
+    """The context has the patches of the steps up to this position in it."""
+    schema_version: int | None
+    updated_at: datetime
+    digested_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FoundRun:
+    """A run that was found, and is not claimed: it may have changed since, unless its row is locked."""
+
+    id: UUID
+    workflow_id: str
+    name: str
+    status: str
+    request: str | None
+    """What somebody asked of its owner, who has not heard of it yet."""
+    faults: int
+    parent_id: UUID | None
+    wake_at: datetime | None
+    is_asleep: bool
+    lease_owner: UUID | None
+    lease_process: str | None
+    lease_token: int
+    lease_expires_at: datetime | None
+    lease_is_free: bool
+    result: str | None
+    result_digest: str | None
+    error: str | None
+    error_digest: str | None
+    damaged: Sequence[str]
+    """Columns that hold no value of their type, payloads aside."""
+    stored: StoredRun
+
+    @property
+    def unclaimable(self) -> list[str]:
+        """The columns that keep it from being claimed by whoever knows it: it is unwritable, or in no known status."""
+        return [name for name in ("id", *GROWING_COUNTS, "status") if name in self.damaged]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ClaimedRun:
+    """A run that was just claimed: what its row said, and the lease on it."""
+
+    lease: Lease
+    id: UUID
+    workflow_id: str
+    name: str
+    user_id: str | None
+    started_at: datetime
+    parent_id: UUID | None
+    attempts: int
+    """How many workers vanished over it since it last finished a step."""
+    faults: int
+    """How often in a row it was let go of because of a fault."""
+    request: str | None
+    """What somebody asked of an owner that is gone."""
+    now: datetime
+    """The database's time of the claim."""
+    damaged: Sequence[str]
+    """Columns that hold no value of their type, payloads aside: such a run cannot go on."""
+    stored: StoredRun
+
+
+class UnclaimableRun(NamedTuple):
+    """A run that nobody owns, and that is not claimed here."""
+
+    id: UUID
+    workflow_id: str
+    name: str
+    schema_version: int | None
+    unwritable: Sequence[str]
+    """Columns that keep it from being written to: a damaged id, or counts that cannot grow."""
