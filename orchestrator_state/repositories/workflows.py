@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import bindparam, select
@@ -112,8 +112,13 @@ class WorkflowRepository(StateWriter):
 
         Raises `LeaseHeld` if a worker owns one of them. A run that waits for one of them is woken.
         """
+        parents: set[UUID] = set()
         for chunk in chunks(ids):
-            await self._beside(RetentionRepository).delete_locked(await self._lock_free(chunk))
+            locked = await self._lock_free(chunk)
+            await self._beside(RetentionRepository).delete_locked([row.id for row in locked])
+            parents |= {row.parent_id for row in locked if row.parent_id is not None}
+        for parent_id in sorted(parents):
+            await self._wake(parent_id)
 
     async def count_finished(self, *, older_than: datetime) -> int:
         """How many finished workflows were last updated before `older_than` and may be deleted."""
@@ -131,13 +136,16 @@ class WorkflowRepository(StateWriter):
         await retention.delete_locked(ids)
         return len(ids)
 
-    async def _lock_free(self, ids: Sequence[UUID]) -> Sequence[UUID]:
-        """Those of `ids` that are in this namespace, locked until the transaction ends. Raises `LeaseHeld`."""
+    async def _lock_free(self, ids: Sequence[UUID]) -> Sequence[Any]:
+        """(id, parent_id) of those that are in this namespace, locked until the transaction ends.
+
+        Raises `LeaseHeld`.
+        """
         rows = await self._rows(_LOCKED_LEASES_OF, {"ids": ids, "namespace": self._namespace})
         for row in rows:
             if not row.lease_is_free:
                 raise lease_held(row.id, row)
-        return [row.id for row in rows]
+        return rows
 
 
 def _log_damage(error: PayloadError) -> None:
