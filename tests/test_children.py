@@ -12,7 +12,7 @@ from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateSto
 from orchestrator_state.database.clock import FAR_FUTURE
 from orchestrator_state.execution import starting
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.changes import Lease
+from orchestrator_state.records import Lease
 from orchestrator_state.repositories import lease_held
 from tests.running import (
     Effect,

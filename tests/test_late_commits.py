@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import text
 
 from orchestrator_state import LeaseLost, Run, StateStore, StoreUnavailable
-from orchestrator_state.records.changes import Ack, Lease
+from orchestrator_state.records import Ack, Lease
 from orchestrator_state.repositories.runs.history import HistoryRepository
 from tests.cutting_proxy import CuttingProxy, Fault
 from tests.held import comes_true

@@ -25,7 +25,7 @@ from orchestrator_state import (
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.execution import leases
 from orchestrator_state.models import requests, workflow_states
-from orchestrator_state.records.changes import Lease, RunNames
+from orchestrator_state.records import Lease, RunNames
 from orchestrator_state.repositories.runs.leases import LeaseRepository
 from orchestrator_state.runs.run import Handler
 from tests.engines import opened_engine

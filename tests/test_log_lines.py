@@ -8,7 +8,8 @@ import pytest
 from orchestrator_state import Checkpoint, Conflict, Run, StateStore, StepState, WorkflowState, hooks
 from orchestrator_state.execution.recovery import RecoveredRun
 from orchestrator_state.hooks import Event
-from orchestrator_state.records.changes import StepRecord
+from orchestrator_state.payloads import PLAIN
+from orchestrator_state.records import OpenStep
 from orchestrator_state.settings import Settings
 
 FORGED = "x\r\nERROR forged\x1b[31m\u2028\u202e\x85\x00"
@@ -61,8 +62,9 @@ def test_no_repr_of_ours_shows_a_payload_or_a_password() -> None:
     checkpoint = Checkpoint(workflow_state_id=state.id, step_id="load", snapshot=state.to_snapshot())
     settings = Settings.load(database_url=f"postgresql://u:{CANARY}@h/db", password=CANARY)
     failed = RecoveredRun(workflow_state_id=uuid4(), workflow_id="w", name="n", outcome="failed", error=OSError(CANARY))
-    record = StepRecord("load", 1, "completed", None, None, CANARY, CANARY, 0)
-    for thing in (state, state.steps, checkpoint, settings, failed, record, [state], {"a": checkpoint}):
+    step = OpenStep("load", 1, "completed", None, None, CANARY, CANARY, 0)
+    sealed = step.sealed(PLAIN, uuid4(), "an id")
+    for thing in (state, state.steps, checkpoint, settings, failed, step, sealed, [state], {"a": checkpoint}):
         assert CANARY not in f"{thing!r} {thing!s}"
     assert "workflow_id='w'" in repr(state)
     assert "load" in repr(state.steps)

@@ -29,7 +29,7 @@ from orchestrator_state import (
     Worker,
 )
 from orchestrator_state.models import workflow_states
-from orchestrator_state.records.changes import Lease
+from orchestrator_state.records import Lease
 from tests.running import LONG_AGO, Effect, Gate, becomes, change_row, fetch, row_of, seconds
 
 NOBODY = UUID("00000000-0000-4000-8000-000000000000")

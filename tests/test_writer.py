@@ -16,7 +16,7 @@ from orchestrator_state import ConfigurationError, LeaseLost, OrchestratorStateE
 from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
-from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, SealedStep
 from orchestrator_state.runs import writer as writer_module
 from orchestrator_state.runs.writer import Writer
 from tests.chance import dice
@@ -57,7 +57,8 @@ def a_change(
     lease: Lease, step_id: str = "s", outputs: str = '"done"', *, position: int = 0, keep: int = 10
 ) -> RunChange:
     now = utc_now()
-    step = StepRecord(
+    step = SealedStep(
+        workflow_state_id=lease.workflow_state_id,
         step_id=step_id,
         position=position,
         status="completed",
@@ -66,6 +67,11 @@ def a_change(
         outputs=outputs,
         error=None,
         retry_count=0,
+        context_patch=None,
+        outputs_digest=None,
+        error_digest=None,
+        context_patch_digest=None,
+        schema_version=None,
     )
     checkpoint = CheckpointRecord(id=uuid4(), step_id=step_id, timestamp=now, snapshot="{}", keep=keep)
     return RunChange(lease=lease, step=step, checkpoint=checkpoint)

@@ -10,7 +10,7 @@ from sqlalchemy import select
 from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
-from orchestrator_state.records.changes import Ack, RunChange
+from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.runs import writer as writer_module
 from orchestrator_state.runs.writer import Writer
 from tests.running import Effect, Gate, change_row, row_of, seconds, steps_of

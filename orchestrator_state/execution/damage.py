@@ -16,8 +16,8 @@ from orchestrator_state.records import (
     DISPENSABLE,
     ClaimedRun,
     Columns,
+    OpenStep,
     Recorded,
-    StepRecord,
     patches_of,
     step_columns,
 )
@@ -30,7 +30,7 @@ from orchestrator_state.transactions import StoreUnit, Transactions
 class _Mended:
     """What takes the place of a damaged history."""
 
-    steps: Sequence[StepRecord]
+    steps: Sequence[OpenStep]
     history: ContextHistory
     context: str
     starts_anew: bool
@@ -41,7 +41,7 @@ class _Mended:
 
 async def fall_back(
     transactions: Transactions, run: ClaimedRun, recorded: Recorded, hook: hooks.Hook | None
-) -> tuple[Sequence[StepRecord], ContextHistory, hooks.FellBack]:
+) -> tuple[Sequence[OpenStep], ContextHistory, hooks.FellBack]:
     """Put the checkpoint's steps in the place of damaged ones, and find a context. What is not found runs again.
 
     Raises `CorruptPayload` if there is no context.
@@ -112,7 +112,7 @@ def _mended(recorded: Recorded, snapshot: WorkflowState | None, seq: int | None,
 
 def _mended_steps(
     recorded: Recorded, snapshot: WorkflowState | None, seq: int | None, payloads: Payloads
-) -> list[StepRecord]:
+) -> list[OpenStep]:
     """The steps; damaged ones as the checkpoint knows them, else to be run again. Their `error` tells which it was."""
     known = {} if snapshot is None else snapshot.steps
     mended = []
@@ -153,7 +153,7 @@ def _edited(recorded: Recorded) -> tuple[ContextHistory, Encoded] | None:
 
 
 def _found_context(
-    recorded: Recorded, mended: Sequence[StepRecord], snapshot: WorkflowState | None
+    recorded: Recorded, mended: Sequence[OpenStep], snapshot: WorkflowState | None
 ) -> tuple[ContextHistory, Encoded]:
     """Like `Recorded.history`, where something is lost.
 
@@ -177,12 +177,12 @@ def _found_context(
     return ContextHistory("{}", effective, {}), effective
 
 
-def without_patches(steps: Sequence[StepRecord]) -> list[StepRecord]:
+def without_patches(steps: Sequence[OpenStep]) -> list[OpenStep]:
     """As `start_context_anew` leaves them: what a checkpoint says of the steps is what their rows say."""
     return [step._replace(context_patch=None) for step in steps]
 
 
-def _with_patches(steps: Sequence[StepRecord], history: ContextHistory) -> list[StepRecord]:
+def _with_patches(steps: Sequence[OpenStep], history: ContextHistory) -> list[OpenStep]:
     """Steps say what the history says of them: what came of a patch that is lost is lost with it."""
     patches = {position: patch.to_json() for position, patch in history.patches.items()}
     return [

@@ -14,11 +14,11 @@ from orchestrator_state.execution.damage import fall_back, without_patches
 from orchestrator_state.records import (
     DAMAGE,
     ClaimedRun,
+    OpenStep,
     Recorded,
     RunNames,
-    StepRecord,
+    SealedStep,
     StoredRun,
-    StoredStep,
     open_rows,
 )
 from orchestrator_state.records.context import ContextHistory, join
@@ -29,7 +29,7 @@ from orchestrator_state.transactions import StoreUnit, Transactions
 class LoadedRun:
     """What a resumed handler starts from."""
 
-    steps: Sequence[StepRecord]
+    steps: Sequence[OpenStep]
     history: ContextHistory
     fell_back: hooks.FellBack | None = None
 
@@ -40,7 +40,7 @@ class Page:
     def __init__(self, transactions: Transactions, ids: Sequence[UUID]) -> None:
         self._transactions = transactions
         self._ids = ids
-        self._steps: dict[UUID, list[StoredStep]] | None = None
+        self._steps: dict[UUID, list[SealedStep]] | None = None
         self._error: OrchestratorStateError | None = None
         self._one_reader = asyncio.Lock()
 
@@ -51,7 +51,7 @@ class Page:
         page._steps = {workflow_state_id: []}
         return page
 
-    async def take_steps(self, workflow_state_id: UUID) -> Sequence[StoredStep]:
+    async def take_steps(self, workflow_state_id: UUID) -> Sequence[SealedStep]:
         """Hand out the steps of one run, once. Raises `StoreUnavailable`: to all, as each would wait as long again."""
         async with self._one_reader:
             if self._error is not None:
@@ -95,7 +95,7 @@ async def _read(transactions: Transactions, stored: StoredRun, page: Page) -> tu
     return await payloads.aside.call(partial(open_rows, stored, steps, payloads), length), length
 
 
-async def _read_again(uow: StoreUnit, workflow_state_id: UUID) -> tuple[StoredRun, Sequence[StoredStep]]:
+async def _read_again(uow: StoreUnit, workflow_state_id: UUID) -> tuple[StoredRun, Sequence[SealedStep]]:
     run = await uow.claims.find(RunNames(ids=[workflow_state_id]))
     if run is None:
         raise WorkflowNotFound(f"run {workflow_state_id} was deleted", workflow_state_id=workflow_state_id)

@@ -12,7 +12,7 @@ from orchestrator_state.errors import CorruptPayload, PayloadError, StoreUnavail
 from orchestrator_state.maintenance.pages import pages
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import BlobName, Reference, check_digest, decode_long, is_encoded, is_unicode
-from orchestrator_state.records import FREE_TEXTS, Opener, RunNames, corrupt_cells, open_rows
+from orchestrator_state.records import FREE_TEXTS, Opener, OpenStep, RunNames, corrupt_cells, open_rows
 from orchestrator_state.repositories.upkeep import (
     CHECKED_TABLES,
     InspectionRepository,
@@ -284,7 +284,7 @@ async def _load_workflow(transactions: Transactions, workflow_state_id: UUID, uo
     opener = Opener.of(payloads, stored)
     opener.workflow("initial_context", stored.initial_context, stored.initial_context_digest)
     for step in steps:
-        opener.step_row(step)
+        OpenStep.of(step, opener)
     recorded = open_rows(stored, steps, payloads)
     if recorded.is_sound:  # else its context is no object, so that it is no run
         history, _ = recorded.history()

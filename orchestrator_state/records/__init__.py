@@ -14,15 +14,8 @@ from orchestrator_state.records.changes import (
     Ack,
     CheckpointRecord,
     FoldedContext,
-    Lease,
-    Owner,
-    Renewal,
     RunChange,
-    RunNames,
     Signal,
-    StepRecord,
-    sealed_step,
-    step_record,
 )
 from orchestrator_state.records.checkpoints import (
     check_checkpoint,
@@ -32,22 +25,19 @@ from orchestrator_state.records.checkpoints import (
 )
 from orchestrator_state.records.columns import check_fields, payload_bytes, state_columns, step_columns
 from orchestrator_state.records.deltas import (
-    FINAL,
     Chain,
     Delta,
     DeltaBase,
     RunHeader,
     WholeEvery,
-    step_fields,
-    step_json,
-    unfinished_fields,
 )
+from orchestrator_state.records.leases import Lease, Owner, Renewal, RunNames
+from orchestrator_state.records.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
 from orchestrator_state.records.runs import ClaimedRun, FoundRun, StoredRun, UnclaimableRun
 from orchestrator_state.records.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.sealing import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
-    SEALED_STEP_COLUMNS,
     UNOPENED_HERE,
     Columns,
     Opener,
@@ -64,7 +54,7 @@ from orchestrator_state.records.sealing import (
     workflow_identity,
 )
 from orchestrator_state.records.states import payloads_in, states_from_rows, step_from_row
-from orchestrator_state.records.steps import DAMAGE, DISPENSABLE, Recorded, StoredStep, open_rows, patches_of
+from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep
 from orchestrator_state.records.upcasting import (
     Stamps,
     as_stored,
@@ -82,7 +72,6 @@ __all__ = [
     "FREE_TEXTS",
     "GROWING_COUNTS",
     "PAYLOAD_COLUMNS",
-    "SEALED_STEP_COLUMNS",
     "UNOPENED_HERE",
     "Ack",
     "Chain",
@@ -94,6 +83,7 @@ __all__ = [
     "FoldedContext",
     "FoundRun",
     "Lease",
+    "OpenStep",
     "Opener",
     "Owner",
     "Recorded",
@@ -102,13 +92,12 @@ __all__ = [
     "RunHeader",
     "RunNames",
     "SavedRows",
+    "SealedStep",
     "Shown",
     "Signal",
     "SignalPlace",
     "Stamps",
-    "StepRecord",
     "StoredRun",
-    "StoredStep",
     "UnclaimableRun",
     "WholeEvery",
     "as_stored",
@@ -138,18 +127,13 @@ __all__ = [
     "seal_signal",
     "seal_step",
     "seal_workflow",
-    "sealed_step",
     "show_in_place_of",
     "snapshot_of",
     "state_columns",
     "states_from_rows",
     "step_columns",
-    "step_fields",
     "step_from_row",
     "step_identity",
-    "step_json",
-    "step_record",
-    "unfinished_fields",
     "unwritable_columns",
     "upcast_state",
     "upcast_step",

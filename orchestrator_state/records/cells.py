@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME, FURTHEST_COUNT
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import LONGEST_NAME, is_unicode
+from orchestrator_state.records.rows import DigestedRow
 
 Cells = Mapping[str, Callable[[object], bool]]
 """By column: whether a value is one of its type."""
@@ -126,18 +127,18 @@ CELLS: Final[Mapping[str, Cells]] = {
 """By table."""
 
 
-def damaged_columns(row: Any, cells: Cells) -> list[str]:
+def damaged_columns(row: object, cells: Cells) -> list[str]:
     """The columns of a row, payloads and digests aside, that hold no value of their type."""
     return [name for name, is_sound in cells.items() if not is_sound(getattr(row, name))]
 
 
-def damaged_in(groups: Iterable[str], row: Any, cells: Cells) -> list[str]:
+def damaged_in(groups: Iterable[str], row: object, cells: Cells) -> list[str]:
     """Which of the columns of `groups`, a few names each, hold no value of their type."""
     names = {name for group in groups for name in group.split(", ")}
     return [name for name, is_sound in cells.items() if name in names and not is_sound(getattr(row, name))]
 
 
-def unwritable_columns(row: Any) -> list[str]:
+def unwritable_columns(row: DigestedRow) -> list[str]:
     """What keeps a row of workflows from being written to: a damaged id, or counts that cannot grow."""
     if not is_id(row.id):
         return ["id"]

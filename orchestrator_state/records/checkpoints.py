@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from orchestrator_state.arguments import as_instance
 from orchestrator_state.domain import Checkpoint
 from orchestrator_state.payloads import Payloads, decode_long, encode
 from orchestrator_state.records.cells import CELLS, corrupt_cells, damaged_columns
 from orchestrator_state.records.columns import check_fields
+from orchestrator_state.records.rows import CheckpointCells
 from orchestrator_state.records.sealing import Columns, checkpoint_identity
 from orchestrator_state.records.trusted import trusted
 
@@ -33,7 +32,7 @@ def checkpoint_columns(checkpoint: Checkpoint, payloads: Payloads) -> Columns:
     }
 
 
-def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
+def checkpoint_from_row(row: CheckpointCells, text: str) -> Checkpoint:
     """`text` is the JSON of the whole snapshot. Raises `CorruptPayload`."""
     if damaged := damaged_columns(row, CELLS["checkpoints"]):
         raise corrupt_cells(damaged, row.workflow_state_id)
@@ -48,7 +47,7 @@ def checkpoint_from_row(row: Any, text: str) -> Checkpoint:
     return trusted(Checkpoint, fields)
 
 
-def open_snapshot(row: Any, payloads: Payloads) -> str:
+def open_snapshot(row: CheckpointCells, payloads: Payloads) -> str:
     """The JSON in a row of `checkpoints`: of a snapshot, or of a delta. Raises `PayloadError`."""
     identity = checkpoint_identity(row.workflow_state_id, row.id)
     return payloads.open(row.snapshot, row.snapshot_digest, identity, "snapshot")

@@ -20,17 +20,17 @@ from uuid import UUID
 
 import msgspec
 
-from orchestrator_state.domain import StepStatus, WorkflowStatus
+from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads, encode
-from orchestrator_state.records.changes import StepRecord, step_record
 from orchestrator_state.records.context.held import Encoded, join, split
 from orchestrator_state.records.context.history import Patch
+from orchestrator_state.records.rows import WorkflowCells
 from orchestrator_state.records.sealing import Opener
+from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep, step_json
 
 _SMALL: Final = 4 * 1024
 _LEAST_ADDED: Final = 64 * 1024
-FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 
 
 class Chain:
@@ -43,7 +43,7 @@ class Chain:
     def of(cls, initial: Encoded) -> Chain:
         return cls(hashlib.sha256(join(initial).encode()))
 
-    def with_step(self, step: StepRecord) -> Chain:
+    def with_step(self, step: OpenStep) -> Chain:
         """The chain with `step` added to it; one that is not finished is no part of it."""
         if step.status not in FINAL:
             return self
@@ -125,37 +125,13 @@ class RunHeader(NamedTuple):
         return join(parts | {"context": join(context), "steps": join(steps)})
 
 
-def step_fields(step: StepRecord) -> dict[str, Any]:
-    """A step as a snapshot has it, but for its outputs."""
-    return {
-        "step_id": step.step_id,
-        "status": step.status,
-        "started_at": step.started_at.isoformat() if step.started_at else None,
-        "completed_at": step.completed_at.isoformat() if step.completed_at else None,
-        "error": step.error,
-        "retry_count": step.retry_count,
-    }
-
-
-def unfinished_fields(step: StepRecord) -> dict[str, Any]:
-    """A step that is not over, whole, with its outputs as JSON text: one that waits remembers there until when."""
-    fields = step_fields(step)
-    return fields if step.outputs == "null" else fields | {"outputs": step.outputs}
-
-
-def step_json(fields: Mapping[str, Any], outputs: str) -> str:
-    """The JSON of a step. Of `fields` all is ours, or was stored before: nothing to check."""
-    text: bytes = msgspec.json.encode({**fields, "outputs": msgspec.Raw(outputs.encode())})
-    return text.decode()
-
-
 class DeltaBase:
     """What the deltas of a run refer to: its row, and those of its steps in order of position.
 
     A step is opened when a delta wants it, so that damage to a later one does not matter.
     """
 
-    def __init__(self, row: Any, step_rows: Sequence[Any], payloads: Payloads) -> None:
+    def __init__(self, row: WorkflowCells, step_rows: Sequence[SealedStep], payloads: Payloads) -> None:
         self._row = row
         self._step_rows = step_rows
         self._opener = Opener.of(payloads, row)
@@ -182,7 +158,7 @@ class DeltaBase:
             if row.status in FINAL and row.position <= delta.position:
                 step = self._open_step(row)
                 chain = chain.with_step(step)
-                parts[step.step_id] = step_json(step_fields(step), step.outputs)
+                parts[step.step_id] = step.to_json()
                 if step.context_patch:
                     context = Patch.from_json(step.context_patch).change.apply(context)
         if chain.hexdigest() != delta.chain:
@@ -190,8 +166,8 @@ class DeltaBase:
         for step_id, fields in delta.unfinished.items():
             outputs = fields.get("outputs", "null")
             parts[step_id] = step_json({name: fields[name] for name in fields if name != "outputs"}, outputs)
-        row = self._row
-        header = RunHeader(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
+        run = self._row
+        header = RunHeader(run.id, run.workflow_id, run.workflow_name, run.user_id, run.started_at)
         return header.snapshot(delta.updated_at, context, parts)
 
     def _initial(self) -> Encoded:
@@ -202,5 +178,5 @@ class DeltaBase:
             text = self._opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
         return split(text or "", "context")
 
-    def _step(self, row: Any) -> StepRecord:
-        return step_record(row, self._opener.step_row(row))
+    def _step(self, row: SealedStep) -> OpenStep:
+        return OpenStep.of(row, self._opener)

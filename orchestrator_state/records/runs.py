@@ -9,7 +9,7 @@ from typing import NamedTuple
 from uuid import UUID
 
 from orchestrator_state.records.cells import GROWING_COUNTS
-from orchestrator_state.records.changes import Lease
+from orchestrator_state.records.leases import Lease
 
 
 class StoredRun(NamedTuple):

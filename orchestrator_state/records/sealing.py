@@ -7,13 +7,13 @@ a value that was moved to another place does not open there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.concurrency import LONG
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError, UnknownCodec, UnprotectedPayload
 from orchestrator_state.payloads import Payloads, Sealed
+from orchestrator_state.records.rows import DigestedRow
 
 Columns = dict[str, Any]
 
@@ -32,7 +32,6 @@ PAYLOAD_COLUMNS: Final = {
 }
 # Error messages. The other columns hold JSON.
 FREE_TEXTS: Final = frozenset({"error"})
-SEALED_STEP_COLUMNS: Final = tuple(name for column in _STEP_PAYLOADS for name in (column, f"{column}_digest"))
 
 
 def workflow_identity(workflow_state_id: UUID | str, column: str) -> str:
@@ -140,17 +139,6 @@ def or_null(text: str | None) -> str:
     return "null" if text is None else text
 
 
-class DigestedRow(Protocol):
-    """What tells of a workflow whether the digests beside its payloads are of today."""
-
-    @property
-    def id(self) -> UUID: ...
-    @property
-    def updated_at(self) -> datetime | None: ...
-    @property
-    def digested_at(self) -> datetime | None: ...
-
-
 class Opener:
     """Opens the payloads of one workflow's rows. Raises `PayloadError`.
 
@@ -198,13 +186,6 @@ class Opener:
             return self._open(text, digest, identity, f"steps[{step_id!r}].{column}")
         except PayloadError as error:
             raise error.concerning(step_id=step_id) from None
-
-    def step_row(self, row: Any) -> dict[str, str | None]:
-        """The payloads of a row of `step_states` by column."""
-        return {
-            column: self.step(row.step_id, column, getattr(row, column), getattr(row, f"{column}_digest"))
-            for column in _STEP_PAYLOADS
-        }
 
     def _check_absent(self, path: str, **about: Any) -> None:
         try:

@@ -21,6 +21,7 @@ from orchestrator_state.records.cells import (
     is_time,
 )
 from orchestrator_state.records.context.history import Patch, apply_all, join, split
+from orchestrator_state.records.rows import StepCells
 from orchestrator_state.records.saved import SavedRows
 from orchestrator_state.records.sealing import Columns, Opener, or_null
 from orchestrator_state.records.trusted import trusted
@@ -195,7 +196,7 @@ def _context(row: StateRow, steps: list[StateRow], opener: Opener) -> str:
     return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
 
 
-def step_from_row(row: Any, payloads: Payloads) -> StepState:
+def step_from_row(row: StepCells, payloads: Payloads) -> StepState:
     """Build a step from a row of `step_states`, with `outdated` of its workflow."""
     opener = Opener(payloads, row.workflow_state_id, outdated=row.outdated)
     try:
@@ -204,7 +205,9 @@ def step_from_row(row: Any, payloads: Payloads) -> StepState:
         raise error.concerning(workflow_state_id=row.workflow_state_id, step_id=row.step_id) from None
 
 
-def _saved_step(row: Any, step_id: str, outputs: str | None, digest: str | None, opener: Opener) -> Columns:
+def _saved_step(
+    row: StateRow | StepCells, step_id: str, outputs: str | None, digest: str | None, opener: Opener
+) -> Columns:
     """The columns of a step that a save compares with, payloads as they were before they were sealed."""
     return {
         "status": row.status,

@@ -16,13 +16,10 @@ from orchestrator_state.records import (
     CheckpointRecord,
     ClaimedRun,
     Delta,
+    OpenStep,
     RunHeader,
-    StepRecord,
     WholeEvery,
     checkpoint_identity,
-    step_fields,
-    step_json,
-    unfinished_fields,
 )
 from orchestrator_state.records.context import ContextHistory, Encoded
 
@@ -43,7 +40,7 @@ class Checkpoints:
         run: ClaimedRun,
         schema_version: int | None,
         policy: CheckpointPolicy,
-        steps: Mapping[str, StepRecord],
+        steps: Mapping[str, OpenStep],
         history: ContextHistory,
         size: int,
     ) -> None:
@@ -56,13 +53,13 @@ class Checkpoints:
         self._start = history.start
         self._whole_every = WholeEvery(size)
         self._chain: Chain | None = None
-        self._longer: tuple[StepRecord, Chain] | None = None
+        self._longer: tuple[OpenStep, Chain] | None = None
 
     def is_long(self, size: int, added: int) -> bool:
         """Whether the next one has to do with all that is recorded."""
         return self._chain is None or self._whole_every.is_whole_due(size, added)
 
-    def made_with(self, step: StepRecord, context: Encoded, size: int, payloads: Payloads) -> CheckpointRecord:
+    def made_with(self, step: OpenStep, context: Encoded, size: int, payloads: Payloads) -> CheckpointRecord:
         """The state as of the commit of `step`, when the context is `context`; `size` is that of the state."""
         now, checkpoint_id = step.completed_at or utc_now(), uuid4()
         is_whole = self._whole_every.is_whole_due(size, added_by(step))
@@ -79,7 +76,7 @@ class Checkpoints:
             position=None if is_whole else step.position,
         )
 
-    def remember(self, step: StepRecord) -> None:
+    def remember(self, step: OpenStep) -> None:
         """`step` is on record."""
         if self._chain is not None:
             self._chain = self._chain_with(step)
@@ -88,28 +85,28 @@ class Checkpoints:
         elif self._unfinished:
             self._unfinished.pop(step.step_id, None)
 
-    def committed(self, step: StepRecord, made: CheckpointRecord | None, size: int) -> None:
+    def committed(self, step: OpenStep, made: CheckpointRecord | None, size: int) -> None:
         """So is what was `made_with` it, if anything."""
         self._whole_every.committed(size, added_by(step), whole=made is not None and made.position is None)
 
-    def _whole(self, step: StepRecord, context: Encoded, now: datetime) -> str:
+    def _whole(self, step: OpenStep, context: Encoded, now: datetime) -> str:
         steps = {**self._steps, step.step_id: step}
-        parts = {step_id: step_json(step_fields(known), known.outputs) for step_id, known in steps.items()}
+        parts = {step_id: known.to_json() for step_id, known in steps.items()}
         run = self._run
         header = RunHeader(run.id, run.workflow_id, run.name, run.user_id, run.started_at)
         return header.snapshot(now.isoformat(), context, parts)
 
-    def _delta(self, step: StepRecord, now: datetime) -> str:
+    def _delta(self, step: OpenStep, now: datetime) -> str:
         others = {step_id: known for step_id, known in self._unfinished.items() if step_id != step.step_id}
         delta = Delta(
             position=step.position,
             updated_at=now.isoformat(),
-            unfinished={step_id: unfinished_fields(known) for step_id, known in others.items()},
+            unfinished={step_id: known.unfinished_fields() for step_id, known in others.items()},
             chain=self._chain_with(step).hexdigest(),
         )
         return delta.to_json()
 
-    def _chain_with(self, step: StepRecord) -> Chain:
+    def _chain_with(self, step: OpenStep) -> Chain:
         """The chain once `step` is committed; made once for the delta and for what comes after it."""
         if self._longer is None or self._longer[0] is not step:
             chain = self._chain or self._chain_of_steps()
@@ -124,6 +121,6 @@ class Checkpoints:
         return self._chain
 
 
-def added_by(step: StepRecord) -> int:
+def added_by(step: OpenStep) -> int:
     """Characters of JSON that a step adds to the state."""
     return len(step.outputs) + len(step.context_patch or "")

@@ -22,9 +22,8 @@ from orchestrator_state.records import (
     ClaimedRun,
     Columns,
     FoldedContext,
+    OpenStep,
     RunChange,
-    StepRecord,
-    sealed_step,
     workflow_identity,
 )
 from orchestrator_state.records.context import (
@@ -53,7 +52,7 @@ class Entry:
     """A commit about to be made, and what memory becomes once it is."""
 
     change: RunChange
-    step: StepRecord
+    step: OpenStep
     context: ContextChange | None
     """None if nothing can have changed, or if the step is not over: then the context is left as it is."""
     payloads: Payloads
@@ -68,7 +67,7 @@ class Journal:
     def __init__(
         self,
         run: ClaimedRun,
-        steps: Sequence[StepRecord],
+        steps: Sequence[OpenStep],
         history: ContextHistory,
         schema_version: int | None,
         writer: Writer,
@@ -105,10 +104,10 @@ class Journal:
 
     # --- what there is -------------------------------------------------------------------------------------------
 
-    def recorded(self, step_id: str) -> StepRecord | None:
+    def recorded(self, step_id: str) -> OpenStep | None:
         return self._steps.get(step_id)
 
-    async def replay(self, step_id: str) -> StepRecord | None:
+    async def replay(self, step_id: str) -> OpenStep | None:
         """Return the record of a step that is over, having moved the context on to what it committed."""
         step = self._steps.get(step_id)
         if step is None or step.status not in FINAL:
@@ -147,7 +146,7 @@ class Journal:
 
     async def finish_step(
         self,
-        begun: StepRecord,
+        begun: OpenStep,
         outputs: str,
         *,
         status: StepStatus = StepStatus.COMPLETED,
@@ -168,7 +167,7 @@ class Journal:
             await self._commit(entry)
         return True
 
-    async def begin_step(self, step_id: str, *, outputs: str = "null") -> StepRecord:
+    async def begin_step(self, step_id: str, *, outputs: str = "null") -> OpenStep:
         """Commit the intent to do a step, before it has any effect."""
         async with self.in_order:
             step = self.new_step(step_id)._replace(
@@ -178,7 +177,7 @@ class Journal:
         return step
 
     async def fail_step(
-        self, begun: StepRecord, error: Exception, *, calls: int, consumed_signal: UUID | None = None
+        self, begun: OpenStep, error: Exception, *, calls: int, consumed_signal: UUID | None = None
     ) -> bool:
         """Commit the failure of a step. The context is left: a step that runs again will change it again.
 
@@ -198,12 +197,12 @@ class Journal:
             await self._commit(await self.entry(step, consumed_signal=consumed_signal))
         return True
 
-    def new_step(self, step_id: str) -> StepRecord:
+    def new_step(self, step_id: str) -> OpenStep:
         """A step that is about to be done. Raises `PayloadTooLarge` if the run has too many."""
         known = self._steps.get(step_id)
         if known is None and len(self._steps) >= self._limits.steps:
             self._limits.check_workflow(0, len(self._steps) + 1)
-        return StepRecord(
+        return OpenStep(
             step_id=step_id,
             position=0,
             status=StepStatus.PENDING.value,
@@ -215,13 +214,13 @@ class Journal:
             schema_version=self._schema_version,
         )
 
-    def completed(self, begun: StepRecord, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> StepRecord:
+    def completed(self, begun: OpenStep, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> OpenStep:
         """`begun`, over and in the next place. Call it with `in_order` held."""
         return begun._replace(
             position=self._next_position, status=status.value, outputs=outputs, completed_at=utc_now()
         )
 
-    async def entry(self, step: StepRecord, *, checkpoint: bool = False, consumed_signal: UUID | None = None) -> Entry:
+    async def entry(self, step: OpenStep, *, checkpoint: bool = False, consumed_signal: UUID | None = None) -> Entry:
         """Put together the commit of `step`, and of the context with it if the step is over.
 
         Call it with `in_order` held: positions and patches follow the order of commits. The context is looked at in one
@@ -255,7 +254,7 @@ class Journal:
     def _aside(self) -> Aside:
         return self._transactions.payloads.aside
 
-    def _effort(self, step: StepRecord, found: Look | ContextChange | None, *, checkpoint: bool) -> int:
+    def _effort(self, step: OpenStep, found: Look | ContextChange | None, *, checkpoint: bool) -> int:
         """How many characters a commit has to do with."""
         effort = len(step.outputs) + (found.size if isinstance(found, Look) else 0)
         length = self.history.length
@@ -271,7 +270,7 @@ class Journal:
 
     def _entry(
         self,
-        step: StepRecord,
+        step: OpenStep,
         found: Look | ContextChange | None,
         *,
         checkpoint: bool,
@@ -296,14 +295,14 @@ class Journal:
             made = self._checkpoints.made_with(step, committed, size, payloads)
         change = RunChange(
             lease=self.lease,
-            step=sealed_step(payloads, self._id, step),
+            step=step.sealed(payloads, self.lease.workflow_state_id, self._id),
             context=fold,
             checkpoint=made,
             consumed_signal=consumed_signal,
         )
         return Entry(change=change, step=step, context=context, payloads=payloads)
 
-    def _fold(self, step: StepRecord, context: ContextChange, payloads: Payloads) -> FoldedContext:
+    def _fold(self, step: OpenStep, context: ContextChange, payloads: Payloads) -> FoldedContext:
         """The whole context, for the run's row."""
         text = join(self.history.committed_with(context))
         sealed = payloads.seal(text, workflow_identity(self._id, "context"))
@@ -353,14 +352,14 @@ class Journal:
         if self.hook is not None:
             self._tell(hooks.StepCommitted, step)
 
-    def adopt(self, step: StepRecord) -> None:
+    def adopt(self, step: OpenStep) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect."""
         self.lease.advance()
         self._remember(step)
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch), step.position)
 
-    def _remember(self, step: StepRecord) -> None:
+    def _remember(self, step: OpenStep) -> None:
         """`step` is on record."""
         self._checkpoints.remember(step)
         replaced = self._steps.get(step.step_id)
@@ -406,10 +405,10 @@ class Journal:
         if has_blobs:
             await self._remove_superseded_snapshots(entry)
 
-    def _announcing(self, step: StepRecord) -> Callable[[], None] | None:
+    def _announcing(self, step: OpenStep) -> Callable[[], None] | None:
         return None if self.hook is None else partial(self._tell, hooks.StepCommitting, step)
 
-    def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: StepRecord) -> None:
+    def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: OpenStep) -> None:
         hooks.tell(self.hook, event, workflow_state_id=self.run.id, step_id=step.step_id)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:

@@ -17,7 +17,7 @@ from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
 from orchestrator_state.failures import describe
 from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import StepRecord
+from orchestrator_state.records import OpenStep
 from orchestrator_state.runs.calls import StepFunction, call
 from orchestrator_state.runs.exits import IN_STEP
 from orchestrator_state.runs.journal import Journal
@@ -83,7 +83,7 @@ class Steps:
     # --- any durable call ----------------------------------------------------------------------------------------
 
     def call(
-        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+        self, step_id: str, recorded: Callable[[OpenStep], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
     ) -> Coroutine[Any, Any, _T]:
         """The call of a step, for the handler to await: what is `recorded` of it, or else what its `work` returns."""
         call = self._call(step_id, recorded, work)
@@ -91,7 +91,7 @@ class Steps:
         return call
 
     async def _call(
-        self, step_id: str, recorded: Callable[[StepRecord], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
+        self, step_id: str, recorded: Callable[[OpenStep], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
     ) -> _T:
         """`work` is begun in here: a task that is cancelled before it begins would leave it to nobody."""
         self._not_begun.pop(step_id, None)
@@ -127,7 +127,7 @@ class Steps:
         room, step_id = IN_STEP.get() or (None, None)
         return step_id if room is self.room else None
 
-    def recorded(self, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
+    def recorded(self, returns: Any, step: OpenStep) -> Coroutine[Any, Any, Any]:
         """The outputs on record."""
         return self.types.decode_outputs(step, returns, self.id)
 
@@ -183,7 +183,7 @@ class Steps:
 
     async def _outputs(
         self,
-        begun: StepRecord,
+        begun: OpenStep,
         fn: StepFunction[Any],
         args: tuple[Any, ...],
         retry: Retry,
@@ -250,7 +250,7 @@ class Steps:
         return text, loaded, cancelled
 
     def finish(
-        self, begun: StepRecord, encoded: str, cancelled: asyncio.CancelledError | None
+        self, begun: OpenStep, encoded: str, cancelled: asyncio.CancelledError | None
     ) -> Coroutine[Any, Any, object]:
         """Commit a step whose call came to its end, and raise the cancellation that came since it was made.
 
@@ -275,5 +275,5 @@ async def _all_the_same(finish: Coroutine[Any, Any, object], cancelled: asyncio.
         raise cancelled
 
 
-async def nothing(_: StepRecord) -> None:
+async def nothing(_: OpenStep) -> None:
     """What a call returns that has no outputs."""

@@ -38,7 +38,7 @@ from orchestrator_state.database import (
 )
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import UNOPENED_HERE, Ack, StepRecord
+from orchestrator_state.records import UNOPENED_HERE, Ack, OpenStep
 from orchestrator_state.runs.exits import IN_STEP
 from orchestrator_state.runs.journal import Entry
 from orchestrator_state.runs.steps import Steps
@@ -61,7 +61,7 @@ class FunctionFailed(Exception):
 class _AlreadyRecorded(Exception):
     """The try before did commit; its transaction's repetition is rolled back."""
 
-    def __init__(self, step: StepRecord) -> None:
+    def __init__(self, step: OpenStep) -> None:
         super().__init__()
         self.step = step
 
@@ -91,7 +91,7 @@ class _Transact:
     """One call of `run.transact`, in as many tries as it takes."""
 
     def __init__(
-        self, steps: Steps, begun: StepRecord, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
+        self, steps: Steps, begun: OpenStep, fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], returns: Any
     ) -> None:
         self.begun = begun
         self._steps = steps
@@ -160,10 +160,10 @@ class _Transact:
         if step is not None:
             raise _AlreadyRecorded(step)
 
-    async def _find_out(self) -> StepRecord | None:
+    async def _find_out(self) -> OpenStep | None:
         """After a transaction that did not come to its end here: did it commit all the same? Then, its step."""
 
-        async def look(uow: StoreUnit) -> StepRecord | None:
+        async def look(uow: StoreUnit) -> OpenStep | None:
             await uow.runs.wait_for_commits(self._journal.lease)
             return await uow.history.find_completed_step(self._steps.id, self.begun.step_id)
 

@@ -21,7 +21,7 @@ from orchestrator_state.payloads import (
     decode,
     decode_value,
 )
-from orchestrator_state.records import ClaimedRun, StepRecord, StoredRun
+from orchestrator_state.records import ClaimedRun, OpenStep, StoredRun
 from orchestrator_state.records.context import (
     ContextHistory,
     Encoded,
@@ -120,7 +120,7 @@ class RunTypes:
             ValueType.of(kind)
         return kind
 
-    async def decode_outputs(self, step: StepRecord, returns: Any, workflow_state_id: UUID) -> Any:
+    async def decode_outputs(self, step: OpenStep, returns: Any, workflow_state_id: UUID) -> Any:
         """The recorded outputs; `returns` is what `of_step` says. Raises `StateMismatch`."""
         path = f"steps[{step.step_id!r}].outputs"
         try:
@@ -183,8 +183,8 @@ async def bring_up_to_date(
     transactions: Transactions,
     run: ClaimedRun,
     types: RunTypes,
-    recorded: tuple[Sequence[StepRecord], ContextHistory],
-) -> tuple[Sequence[StepRecord], ContextHistory]:
+    recorded: tuple[Sequence[OpenStep], ContextHistory],
+) -> tuple[Sequence[OpenStep], ContextHistory]:
     """Return a run's history at today's version and of its types; what was older is stored anew, in one transaction.
 
     Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
@@ -208,8 +208,8 @@ async def bring_up_to_date(
 
 
 def as_of_today(
-    run: StoredRun, types: RunTypes, recorded: tuple[Sequence[StepRecord], ContextHistory]
-) -> tuple[Sequence[StepRecord], ContextHistory, bool]:
+    run: StoredRun, types: RunTypes, recorded: tuple[Sequence[OpenStep], ContextHistory]
+) -> tuple[Sequence[OpenStep], ContextHistory, bool]:
     """A run's history at today's version and of its types, and whether that differs. Raises `SchemaMismatch`."""
     steps, history = recorded
     schema, found = types.schema, run.schema_version or FIRST
@@ -227,7 +227,7 @@ def as_of_today(
     return [_with_patch(step, schema, history) for step in today], history, True
 
 
-def _upcast_step(schema: StateSchema, step: StepRecord) -> StepRecord:
+def _upcast_step(schema: StateSchema, step: OpenStep) -> OpenStep:
     path = f"steps[{step.step_id!r}].outputs"
     found = schema.require_readable(step.schema_version, path)
     if step.status != StepStatus.COMPLETED:
@@ -254,6 +254,6 @@ def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) ->
     return ContextHistory(join(start), committed, patches)
 
 
-def _with_patch(step: StepRecord, schema: StateSchema, history: ContextHistory) -> StepRecord:
+def _with_patch(step: OpenStep, schema: StateSchema, history: ContextHistory) -> OpenStep:
     patch = history.patches.get(step.position)
     return step._replace(schema_version=schema.version, context_patch=None if patch is None else patch.to_json())

@@ -16,7 +16,7 @@ from orchestrator_state.concurrency import Outcome
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import InvalidPayload, LeaseLost, RunCancelled, RunSuspended
 from orchestrator_state.payloads import NotAccepted, decode_value, encode
-from orchestrator_state.records import ClaimedRun, Signal, StepRecord
+from orchestrator_state.records import ClaimedRun, OpenStep, Signal
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS
 from orchestrator_state.runs.types import RunTypes
@@ -108,7 +108,7 @@ async def wait_for(steps: Steps, step_id: str, name: str, limit: timedelta | Non
         await steps.room.wait(signals=frozenset({name}), until=until)
 
 
-def recorded_signal(steps: Steps, name: str, returns: Any, step: StepRecord) -> Coroutine[Any, Any, Any]:
+def recorded_signal(steps: Steps, name: str, returns: Any, step: OpenStep) -> Coroutine[Any, Any, Any]:
     """The payload on record. Raises `TimeoutError` if what is on record is that none came."""
     if step.status == StepStatus.SKIPPED:
         raise _late(name)

@@ -46,7 +46,7 @@ class _Waiting:
         self.is_refused = False
         self.outcome: Unstoppable[Ack] = Unstoppable(loop=asyncio.get_running_loop())
         step = change.step
-        self.size = len(step.outputs) + len(step.context_patch or "") + len(step.error or "")
+        self.size = len(step.outputs or "") + len(step.context_patch or "") + len(step.error or "")
         if change.context is not None:
             self.size += len(change.context.context)
         if change.checkpoint is not None:

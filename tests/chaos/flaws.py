@@ -14,7 +14,7 @@ from sqlalchemy import Engine, event
 
 from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
-from orchestrator_state.records.changes import Ack, StepRecord
+from orchestrator_state.records import Ack, OpenStep
 from orchestrator_state.repositories.calls import CallRepository
 from orchestrator_state.runs.journal import Entry, Journal
 from tests.statements import without_the_fence
@@ -59,7 +59,7 @@ def dropped_cancels() -> Iterator[None]:
         yield
 
 
-async def _find_nothing(self: Journal, step_id: str) -> StepRecord | None:
+async def _find_nothing(self: Journal, step_id: str) -> OpenStep | None:
     return None
 
 

@@ -49,7 +49,7 @@ from sqlalchemy.types import TypeEngine
 
 from orchestrator_state.database import database_now, is_marked, one_more, setting_idle_limit
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
-from orchestrator_state.records import FINAL, CheckpointRecord, FoldedContext, Lease, RunChange, StepRecord
+from orchestrator_state.records import FINAL, CheckpointRecord, FoldedContext, Lease, RunChange, SealedStep
 from orchestrator_state.repositories.runs.fence import (
     FIRST_CONTEXT_KEPT,
     IN_ITS_PLACE,
@@ -62,10 +62,11 @@ from orchestrator_state.repositories.steps import recorded_once
 _w = workflow_states.c
 _checkpoint = checkpoints.c
 
-_STEP: Final = StepRecord._fields
+_STEP: Final = tuple(name for name in SealedStep._fields if name != "workflow_state_id")
 _CHECKPOINT: Final = tuple(name for name in CheckpointRecord.__slots__ if name != "keep")
 _FOLD: Final = {("context_position" if name == "position" else name): name for name in FoldedContext.__slots__}
 
+_step_values: Final = attrgetter(*_STEP)
 _checkpoint_values: Final = attrgetter(*_CHECKPOINT, "keep")
 _fold_values: Final = attrgetter(*_FOLD.values())
 _NO_CHECKPOINT: Final = (None,) * (len(_CHECKPOINT) + 1)
@@ -125,7 +126,7 @@ def _flat(change: RunChange) -> tuple[Any, ...]:
         lease.token,
         lease.version,
         change.consumed_signal,
-        *change.step,
+        *_step_values(change.step),
         *(_NO_FOLD if change.context is None else _fold_values(change.context)),
         *(_NO_CHECKPOINT if change.checkpoint is None else _checkpoint_values(change.checkpoint)),
     )
@@ -308,7 +309,7 @@ def update_parameters(change: RunChange) -> dict[str, Any]:
 
 def step_parameters(change: RunChange) -> dict[str, Any]:
     """The parameters of `UPSERT_STEP`."""
-    return dict(zip(_STEP, change.step, strict=True), workflow_state_id=change.lease.workflow_state_id)
+    return dict(zip(SealedStep._fields, change.step, strict=True))
 
 
 def checkpoint_parameters(lease: Lease, checkpoint: CheckpointRecord) -> dict[str, Any]:

@@ -15,17 +15,13 @@ from orchestrator_state.database import marking, setting_idle_limit, takes_marks
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records import (
-    SEALED_STEP_COLUMNS,
     Columns,
     Lease,
     Opener,
-    StepRecord,
-    StoredStep,
-    seal_step,
-    sealed_step,
-    step_record,
+    OpenStep,
+    SealedStep,
 )
-from orchestrator_state.repositories.base import chunks, rowcount
+from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository
 from orchestrator_state.repositories.steps import record_step_once
 
@@ -34,10 +30,11 @@ _CONVERT_STEP: Final = update(step_states).where(
     step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
 )
 """Sets the columns that it is given values for."""
+_CONVERTED: Final = ("outputs", "outputs_digest", "context_patch", "context_patch_digest")
 
 
 # In no order: the database would sort whole rows, payloads included.
-_STORED_STEPS_OF: Final = select(*(step_states.c[name] for name in StoredStep._fields)).where(
+_STORED_STEPS_OF: Final = select(*(step_states.c[name] for name in SealedStep._fields)).where(
     step_states.c.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
 )
 
@@ -45,13 +42,13 @@ _STORED_STEPS_OF: Final = select(*(step_states.c[name] for name in StoredStep._f
 class HistoryRepository(FencedRepository):
     """The steps of runs, and their contexts."""
 
-    async def list_steps_of(self, ids: Sequence[UUID]) -> dict[UUID, list[StoredStep]]:
+    async def list_steps_of(self, ids: Sequence[UUID]) -> dict[UUID, list[SealedStep]]:
         """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
-        steps: dict[UUID, list[StoredStep]] = {workflow_state_id: [] for workflow_state_id in ids}
+        steps: dict[UUID, list[SealedStep]] = {workflow_state_id: [] for workflow_state_id in ids}
         for chunk in chunks(ids):
             found = await self._execute(_STORED_STEPS_OF, {"workflow_state_ids": chunk})
             with collector_paused():
-                for row in map(StoredStep._make, found.all()):
+                for row in map(SealedStep._make, found.all()):
                     steps[row.workflow_state_id].append(row)
         for rows in steps.values():
             try:
@@ -62,7 +59,7 @@ class HistoryRepository(FencedRepository):
 
     async def find_completed_step(
         self, workflow_state_id: UUID, step_id: str, *, idle_limit: timedelta | None = None
-    ) -> StepRecord | None:
+    ) -> OpenStep | None:
         """A step, if it is recorded as completed.
 
         With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long. It is marked
@@ -88,7 +85,7 @@ class HistoryRepository(FencedRepository):
         (row,) = rows
         # Whatever was out of date when the run was loaded has been written anew.
         opener = Opener(self._payloads, workflow_state_id, outdated=False)
-        return step_record(row, opener.step_row(row))
+        return OpenStep.of(SealedStep.of(row), opener)
 
     async def list_intents(self, workflow_state_id: UUID) -> list[str]:
         """The steps that were begun, by their own word, and are not over."""
@@ -112,7 +109,7 @@ class HistoryRepository(FencedRepository):
         await self._write_fenced(lease, {"context": context, "context_position": position})
 
     async def convert(
-        self, lease: Lease, *, initial: str, context: str, version: int, steps: Sequence[StepRecord]
+        self, lease: Lease, *, initial: str, context: str, version: int, steps: Sequence[OpenStep]
     ) -> None:
         """Store a run's whole history at another schema version. Raises `LeaseLost`."""
         position = max((step.position for step in steps), default=-1)
@@ -121,18 +118,13 @@ class HistoryRepository(FencedRepository):
         await self._write_fenced(lease, columns | {"schema_version": version})
         if steps:
             rows = [
-                {"of_workflow": lease.workflow_state_id, "of_step": step.step_id, "schema_version": version}
-                | seal_step(
-                    self._payloads,
-                    lease.workflow_state_id,
-                    step.step_id,
-                    {"outputs": step.outputs, "context_patch": step.context_patch},
-                )
-                for step in steps
+                {"of_workflow": lease.workflow_state_id, "of_step": sealed.step_id, "schema_version": version}
+                | {name: getattr(sealed, name) for name in _CONVERTED}
+                for sealed in self._sealed(lease, [step._replace(error=None) for step in steps])
             ]
             await self._execute(_CONVERT_STEP, rows)
 
-    async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[StepRecord]) -> None:
+    async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[OpenStep]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
         await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {})
@@ -142,12 +134,12 @@ class HistoryRepository(FencedRepository):
                     step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(chunk)
                 )
             )
-        for step in steps:
-            await self._write_step(lease.workflow_state_id, self._sealed(lease.workflow_state_id, step))
+        for sealed in self._sealed(lease, steps):
+            await self._execute(record_step_once(self._dialect), sealed._asdict())
 
-    async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[StepRecord]) -> None:
+    async def renew_digests(self, lease: Lease, columns: Columns, steps: Collection[OpenStep]) -> None:
         """Write payloads that older software wrote once more, with digests that count. Raises `LeaseLost`."""
-        renewed = [self._sealed(lease.workflow_state_id, step) for step in steps]  # their blobs move together
+        renewed = self._sealed(lease, steps)  # their blobs move together
         # A run that goes on has no result; older software takes one back without its digest.
         await self._write_fenced(lease, columns | {"result_digest": None}, renews_digests=True)
         for sealed in renewed:
@@ -156,7 +148,7 @@ class HistoryRepository(FencedRepository):
                 .where(
                     step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == sealed.step_id
                 )
-                .values({name: getattr(sealed, name) for name in SEALED_STEP_COLUMNS})
+                .values({name: getattr(sealed, name) for name in (*_CONVERTED, "error", "error_digest")})
             )
 
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
@@ -183,9 +175,6 @@ class HistoryRepository(FencedRepository):
             delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
         )
 
-    def _sealed(self, workflow_state_id: UUID, step: StepRecord) -> StepRecord:
-        return sealed_step(self._payloads, workflow_state_id, step)
-
-    async def _write_step(self, workflow_state_id: UUID, step: StepRecord) -> bool:
-        row = {name: getattr(step, name) for name in StepRecord._fields} | {"workflow_state_id": workflow_state_id}
-        return rowcount(await self._execute(record_step_once(self._dialect), row)) == 1
+    def _sealed(self, lease: Lease, steps: Collection[OpenStep]) -> list[SealedStep]:
+        id_text = str(lease.workflow_state_id)
+        return [step.sealed(self._payloads, lease.workflow_state_id, id_text) for step in steps]

@@ -1,0 +1,67 @@
+"""The right to write a run, and what a run is called by those who look for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import NamedTuple
+from uuid import UUID
+
+from orchestrator_state.records.rows import ClaimedCells
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who claims: one store in one process."""
+
+    id: UUID
+    process: str
+    term: timedelta
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Lease:
+    """The right to write one run, good while the row's token is this one; and how far its writing has come.
+
+    `version` is the row's as of the last write that is known to have landed. Nobody else moves it while the lease is
+    held, so the next commit is for this version and no other: a commit that arrives late, after its own repetition and
+    what followed, finds that the row has moved on.
+    """
+
+    workflow_state_id: UUID
+    owner: UUID
+    token: int
+    version: int
+
+    @classmethod
+    def of(cls, row: ClaimedCells) -> Lease:
+        """Of a row that was just claimed."""
+        return cls(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token, version=row.version)
+
+    def advance(self) -> None:
+        """A commit for this version has landed."""
+        self.version += 1
+
+
+class Renewal(NamedTuple):
+    """What the owner of a run learns when its lease is renewed."""
+
+    token: int
+    """Another than the owner's: the lease is."""
+    request: str | None
+    now: datetime
+    """The database's time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunNames:
+    """How a run may be found: by its key first, then by id, else the newest with that `workflow_id`.
+
+    A key or a `workflow_id` that is None is not looked for.
+    """
+
+    ids: Sequence[UUID]
+    """The id that it is given, and those that it is given if another namespace has taken the ones before."""
+    idempotency_key: str | None = None
+    workflow_id: str | None = None
