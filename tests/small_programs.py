@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator_state.records.context.history import ContextHistory, Patch, join
+from orchestrator_state.records.context import ContextHistory, Patch, join
 
 Statement = tuple[Any, ...]
 Program = tuple[Statement, ...]

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from orchestrator_state import PayloadError, Run, StateStore
 from orchestrator_state.records.context.branches import Place
-from orchestrator_state.records.context.history import Patch
+from orchestrator_state.records.context.patches import Patch
 from tests.running import Effect, Failing, Gate, steps_of, vanish
 from tests.small_programs import Program, Statement, commits_of, execute
 

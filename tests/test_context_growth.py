@@ -9,8 +9,9 @@ import pytest
 from pydantic import BaseModel
 
 from orchestrator_state import PayloadTooLarge, Run, StateStore
-from orchestrator_state.records.context.held import PlainContext
-from orchestrator_state.records.context.patches import Patch, change_between, growth_between
+from orchestrator_state.records.context import PlainContext
+from orchestrator_state.records.context.differences import change_between, growth_between
+from orchestrator_state.records.context.patches import Patch
 from tests.raw_sql import execute
 from tests.running import Effect, row_of, steps_of, vanish
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import CorruptPayload, InvalidPayload, Run, StateStore, WorkflowState
-from orchestrator_state.records.context.history import Patch
+from orchestrator_state.records.context.patches import Patch
 from tests.running import (
     Effect,
     Failing,

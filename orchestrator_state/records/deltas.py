@@ -23,8 +23,8 @@ import msgspec
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads, encode
-from orchestrator_state.records.context.held import Encoded, join, split
-from orchestrator_state.records.context.history import Patch
+from orchestrator_state.records.context.encoded import Encoded, join, split
+from orchestrator_state.records.context.patches import Patch
 from orchestrator_state.records.rows import WorkflowCells
 from orchestrator_state.records.sealing import Opener
 from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep, step_json

@@ -20,7 +20,8 @@ from orchestrator_state.records.cells import (
     is_text,
     is_time,
 )
-from orchestrator_state.records.context.history import Patch, apply_all, join, split
+from orchestrator_state.records.context.encoded import join, split
+from orchestrator_state.records.context.patches import Patch, apply_all
 from orchestrator_state.records.rows import StepCells
 from orchestrator_state.records.saved import SavedRows
 from orchestrator_state.records.sealing import Columns, Opener, or_null

@@ -20,39 +20,12 @@ from orchestrator_state.payloads import (
     decode,
     decode_long,
 )
+from orchestrator_state.records.context.encoded import Decoded, Encoded, join, split
 
 _MANY: Final = 1000
 """In a dict of more keys, whoever goes through its values is taken to hold any of them."""
 _CHECKED_ALWAYS: Final = 4096
 """Characters of JSON. Whether a longer value is still the same is seen from its JSON alone, which is fast."""
-Encoded = dict[str, str]
-"""A context by top-level key, each value as JSON."""
-
-
-Decoded = dict[str, tuple[str, Any]]
-"""By key, a JSON text and what it stands for."""
-
-
-def split(text: str, path: str) -> Encoded:
-    """Take the JSON text of an object apart by top-level key, without decoding the values."""
-    try:
-        return {key: bytes(value).decode() for key, value in _split(text).items()}
-    except (msgspec.DecodeError, ValueError, TypeError, RecursionError):
-        raise InvalidPayload(f"{path} is not a JSON object", path=path) from None
-
-
-_split: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-
-
-def join(parts: Mapping[str, str]) -> str:
-    """The JSON text of an object whose values are JSON texts already."""
-    text: bytes = msgspec.json.encode({key: msgspec.Raw(value.encode()) for key, value in parts.items()})
-    return text.decode()
-
-
-def decoded(values: Encoded) -> Decoded:
-    """For a thread. Each value is new, and for one place only."""
-    return {key: (text, decode_long(text, f"context.{key}")) for key, text in values.items()}
 
 
 class LongValues(Exception):

@@ -13,26 +13,19 @@ to them: they come to the same lines again, perhaps later, and a change that was
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
 from itertools import takewhile
 from typing import Any
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.records.context.branches import Branch, Branches, Place
+from orchestrator_state.records.context.change import Change
+from orchestrator_state.records.context.differences import items_added, same_kind
+from orchestrator_state.records.context.encoded import Decoded, Encoded, split
 from orchestrator_state.records.context.functions import Functions
-from orchestrator_state.records.context.held import ContextValue, Decoded, Encoded, PlainContext, join, split
-from orchestrator_state.records.context.patches import (
-    NOTHING,
-    Change,
-    Patch,
-    apply_all,
-    change_between,
-    items_added,
-    same_kind,
-)
-
-__all__ = ["ContextChange", "ContextHistory", "Encoded", "Patch", "apply_all", "join", "split"]
+from orchestrator_state.records.context.held import ContextValue, PlainContext
+from orchestrator_state.records.context.looks import ContextChange, Look, length_of
+from orchestrator_state.records.context.patches import Patch, apply_all
 
 _ALL = None
 """In place of a key: any of them."""
@@ -40,67 +33,6 @@ _CHECKED_ALWAYS = 256 * 1024
 """A context that short is compared whole with each commit. Of a longer one, what somebody took up."""
 _LOOKED_AT_ALWAYS = 64 * 1024
 _MOST_HEADS = 16
-
-
-@dataclass(slots=True, repr=False)
-class ContextChange:
-    """What a commit does to the context."""
-
-    patch: Patch | None
-    seen: Encoded
-    """What the handler's context has become, where it has changed."""
-    gone: tuple[str, ...]
-    committed: Encoded = field(default_factory=dict)
-    """What everybody's becomes, where it changes."""
-    dropped: tuple[str, ...] = ()
-    length: int = 0
-    """Of everybody's context as JSON."""
-
-
-@dataclass(slots=True, kw_only=True, repr=False)
-class Look:
-    """What a commit finds changed, seen in one go. What follows from that needs no more than its texts."""
-
-    seen: Encoded
-    gone: tuple[str, ...]
-    before: Encoded
-    """Everybody's context, where the handler's has changed."""
-    after: Encoded
-    merged: Encoded
-    """Items that the handler appends to lists that recorded steps have changed, and it has not come back to."""
-    outstanding: frozenset[str]
-    """Keys that such steps have changed."""
-    made: tuple[Change, ...]
-    own: frozenset[str]
-    """Changed keys of which all that was ever done to them belongs to the past of the calling branch."""
-    last: int
-    """The newest patch in that past."""
-    is_one_line: bool
-    length: int
-    """Of everybody's context, so far."""
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.before.values())) + sum(map(len, self.after.values()))
-
-    def change(self) -> ContextChange:
-        """What the commit does to the context."""
-        change = change_between(self.before, self.after, outright=self.outstanding)
-        after = self.after
-        if self.merged:
-            after = Change(appended=self.merged).apply(after)
-            change = replace(change, appended={**change.appended, **self.merged})
-        committed = {key: text for key, text in after.items() if self.before.get(key) != text}
-        length = self.length + _length_of(after) - _length_of(self.before)
-        return ContextChange(self._patch(change), self.seen, self.gone, committed, change.dropped, length)
-
-    def _patch(self, change: Change) -> Patch | None:
-        if not (change.keys or self.made):
-            return None
-        is_whole = change.keys <= self.own
-        if self.is_one_line and is_whole and not self.made:
-            return Patch(change)
-        return Patch(change, after=self.last, kept=None if is_whole else change.only(self.own), made=self.made)
 
 
 class ContextHistory:
@@ -127,7 +59,7 @@ class ContextHistory:
         self._seen = dict(start)
         self._replayed = dict(start)
         self._committed = dict(committed)
-        self.length = _length_of(committed)
+        self.length = length_of(committed)
         """Of the committed context's JSON."""
         # By position; ordered, since of a dict whose first items are gone the first one is long in coming.
         self._patches = OrderedDict(sorted(patches.items()))
@@ -393,7 +325,7 @@ class ContextHistory:
         """`patch` turned out to be committed."""
         patch.change.apply_to(self._seen)
         patch.change.apply_to(self._committed)
-        self.length = _length_of(self._committed)
+        self.length = length_of(self._committed)
         self._loose |= patch.loose
         self._is_one_line = self._is_one_line and patch.after is None
         self._last = max(self._last, position)
@@ -418,35 +350,3 @@ def _leads_to(end: Encoded, start: Encoded, patches: Mapping[int, Patch]) -> boo
         return apply_all(start, (patches[position] for position in sorted(patches))) == end
     except CorruptPayload:  # a step in between is gone
         return False
-
-
-def _length_of(context: Encoded) -> int:
-    """Of the context's JSON: braces, and for each key quotes, a colon and a comma."""
-    return 1 + sum(len(key) + len(text) + 4 for key, text in context.items())
-
-
-def converted(
-    start: Encoded, patches: Mapping[int, Patch], convert: Callable[[Encoded], Encoded]
-) -> tuple[Encoded, dict[int, Patch], Encoded]:
-    """The same way through other contexts: each that a commit left behind is converted, and compared anew.
-
-    Returns the start, the patches, and where they lead to.
-    """
-    before, last = start, convert(start)
-    first, ways = last, {}
-    for position in sorted(patches):
-        patch = patches[position]
-
-        def part(change: Change, before: Encoded = before, last: Encoded = last) -> Change:
-            return change_between(last, convert(change.apply(before))) if change.keys else NOTHING
-
-        after = patch.change.apply(before)
-        ways[position] = Patch(
-            change_between(last, new := convert(after)),
-            patch.unseen,
-            patch.after,
-            None if patch.kept is None else part(patch.kept),
-            tuple(part(made) for made in patch.made),
-        )
-        before, last = after, new
-    return first, ways, last

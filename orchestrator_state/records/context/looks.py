@@ -1,0 +1,76 @@
+"""What a commit finds changed in the context, and what it does to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from orchestrator_state.records.context.change import Change
+from orchestrator_state.records.context.differences import change_between
+from orchestrator_state.records.context.encoded import Encoded
+from orchestrator_state.records.context.patches import Patch
+
+
+@dataclass(slots=True, repr=False)
+class ContextChange:
+    """What a commit does to the context."""
+
+    patch: Patch | None
+    seen: Encoded
+    """What the handler's context has become, where it has changed."""
+    gone: tuple[str, ...]
+    committed: Encoded = field(default_factory=dict)
+    """What everybody's becomes, where it changes."""
+    dropped: tuple[str, ...] = ()
+    length: int = 0
+    """Of everybody's context as JSON."""
+
+
+@dataclass(slots=True, kw_only=True, repr=False)
+class Look:
+    """What a commit finds changed, seen in one go. What follows from that needs no more than its texts."""
+
+    seen: Encoded
+    gone: tuple[str, ...]
+    before: Encoded
+    """Everybody's context, where the handler's has changed."""
+    after: Encoded
+    merged: Encoded
+    """Items that the handler appends to lists that recorded steps have changed, and it has not come back to."""
+    outstanding: frozenset[str]
+    """Keys that such steps have changed."""
+    made: tuple[Change, ...]
+    own: frozenset[str]
+    """Changed keys of which all that was ever done to them belongs to the past of the calling branch."""
+    last: int
+    """The newest patch in that past."""
+    is_one_line: bool
+    length: int
+    """Of everybody's context, so far."""
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.before.values())) + sum(map(len, self.after.values()))
+
+    def change(self) -> ContextChange:
+        """What the commit does to the context."""
+        change = change_between(self.before, self.after, outright=self.outstanding)
+        after = self.after
+        if self.merged:
+            after = Change(appended=self.merged).apply(after)
+            change = replace(change, appended={**change.appended, **self.merged})
+        committed = {key: text for key, text in after.items() if self.before.get(key) != text}
+        length = self.length + length_of(after) - length_of(self.before)
+        return ContextChange(self._patch(change), self.seen, self.gone, committed, change.dropped, length)
+
+    def _patch(self, change: Change) -> Patch | None:
+        if not (change.keys or self.made):
+            return None
+        is_whole = change.keys <= self.own
+        if self.is_one_line and is_whole and not self.made:
+            return Patch(change)
+        return Patch(change, after=self.last, kept=None if is_whole else change.only(self.own), made=self.made)
+
+
+def length_of(context: Encoded) -> int:
+    """Of the context's JSON: braces, and for each key quotes, a colon and a comma."""
+    return 1 + sum(len(key) + len(text) + 4 for key, text in context.items())
