@@ -17,13 +17,6 @@ from orchestrator_state.records.changes import (
     RunChange,
     Signal,
 )
-from orchestrator_state.records.checkpoints import (
-    check_checkpoint,
-    checkpoint_columns,
-    checkpoint_from_row,
-    open_snapshot,
-)
-from orchestrator_state.records.columns import check_fields, payload_bytes, state_columns, step_columns
 from orchestrator_state.records.deltas import (
     Chain,
     Delta,
@@ -34,7 +27,6 @@ from orchestrator_state.records.deltas import (
 from orchestrator_state.records.leases import Lease, Owner, Renewal, RunNames
 from orchestrator_state.records.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
 from orchestrator_state.records.runs import ClaimedRun, FoundRun, StoredRun, UnclaimableRun
-from orchestrator_state.records.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.sealing import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
@@ -53,9 +45,16 @@ from orchestrator_state.records.sealing import (
     step_identity,
     workflow_identity,
 )
-from orchestrator_state.records.states import payloads_in, states_from_rows, step_from_row
-from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep
-from orchestrator_state.records.upcasting import (
+from orchestrator_state.records.states.checkpoints import (
+    check_checkpoint,
+    checkpoint_columns,
+    checkpoint_from_row,
+    open_snapshot,
+)
+from orchestrator_state.records.states.columns import check_fields, payload_bytes, state_columns, step_columns
+from orchestrator_state.records.states.loaded import payloads_in, states_from_rows, step_from_row
+from orchestrator_state.records.states.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
+from orchestrator_state.records.states.upcasting import (
     Stamps,
     as_stored,
     check_state,
@@ -63,6 +62,7 @@ from orchestrator_state.records.upcasting import (
     upcast_state,
     upcast_step,
 )
+from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep
 
 __all__ = [
     "CELLS",

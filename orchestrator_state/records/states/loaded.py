@@ -23,9 +23,9 @@ from orchestrator_state.records.cells import (
 from orchestrator_state.records.context.encoded import join, split
 from orchestrator_state.records.context.patches import Patch, apply_all
 from orchestrator_state.records.rows import StepCells
-from orchestrator_state.records.saved import SavedRows
 from orchestrator_state.records.sealing import Columns, Opener, or_null
-from orchestrator_state.records.trusted import trusted
+from orchestrator_state.records.states.saved import SavedRows
+from orchestrator_state.records.states.trusted import trusted
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
 _STEP_STATUSES: Final = {status.value: status for status in StepStatus}

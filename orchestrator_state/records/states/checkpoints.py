@@ -6,10 +6,10 @@ from orchestrator_state.arguments import as_instance
 from orchestrator_state.domain import Checkpoint
 from orchestrator_state.payloads import Payloads, decode_long, encode
 from orchestrator_state.records.cells import CELLS, corrupt_cells, damaged_columns
-from orchestrator_state.records.columns import check_fields
 from orchestrator_state.records.rows import CheckpointCells
 from orchestrator_state.records.sealing import Columns, checkpoint_identity
-from orchestrator_state.records.trusted import trusted
+from orchestrator_state.records.states.columns import check_fields
+from orchestrator_state.records.states.trusted import trusted
 
 
 def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:

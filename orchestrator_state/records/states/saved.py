@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records.columns import all_step_columns, payload_bytes, workflow_columns
+from orchestrator_state.records.states.columns import all_step_columns, payload_bytes, workflow_columns
 
 
 @dataclass(frozen=True, slots=True, repr=False)
