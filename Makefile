@@ -36,7 +36,7 @@ pytest := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.venv/bytecode 
 test: $(installed) ## every test, on SQLite and on a real Postgres
 	@$(pytest)
 
-test-fast: $(installed) ## of each table of tests one row for each database; no processes to kill, nothing that takes seconds
+test-fast: $(installed) ## each test once, not in all its rows, on the one database or the other; no processes, nothing slow
 	@$(pytest) --fast
 
 test-process: $(installed) ## the tests that start, kill and freeze processes and servers
