@@ -21,7 +21,10 @@ LEFT_BEHIND = {
     "another type": "ALTER TABLE step_states ALTER error TYPE varchar(9000)",
     "no constraint": "ALTER TABLE step_states DROP CONSTRAINT step_states_pkey",
     "NULL": "ALTER TABLE workflow_states ALTER workflow_name DROP NOT NULL",
-    "no trigger": "ALTER TABLE step_states DISABLE TRIGGER ALL",
+    "a trigger": (
+        "CREATE TRIGGER mine BEFORE UPDATE ON signals FOR EACH ROW "
+        "EXECUTE FUNCTION suppress_redundant_updates_trigger()"
+    ),
     "a rule": "CREATE RULE mine AS ON DELETE TO requests DO INSTEAD NOTHING",
     "no right": "REVOKE ALL ON signals FROM CURRENT_USER",
     "no table": "DROP TABLE requests",
@@ -29,7 +32,6 @@ LEFT_BEHIND = {
     "estimates": "VACUUM workflow_states",
     "another revision": "UPDATE orchestrator_state_version SET version_num = '1'",
     "no revision": "DELETE FROM orchestrator_state_version",
-    "a row of a catalogue": "UPDATE pg_attribute SET attnotnull = false WHERE attname = 'workflow_name'",
     "an option": "ALTER DATABASE {} SET statement_timeout = '1ms'",
     "an option of a role": "ALTER ROLE CURRENT_USER IN DATABASE {} SET statement_timeout = '1ms'",
     "a limit": "ALTER DATABASE {} CONNECTION LIMIT 0",
