@@ -1,17 +1,29 @@
-"""The declarative rows, and one naming convention for their constraints.
+"""The tables as declarative models, for an application that reads them beside its own.
 
-Rows stay inside the unit of work; callers see the domain objects. `metadata` may be taken into an
-application's own Alembic environment: `target_metadata = [Base.metadata, orchestrator_state.metadata]`.
+```python
+select(Order, WorkflowRow.status).join(WorkflowRow, WorkflowRow.id == Order.workflow_state_id)
+```
+
+They are for reading: a row that a session changes, adds or deletes goes past the lease of a run, past the version that
+guards a save, past digests and codecs. So the relationships are `viewonly`: what is appended to `WorkflowRow.steps` is
+not written. And they load nothing by themselves (`lazy="raise"`): ask for them with `selectinload`, or join them.
+
+Payload columns (`context`, `outputs`, `error`, `result`, `snapshot`, `payload`) hold text as it is stored: JSON, or an
+envelope of a codec. The store reads it back.
+
+`metadata` may be taken into an application's own Alembic environment:
+`target_metadata = [orchestrator_state.metadata, Base.metadata]`.
 """
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final, cast
+from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
     CheckConstraint,
+    ColumnElement,
     ForeignKey,
     Index,
     MetaData,
@@ -19,9 +31,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    and_,
     text,
 )
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship, remote
 
 from orchestrator_state.column_types import Identifier, UtcTimestamp
 from orchestrator_state.domain import StepStatus, WorkflowStatus
@@ -65,8 +78,11 @@ def _partial_index(name: str, condition: str) -> Index:
     return Index(name, "namespace", postgresql_where=text(condition), sqlite_where=text(condition))
 
 
+_FOR_READING: Final[dict[str, Any]] = {"viewonly": True, "lazy": "raise"}
+
+
 class WorkflowRow(Base):
-    """One workflow. `version` is in the WHERE clause of every update."""
+    """A workflow. `version` is in the WHERE clause of every update of it."""
 
     __tablename__ = "workflow_states"
     __table_args__ = (
@@ -85,26 +101,35 @@ class WorkflowRow(Base):
     )
 
     id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    """That of `WorkflowState` and `Run`, for foreign keys to point at."""
     workflow_id: Mapped[str] = mapped_column(String(255))
+    """The application's own name for it. Several may have the same."""
     workflow_name: Mapped[str] = mapped_column(String(255))
     status: Mapped[str] = mapped_column(String(50))
+    """One of `WorkflowStatus`."""
     user_id: Mapped[str | None] = mapped_column(String(255))
     started_at: Mapped[datetime] = mapped_column(UtcTimestamp)
     updated_at: Mapped[datetime] = mapped_column(UtcTimestamp)
     completed_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """When it ended, however it did."""
     context: Mapped[str] = mapped_column(Text)
+    """Of a run, without what the steps after `context_position` changed."""
     error: Mapped[str | None] = mapped_column(Text)
     namespace: Mapped[str] = mapped_column(String(255), server_default="default")
+    """A store sees the rows of its own only; a query of yours has to say which it means."""
     version: Mapped[int] = mapped_column(server_default="1")
+    """How often it was written."""
     checkpoint_seq: Mapped[int] = mapped_column(server_default="0")
     """The last number given to a checkpoint. It only grows, also when checkpoints are deleted."""
 
     lease_owner: Mapped[UUID | None] = mapped_column(Identifier)
+    """The last owner of the run. It owns it as long as `lease_expires_at` is to come."""
     lease_process: Mapped[str | None] = mapped_column(String(255))
     """Which process owns the lease, so that a neighbour on the same machine can see that it is dead."""
     lease_token: Mapped[int] = mapped_column(server_default="0")
     """Grows with each change of owner. Every write of a run carries it in its WHERE clause."""
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """By the database's clock. NULL: the run was let go of."""
     attempts: Mapped[int] = mapped_column(server_default="0")
     """How often in a row a run was taken over from an owner that vanished, before it had finished a step."""
     wake_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
@@ -112,15 +137,21 @@ class WorkflowRow(Base):
     request: Mapped[str | None] = mapped_column(String(50))
     """What somebody asked of the live owner: pause or cancel."""
     result: Mapped[str | None] = mapped_column(Text)
+    """What the handler of a completed run returned."""
     initial_context: Mapped[str | None] = mapped_column(Text)
     """The context a run started with, once a step has changed it."""
     context_position: Mapped[int] = mapped_column(server_default="-1")
     """`context` holds the patches of the steps up to this position; later ones are still to be applied."""
     signal_seq: Mapped[int] = mapped_column(server_default="0")
+    """The last number given to a signal."""
     idempotency_key: Mapped[str | None] = mapped_column(String(255))
+    """Which start it is, where the caller said so. Unique in its namespace."""
     parent_id: Mapped[UUID | None] = mapped_column(Identifier)
+    """Of a child run: the run that called it. No foreign key: a parent may be deleted before its child."""
     forked_from_id: Mapped[UUID | None] = mapped_column(Identifier)
+    """Of a fork: the workflow whose checkpoint it started from."""
     forked_from_seq: Mapped[int | None]
+    """Of a fork: the `seq` of that checkpoint."""
     context_digest: Mapped[str | None] = mapped_column(Digest)
     initial_context_digest: Mapped[str | None] = mapped_column(Digest)
     result_digest: Mapped[str | None] = mapped_column(Digest)
@@ -134,9 +165,22 @@ class WorkflowRow(Base):
     has_progressed: Mapped[int] = mapped_column(server_default="0")
     """1 if the last owner has finished a step: then those that vanished before it do not count any more."""
 
+    steps: Mapped[list[StepRow]] = relationship(order_by="StepRow.position, StepRow.step_id", **_FOR_READING)
+    """In the order in which they were first saved."""
+    checkpoints: Mapped[list[CheckpointRow]] = relationship(order_by="CheckpointRow.seq", **_FOR_READING)
+    """Oldest first."""
+    signals: Mapped[list[SignalRow]] = relationship(order_by="SignalRow.seq", **_FOR_READING)
+    """In the order in which they were sent."""
+    parent: Mapped[WorkflowRow | None] = relationship(primaryjoin=lambda: _IS_PARENT, **_FOR_READING)
+    """The run that called this one, if it is there."""
+    children: Mapped[list[WorkflowRow]] = relationship(
+        primaryjoin=lambda: _IS_CHILD, order_by=lambda: WorkflowRow.started_at, **_FOR_READING
+    )
+    """The child runs that this one called."""
+
 
 class StepRow(Base):
-    """One step. `position` keeps the order in which the steps were first saved."""
+    """A step of a workflow."""
 
     __tablename__ = "step_states"
     __table_args__ = (
@@ -150,23 +194,28 @@ class StepRow(Base):
     )
     step_id: Mapped[str] = mapped_column(String(255), primary_key=True)
     status: Mapped[str] = mapped_column(String(50))
+    """One of `StepStatus`."""
     started_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     completed_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
     outputs: Mapped[str | None] = mapped_column(Text)
     error: Mapped[str | None] = mapped_column(Text)
-    # Nullable as in the original schema: its rows may hold NULL, which reads as 0.
     retry_count: Mapped[int | None] = mapped_column(server_default="0")
+    """Nullable as in the original schema, whose rows may hold NULL: it reads as 0."""
     position: Mapped[int] = mapped_column(server_default="0")
+    """Its place in the order in which the steps of the workflow were first saved."""
     context_patch: Mapped[str | None] = mapped_column(Text)
     """What a run's context gained or lost with this step's commit."""
     outputs_digest: Mapped[str | None] = mapped_column(Digest)
     error_digest: Mapped[str | None] = mapped_column(Digest)
     context_patch_digest: Mapped[str | None] = mapped_column(Digest)
     schema_version: Mapped[int | None]
+    """Of the user's types in `outputs`; NULL is 1."""
+
+    workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
 
 
 class CheckpointRow(Base):
-    """One checkpoint. `seq` orders them; it is NULL only in rows that the original software inserts."""
+    """A checkpoint of a workflow."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (
@@ -177,17 +226,22 @@ class CheckpointRow(Base):
     id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
     workflow_state_id: Mapped[UUID] = mapped_column(Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"))
     step_id: Mapped[str] = mapped_column(String(255))
+    """The step after which it was made, or the name that it was given."""
     timestamp: Mapped[datetime] = mapped_column(UtcTimestamp)
     snapshot: Mapped[str] = mapped_column(Text)
+    """The state as of then: whole, or of a run, where `position` is not NULL, as what refers to its steps."""
     seq: Mapped[int | None]
+    """The order of the checkpoints of a workflow. NULL only in rows that the original software inserts."""
     snapshot_digest: Mapped[str | None] = mapped_column(Digest)
     schema_version: Mapped[int | None]
     position: Mapped[int | None]
     """Of a delta: it refers to the steps up to this position. NULL: `snapshot` is whole."""
 
+    workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
+
 
 class SignalRow(Base):
-    """A message for a run that nobody has consumed yet."""
+    """A signal that no run has consumed yet."""
 
     __tablename__ = "signals"
     __table_args__ = (*_at_most_255("name"), UniqueConstraint("workflow_state_id", "seq"))
@@ -198,7 +252,10 @@ class SignalRow(Base):
     payload: Mapped[str] = mapped_column(Text)
     sent_at: Mapped[datetime] = mapped_column(UtcTimestamp)
     seq: Mapped[int]
+    """The order of the signals of a run."""
     payload_digest: Mapped[str | None] = mapped_column(Digest)
+
+    workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
 
 
 class RequestRow(Base):
@@ -220,6 +277,14 @@ class SchemaVersionRow(Base):
 
     version_num: Mapped[str] = mapped_column(String(32), primary_key=True)
 
+
+# A row of another namespace that says it is a child is nobody's.
+_IS_PARENT: Final[ColumnElement[bool]] = and_(
+    remote(WorkflowRow.id) == foreign(WorkflowRow.parent_id), remote(WorkflowRow.namespace) == WorkflowRow.namespace
+)
+_IS_CHILD: Final[ColumnElement[bool]] = and_(
+    remote(foreign(WorkflowRow.parent_id)) == WorkflowRow.id, remote(WorkflowRow.namespace) == WorkflowRow.namespace
+)
 
 Index("idx_updated_at", WorkflowRow.updated_at.desc())
 Index("idx_checkpoint_workflow_timestamp", CheckpointRow.workflow_state_id, CheckpointRow.timestamp.desc())
