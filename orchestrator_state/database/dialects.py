@@ -80,7 +80,7 @@ class time_after(FunctionElement[Any]):  # noqa: N801
     type = UtcTimestamp
     inherit_cache = True
 
-    def __init__(self, start: ColumnElement[Any], seconds: ColumnElement[float]) -> None:
+    def __init__(self, start: SQLCoreOperations[Any], seconds: ColumnElement[float]) -> None:
         super().__init__(start, seconds)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Float, and_, literal, literal_column, not_
 
 from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, database_now, database_time_in, lies_ahead
-from orchestrator_state.domain import ACTIVE, WorkflowStatus
+from orchestrator_state.domain import ACTIVE, FINISHED, WorkflowStatus
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.settings import LONGEST_LEASE
 
@@ -23,6 +23,7 @@ from orchestrator_state.settings import LONGEST_LEASE
 _FURTHEST_LEASE: Final = database_time_in(literal_column(str(2 * LONGEST_LEASE.total_seconds())))
 
 IS_ACTIVE: Final = WorkflowRow.status.in_(sorted(ACTIVE))
+IS_FINISHED: Final = WorkflowRow.status.in_(sorted(FINISHED))
 IS_UNDER_WAY: Final = WorkflowRow.status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value))
 """Neither over nor paused."""
 IS_LEASED: Final = lies_ahead(WorkflowRow.lease_expires_at, _FURTHEST_LEASE)

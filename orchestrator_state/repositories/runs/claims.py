@@ -31,7 +31,7 @@ from orchestrator_state.database import (
     writes_alone,
 )
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow, workflow_states
 from orchestrator_state.records import (
     ClaimedRun,
     Columns,
@@ -50,30 +50,29 @@ from orchestrator_state.repositories.runs.rows import CLAIMED, FOUND, claimed, f
 from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
 from orchestrator_state.state_schema import FIRST
 
-_w = workflow_states.c
 MOST_LOOKS: Final = 10
 """At a row that others change between two of our statements. One that stays contradictory is not theirs to change."""
 
-_HAS_ID: Final = _w.id.in_(bindparam("ids", expanding=True))
+_HAS_ID: Final = WorkflowRow.id.in_(bindparam("ids", expanding=True))
 _FIND: Final = (
     select(*FOUND)
     .where(
-        _w.namespace == bindparam("namespace"),
+        WorkflowRow.namespace == bindparam("namespace"),
         or_(
             _HAS_ID,
-            _w.idempotency_key == bindparam("idempotency_key"),
-            _w.workflow_id == bindparam("workflow_id"),
+            WorkflowRow.idempotency_key == bindparam("idempotency_key"),
+            WorkflowRow.workflow_id == bindparam("workflow_id"),
         ),
     )
     .order_by(
         case(
-            (_w.idempotency_key == bindparam("idempotency_key"), 0),
+            (WorkflowRow.idempotency_key == bindparam("idempotency_key"), 0),
             (_HAS_ID, 1),
             else_=2,
         ),
-        case((is_moment(_w.updated_at), 0), else_=1),
-        _w.updated_at.desc(),
-        _w.id,
+        case((is_moment(WorkflowRow.updated_at), 0), else_=1),
+        WorkflowRow.updated_at.desc(),
+        WorkflowRow.id,
     )
     .limit(1)
 )
@@ -90,7 +89,7 @@ class ClaimRepository(Repository):
             "idempotency_key": names.idempotency_key,
             "workflow_id": names.workflow_id,
         }
-        row = (await self._execute(_FIND, parameters)).first()
+        row = await self._row(_FIND, parameters)
         return None if row is None else found(row)
 
     async def create(self, columns: Columns) -> UUID | None:
@@ -109,26 +108,31 @@ class ClaimRepository(Repository):
         run_id = columns["id"]
         values = await self._sealed_workflow(run_id, columns) | {"namespace": self._namespace}
         statement = _insertion(self._dialect, frozenset(values), leased=lease is not None)
-        created = (await self._execute(statement, prefixed(values) | (lease or {}))).first()
+        created: Row[Any] | None = await self._row(statement, prefixed(values) | (lease or {}))
         if created is not None:
             await self._begin_without_history(run_id, created)
         return created
 
     async def is_taken_elsewhere(self, workflow_state_id: UUID) -> bool:
         """Whether a run of another namespace has the id."""
-        elsewhere = select(_w.id).where(_w.id == workflow_state_id, _w.namespace.is_distinct_from(self._namespace))
-        return (await self._execute(elsewhere)).first() is not None
+        elsewhere = WorkflowRow.namespace.is_distinct_from(self._namespace)
+        query = select(WorkflowRow.id).where(WorkflowRow.id == workflow_state_id, elsewhere)
+        return await self._row(query) is not None
 
     async def claim(self, seen: FoundRun, owner: Owner) -> ClaimedRun | None:
         """Take the lease of a run, unless that has changed since it was `seen`: then None.
 
         It may have been taken, the run may have ended, or its owner, who was late, has renewed the lease after all.
         """
-        unchanged = [_w.id == seen.id, _w.lease_token == seen.lease_token, _w.status == seen.status]
+        unchanged = [
+            WorkflowRow.id == seen.id,
+            WorkflowRow.lease_token == seen.lease_token,
+            WorkflowRow.status == seen.status,
+        ]
         if seen.lease_is_free:
             unchanged.append(LEASE_IS_FREE)
-        taking = update(workflow_states).where(*unchanged).values(taken_by(owner)).returning(*CLAIMED)
-        row = (await self._execute(taking)).first()
+        taking = update(WorkflowRow).where(*unchanged).values(taken_by(owner)).returning(*CLAIMED)
+        row = await self._row(taking)
         return None if row is None else claimed(row)
 
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> list[ClaimedRun]:
@@ -156,13 +160,13 @@ class ClaimRepository(Repository):
         claimable = self._claimable(names)
         rested = await self._execute(rested_suspects(*claimable, patient=patient))
         chosen = choose([Suspect(row.id, row.attempts) for row in rested.all()])
-        return await self._claim(owner, limit, *claimable, _w.id.in_(chosen)) if chosen else []
+        return await self._claim(owner, limit, *claimable, WorkflowRow.id.in_(chosen)) if chosen else []
 
     def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
         return (
-            _w.namespace == self._namespace,
+            WorkflowRow.namespace == self._namespace,
             IS_UNDER_WAY,
-            _w.workflow_name.in_(sorted(names)),
+            WorkflowRow.workflow_name.in_(sorted(names)),
             self._has_readable_version(names),
             LEASE_IS_FREE,
             IS_AWAKE,
@@ -176,15 +180,15 @@ class ClaimRepository(Repository):
         Passed over is a row that is being changed, and not one that is kept from being deleted.
         """
         free = (
-            select(_w.id)
+            select(WorkflowRow.id)
             .where(*conditions)
-            .order_by(_w.updated_at)
+            .order_by(WorkflowRow.updated_at)
             .limit(limit)
             .with_for_update(skip_locked=True, key_share=True)
             .cte("free")
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
-        taking = update(workflow_states).where(_w.id == free.c.id).values(taken_by(owner)).returning(*CLAIMED)
+        taking = update(WorkflowRow).where(WorkflowRow.id == free.c.id).values(taken_by(owner)).returning(*CLAIMED)
         return [claimed(row) for row in await self._execute(taking)]
 
     async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> list[ClaimedRun]:
@@ -192,13 +196,14 @@ class ClaimRepository(Repository):
         runs: list[ClaimedRun] = []
         for chunk in chunks(sorted(ids)):
             of_owner = select(*CLAIMED).where(
-                _w.id.in_(chunk),
-                _w.lease_owner == owner.id,
+                WorkflowRow.id.in_(chunk),
+                WorkflowRow.lease_owner == owner.id,
                 IS_LEASED,
-                _w.status == WorkflowStatus.RUNNING.value,
+                WorkflowRow.status == WorkflowStatus.RUNNING.value,
             )
-            locked = await self._execute(select(_w.id).where(_w.id.in_(chunk)).order_by(_w.id).with_for_update())
-            await self._wait_for_creations({*chunk} - {*locked.scalars()})
+            locking = select(WorkflowRow.id).where(WorkflowRow.id.in_(chunk)).order_by(WorkflowRow.id).with_for_update()
+            locked = (await self._execute(locking)).scalars()
+            await self._wait_for_creations({*chunk} - {*locked})
             runs += [claimed(row) for row in await self._execute(of_owner)]
         return runs
 
@@ -214,21 +219,27 @@ class ClaimRepository(Repository):
 
     async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> list[UnclaimableRun]:
         """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged."""
-        is_writable = IS_WRITABLE.label("is_writable")
         query = (
-            select(_w.id, _w.workflow_id, _w.workflow_name, _w.schema_version, is_writable, *COUNTS)
+            select(
+                WorkflowRow.id,
+                WorkflowRow.workflow_id,
+                WorkflowRow.workflow_name,
+                WorkflowRow.schema_version,
+                IS_WRITABLE.label("is_writable"),
+                *COUNTS,
+            )
             .where(
-                _w.namespace == self._namespace,
+                WorkflowRow.namespace == self._namespace,
                 IS_UNDER_WAY,
                 or_(
-                    _w.workflow_name.not_in(sorted(names)),
+                    WorkflowRow.workflow_name.not_in(sorted(names)),
                     not_(self._has_readable_version(names)),
                     not_(IS_WRITABLE),
                 ),
                 LEASE_IS_FREE,
                 IS_AWAKE,
             )
-            .order_by(_w.updated_at)
+            .order_by(WorkflowRow.updated_at)
             .limit(limit)
         )
         return [
@@ -244,8 +255,8 @@ class ClaimRepository(Repository):
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
         versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
-        known = case(versions, value=_w.workflow_name, else_=FIRST) if versions else literal(FIRST)
-        return func.coalesce(_w.schema_version, FIRST) <= known
+        known = case(versions, value=WorkflowRow.workflow_name, else_=FIRST) if versions else literal(FIRST)
+        return func.coalesce(WorkflowRow.schema_version, FIRST) <= known
 
 
 def taken_by(owner: Owner) -> Columns:
@@ -253,7 +264,7 @@ def taken_by(owner: Owner) -> Columns:
         "status": WorkflowStatus.RUNNING.value,
         "lease_owner": owner.id,
         "lease_process": owner.process,
-        "lease_token": one_more(_w.lease_token),
+        "lease_token": one_more(WorkflowRow.lease_token),
         "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
         "attempts": ATTEMPTS_ONCE_CLAIMED,
         "has_progressed": 0,
@@ -261,7 +272,7 @@ def taken_by(owner: Owner) -> Columns:
         "error": None,
         "error_digest": None,
         "completed_at": None,
-        "version": one_more(_w.version),
+        "version": one_more(WorkflowRow.version),
         "updated_at": database_now(),
         "digested_at": STILL_DIGESTED_AT,
     }
@@ -273,11 +284,11 @@ def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Execut
 
     A `leased` run belongs to `owner` of `process` for `seconds`. Returns what is `CLAIMED`, and `has_leftovers`.
     """
-    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=_w[name].type) for name in columns}
+    values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=workflow_states.c[name].type) for name in columns}
     values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
     if leased:
         values |= {
-            "lease_owner": bindparam("owner", type_=_w.lease_owner.type),
+            "lease_owner": bindparam("owner", type_=WorkflowRow.lease_owner.type),
             "lease_process": bindparam("process"),
             "lease_token": 1,
             "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
@@ -286,5 +297,5 @@ def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Execut
         conflict_aware_insert(dialect, workflow_states)
         .values(values)
         .on_conflict_do_nothing()
-        .returning(*CLAIMED, has_leftovers(bindparam("new_id", type_=_w.id.type)))
+        .returning(*CLAIMED, has_leftovers(bindparam("new_id", type_=WorkflowRow.id.type)))
     )

@@ -9,11 +9,12 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import and_, bindparam, delete, select, update
+from sqlalchemy.orm import outerjoin
 
 from orchestrator_state.collector import collector_paused
 from orchestrator_state.database import marking, setting_idle_limit, takes_marks
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.models import checkpoints, step_states, workflow_states
+from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow
 from orchestrator_state.records import (
     Columns,
     Lease,
@@ -26,16 +27,16 @@ from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, Fence
 from orchestrator_state.repositories.steps import record_step_once
 
 _position: Final = attrgetter("position")
-_CONVERT_STEP: Final = update(step_states).where(
-    step_states.c.workflow_state_id == bindparam("of_workflow"), step_states.c.step_id == bindparam("of_step")
+_CONVERT_STEP: Final = update(StepRow).where(
+    StepRow.workflow_state_id == bindparam("of_workflow"), StepRow.step_id == bindparam("of_step")
 )
 """Sets the columns that it is given values for."""
 _CONVERTED: Final = ("outputs", "outputs_digest", "context_patch", "context_patch_digest")
 
 
 # In no order: the database would sort whole rows, payloads included.
-_STORED_STEPS_OF: Final = select(*(step_states.c[name] for name in SealedStep._fields)).where(
-    step_states.c.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
+_STORED_STEPS_OF: Final = select(*(getattr(StepRow, name) for name in SealedStep._fields)).where(
+    StepRow.workflow_state_id.in_(bindparam("workflow_state_ids", expanding=True))
 )
 
 
@@ -65,11 +66,11 @@ class HistoryRepository(FencedRepository):
         With an `idle_limit`, Postgres ends this transaction once nothing has happened in it for so long. It is marked
         then, see `open_transactions`.
         """
-        query = select(step_states)
+        query = select(StepRow)
         completed = (
-            step_states.c.workflow_state_id == workflow_state_id,
-            step_states.c.step_id == step_id,
-            step_states.c.status == "completed",
+            StepRow.workflow_state_id == workflow_state_id,
+            StepRow.step_id == step_id,
+            StepRow.status == "completed",
         )
         if idle_limit is None or not takes_marks(self._session):
             query = query.where(*completed)
@@ -77,7 +78,7 @@ class HistoryRepository(FencedRepository):
             limited = select(setting_idle_limit(idle_limit).label("limit"), marking().label("mark"))
             begun = limited.subquery("begun")
             query = query.add_columns(begun.c.limit, begun.c.mark).select_from(
-                begun.outerjoin(step_states, and_(*completed))
+                outerjoin(begun, StepRow, and_(*completed))
             )
         rows = await self._rows_with_blobs(query)
         if not rows or rows[0].step_id is None:
@@ -89,18 +90,18 @@ class HistoryRepository(FencedRepository):
 
     async def list_intents(self, workflow_state_id: UUID) -> list[str]:
         """The steps that were begun, by their own word, and are not over."""
-        query = select(step_states.c.step_id).where(
-            step_states.c.workflow_state_id == workflow_state_id, step_states.c.status == StepStatus.RUNNING.value
+        query = select(StepRow.step_id).where(
+            StepRow.workflow_state_id == workflow_state_id, StepRow.status == StepStatus.RUNNING.value
         )
-        return list((await self._execute(query.order_by(step_states.c.position))).scalars())
+        return list((await self._execute(query.order_by(StepRow.position))).scalars())
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
         """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
         await self._make_whole(lease.workflow_state_id)
         await self._write_fenced(lease, {"context": context, "initial_context": context})
         await self._execute(
-            update(step_states)
-            .where(step_states.c.workflow_state_id == lease.workflow_state_id)
+            update(StepRow)
+            .where(StepRow.workflow_state_id == lease.workflow_state_id)
             .values(context_patch=None, context_patch_digest=None)
         )
 
@@ -130,9 +131,7 @@ class HistoryRepository(FencedRepository):
         await self._write_fenced(lease, {})
         for chunk in chunks(sorted(damaged)):
             await self._delete(
-                delete(step_states).where(
-                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id.in_(chunk)
-                )
+                delete(StepRow).where(StepRow.workflow_state_id == lease.workflow_state_id, StepRow.step_id.in_(chunk))
             )
         for sealed in self._sealed(lease, steps):
             await self._execute(record_step_once(self._dialect), sealed._asdict())
@@ -144,35 +143,31 @@ class HistoryRepository(FencedRepository):
         await self._write_fenced(lease, columns | {"result_digest": None}, renews_digests=True)
         for sealed in renewed:
             await self._execute(
-                update(step_states)
-                .where(
-                    step_states.c.workflow_state_id == lease.workflow_state_id, step_states.c.step_id == sealed.step_id
-                )
+                update(StepRow)
+                .where(StepRow.workflow_state_id == lease.workflow_state_id, StepRow.step_id == sealed.step_id)
                 .values({name: getattr(sealed, name) for name in (*_CONVERTED, "error", "error_digest")})
             )
 
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
         """Before the context is replaced: a resumed handler starts with the first one."""
-        await self._execute(
-            update(workflow_states).where(workflow_states.c.id == workflow_state_id).values(FIRST_CONTEXT_KEPT)
-        )
+        await self._execute(update(WorkflowRow).where(WorkflowRow.id == workflow_state_id).values(FIRST_CONTEXT_KEPT))
 
     async def forget_patches(self, workflow_state_id: UUID, *, keep: Collection[str]) -> None:
         """Forget how all steps but those of `keep` changed the context."""
-        of_steps = select(step_states.c.step_id).where(
-            step_states.c.workflow_state_id == workflow_state_id, step_states.c.context_patch.is_not(None)
+        of_steps = select(StepRow.step_id).where(
+            StepRow.workflow_state_id == workflow_state_id, StepRow.context_patch.is_not(None)
         )
         for chunk in chunks(sorted({*(await self._execute(of_steps)).scalars()} - {*keep})):
             await self._execute(
-                update(step_states)
-                .where(step_states.c.workflow_state_id == workflow_state_id, step_states.c.step_id.in_(chunk))
+                update(StepRow)
+                .where(StepRow.workflow_state_id == workflow_state_id, StepRow.step_id.in_(chunk))
                 .values(context_patch=None, context_patch_digest=None)
             )
 
     async def forget_checkpoints_after(self, workflow_state_id: UUID, seq: int) -> None:
         """Delete the checkpoints of a line that a rewind gave up: the patches of its steps are gone with the steps."""
         await self._delete(
-            delete(checkpoints).where(checkpoints.c.workflow_state_id == workflow_state_id, checkpoints.c.seq > seq)
+            delete(CheckpointRow).where(CheckpointRow.workflow_state_id == workflow_state_id, CheckpointRow.seq > seq)
         )
 
     def _sealed(self, lease: Lease, steps: Collection[OpenStep]) -> list[SealedStep]:

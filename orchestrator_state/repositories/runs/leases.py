@@ -10,12 +10,10 @@ from sqlalchemy import Float, literal, select, update
 
 from orchestrator_state.database import database_now, database_time_in, time_after
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.records import Lease, Owner, Renewal
 from orchestrator_state.repositories.base import Repository, chunks, rowcount
 from orchestrator_state.repositories.claimable import IS_LEASED, lease_was_good
-
-_w = workflow_states.c
 
 
 class LeaseRepository(Repository):
@@ -29,18 +27,18 @@ class LeaseRepository(Repository):
         renewed: dict[UUID, Renewal] = {}
         for chunk in chunks(list(ids)):
             owned = (
-                _w.namespace == self._namespace,
-                _w.id.in_(chunk),
-                _w.lease_owner == owner.id,
-                _w.lease_expires_at.is_not(None),  # one that was let go is anybody's
+                WorkflowRow.namespace == self._namespace,
+                WorkflowRow.id.in_(chunk),
+                WorkflowRow.lease_owner == owner.id,
+                WorkflowRow.lease_expires_at.is_not(None),  # one that was let go is anybody's
             )
-            free = select(_w.id).where(*owned).with_for_update(skip_locked=True, key_share=True)
+            free = select(WorkflowRow.id).where(*owned).with_for_update(skip_locked=True, key_share=True)
             cte = free.cte("free").prefix_with("MATERIALIZED", dialect="postgresql")
             rows = await self._execute(
-                update(workflow_states)
-                .where(*(owned if wait else (_w.id == cte.c.id,)))
+                update(WorkflowRow)
+                .where(*(owned if wait else (WorkflowRow.id == cte.c.id,)))
                 .values(lease_expires_at=database_time_in(literal(owner.term.total_seconds(), Float)))
-                .returning(_w.id, _w.lease_token, _w.request, database_now().label("now"))
+                .returning(WorkflowRow.id, WorkflowRow.lease_token, WorkflowRow.request, database_now().label("now"))
             )
             renewed |= {row.id: Renewal(row.lease_token, row.request, row.now) for row in rows}
         return renewed
@@ -52,20 +50,20 @@ class LeaseRepository(Repository):
         """
         seconds = held.total_seconds()
         await self._execute(
-            update(workflow_states)
+            update(WorkflowRow)
             .where(
-                _w.status == WorkflowStatus.RUNNING.value,
+                WorkflowRow.status == WorkflowStatus.RUNNING.value,
                 lease_was_good(held),
             )
-            .values(lease_expires_at=time_after(_w.lease_expires_at, literal(seconds, Float)))
+            .values(lease_expires_at=time_after(WorkflowRow.lease_expires_at, literal(seconds, Float)))
         )
 
     async def list_of(self, owner: UUID) -> list[Lease]:
         """The leases of `owner` which have not ended."""
-        query = select(_w.id, _w.lease_owner, _w.lease_token, _w.version).where(
-            _w.namespace == self._namespace,
-            _w.status == WorkflowStatus.RUNNING.value,
-            _w.lease_owner == owner,
+        query = select(WorkflowRow.id, WorkflowRow.lease_owner, WorkflowRow.lease_token, WorkflowRow.version).where(
+            WorkflowRow.namespace == self._namespace,
+            WorkflowRow.status == WorkflowStatus.RUNNING.value,
+            WorkflowRow.lease_owner == owner,
             IS_LEASED,
         )
         rows = await self._execute(query)
@@ -74,12 +72,12 @@ class LeaseRepository(Repository):
     async def list_processes(self, machine: str) -> list[str]:
         """The processes of `machine` that hold a lease which has not ended."""
         query = (
-            select(_w.lease_process)
+            select(WorkflowRow.lease_process)
             .where(
-                _w.namespace == self._namespace,
-                _w.status == WorkflowStatus.RUNNING.value,
+                WorkflowRow.namespace == self._namespace,
+                WorkflowRow.status == WorkflowStatus.RUNNING.value,
                 IS_LEASED,
-                _w.lease_process.startswith(machine, autoescape=True),
+                WorkflowRow.lease_process.startswith(machine, autoescape=True),
             )
             .distinct()
         )
@@ -88,10 +86,10 @@ class LeaseRepository(Repository):
     async def end_of(self, processes: Collection[str]) -> int:
         """End the leases of processes that are known to be dead."""
         ended = await self._execute(
-            update(workflow_states)
+            update(WorkflowRow)
             .where(
-                _w.namespace == self._namespace,
-                _w.lease_process.in_(sorted(processes)),
+                WorkflowRow.namespace == self._namespace,
+                WorkflowRow.lease_process.in_(sorted(processes)),
                 IS_LEASED,
             )
             .values(lease_expires_at=database_now())

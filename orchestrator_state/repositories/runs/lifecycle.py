@@ -12,9 +12,9 @@ from sqlalchemy import Float, literal, select, update
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database import database_now, database_time_in, one_more
 from orchestrator_state.domain import FINISHED, WorkflowStatus
-from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.models import SignalRow, WorkflowRow
 from orchestrator_state.records import Columns, FoundRun, Lease
-from orchestrator_state.repositories.claimable import IS_ACTIVE, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import IS_ACTIVE, IS_FINISHED, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import IS_WRITABLE
 from orchestrator_state.repositories.runs.fence import (
     FENCE,
@@ -29,8 +29,7 @@ from orchestrator_state.repositories.runs.requests import finish as finished_upd
 from orchestrator_state.repositories.runs.requests import let_go as letting_go
 from orchestrator_state.repositories.runs.rows import FOUND, found
 
-_w = workflow_states.c
-_UNHEEDED: Final = (_w.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
+_UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 
 
 class RunRepository(FencedRepository):
@@ -40,10 +39,13 @@ class RunRepository(FencedRepository):
         """The run, its row locked until the transaction ends."""
         query = (
             select(*FOUND)
-            .where(_w.id == as_uuid(workflow_state_id, "workflow_state_id"), _w.namespace == self._namespace)
+            .where(
+                WorkflowRow.id == as_uuid(workflow_state_id, "workflow_state_id"),
+                WorkflowRow.namespace == self._namespace,
+            )
             .with_for_update()
         )
-        row = (await self._execute(query)).first()
+        row = await self._row(query)
         return None if row is None else found(row)
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
@@ -54,14 +56,14 @@ class RunRepository(FencedRepository):
         if columns["status"] in FINISHED:
             columns = columns | {"completed_at": database_now()}
         await self._execute(
-            update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.namespace == self._namespace)
+            update(WorkflowRow)
+            .where(WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
             .values(
                 await self._sealed_workflow(workflow_state_id, columns)
                 | RELEASED
                 | {
-                    "version": one_more(_w.version),
-                    "lease_token": one_more(_w.lease_token),
+                    "version": one_more(WorkflowRow.version),
+                    "lease_token": one_more(WorkflowRow.lease_token),
                     "updated_at": database_now(),
                     "digested_at": STILL_DIGESTED_AT,
                     "request": None,
@@ -78,8 +80,12 @@ class RunRepository(FencedRepository):
     async def leave_request(self, workflow_state_id: UUID, request: str | None) -> None:
         """Leave a request for the live owner, or take it back. A cancel stays."""
         await self._execute(
-            update(workflow_states)
-            .where(_w.id == workflow_state_id, _w.namespace == self._namespace, _w.request.is_distinct_from(CANCEL))
+            update(WorkflowRow)
+            .where(
+                WorkflowRow.id == workflow_state_id,
+                WorkflowRow.namespace == self._namespace,
+                WorkflowRow.request.is_distinct_from(CANCEL),
+            )
             .values(request=request)
         )
 
@@ -88,7 +94,7 @@ class RunRepository(FencedRepository):
 
         Raises `LeaseLost`.
         """
-        held = await self._execute(select(_w.request).where(*FENCE).with_for_update(read=True), fence(lease))
+        held = await self._execute(select(WorkflowRow.request).where(*FENCE).with_for_update(read=True), fence(lease))
         row = held.first()
         if row is None:
             raise lease_lost(lease)
@@ -97,7 +103,7 @@ class RunRepository(FencedRepository):
 
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
-        locked = select(_w.id).where(*FENCE).with_for_update()
+        locked = select(WorkflowRow.id).where(*FENCE).with_for_update()
         if (await self._execute(locked, fence(lease))).first() is None:
             raise lease_lost(lease)
 
@@ -109,19 +115,16 @@ class RunRepository(FencedRepository):
         None leaves that as it is.
         """
         columns: Columns = {
-            "version": one_more(_w.version),
+            "version": one_more(WorkflowRow.version),
             **RELEASED,
-            "faults": _w.faults if faults is None else faults,
+            "faults": WorkflowRow.faults if faults is None else faults,
         }
         columns |= heeded()
         if pause:
             columns["wake_at"] = database_time_in(literal(pause.total_seconds(), Float))
-        unfinished = _w.status == WorkflowStatus.RUNNING.value
-        released = await self._execute(
-            update(workflow_states).where(*FENCE, unfinished).values(columns).returning(_w.status, _w.parent_id),
-            fence(lease),
-        )
-        row = released.first()
+        unfinished = WorkflowRow.status == WorkflowStatus.RUNNING.value
+        releasing = update(WorkflowRow).where(*FENCE, unfinished).values(columns)
+        row = await self._row(releasing.returning(WorkflowRow.status, WorkflowRow.parent_id), fence(lease))
         if row is not None:
             await self._tell_of(row, may_be_claimed=not pause)
         return row is not None
@@ -166,20 +169,24 @@ class RunRepository(FencedRepository):
 
     async def heed_requests(self) -> int:
         """Do what was asked of owners that are gone. Returns of how many runs."""
-        columns: Columns = {"version": one_more(_w.version), "lease_token": one_more(_w.lease_token), **RELEASED}
-        heard = await self._execute(
-            update(workflow_states)
-            .where(_w.namespace == self._namespace, *_UNHEEDED)
+        columns: Columns = {
+            "version": one_more(WorkflowRow.version),
+            "lease_token": one_more(WorkflowRow.lease_token),
+            **RELEASED,
+        }
+        heeding = (
+            update(WorkflowRow)
+            .where(WorkflowRow.namespace == self._namespace, *_UNHEEDED)
             .values(columns | heeded())
-            .returning(_w.status, _w.parent_id)
+            .returning(WorkflowRow.status, WorkflowRow.parent_id)
         )
-        rows = heard.all()
+        rows = await self._rows(heeding)
         for row in rows:
             await self._tell_of(row, may_be_claimed=False)
         return len(rows)
 
     async def has_unheeded_requests(self) -> bool:
-        query = select(_w.id).where(_w.namespace == self._namespace, *_UNHEEDED).limit(1)
+        query = select(WorkflowRow.id).where(WorkflowRow.namespace == self._namespace, *_UNHEEDED).limit(1)
         return (await self._execute(query)).first() is not None
 
     async def _tell_of(self, row: Any, *, may_be_claimed: bool) -> None:
@@ -190,15 +197,15 @@ class RunRepository(FencedRepository):
             await self._announce()
 
     async def _has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:
-        query = select(signals.c.id).where(
-            signals.c.workflow_state_id == workflow_state_id, signals.c.name.in_(sorted(names))
+        query = select(SignalRow.id).where(
+            SignalRow.workflow_state_id == workflow_state_id, SignalRow.name.in_(sorted(names))
         )
         return (await self._execute(query.limit(1))).first() is not None
 
     async def _has_finished(self, workflow_state_ids: Collection[UUID]) -> bool:
-        query = select(_w.id).where(
-            _w.namespace == self._namespace,
-            _w.id.in_(list(workflow_state_ids)),
-            _w.status.in_(sorted(FINISHED)),
+        query = select(WorkflowRow.id).where(
+            WorkflowRow.namespace == self._namespace,
+            WorkflowRow.id.in_(list(workflow_state_ids)),
+            IS_FINISHED,
         )
         return (await self._execute(query.limit(1))).first() is not None

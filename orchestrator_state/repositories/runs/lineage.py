@@ -11,27 +11,34 @@ from sqlalchemy import and_, func, select, update
 
 from orchestrator_state.database import database_now, one_more
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.models import step_states, workflow_states
+from orchestrator_state.models import StepRow, WorkflowRow
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.records import Columns, Opener, seal_step
 from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import IS_WRITABLE
-from orchestrator_state.repositories.expressions import OUTDATED
 from orchestrator_state.repositories.runs.fence import RELEASED, STILL_DIGESTED_AT
 from orchestrator_state.repositories.runs.requests import CANCEL, cancelled
-
-_w = workflow_states.c
 
 _REVIVED: Final[Columns] = RELEASED | {
     "status": WorkflowStatus.PENDING.value,
     "attempts": 0,
-    "version": one_more(_w.version),
-    "lease_token": one_more(_w.lease_token),
+    "version": one_more(WorkflowRow.version),
+    "lease_token": one_more(WorkflowRow.lease_token),
     "updated_at": database_now(),
     "digested_at": STILL_DIGESTED_AT,
     **dict.fromkeys(("error", "error_digest", "completed_at", "wake_at", "request")),
 }
+
+_CONTEXTS: Final = (
+    WorkflowRow.id,
+    WorkflowRow.updated_at,
+    WorkflowRow.digested_at,
+    WorkflowRow.context,
+    WorkflowRow.context_digest,
+    WorkflowRow.initial_context,
+    WorkflowRow.initial_context_digest,
+)
 
 
 class LineageRepository(Repository):
@@ -47,13 +54,13 @@ class LineageRepository(Repository):
         while parents:
             children: list[UUID] = []
             for chunk in chunks(parents):
-                children_of = (_w.namespace == self._namespace, _w.parent_id.in_(chunk))
+                children_of = (WorkflowRow.namespace == self._namespace, WorkflowRow.parent_id.in_(chunk))
                 # All of them: one that has failed may be resumed, and start others, before those are looked for.
-                locked = select(_w.id).where(*children_of).order_by(_w.id).with_for_update(key_share=True)
-                children += (await self._execute(locked)).scalars()
+                listed = select(WorkflowRow.id).where(*children_of).order_by(WorkflowRow.id)
+                children += (await self._execute(listed.with_for_update(key_share=True))).scalars()
                 if children:
                     await self._execute(
-                        update(workflow_states).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
+                        update(WorkflowRow).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
                     )
             parents = [child for child in dict.fromkeys(children) if child not in seen]
             seen.update(parents)
@@ -68,13 +75,13 @@ class LineageRepository(Repository):
         while parents:
             revived: list[UUID] = []
             for chunk in chunks(parents):
-                child = and_(_w.namespace == self._namespace, _w.parent_id.in_(chunk), IS_WRITABLE)
-                updates = [update(workflow_states).where(child, _w.status.in_(over)).values(_REVIVED)]
+                child = and_(WorkflowRow.namespace == self._namespace, WorkflowRow.parent_id.in_(chunk), IS_WRITABLE)
+                updates = [update(WorkflowRow).where(child, WorkflowRow.status.in_(over)).values(_REVIVED)]
                 if was_cancelled:
-                    asked = and_(child, IS_ACTIVE, _w.request == CANCEL)
-                    updates.append(update(workflow_states).where(asked).values(request=None))
+                    asked = and_(child, IS_ACTIVE, WorkflowRow.request == CANCEL)
+                    updates.append(update(WorkflowRow).where(asked).values(request=None))
                 for revival in updates:
-                    revived += (await self._execute(revival.returning(_w.id))).scalars()
+                    revived += (await self._execute(revival.returning(WorkflowRow.id))).scalars()
             parents = revived
 
     async def spare_ancestors(self, parent_id: UUID | None) -> None:
@@ -83,10 +90,10 @@ class LineageRepository(Repository):
         while parent_id is not None and parent_id not in seen:
             seen.add(parent_id)
             spared = await self._execute(
-                update(workflow_states)
-                .where(_w.id == parent_id, _w.namespace == self._namespace, IS_ACTIVE)
+                update(WorkflowRow)
+                .where(WorkflowRow.id == parent_id, WorkflowRow.namespace == self._namespace, IS_ACTIVE)
                 .values(has_progressed=1)
-                .returning(_w.parent_id)
+                .returning(WorkflowRow.parent_id)
             )
             parent_id = spared.scalar()
 
@@ -94,10 +101,10 @@ class LineageRepository(Repository):
         """Write where a fork came from, and copy how these of its steps, which are finished, changed the context."""
         lineage = {"forked_from_id": source, "forked_from_seq": seq}
         await self._copy_context_history(fork_id, source, step_ids, lineage)
-        last = select(func.max(step_states.c.position)).where(step_states.c.workflow_state_id == fork_id)
+        last = select(func.max(StepRow.position)).where(StepRow.workflow_state_id == fork_id)
         await self._execute(
-            update(workflow_states)
-            .where(_w.id == fork_id)
+            update(WorkflowRow)
+            .where(WorkflowRow.id == fork_id)
             .values(context_position=func.coalesce(last.scalar_subquery(), -1))
         )
         await self._announce()
@@ -106,28 +113,26 @@ class LineageRepository(Repository):
         self, fork_id: UUID, source: UUID, step_ids: Collection[str], columns: Columns
     ) -> None:
         """Through here and not inside the database: a payload is bound to the row that it is in."""
-        of_source = select(workflow_states, OUTDATED).where(_w.id == source)
+        of_source = select(*_CONTEXTS).where(WorkflowRow.id == source)
         rows = await self._rows_with_blobs(of_source)
         if not rows:
             return
         (row,) = rows
-        opener = Opener(self._payloads, source, outdated=row.outdated)
+        opener = Opener.of(self._payloads, row)
         opening = partial(opener.workflow, "initial_context", row.initial_context, row.initial_context_digest)
         if row.initial_context is None and row.initial_context_digest is None:
             opening = partial(opener.workflow, "context", row.context, row.context_digest)
         first = await self._payloads.aside.call(opening, self._payloads.length([row.context, row.initial_context]))
         columns = columns | await self._sealed_workflow(fork_id, {"initial_context": first})
-        await self._execute(update(workflow_states).where(_w.id == fork_id).values(columns))
+        await self._execute(update(WorkflowRow).where(WorkflowRow.id == fork_id).values(columns))
         for chunk in chunks(sorted(step_ids)):
-            steps = select(step_states).where(
-                step_states.c.workflow_state_id == source, step_states.c.step_id.in_(chunk)
-            )
+            steps = select(StepRow).where(StepRow.workflow_state_id == source, StepRow.step_id.in_(chunk))
             for step in await self._rows_with_blobs(steps):
                 sealing = partial(_sealed_patch, self._payloads, opener, step, fork_id)
                 sealed = await self._payloads.aside.call(sealing, self._payloads.length([step.context_patch]))
                 await self._execute(
-                    update(step_states)
-                    .where(step_states.c.workflow_state_id == fork_id, step_states.c.step_id == step.step_id)
+                    update(StepRow)
+                    .where(StepRow.workflow_state_id == fork_id, StepRow.step_id == step.step_id)
                     .values(sealed | {"position": step.position})
                 )
 

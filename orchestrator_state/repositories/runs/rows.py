@@ -7,13 +7,14 @@ from typing import Any, Final
 from sqlalchemy import Row
 
 from orchestrator_state.database import database_now
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.records import CELLS, ClaimedRun, FoundRun, Lease, StoredRun, damaged_columns
 from orchestrator_state.repositories.claimable import IS_ASLEEP, LEASE_IS_FREE
 
-FOUND: Final = (workflow_states, LEASE_IS_FREE.label("lease_is_free"), IS_ASLEEP.label("is_asleep"))
+FOUND: Final = (WorkflowRow, LEASE_IS_FREE.label("lease_is_free"), IS_ASLEEP.label("is_asleep"))
 """What `found` reads."""
-CLAIMED: Final = (workflow_states, database_now().label("now"))
+_CELLS: Final = CELLS[WorkflowRow.__tablename__]
+CLAIMED: Final = (WorkflowRow, database_now().label("now"))
 """What `claimed` reads."""
 
 
@@ -38,7 +39,7 @@ def found(row: Row[Any]) -> FoundRun:
         result_digest=row.result_digest,
         error=row.error,
         error_digest=row.error_digest,
-        damaged=damaged_columns(row, CELLS["workflow_states"]),
+        damaged=damaged_columns(row, _CELLS),
         stored=_stored(row),
     )
 
@@ -57,7 +58,7 @@ def claimed(row: Row[Any]) -> ClaimedRun:
         faults=row.faults,
         request=row.request,
         now=row.now,
-        damaged=damaged_columns(row, CELLS["workflow_states"]),
+        damaged=damaged_columns(row, _CELLS),
         stored=_stored(row),
     )
 

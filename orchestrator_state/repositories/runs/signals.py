@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Final
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -11,7 +10,7 @@ from sqlalchemy import select, update
 from orchestrator_state.database import conflict_aware_insert, database_now
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import Conflict, PayloadError
-from orchestrator_state.models import SignalRow, WorkflowRow, signals, workflow_states
+from orchestrator_state.models import SignalRow, WorkflowRow, signals
 from orchestrator_state.payloads import Sealed
 from orchestrator_state.records import Signal, SignalPlace, open_signal, seal_signal
 from orchestrator_state.repositories.base import Repository
@@ -20,8 +19,6 @@ from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP
 from orchestrator_state.repositories.runs.claims import MOST_LOOKS
 
-_w: Final = workflow_states.c
-
 
 class SignalRepository(Repository):
     """Signals that no run has consumed yet."""
@@ -29,9 +26,9 @@ class SignalRepository(Repository):
     async def next(self, workflow_state_id: UUID, name: str) -> Signal | None:
         """The oldest signal of that name."""
         query = (
-            select(signals.c.id, signals.c.payload, signals.c.payload_digest)
-            .where(signals.c.workflow_state_id == workflow_state_id, signals.c.name == name)
-            .order_by(signals.c.seq)
+            select(SignalRow.id, SignalRow.payload, SignalRow.payload_digest)
+            .where(SignalRow.workflow_state_id == workflow_state_id, SignalRow.name == name)
+            .order_by(SignalRow.seq)
             .limit(1)
         )
         rows = await self._rows_with_blobs(query)
@@ -74,17 +71,17 @@ class SignalRepository(Repository):
 
     async def _take_number(self, workflow_state_id: UUID) -> tuple[int | None, str | None]:
         """The next signal's number, if the workflow is unfinished, and its status, if there is one. Wakes the run."""
-        of_workflow = (_w.id == workflow_state_id, _w.namespace == self._namespace)
+        of_workflow = (WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
         number = (
-            update(workflow_states)
+            update(WorkflowRow)
             .where(*of_workflow, IS_ACTIVE)
             .values(signal_seq=next_count(WorkflowRow.signal_seq, SignalRow), wake_at=NOW_IF_ASLEEP)
-            .returning(_w.signal_seq, _w.status)
+            .returning(WorkflowRow.signal_seq, WorkflowRow.status)
         )
         for _ in range(MOST_LOOKS):
             if (row := (await self._execute(number)).first()) is not None:
                 return row.signal_seq, row.status
-            status: str | None = (await self._execute(select(_w.status).where(*of_workflow))).scalar()
+            status: str | None = (await self._execute(select(WorkflowRow.status).where(*of_workflow))).scalar()
             if status not in ACTIVE:  # or it was resumed between the two statements
                 return None, status
         message = f"the signal for run {workflow_state_id} is not stored: a trigger, or others, keep the row from it"

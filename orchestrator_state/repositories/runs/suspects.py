@@ -7,11 +7,12 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Float, and_, case, exists, func, literal, not_, select, text
+from sqlalchemy.orm import aliased
 from sqlalchemy.sql import Select
 
 from orchestrator_state.database import database_time_in
 from orchestrator_state.domain import ACTIVE
-from orchestrator_state.models import workflow_states
+from orchestrator_state.models import WorkflowRow
 from orchestrator_state.repositories.claimable import rested_since
 
 FROM_ATTEMPT: Final = 3
@@ -21,15 +22,14 @@ _PAUSES: Final = {3: 0.5, 4: 1.0, 5: 2.0, 6: 4.0}  # seconds
 _LONGEST_PAUSE: Final = 5.0
 _READ: Final = 100  # at a time; those that come first decide
 
-_w = workflow_states.c
-_child = workflow_states.alias("child")
+_child = aliased(WorkflowRow, name="child")
 # A lease that ended without having been released is that of an owner that vanished.
-ATTEMPTS_ONCE_CLAIMED: Final = case((_w.has_progressed == 1, 0), else_=_w.attempts) + case(
-    (_w.lease_expires_at.is_not(None), 1), else_=0
+ATTEMPTS_ONCE_CLAIMED: Final = case((WorkflowRow.has_progressed == 1, 0), else_=WorkflowRow.attempts) + case(
+    (WorkflowRow.lease_expires_at.is_not(None), 1), else_=0
 )
 # As their index has it.
 _IN_INDEX: Final = text("workflow_states.attempts > 1 AND workflow_states.status IN ('pending', 'running')")
-IS_SUSPECT: Final = and_(_w.attempts > 1, ATTEMPTS_ONCE_CLAIMED >= FROM_ATTEMPT)
+IS_SUSPECT: Final = and_(WorkflowRow.attempts > 1, ATTEMPTS_ONCE_CLAIMED >= FROM_ATTEMPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +50,18 @@ def rested_suspects(*conditions: ColumnElement[bool], patient: bool) -> Select[A
     ago = {attempts: literal(-seconds, Float) for attempts, seconds in _PAUSES.items()}
     since = database_time_in(case(ago, value=ATTEMPTS_ONCE_CLAIMED, else_=literal(-_LONGEST_PAUSE, Float)))
     has_suspect_child = exists().where(
-        _child.c.parent_id == _w.id,
-        _child.c.id != _w.id,
-        _child.c.namespace == _w.namespace,
-        _child.c.attempts > 1,
-        _child.c.has_progressed == 0,
-        _child.c.status.in_(sorted(ACTIVE)),
+        _child.parent_id == WorkflowRow.id,
+        _child.id != WorkflowRow.id,
+        _child.namespace == WorkflowRow.namespace,
+        _child.attempts > 1,
+        _child.has_progressed == 0,
+        _child.status.in_(sorted(ACTIVE)),
     )
     return (
-        select(_w.id, ATTEMPTS_ONCE_CLAIMED.label("attempts"))
+        select(WorkflowRow.id, ATTEMPTS_ONCE_CLAIMED.label("attempts"))
         .where(_IN_INDEX, IS_SUSPECT, *conditions, not_(has_suspect_child), *([rested_since(since)] if patient else []))
-        .order_by(func.coalesce(_w.lease_expires_at, _w.updated_at), ATTEMPTS_ONCE_CLAIMED, _w.id)
+        .order_by(
+            func.coalesce(WorkflowRow.lease_expires_at, WorkflowRow.updated_at), ATTEMPTS_ONCE_CLAIMED, WorkflowRow.id
+        )
         .limit(_READ)
     )

@@ -7,15 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, cast, literal_column, null, or_, select, union_all
+from sqlalchemy import (
+    Select,
+    SQLColumnExpression,
+    and_,
+    cast,
+    literal_column,
+    null,
+    or_,
+    select,
+    union_all,
+)
 
-from orchestrator_state.domain import FINISHED
-from orchestrator_state.models import signals, workflow_states
+from orchestrator_state.models import SignalRow, WorkflowRow, workflow_states
 from orchestrator_state.repositories.base import Repository, chunks
-from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import IS_AWAKE, IS_FINISHED, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
 
-_w = workflow_states.c
 _PARTS: Final = 8  # in one statement, with up to 500 ids each; both databases take 32,766 parameters
+_NO_ID: Final = cast(null(), workflow_states.c.id.type)
+_NO_TEXT: Final = cast(null(), workflow_states.c.request.type)
 _IS_CLAIMABLE: Final = and_(IS_UNDER_WAY, LEASE_IS_FREE, IS_AWAKE)
 
 
@@ -72,34 +82,32 @@ class WaitRepository(Repository):
         return news
 
     def _signals(self, ids: Sequence[UUID], names: Collection[str]) -> Select[Any]:
-        query = _row("signal", signals.c.workflow_state_id, signals.c.name)
-        return query.where(signals.c.workflow_state_id.in_(ids), signals.c.name.in_(sorted(names))).distinct()
+        query = _row("signal", SignalRow.workflow_state_id, SignalRow.name)
+        return query.where(SignalRow.workflow_state_id.in_(ids), SignalRow.name.in_(sorted(names))).distinct()
 
     def _requests(self, ids: Sequence[UUID]) -> Select[Any]:
-        return _row("request", _w.id, _w.request).where(_w.id.in_(ids), _w.request.is_not(None))
+        query = _row("request", WorkflowRow.id, WorkflowRow.request)
+        return query.where(WorkflowRow.id.in_(ids), WorkflowRow.request.is_not(None))
 
     def _ready(self, ids: Sequence[UUID]) -> Select[Any]:
-        is_ready = or_(_w.status.in_(sorted(FINISHED)), _IS_CLAIMABLE)
-        return _row("ready", _w.id, _nothing(_w.request)).where(_w.id.in_(ids), is_ready)
+        is_ready = or_(IS_FINISHED, _IS_CLAIMABLE)
+        return _row("ready", WorkflowRow.id, _NO_TEXT).where(WorkflowRow.id.in_(ids), is_ready)
 
     def _owners(self, ids: Sequence[UUID]) -> Select[Any]:
-        query = _row("owner", _nothing(_w.id), _w.lease_process)
-        return query.where(_w.id.in_(ids), IS_LEASED).distinct()
+        query = _row("owner", _NO_ID, WorkflowRow.lease_process)
+        return query.where(WorkflowRow.id.in_(ids), IS_LEASED).distinct()
 
     def _claimed(self, ids: Sequence[UUID], owner: UUID) -> Select[Any]:
-        query = _row("claimed", _w.id, _nothing(_w.request))
-        return query.where(_w.id.in_(ids), _w.lease_owner == owner, IS_LEASED)
+        query = _row("claimed", WorkflowRow.id, _NO_TEXT)
+        return query.where(WorkflowRow.id.in_(ids), WorkflowRow.lease_owner == owner, IS_LEASED)
 
     def _known(self, ids: Sequence[UUID]) -> Select[Any]:
-        return _row("known", _w.id, _nothing(_w.request)).where(_w.id.in_(ids))
+        return _row("known", WorkflowRow.id, _NO_TEXT).where(WorkflowRow.id.in_(ids))
 
 
-def _row(kind: str, run: ColumnElement[Any], text: ColumnElement[Any]) -> Select[Any]:
-    return select(literal_column(f"'{kind}'").label("kind"), run.label("run"), text.label("text"))
-
-
-def _nothing(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return cast(null(), column.type)
+def _row(kind: str, run: SQLColumnExpression[Any], text: SQLColumnExpression[Any]) -> Select[Any]:
+    columns: Sequence[Any] = (literal_column(f"'{kind}'").label("kind"), run.label("run"), text.label("text"))
+    return select(*columns)
 
 
 def _note(news: News, row: Any) -> None:
