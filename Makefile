@@ -1,7 +1,7 @@
 # Everything runs in .venv, which the targets make themselves. PYTHON=python3.13 picks another interpreter.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-process chaos check floor bench bench-peers docs clean
+.PHONY: help demo test test-fast test-process test-lowest chaos check bench bench-peers docs clean
 SHELL := /bin/sh
 # The theme's advertisement of its successor.
 export NO_MKDOCS_2_WARNING := 1
@@ -54,8 +54,8 @@ check: $(installed) ## style, types, layers, documents, and the wheel in an empt
 	.venv/bin/mkdocs build --strict
 	.venv/bin/python scripts/check_wheel.py
 
-floor: $(installed) ## tests with the oldest versions of everything that pyproject.toml allows
-	@.venv/bin/python scripts/check_floor.py
+test-lowest: $(installed) ## tests of the store and its engines with the lowest versions that pyproject.toml allows
+	@.venv/bin/python scripts/check_lowest.py
 
 bench: $(installed) ## the store's speed beside the raw driver's
 	@.venv/bin/python -m benchmarks

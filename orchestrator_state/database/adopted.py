@@ -87,11 +87,11 @@ def _refuse_converters(connection: Connection) -> None:
     try:
         connection.exec_driver_sql("SELECT at FROM orchestrator_state_probe UNION ALL SELECT 'now'").all()
     except ValueError:
+        connection.invalidate()  # SQLAlchemy 2.0 leaves the query open on it, and so the table cannot be dropped
         raise ConfigurationError(
             "the engine's driver has detect_types=PARSE_DECLTYPES and cannot read the store's timestamps; leave it out"
         ) from None
-    finally:
-        connection.exec_driver_sql("DROP TABLE orchestrator_state_probe")
+    connection.exec_driver_sql("DROP TABLE orchestrator_state_probe")
 
 
 def autocommits(connection: Connection) -> bool:
