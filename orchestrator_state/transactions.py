@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
@@ -101,7 +101,10 @@ Work = Callable[[StoreUnit], Awaitable[_Result]]
 
 
 class Transactions:
-    """The way to the database for everything above the unit of work: one namespace of one open store."""
+    """The way to the database for everything above the unit of work: one namespace of one open store.
+
+    What only hands work on returns its coroutine: each frame that waits for another is run through at each wait.
+    """
 
     def __init__(self, database: Database, settings: Settings, payloads: Payloads, schemas: Schemas) -> None:
         self.database = database
@@ -161,7 +164,7 @@ class Transactions:
         async with self.begin(payloads) as uow:
             yield self.unit(uow.session, payloads)
 
-    async def read(self, work: Work[_Result], *, patience: timedelta | None = None) -> _Result:
+    def read(self, work: Work[_Result], *, patience: timedelta | None = None) -> Coroutine[Any, Any, _Result]:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
 
         async def attempt() -> _Result:
@@ -175,32 +178,29 @@ class Transactions:
             # Perhaps the row was deleted between its reading and that of the blob.
             return await work(self._unit(self.database.reading(), self.unit_payloads()))
 
-        return await self.repeated(attempt, patience)
+        return self.repeated(attempt, patience)
 
-    async def write(
+    def write(
         self,
         work: Work[_Result],
         *,
         urgent: bool = False,
         patience: timedelta | None = None,
         idles: Idling = Idling.BRIEFLY,
-    ) -> _Result:
+    ) -> Coroutine[Any, Any, _Result]:
         """Run `work` in one transaction, again if the database gave up on it: `work` must bear being done twice.
 
         Twice, because nobody knows the outcome when the connection drops during COMMIT. `patience` is for who has
         less of it than `retry_timeout`; `idles` is as in `begin`.
         """
 
-        async def write(payloads: Payloads) -> _Result:
-            async def attempt() -> _Result:
-                moves_blobs = payloads.offload is not None and not payloads.offload.ahead
-                how = Idling.WITH_ROOM if moves_blobs and idles is Idling.BRIEFLY else idles
-                async with self.begin(payloads, urgent=urgent, idles=how) as uow:
-                    return await work(uow)
+        async def attempt(payloads: Payloads) -> _Result:
+            moves_blobs = payloads.offload is not None and not payloads.offload.ahead
+            how = Idling.WITH_ROOM if moves_blobs and idles is Idling.BRIEFLY else idles
+            async with self.begin(payloads, urgent=urgent, idles=how) as uow:
+                return await work(uow)
 
-            return await self.repeated(attempt, patience)
-
-        return await self._moving_blobs_first(write)
+        return self._moving_blobs_first(attempt, patience)
 
     async def write_once(self, kind: str, work: Work[_Result]) -> _Result:
         """Like `write`, for work that must not be done twice: its id commits with it, and its repetition finds that.
@@ -221,9 +221,9 @@ class Transactions:
             await self.forget_old_calls()
         return result
 
-    async def write_or_compare(
+    def write_or_compare(
         self, work: Work[None], conflict: type[Conflict], landed: Callable[[], Awaitable[bool]]
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """Like `write_once`, without a statement more: for work that cannot be done twice because its rows stop it.
 
         After an unknown outcome the repetition meets its own first attempt as `conflict`, and `landed` reads back and
@@ -231,22 +231,19 @@ class Transactions:
         """
         outcome_unknown = False
 
-        async def write(payloads: Payloads) -> None:
-            async def attempt() -> None:
-                nonlocal outcome_unknown
-                try:
-                    async with self.begin(payloads, idles=Idling.BRIEFLY) as uow:
-                        await work(uow)
-                except StoreUnavailable as error:
-                    outcome_unknown = outcome_unknown or error.outcome_unknown
+        async def attempt(payloads: Payloads) -> None:
+            nonlocal outcome_unknown
+            try:
+                async with self.begin(payloads, idles=Idling.BRIEFLY) as uow:
+                    await work(uow)
+            except StoreUnavailable as error:
+                outcome_unknown = outcome_unknown or error.outcome_unknown
+                raise
+            except conflict:
+                if not (outcome_unknown and await landed()):
                     raise
-                except conflict:
-                    if not (outcome_unknown and await landed()):
-                        raise
 
-            await self.repeated(attempt)
-
-        await self._moving_blobs_first(write)
+        return self._moving_blobs_first(attempt)
 
     async def forget_old_calls(self) -> None:
         """Delete ids of calls that are older than a day: they are of use for minutes.
@@ -288,22 +285,16 @@ class Transactions:
             return set()
         return await self.read(lambda uow: uow.retention.list_blobs(owners))
 
-    async def _moving_blobs_first(self, work: Callable[[Payloads], Awaitable[_Result]]) -> _Result:
-        """Await `work`, a transaction; if it finds that blobs have to be moved, move them after it, and do it again.
+    def _moving_blobs_first(
+        self, attempt: Callable[[Payloads], Awaitable[_Result]], patience: timedelta | None = None
+    ) -> Coroutine[Any, Any, _Result]:
+        """`attempt` a transaction, see `repeated`; if it finds that blobs have to be moved, move them, and do it again.
 
         Not before the first: only the transaction finds out what has changed, and what there is to read.
         """
         payloads = self.unit_payloads(ahead=True)
-        offload = payloads.offload
-        if offload is None:
-            return await work(payloads)
-        for _ in range(_MOVES_AHEAD):
-            try:
-                return await work(payloads)
-            except MoveFirst:
-                await offload.move()
-        offload.ahead = False
-        return await work(payloads)
+        work = partial(self.repeated, partial(attempt, payloads), patience)
+        return work() if payloads.offload is None else _moving(payloads.offload, work)
 
     def unit_payloads(self, *, ahead: bool = False) -> Payloads:
         """Payloads for one piece of work, which has blobs of its own to move."""
@@ -324,17 +315,29 @@ class Transactions:
             "schemas": self.schemas,
         }
 
-    async def repeated(self, attempt: Callable[[], Awaitable[_Result]], patience: timedelta | None = None) -> _Result:
+    def repeated(
+        self, attempt: Callable[[], Awaitable[_Result]], patience: timedelta | None = None
+    ) -> Coroutine[Any, Any, _Result]:
         """Await `attempt`, one whole transaction, again if the database gave up on it, for `retry_timeout` at most."""
         longest = self.settings.retry_timeout
         limit = longest if patience is None else min(patience, longest)
-        return await while_transient(attempt, limit, endures_crowds=self.endures_crowds)
+        return while_transient(attempt, limit, endures_crowds=self.endures_crowds)
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""
         if self.database.closed:
             raise ConfigurationError("the store is closed; open another")
         self.database.enter()
+
+
+async def _moving(offload: Offload, work: Callable[[], Awaitable[_Result]]) -> _Result:
+    for _ in range(_MOVES_AHEAD):
+        try:
+            return await work()
+        except MoveFirst:
+            await offload.move()
+    offload.ahead = False
+    return await work()
 
 
 def _places(database: Database, settings: Settings) -> int:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from orchestrator_state.errors import ConfigurationError
+
+_NONE_RUNS: Final = "no event loop of asyncio is running here, and a store works in one alone"
 
 
 def running_loop() -> asyncio.AbstractEventLoop:
@@ -12,13 +15,16 @@ def running_loop() -> asyncio.AbstractEventLoop:
     try:
         return asyncio.get_running_loop()
     except RuntimeError:
-        raise ConfigurationError("no event loop of asyncio is running here, and a store works in one alone") from None
+        raise ConfigurationError(_NONE_RUNS) from None
 
 
 def require_own_loop(owner: asyncio.AbstractEventLoop) -> None:
     """Raise `ConfigurationError` in another event loop than `owner`."""
-    if running_loop() is owner:
-        return
+    try:
+        if asyncio.get_running_loop() is owner:
+            return
+    except RuntimeError:
+        raise ConfigurationError(_NONE_RUNS) from None
     if owner.is_closed():
         raise ConfigurationError("the event loop of this store has ended; open a store in each asyncio.run()")
     raise ConfigurationError(

@@ -139,12 +139,18 @@ class Database(ABC):
         What is `urgent` queues neither for a connection nor behind the other writers of this process.
         """
         self.enter()
-        begun = self._begun_urgently() if urgent else self._begun(self.writer)
-        async with self._my_turn(urgent=urgent), begun as session:
-            yield session
-            with database_errors(committing=True):
-                await session.commit()
-            self._require_same_file()
+        self.refuse_inside_a_unit()
+        end_turn, task = await self._begin_turn(urgent=urgent), asyncio.current_task()
+        self._inside.add(task)
+        try:
+            async with self._session(await self._urgently() if urgent else self.writer) as session:
+                yield session
+                with database_errors(committing=True):
+                    await session.commit()
+                self._require_same_file()
+        finally:
+            self._inside.discard(task)
+            end_turn()
 
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""
@@ -153,7 +159,6 @@ class Database(ABC):
 
     async def query(self, statement: Executable, parameters: Mapping[str, Any]) -> Sequence[Any]:
         """The rows of a query, values only, past SQLAlchemy unless somebody listens to it; only if `is_direct`."""
-        self.enter()
         compiled = self.statements[statement]
         arguments = compiled.arguments(parameters)
         if is_heard(self._pool.sync_engine):
@@ -179,23 +184,15 @@ class Database(ABC):
         if self.owned:
             await self._pool.dispose(close=self._pid == os.getpid())
 
-    @asynccontextmanager
-    async def _begun(self, writer: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        async with self._session(writer) as session:
-            if not self.owned:
-                with database_errors():
-                    await self._begin_adopted(session)
-            yield session
-
-    def _begun_urgently(self) -> AbstractAsyncContextManager[AsyncSession]:
-        return self._begun(self._urgent_writer)
+    async def _urgently(self) -> AsyncEngine:
+        """The writer that does not queue for a connection."""
+        return self._urgent_writer
 
     @asynccontextmanager
-    async def _session(self, engine: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        self.enter()
+    async def _session(self, writer: AsyncEngine) -> AsyncIterator[AsyncSession]:
         # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
         session = AsyncSession(
-            engine,
+            writer,
             sync_session_class=StoreSession,
             expire_on_commit=False,
             autoflush=False,
@@ -203,6 +200,9 @@ class Database(ABC):
         )
         failed = True
         try:
+            if not self.owned:
+                with database_errors():
+                    await self._begin_adopted(session)
             yield session
             failed = False
         finally:
@@ -212,21 +212,8 @@ class Database(ABC):
 
     # --- whose turn it is, in which task, loop and process --------------------------------------------------------
 
-    @asynccontextmanager
-    async def _my_turn(self, *, urgent: bool) -> AsyncIterator[None]:
-        """Refuse a unit inside a unit; where one writes at a time, queue the writers of this process in order."""
-        self.refuse_inside_a_unit()
-        end_turn = await self._begin_turn(urgent=urgent)
-        task = asyncio.current_task()
-        self._inside.add(task)
-        try:
-            yield
-        finally:
-            self._inside.discard(task)
-            end_turn()
-
     async def _begin_turn(self, *, urgent: bool) -> Callable[[], None]:
-        """Wait until this task may write. Returns what lets the next one write."""
+        """Wait until this task may write, in order where one writes at a time. Returns what lets the next one write."""
         return _nothing
 
     def refuse_inside_a_unit(self) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from datetime import timedelta
 from enum import Enum, auto
@@ -117,27 +117,34 @@ def setting_idle_limit(limit: timedelta) -> ColumnElement[str]:
     return func.set_config(_IDLE_LIMIT, str(milliseconds), literal(value=True))
 
 
-@asynccontextmanager
-async def idling(session: AsyncSession, how: Idling, settings: Settings, *, is_limited: bool) -> AsyncIterator[None]:
+def idling(
+    session: AsyncSession, how: Idling, settings: Settings, *, is_limited: bool
+) -> AbstractAsyncContextManager[None]:
     """Have Postgres end the transaction of `session` when its process is frozen.
 
     `is_limited`: as its connection is set up. A block of the caller's then gets more room, and only once it needs that:
     nearly all are over before.
     """
-    if session.get_bind().dialect.name != "postgresql":
+    has_to_be_said = how is (Idling.WITH_ROOM if is_limited else Idling.BRIEFLY)
+    if not has_to_be_said or session.get_bind().dialect.name != "postgresql":
+        return nullcontext()
+    return _with_room(session, settings) if is_limited else _limited(session, settings)
+
+
+@asynccontextmanager
+async def _limited(session: AsyncSession, settings: Settings) -> AsyncIterator[None]:
+    with database_errors():
+        await session.execute(select(setting_idle_limit(settings.idle_limit)))
+    yield
+
+
+@asynccontextmanager
+async def _with_room(session: AsyncSession, settings: Settings) -> AsyncIterator[None]:
+    room = _Room(session, settings)
+    try:
         yield
-    elif how is Idling.BRIEFLY and not is_limited:
-        with database_errors():
-            await session.execute(select(setting_idle_limit(settings.idle_limit)))
-        yield
-    elif how is Idling.WITH_ROOM and is_limited:
-        room = _Room(session, settings)
-        try:
-            yield
-        finally:
-            await room.end()
-    else:
-        yield
+    finally:
+        await room.end()
 
 
 class Places:

@@ -76,18 +76,15 @@ class PostgresDatabase(Database):
         if self._autocommits:
             await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
 
-    @asynccontextmanager
-    async def _begun_urgently(self) -> AsyncIterator[AsyncSession]:
+    async def _urgently(self) -> AsyncEngine:
         """On a connection beside the pool; where the server has none free for that, on one of the pool after all."""
-        writer = self._urgent_writer
         try:
             with database_errors():
                 async with self._beside.connect():
                     pass
         except StoreUnavailable:
-            writer = self.writer
-        async with self._begun(writer) as session:
-            yield session
+            return self.writer
+        return self._urgent_writer
 
     def _rows_of(self, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
         return driver.fetch(self._pool.sync_engine, sql, arguments, committing=False)

@@ -112,11 +112,15 @@ class SqliteDatabase(Database):
     async def write_at_once(self, batch: Batch[_Answer]) -> _Answer:
         self.enter()
         engine = self._pool.sync_engine
-        async with self._my_turn(urgent=False):
+        self.refuse_inside_a_unit()
+        end_turn = await self._begin_turn(urgent=False)
+        try:
             if is_heard(engine):
                 return await greenlet_spawn(heard.write_several, self.writer.sync_engine, self.statements, batch)
             work = partial(write_in_thread, statements=self.statements, batch=batch)
             return await greenlet_spawn(driver.in_one_hop, engine, work)
+        finally:
+            end_turn()
 
     @asynccontextmanager
     async def migrating(self) -> AsyncIterator[AsyncConnection]:
