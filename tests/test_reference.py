@@ -12,6 +12,7 @@ import griffe
 import pytest
 
 import orchestrator_state
+from orchestrator_state import errors, hooks, settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
@@ -106,3 +107,13 @@ def test_the_members_that_a_page_names_are_there(package: griffe.Object) -> None
 def test_every_page_is_in_the_table_of_the_first() -> None:
     index = (ROOT / "docs" / "reference" / "index.md").read_text()
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == {page.name for page in PAGES} - {"index.md"}
+
+
+@pytest.mark.parametrize(("module", "root"), [(errors, errors.OrchestratorStateError), (hooks, hooks.Event)])
+def test_every_error_and_every_event_is_public(module: ModuleType, root: type[object]) -> None:
+    defined = {name for name, each in vars(module).items() if isinstance(each, type) and issubclass(each, root)}
+    assert defined <= set(module.__all__)
+
+
+def test_every_setting_is_an_option_of_open() -> None:
+    assert settings.Options.__annotations__.keys() == settings.Settings.model_fields.keys() - {"database_url"}
