@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_handlers, as_positive
@@ -18,9 +18,7 @@ from orchestrator_state.concurrency import uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.execution import Pulse, RecoveredRun, Recovery, WorkerHealth
 from orchestrator_state.runs import Duration, Handler
-
-if TYPE_CHECKING:
-    from orchestrator_state.store import StateStore
+from orchestrator_state.store import StateStore
 
 __all__ = [
     "Worker",
@@ -57,7 +55,7 @@ class Worker:
         grace: Duration = timedelta(seconds=10),
         handle_signals: bool = True,
     ) -> None:
-        if not hasattr(store, "recovery"):  # the class is not known here: it stands above
+        if not hasattr(store, "recovery"):  # not isinstance: an `Opening` says what was forgotten when it is asked
             raise ConfigurationError(f"store is a {type(store).__name__}; give a StateStore that is open")
         if not as_handlers(handlers):
             raise ConfigurationError("a worker needs at least one handler")

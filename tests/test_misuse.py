@@ -206,7 +206,7 @@ def collected_afterwards() -> Iterator[None]:
     gc.enable()
 
 
-@pytest.mark.filterwarnings("ignore:coroutine 'Run._call' was never awaited")
+@pytest.mark.filterwarnings("ignore:coroutine 'Steps._call' was never awaited")
 @pytest.mark.usefixtures("collected_afterwards")
 async def test_a_step_that_is_not_awaited_fails_the_run_and_is_done_once_it_is(store: StateStore) -> None:
     paid, is_mended = Effect(), False

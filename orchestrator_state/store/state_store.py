@@ -153,10 +153,7 @@ class StateStore:
         await self.close()
 
     async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:  # noqa: ASYNC109 - no task is cut off
-        """Raise `StoreUnavailable` unless the database answers a query within `timeout`.
-
-        That is a duration, or a number of seconds.
-        """
+        """Raise `StoreUnavailable` unless the database answers a query within `timeout` (a duration, or seconds)."""
         await self._health.ask(as_duration(timeout, "timeout").total_seconds())
 
     # --- several calls in one transaction ------------------------------------------------------------------------
@@ -183,7 +180,8 @@ class StateStore:
     async def save_workflow_state(self, state: WorkflowState) -> None:
         """Insert `state`, or update the rows that changed since it was loaded or saved, in one transaction.
 
-        Raises `StaleVersion` if somebody else saved it meanwhile; then nothing is written.
+        Raises `StaleVersion` if somebody else saved it meanwhile, `LeaseHeld` if it is a run that a worker has, and
+        `InvalidPayload` for what cannot be stored; then nothing is written.
         """
         await by_hand.save(self._transactions, as_instance(state, WorkflowState, "state"))
 
