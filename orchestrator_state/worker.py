@@ -36,9 +36,10 @@ class Worker:
         async with StateStore.open(url) as store:
             await Worker(store, {"summarise": summarise}).run()
 
-    Looks for work every `poll` (jittered), and at once when Postgres notifies it. SIGTERM and SIGINT, or `stop`, make
-    it claim no more, let the runs under way go on for `grace`, then stop them where they are and release their leases,
-    so that others take over at once.
+    It has at most `concurrency` runs under way. It looks for work every `poll` (jittered), and at once when Postgres
+    notifies it. SIGTERM and SIGINT, or `stop`, make it claim no more, let the runs under way go on for `grace`, then
+    stop them where they are and release their leases, so that others take over at once. With `handle_signals=False` the
+    signals are the program's own. `poll` and `grace` are durations, or seconds.
 
     Nothing else ends it. What goes wrong with a look for work is logged, and it looks again after a growing pause of at
     most five seconds; `health` tells how it is doing. Only a store that was closed, or is of another event loop, is a
@@ -87,7 +88,7 @@ class Worker:
         return self._pulse.health(len(self._under_way))
 
     async def run(self) -> None:
-        """Work until `stop`, SIGTERM or SIGINT."""
+        """Work until `stop`, SIGTERM or SIGINT. Raises `ConfigurationError` if the store is closed."""
         self._pulse.state = "working"
         try:
             await self._work()
