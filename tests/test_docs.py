@@ -93,6 +93,12 @@ def test_the_page_on_hooks_has_every_event() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)) == family(Event)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "mkdocs.yml"])
+def test_every_how_to_is_found_from_the_first_page(page: str) -> None:
+    named = set(re.findall(r"how-to/([\w-]+\.md)", (ROOT / page).read_text()))
+    assert named == {file.name for file in ROOT.glob("docs/how-to/*.md")}
+
+
 def test_the_readme_shows_a_run_and_its_steps_on_its_first_screen() -> None:
     screen = "\n".join(README.read_text().splitlines()[:30])
     assert "run.step(" in screen
