@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
@@ -106,9 +106,9 @@ class _Changes:
 class StateWriter(StateReader, CheckpointedRepository):
     """Saves states."""
 
-    async def _save(
+    def _save(
         self, state: WorkflowState, version: int | None, columns: Columns, steps: dict[str, Columns]
-    ) -> None:
+    ) -> Coroutine[Any, Any, None]:
         """See `WorkflowRepository.save`. `version` is that of what changed, `columns` and `steps` are all of it."""
         self._payloads.limits.check_workflow(payload_bytes(columns, steps), len(steps))
         saved: SavedRows | None = state._saved
@@ -118,9 +118,8 @@ class StateWriter(StateReader, CheckpointedRepository):
             if row != known.get(step_id):
                 check_fields(state.steps[step_id])
         if state.version == 0:
-            await self._create(state, columns, steps, version)
-        else:
-            await self._update(state, columns, steps, version)
+            return self._create(state, columns, steps, version)
+        return self._update(state, columns, steps, version)
 
     async def _create(
         self, state: WorkflowState, columns: Columns, steps: dict[str, Columns], version: int | None
@@ -163,10 +162,12 @@ class StateWriter(StateReader, CheckpointedRepository):
         # Read before the update, and written after it: that is what tells whether anything may be written.
         deltas = await self._whole_deltas(state.id) if saved.may_have_deltas and changes.are_seen_by_deltas else []
         columns["updated_at"] = await self._guarded_update(state, changes.columns, is_now=is_now)
-        await self._replace_deltas(deltas)
+        if deltas:
+            await self._replace_deltas(deltas)
         if saved.outdated:
             await self._forget_digests(state.id)
-        await self._delete_steps(state.id, changes.removed)
+        if changes.removed:
+            await self._delete_steps(state.id, changes.removed)
         await self._write_steps(state.id, changes.steps, changes.positions, changes.stamps)
         self._remember(
             state,
@@ -218,7 +219,7 @@ class StateWriter(StateReader, CheckpointedRepository):
         if not steps:
             return
         sealing = partial(_sealed_steps, self._payloads, workflow_state_id, steps)
-        sealed = await self._payloads.aside.call(sealing, sum(len(row["outputs"]) for row in steps.values()))
+        sealed = await self._payloads.aside.call(sealing, sum([len(row["outputs"]) for row in steps.values()]))
         rows = [
             row | {"position": positions[row["step_id"]], "schema_version": stamps.get(row["step_id"])}
             for row in sealed
@@ -312,7 +313,7 @@ def _changed_steps(
 def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, int]:
     """Where each step stands: as saved if that is the order of `step_ids`, new ones at the end; else all anew."""
     kept = [saved[step_id] for step_id in step_ids if step_id in saved]
-    if kept == sorted(kept) and all(step_id in saved for step_id in step_ids[: len(kept)]):
+    if kept == sorted(kept) and all(map(saved.__contains__, step_ids[: len(kept)])):
         free = count(max(saved.values(), default=-1) + 1)
         return {step_id: saved[step_id] if step_id in saved else next(free) for step_id in step_ids}
     return {step_id: position for position, step_id in enumerate(step_ids)}

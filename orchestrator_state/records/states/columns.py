@@ -27,8 +27,10 @@ def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:
 
 
 def step_columns(step: StepState, path: str, payloads: Payloads) -> Columns:
+    status = step.status
     return {
-        "status": _plain(step.status),
+        # `value` is a property, and this is for each step of a state.
+        "status": status._value_ if type(status) is StepStatus else _plain(status),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
         "outputs": payloads.encode(step.outputs, f"{path}.outputs"),
@@ -73,4 +75,4 @@ def state_columns(state: WorkflowState, payloads: Payloads) -> tuple[Columns, di
 
 def payload_bytes(columns: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> int:
     """How much JSON a workflow holds."""
-    return len(columns["context"]) + sum(len(step["outputs"]) for step in steps.values())
+    return len(columns["context"]) + sum([len(step["outputs"]) for step in steps.values()])

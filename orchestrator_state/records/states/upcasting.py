@@ -84,6 +84,8 @@ def as_stored(
     Returns the stamps but for those that are None, and what goes on being shown in place of something older.
     """
     saved = saved or _NOTHING_SAVED
+    if version is None and not saved.stamps and not saved.shown:  # most applications have no versions
+        return {}, {}
     stamps: dict[str | None, int] = {}
     shown: dict[str | None, Shown] = {}
     payloads: list[tuple[str | None, Columns, str]] = [(None, columns, "context")]
