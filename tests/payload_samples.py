@@ -8,7 +8,7 @@ import pytest
 from orchestrator_state import Run, StateStore
 from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.payloads import Codec, Payloads
-from orchestrator_state.records.sealing import PAYLOAD_COLUMNS
+from orchestrator_state.records import PAYLOAD_COLUMNS
 from tests.raw_sql import fetch
 from tests.running import Failing
 

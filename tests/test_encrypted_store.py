@@ -27,7 +27,7 @@ from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.models import metadata, workflow_states
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.payloads.digests import digest_of
-from orchestrator_state.records.sealing import SignalPlace, checkpoint_identity, step_identity, workflow_identity
+from orchestrator_state.records import SignalPlace, checkpoint_identity, step_identity, workflow_identity
 from tests.damage import CONTEXT, ERROR, OUTPUTS, PLACES, RESULT, SIGNAL, SNAPSHOT, Place
 from tests.postgres_server import Postgres
 from tests.raw_sql import SQLITE

@@ -13,7 +13,7 @@ from orchestrator_state.errors import CorruptPayload, DecryptionFailed, LeaseHel
 from orchestrator_state.models import signals, step_states, workflow_states
 from orchestrator_state.payloads import BlobStore, Payloads
 from orchestrator_state.payloads.digests import digest_of
-from orchestrator_state.records.sealing import SignalPlace, workflow_identity
+from orchestrator_state.records import SignalPlace, workflow_identity
 from tests.payload_samples import encrypted
 from tests.running import change_row, change_step, fetch, row_of, steps_of
 

@@ -15,7 +15,7 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.records import FINAL, FoundRun, SignalPlace, prepared_signal, rebase
+from orchestrator_state.records import FINAL, FoundRun, SignalPlace, rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST
@@ -37,7 +37,7 @@ class RunControl:
         encoded = await self._transactions.payloads.encode_aside(payload, "payload")
         signal_id = uuid4()
         place = SignalPlace(target, signal_id, self._transactions.settings.namespace, name)
-        prepared = await prepared_signal(self._transactions.payloads, place, encoded)
+        prepared = await place.prepared(self._transactions.payloads, encoded)
         with concerning(workflow_state_id=target):
             status = await self._transactions.write_once(
                 "signal", lambda uow: uow.signals.send(target, signal_id, name, prepared)

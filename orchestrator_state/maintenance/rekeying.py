@@ -11,7 +11,7 @@ from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadE
 from orchestrator_state.maintenance.pages import pages
 from orchestrator_state.models import signals
 from orchestrator_state.payloads import Payloads, check_digest
-from orchestrator_state.records import Columns, SignalPlace, open_older_signal, open_signal, seal_signal
+from orchestrator_state.records import Columns, SignalPlace
 from orchestrator_state.repositories.upkeep import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
@@ -126,7 +126,7 @@ def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport, namespace:
                 opened = payloads.open(text, digest, identity, column, outdated=row.outdated)
                 sealed = payloads.seal(opened, identity)
             else:
-                sealed = seal_signal(payloads, signal, _any_signal(payloads, signal, payload))
+                sealed = signal.seal(payloads, _any_signal(payloads, signal, payload))
         except PayloadError as error:
             report.failed += 1
             if len(report.unreadable) < _LISTED:
@@ -157,9 +157,9 @@ def _is_bound(payloads: Payloads, payload: StoredPayload, signal: SignalPlace | 
 def _any_signal(payloads: Payloads, signal: SignalPlace, payload: StoredPayload) -> str:
     """What a signal holds, also if older software has encrypted it. Raises `PayloadError`."""
     try:
-        return open_signal(payloads, signal, payload.text, payload.digest, payload.column)
+        return signal.open(payloads, payload.text, payload.digest, payload.column)
     except DecryptionFailed:
-        return open_older_signal(payloads, signal, payload.text, payload.digest, payload.column)
+        return signal.open_older(payloads, payload.text, payload.digest, payload.column)
 
 
 def _unused(change: _Change) -> list[str]:

@@ -15,7 +15,6 @@ from orchestrator_state.records.changes import (
     CheckpointRecord,
     FoldedContext,
     RunChange,
-    Signal,
 )
 from orchestrator_state.records.deltas import (
     Chain,
@@ -24,27 +23,20 @@ from orchestrator_state.records.deltas import (
     RunHeader,
     WholeEvery,
 )
-from orchestrator_state.records.leases import Lease, Owner, Renewal, RunNames
-from orchestrator_state.records.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
-from orchestrator_state.records.runs import ClaimedRun, FoundRun, StoredRun, UnclaimableRun
-from orchestrator_state.records.sealing import (
+from orchestrator_state.records.identities import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
-    UNOPENED_HERE,
     Columns,
-    Opener,
-    SignalPlace,
     checkpoint_identity,
-    open_older_signal,
-    open_signal,
-    prepared_signal,
-    prepared_workflow,
-    seal_signal,
-    seal_step,
-    seal_workflow,
     step_identity,
     workflow_identity,
 )
+from orchestrator_state.records.leases import Lease, Owner, Renewal
+from orchestrator_state.records.opening import UNOPENED_HERE, Opener
+from orchestrator_state.records.recorded import DAMAGE, DISPENSABLE, Recorded, open_rows, patches_of
+from orchestrator_state.records.runs import ClaimedRun, FoundRun, RunNames, StoredRun, UnclaimableRun
+from orchestrator_state.records.sealing import prepared_workflow, seal_step, seal_workflow
+from orchestrator_state.records.signals import Signal, SignalPlace
 from orchestrator_state.records.states.checkpoints import (
     check_checkpoint,
     checkpoint_columns,
@@ -113,18 +105,14 @@ __all__ = [
     "is_id",
     "is_time",
     "loaded_from",
-    "open_older_signal",
     "open_rows",
-    "open_signal",
     "open_snapshot",
     "patches_of",
     "payload_bytes",
     "payloads_in",
-    "prepared_signal",
     "prepared_workflow",
     "rebase",
     "same_rows",
-    "seal_signal",
     "seal_step",
     "seal_workflow",
     "show_in_place_of",

@@ -15,7 +15,7 @@ from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME, FURTHEST_COUNT
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import LONGEST_NAME, is_unicode
-from orchestrator_state.records.rows import DigestedRow
+from orchestrator_state.records.opening import DigestedRow
 
 Cells = Mapping[str, Callable[[object], bool]]
 """By column: whether a value is one of its type."""

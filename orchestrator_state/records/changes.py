@@ -43,14 +43,6 @@ class RunChange:
     consumed_signal: UUID | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Signal:
-    """A message that waits for its run; `payload` is JSON."""
-
-    id: UUID
-    payload: str
-
-
 @dataclass(slots=True, kw_only=True, repr=False)  # one or more for each step: `frozen` would take four times as long
 class Ack:
     """What a commit found out: the request that somebody left for the owner, if any."""

@@ -25,8 +25,8 @@ from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads, encode
 from orchestrator_state.records.context.encoded import Encoded, join, split
 from orchestrator_state.records.context.patches import Patch
-from orchestrator_state.records.rows import WorkflowCells
-from orchestrator_state.records.sealing import Opener
+from orchestrator_state.records.opening import Opener
+from orchestrator_state.records.runs import StoredRun
 from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep, step_json
 
 _SMALL: Final = 4 * 1024
@@ -131,16 +131,17 @@ class DeltaBase:
     A step is opened when a delta wants it, so that damage to a later one does not matter.
     """
 
-    def __init__(self, row: WorkflowCells, step_rows: Sequence[SealedStep], payloads: Payloads) -> None:
-        self._row = row
+    def __init__(self, header: RunHeader, run: StoredRun, step_rows: Sequence[SealedStep], payloads: Payloads) -> None:
+        self._header = header
+        self._run = run
         self._step_rows = step_rows
-        self._opener = Opener.of(payloads, row)
+        self._opener = Opener.of(payloads, run)
         self._open_step = cache(self._step)
 
     @property
     def texts(self) -> Iterator[object]:
         """What it is made of."""
-        yield from (self._row.context, self._row.initial_context)
+        yield from (self._run.context, self._run.initial_context)
         for row in self._step_rows:
             yield from (row.outputs, row.context_patch)
 
@@ -166,16 +167,14 @@ class DeltaBase:
         for step_id, fields in delta.unfinished.items():
             outputs = fields.get("outputs", "null")
             parts[step_id] = step_json({name: fields[name] for name in fields if name != "outputs"}, outputs)
-        run = self._row
-        header = RunHeader(run.id, run.workflow_id, run.workflow_name, run.user_id, run.started_at)
-        return header.snapshot(delta.updated_at, context, parts)
+        return self._header.snapshot(delta.updated_at, context, parts)
 
     def _initial(self) -> Encoded:
-        row = self._row
-        if row.initial_context is None:
-            text = self._opener.workflow("context", row.context, row.context_digest)
+        run = self._run
+        if run.initial_context is None:
+            text = self._opener.workflow("context", run.context, run.context_digest)
         else:
-            text = self._opener.workflow("initial_context", row.initial_context, row.initial_context_digest)
+            text = self._opener.workflow("initial_context", run.initial_context, run.initial_context_digest)
         return split(text or "", "context")
 
     def _step(self, row: SealedStep) -> OpenStep:

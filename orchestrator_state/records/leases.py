@@ -1,14 +1,11 @@
-"""The right to write a run, and what a run is called by those who look for it."""
+"""The right to write a run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 from uuid import UUID
-
-from orchestrator_state.records.rows import ClaimedCells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +15,19 @@ class Owner:
     id: UUID
     process: str
     term: timedelta
+
+
+class ClaimedCells(Protocol):
+    """What a row of `workflow_states` that was just claimed says of its lease."""
+
+    @property
+    def id(self) -> UUID: ...
+    @property
+    def lease_owner(self) -> UUID: ...
+    @property
+    def lease_token(self) -> int: ...
+    @property
+    def version(self) -> int: ...
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -52,16 +62,3 @@ class Renewal(NamedTuple):
     request: str | None
     now: datetime
     """The database's time."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunNames:
-    """How a run may be found: by its key first, then by id, else the newest with that `workflow_id`.
-
-    A key or a `workflow_id` that is None is not looked for.
-    """
-
-    ids: Sequence[UUID]
-    """The id that it is given, and those that it is given if another namespace has taken the ones before."""
-    idempotency_key: str | None = None
-    workflow_id: str | None = None

@@ -14,8 +14,8 @@ from orchestrator_state.records.cells import corrupt_cells, is_count, is_integer
 from orchestrator_state.records.context.encoded import Encoded, split
 from orchestrator_state.records.context.history import ContextHistory
 from orchestrator_state.records.context.patches import Patch, apply_all
+from orchestrator_state.records.opening import Opener
 from orchestrator_state.records.runs import StoredRun
-from orchestrator_state.records.sealing import Opener
 from orchestrator_state.records.steps import OpenStep, SealedStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.

@@ -1,15 +1,28 @@
-"""A run as its row says: found, or claimed under a lease."""
+"""A run as its row says, found or claimed under a lease; and what one is looked for by."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.records.cells import GROWING_COUNTS
 from orchestrator_state.records.leases import Lease
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunNames:
+    """How a run may be found: by its key first, then by id, else the newest with that `workflow_id`.
+
+    A key or a `workflow_id` that is None is not looked for.
+    """
+
+    ids: Sequence[UUID]
+    """The id that it is given, and those that it is given if another namespace has taken the ones before."""
+    idempotency_key: str | None = None
+    workflow_id: str | None = None
 
 
 class StoredRun(NamedTuple):
@@ -26,6 +39,11 @@ class StoredRun(NamedTuple):
     schema_version: int | None
     updated_at: datetime
     digested_at: datetime | None
+
+    @classmethod
+    def of(cls, row: Any) -> StoredRun:
+        """Of a row that has all of these columns, and more."""
+        return cls(**{name: getattr(row, name) for name in cls._fields})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

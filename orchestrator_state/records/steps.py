@@ -10,7 +10,8 @@ import msgspec
 
 from orchestrator_state.domain import LARGEST_COUNT, StepStatus
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records.sealing import Opener, or_null, step_identity
+from orchestrator_state.records.identities import step_identity
+from orchestrator_state.records.opening import Opener, or_null
 
 FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 """A step in one of these is over, and never written again."""

@@ -15,7 +15,15 @@ from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, 
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow
 from orchestrator_state.payloads import Payloads, Sealed
-from orchestrator_state.records import Delta, DeltaBase, SealedStep, checkpoint_identity, open_snapshot
+from orchestrator_state.records import (
+    Delta,
+    DeltaBase,
+    RunHeader,
+    SealedStep,
+    StoredRun,
+    checkpoint_identity,
+    open_snapshot,
+)
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, NEWEST_CHECKPOINT_FIRST
 
@@ -77,7 +85,9 @@ class CheckpointedRepository(Repository):
         if not rows:
             raise self._workflow_not_found(workflow_state_id)
         steps = [SealedStep.of(row) for row in await self._rows_with_blobs(_STEPS, of_workflow)]
-        return DeltaBase(rows[0], steps, self._payloads)
+        row = rows[0]
+        header = RunHeader(row.id, row.workflow_id, row.workflow_name, row.user_id, row.started_at)
+        return DeltaBase(header, StoredRun.of(row), steps, self._payloads)
 
     async def _make_whole(self, workflow_state_id: UUID) -> None:
         """Before finished steps or the first context change: let the deltas of the workflow not refer to them."""

@@ -15,7 +15,7 @@ from orchestrator_state.database import conflict_aware_insert
 from orchestrator_state.domain import StepState, StepStatus
 from orchestrator_state.errors import SchemaMismatch, StepNotFound
 from orchestrator_state.models import StepRow, WorkflowRow, step_states
-from orchestrator_state.records import step_from_row, upcast_step
+from orchestrator_state.records import SealedStep, step_from_row, upcast_step
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, OUTDATED
 
@@ -89,7 +89,8 @@ class StepRepository(Repository):
         return step
 
     def _step(self, row: Any) -> StepState:
-        step, schema = step_from_row(row, self._payloads), self._schemas.find(row.workflow_name)
+        step = step_from_row(SealedStep.of(row), self._payloads, outdated=row.outdated)
+        schema = self._schemas.find(row.workflow_name)
         if schema is not None:
             try:
                 upcast_step(schema, step, row.schema_version)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
 from orchestrator_state.arguments import as_instance
 from orchestrator_state.domain import Checkpoint
 from orchestrator_state.payloads import Payloads, decode_long, encode
 from orchestrator_state.records.cells import CELLS, corrupt_cells, damaged_columns
-from orchestrator_state.records.rows import CheckpointCells
-from orchestrator_state.records.sealing import Columns, checkpoint_identity
+from orchestrator_state.records.identities import Columns, checkpoint_identity
 from orchestrator_state.records.states.columns import check_fields
 from orchestrator_state.records.states.trusted import trusted
+
+
+class CheckpointCells(Protocol):
+    """A row that has all columns of `checkpoints`."""
+
+    id: UUID
+    workflow_state_id: UUID
+    step_id: str
+    timestamp: datetime
+    snapshot: str
+    snapshot_digest: str | None
+    seq: int | None
 
 
 def check_checkpoint(checkpoint: Checkpoint, payloads: Payloads) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records.sealing import Columns
+from orchestrator_state.records.identities import Columns
 
 
 def workflow_columns(state: WorkflowState, payloads: Payloads) -> Columns:

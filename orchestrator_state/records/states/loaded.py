@@ -22,10 +22,11 @@ from orchestrator_state.records.cells import (
 )
 from orchestrator_state.records.context.encoded import join, split
 from orchestrator_state.records.context.patches import Patch, apply_all
-from orchestrator_state.records.rows import StepCells
-from orchestrator_state.records.sealing import Columns, Opener, or_null
+from orchestrator_state.records.identities import Columns
+from orchestrator_state.records.opening import Opener, or_null
 from orchestrator_state.records.states.saved import SavedRows
 from orchestrator_state.records.states.trusted import trusted
+from orchestrator_state.records.steps import SealedStep
 
 _WORKFLOW_STATUSES: Final = {status.value: status for status in WorkflowStatus}
 _STEP_STATUSES: Final = {status.value: status for status in StepStatus}
@@ -197,9 +198,9 @@ def _context(row: StateRow, steps: list[StateRow], opener: Opener) -> str:
     return join(apply_all(split(context, "context"), map(Patch.from_json, patches)))
 
 
-def step_from_row(row: StepCells, payloads: Payloads) -> StepState:
-    """Build a step from a row of `step_states`, with `outdated` of its workflow."""
-    opener = Opener(payloads, row.workflow_state_id, outdated=row.outdated)
+def step_from_row(row: SealedStep, payloads: Payloads, *, outdated: bool) -> StepState:
+    """Build a step from its row; for `outdated` see `Opener`. Raises `PayloadError`."""
+    opener = Opener(payloads, row.workflow_state_id, outdated=outdated)
     try:
         return _step(row.step_id, _saved_step(row, row.step_id, row.outputs, row.outputs_digest, opener))
     except PayloadError as error:
@@ -207,7 +208,7 @@ def step_from_row(row: StepCells, payloads: Payloads) -> StepState:
 
 
 def _saved_step(
-    row: StateRow | StepCells, step_id: str, outputs: str | None, digest: str | None, opener: Opener
+    row: StateRow | SealedStep, step_id: str, outputs: str | None, digest: str | None, opener: Opener
 ) -> Columns:
     """The columns of a step that a save compares with, payloads as they were before they were sealed."""
     return {

@@ -9,7 +9,7 @@ from typing import Final
 from orchestrator_state.domain import StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records.sealing import Columns
+from orchestrator_state.records.identities import Columns
 from orchestrator_state.records.states.saved import SavedRows, Shown, loaded_from
 from orchestrator_state.state_schema import Schemas, StateSchema, encode_loaded
 

@@ -40,7 +40,7 @@ def found(row: Row[Any]) -> FoundRun:
         error=row.error,
         error_digest=row.error_digest,
         damaged=damaged_columns(row, _CELLS),
-        stored=_stored(row),
+        stored=StoredRun.of(row),
     )
 
 
@@ -59,19 +59,5 @@ def claimed(row: Row[Any]) -> ClaimedRun:
         request=row.request,
         now=row.now,
         damaged=damaged_columns(row, _CELLS),
-        stored=_stored(row),
-    )
-
-
-def _stored(row: Row[Any]) -> StoredRun:
-    return StoredRun(
-        id=row.id,
-        context=row.context,
-        context_digest=row.context_digest,
-        initial_context=row.initial_context,
-        initial_context_digest=row.initial_context_digest,
-        context_position=row.context_position,
-        schema_version=row.schema_version,
-        updated_at=row.updated_at,
-        digested_at=row.digested_at,
+        stored=StoredRun.of(row),
     )

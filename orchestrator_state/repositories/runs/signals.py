@@ -12,7 +12,7 @@ from orchestrator_state.domain import ACTIVE
 from orchestrator_state.errors import Conflict, PayloadError
 from orchestrator_state.models import SignalRow, WorkflowRow, signals
 from orchestrator_state.payloads import Sealed
-from orchestrator_state.records import Signal, SignalPlace, open_signal, seal_signal
+from orchestrator_state.records import Signal, SignalPlace
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import next_count
@@ -37,7 +37,7 @@ class SignalRepository(Repository):
         (row,) = rows
         place = SignalPlace(workflow_state_id, row.id, self._namespace, name)
         try:
-            opening = partial(open_signal, self._payloads, place, row.payload, row.payload_digest, f"signal {name!r}")
+            opening = partial(place.open, self._payloads, row.payload, row.payload_digest, f"signal {name!r}")
             payload = await self._payloads.aside.call(opening, self._payloads.length([row.payload]))
         except PayloadError as error:
             raise error.concerning(workflow_state_id=workflow_state_id) from None
@@ -52,7 +52,7 @@ class SignalRepository(Repository):
         if seq is None:
             return status
         place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
-        sealed = seal_signal(self._payloads, place, payload)
+        sealed = place.seal(self._payloads, payload)
         await self._execute(
             conflict_aware_insert(self._dialect, signals)
             .values(
