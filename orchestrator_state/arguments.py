@@ -56,7 +56,7 @@ def as_count(value: object, path: str) -> int:
 
 
 def as_duration(value: object, path: str) -> timedelta:
-    """Return a duration, also from a number of seconds; a negative one is none. Raises `InvalidPayload`."""
+    """Return a duration, also from a number of seconds; a negative one becomes zero. Raises `InvalidPayload`."""
     if isinstance(value, timedelta):
         return max(value, timedelta())
     if (

@@ -121,7 +121,7 @@ Name = Annotated[
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_storable_text)]
 Timestamp = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 LARGEST_COUNT: Final = 2**31 - 1
-"""That a column of Postgres holds. SQLite's hold more, and are given no more."""
+"""The largest number that a column of Postgres holds. SQLite's hold more, but are given no larger ones."""
 Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT, strict=True)]
 
 

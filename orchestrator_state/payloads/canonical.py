@@ -22,7 +22,8 @@ from orchestrator_state.payloads.texts import check_text
 MAX_INTEGER_DIGITS: Final = 4300
 _OVER_INTEGERS: Final = 10**MAX_INTEGER_DIGITS
 _UNDER_INTEGERS: Final = -(10 ** (MAX_INTEGER_DIGITS - 1))
-# What `_is_surely_json` vouches for: so many values and characters, counted wherever they stand, and so large numbers.
+# `_is_surely_json` says yes to no more values and characters than this, shared ones counted each time they come up;
+# and to no larger numbers.
 _EASY_SIZE: Final = 32_000_000
 # What is encoded while everything waits: in a millisecond.
 _FEW: Final = 5_000
@@ -59,9 +60,9 @@ def encode_small(value: Any, path: str, limits: Limits) -> str | None:
 
 
 def encode_steady(encode: Callable[[], str]) -> str | None:
-    """What `encode` makes of a value that somebody may change meanwhile; None if somebody did, or if it is refused.
+    """Encode, in a thread, a value that somebody may change meanwhile. None if somebody did, or if it is refused.
 
-    For a thread. The second look at the value is between two texts of it: if they are the same, so was what it saw.
+    The value is encoded twice: if the two texts are the same, nobody changed what was checked in between.
     """
     try:
         text = encode()
@@ -203,7 +204,7 @@ def _refuse_what_json_would_change(root: Any, root_path: str, limits: Limits) ->
 
 
 class _Leave:
-    """On the stack below the children of a container."""
+    """Stands on the stack below the children of a container: when it comes up, they have all been looked at."""
 
     __slots__ = ("bytes_before", "container", "values_before")
 

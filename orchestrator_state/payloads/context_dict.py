@@ -10,7 +10,7 @@ _SCALARS: Final = frozenset({str, int, float, bool, type(None)})
 _MISSING: Final = object()
 
 Touch = Callable[[str | None], None]
-"""Called before a key is set, or deleted, or its list or dict handed out; with None where that may be any of them."""
+"""Called with a key before it is set or deleted, or before its list or dict is handed out; with None for all keys."""
 
 
 class ContextDict(dict[str, Any]):
@@ -101,9 +101,6 @@ class ContextDict(dict[str, Any]):
         return self
 
     # --- for those who store it: nobody is told ----------------------------------------------------------------------
-
-    def peek(self, key: str) -> Any:
-        return super().__getitem__(key)
 
     def put(self, key: str, value: Any) -> None:
         super().__setitem__(key, value)

@@ -27,16 +27,12 @@ def digest_of(text: str, identity: str) -> str:
         raise InvalidPayload(f"{identity} contains a lone surrogate; it is not valid text", path=identity) from None
 
 
-def matches(text: str, digest: str, identity: str) -> bool:
-    """Whether `digest` is that of the stored `text`."""
-    try:
-        return digest_of(text, identity) == digest
-    except InvalidPayload:
-        return False
-
-
 def check_digest(text: str, digest: str, identity: str, path: str) -> None:
     """Raise `CorruptPayload` unless `digest` is that of the stored `text`; needs no keys."""
-    if not matches(text, digest, identity):
+    try:
+        is_intact = digest_of(text, identity) == digest
+    except InvalidPayload:
+        is_intact = False
+    if not is_intact:
         message = f"the stored {path} does not match its digest: it was damaged, changed by hand, or moved here"
         raise CorruptPayload(message, path=path)

@@ -11,13 +11,19 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from orchestrator_state.concurrency import LONG, Aside
-from orchestrator_state.errors import ConfigurationError, CorruptPayload, UnknownCodec, UnprotectedPayload
+from orchestrator_state.errors import (
+    ConfigurationError,
+    CorruptPayload,
+    InvalidPayload,
+    UnknownCodec,
+    UnprotectedPayload,
+)
 from orchestrator_state.payloads.blobs.names import REFERENCE_MARKER, Reference
 from orchestrator_state.payloads.blobs.offload import Offload
 from orchestrator_state.payloads.blobs.store import BlobStore
 from orchestrator_state.payloads.canonical import encode, encode_small, encode_steady
 from orchestrator_state.payloads.codecs.chain import ENVELOPE_MARKER, Chain, Codec, is_encoded, tags_of
-from orchestrator_state.payloads.digests import check_digest, digest_of, matches
+from orchestrator_state.payloads.digests import check_digest, digest_of
 from orchestrator_state.payloads.limits import DEFAULT, Limits
 from orchestrator_state.payloads.typed.values import decode_value
 
@@ -63,9 +69,9 @@ class Payloads:
         self.limits = DEFAULT
         self.blobs: Final = blobs
         self.aside = Aside(threads=False)
-        """Where long ones are sealed and opened; a store has threads for that."""
+        """Where long payloads are sealed and opened; a store has threads for that."""
         self.offload: Offload | None = None
-        """The blobs of the unit of work that these payloads are for. Without one, none is moved there."""
+        """The blobs of the unit of work that these payloads are for; None if nothing is moved to a blob store."""
 
     def for_unit(self, namespace: str, *, ahead: bool = False) -> Payloads:
         """Return these payloads for one unit of work, if there is a blob store. For `ahead` see `Offload`."""
@@ -77,7 +83,7 @@ class Payloads:
         return unit
 
     def length(self, texts: Iterable[object]) -> int:
-        """Of those of `texts` that are any, and of what was fetched from the blob store."""
+        """Characters in those of `texts` that are texts, and in what was fetched from the blob store."""
         fetched = 0 if self.offload is None else self.offload.fetched_length
         return fetched + sum(len(text) for text in texts if isinstance(text, str))
 
@@ -140,13 +146,13 @@ class Payloads:
         return sealed
 
     def prepared(self, text: str, identity: str, bound_to: str = "") -> Sealed:
-        """What is long about `seal`, which can be done before there is a unit of work, and `placed` in it."""
+        """The part of `seal` that takes long, and needs no unit of work. `placed` is the rest."""
         is_plain = self._chain.is_empty and not text.startswith(ENVELOPE_MARKER)
         stored = text if is_plain else self._chain.encode(text, identity, bound_to)
         return Sealed(stored, digest_of(stored, identity))
 
     def placed(self, prepared: Sealed, identity: str) -> Sealed:
-        """Where a `prepared` payload is too long for a row, have it uploaded: then the row gets the reference to it."""
+        """Have a `prepared` payload uploaded if it is too long for a row; then the row gets a reference to it."""
         offload, stored = self.offload, prepared.text
         if offload is None or stored.startswith(REFERENCE_MARKER) or not offload.takes(stored):
             return prepared
@@ -200,12 +206,12 @@ class Payloads:
 
         What most payloads need, without the cost of a path that only errors show.
         """
-        return (
-            isinstance(text, str)  # SQLite keeps anything in any column
-            and not text.startswith(ENVELOPE_MARKER)
-            and self._takes_plain
-            and matches(text, digest, identity)
-        )
+        if not isinstance(text, str) or text.startswith(ENVELOPE_MARKER):  # SQLite keeps anything in any column
+            return False
+        try:
+            return self._takes_plain and digest_of(text, identity) == digest
+        except InvalidPayload:
+            return False
 
     def is_current(self, text: str, digest: str | None) -> bool:
         """Whether a payload is stored as `seal` would store it now, to leave it alone when keys are changed.

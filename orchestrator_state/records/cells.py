@@ -21,7 +21,7 @@ Cells = Mapping[str, Callable[[object], bool]]
 """By column: whether a value is one of its type."""
 
 GROWING_COUNTS: Final = ("version", "lease_token", "attempts", "checkpoint_seq")
-"""They grow by one in statements for many runs. Those are for rows in which all of these can grow."""
+"""Counts that grow by one in statements for many runs, which leave out rows in which one of them cannot grow."""
 
 _WORKFLOW_STATUSES: Final = frozenset(WorkflowStatus)
 _STEP_STATUSES: Final = frozenset(StepStatus)
@@ -48,6 +48,8 @@ def is_text(value: object) -> bool:
 
 
 def is_step_id(value: object) -> bool:
+    if type(value) is str and value.isascii():  # as nearly always: this is for each step that is loaded
+        return len(value) <= LONGEST_NAME
     return is_text(value) and len(str(value)) <= LONGEST_NAME
 
 

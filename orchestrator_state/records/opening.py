@@ -10,8 +10,8 @@ from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadE
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.records.identities import step_identity, workflow_identity
 
-# No damage: what is stored may be sound, and this store lacks what opens it. A run that meets it is left as it is, for
-# one that has the key or the codec.
+# No damage: what is stored may be sound, but this store has not the key or the codec that opens it. A run that meets
+# such a payload is left as it is, for a worker that has them.
 UNOPENED_HERE: Final = (DecryptionFailed, UnknownCodec, UnprotectedPayload)
 
 
@@ -27,7 +27,7 @@ class DigestedRow(Protocol):
 
 
 def or_null(text: str | None) -> str:
-    """A payload's JSON, where no payload reads as None. An empty text is not that: it is what damage left."""
+    """The JSON of a payload, and of None where there is none. An empty text is something else: damage left it."""
     return "null" if text is None else text
 
 
@@ -60,7 +60,7 @@ class Opener:
         return self._never_absent("context", text, digest)
 
     def _never_absent(self, column: str, text: str | None, digest: str | None) -> str:
-        """Strict reading takes no NULL for it: None is written as JSON, and sealed."""
+        """Where reading is strict, NULL is refused: a payload of None is written as JSON, and sealed."""
         opened = self.workflow(column, text, digest)
         if opened is None:
             self._check_absent(column)

@@ -40,7 +40,7 @@ _STEP_CHECKS: Final[Mapping[str, Callable[[str], object]]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Recorded:
-    """A run's rows, opened as far as they open. None: it cannot be read."""
+    """A run's rows, opened as far as they can be. A text that is None cannot be read."""
 
     id: UUID
     context: str | None

@@ -11,7 +11,7 @@ import msgspec
 from orchestrator_state.domain import LARGEST_COUNT, StepStatus
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.records.identities import step_identity
-from orchestrator_state.records.opening import Opener, or_null
+from orchestrator_state.records.opening import Opener
 
 FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 """A step in one of these is over, and never written again."""
@@ -63,10 +63,6 @@ class OpenStep(NamedTuple):
 
     def __repr__(self) -> str:
         return f"OpenStep(step_id={self.step_id!r}, status={self.status!r})"  # without the payloads
-
-    @property
-    def is_final(self) -> bool:
-        return self.status in FINAL
 
     @property
     def length(self) -> int:
@@ -128,7 +124,7 @@ class OpenStep(NamedTuple):
             status=row.status,
             started_at=row.started_at,
             completed_at=row.completed_at,
-            outputs=or_null(outputs),
+            outputs="null" if outputs is None else outputs,
             error=error,
             retry_count=row.retry_count or 0,
             context_patch=context_patch,

@@ -62,7 +62,7 @@ class Checkpoints:
     def made_with(self, step: OpenStep, context: Encoded, size: int, payloads: Payloads) -> CheckpointRecord:
         """The state as of the commit of `step`, when the context is `context`; `size` is that of the state."""
         now, checkpoint_id = step.completed_at or utc_now(), uuid4()
-        is_whole = self._whole_every.is_whole_due(size, added_by(step))
+        is_whole = self._whole_every.is_whole_due(size, step.length)
         text = self._whole(step, context, now) if is_whole else self._delta(step, now)
         sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
         return CheckpointRecord(
@@ -87,7 +87,7 @@ class Checkpoints:
 
     def committed(self, step: OpenStep, made: CheckpointRecord | None, size: int) -> None:
         """So is what was `made_with` it, if anything."""
-        self._whole_every.committed(size, added_by(step), whole=made is not None and made.position is None)
+        self._whole_every.committed(size, step.length, whole=made is not None and made.position is None)
 
     def _whole(self, step: OpenStep, context: Encoded, now: datetime) -> str:
         steps = {**self._steps, step.step_id: step}
@@ -119,8 +119,3 @@ class Checkpoints:
         for known in sorted(self._steps.values(), key=lambda known: (known.position, known.step_id)):
             self._chain = self._chain.with_step(known)
         return self._chain
-
-
-def added_by(step: OpenStep) -> int:
-    """Characters of JSON that a step adds to the state."""
-    return len(step.outputs) + len(step.context_patch or "")

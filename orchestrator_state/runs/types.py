@@ -1,4 +1,4 @@
-"""The types of one run, and how its history comes to be of them."""
+"""Which types the state, the outputs and the result of a run have, and how what is recorded is brought up to them."""
 
 from __future__ import annotations
 

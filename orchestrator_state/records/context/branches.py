@@ -1,4 +1,4 @@
-"""Who of a run's handler does something, and what of the rest had surely been done before: a clock for each branch.
+"""Which branch of a handler does something, and what it can be sure was done before: a clock for each branch.
 
 A branch is a task. It begins with all that the task which started it had done until then, and is told nothing of what
 others do meanwhile. So a branch knows its own past and that of those it came from; that is also all which the handler

@@ -23,13 +23,13 @@ from orchestrator_state.payloads import (
 from orchestrator_state.records.context.encoded import Decoded, Encoded, join, split
 
 _MANY: Final = 1000
-"""In a dict of more keys, whoever goes through its values is taken to hold any of them."""
+"""Whoever goes through the values of a dict with more keys than this counts as holding all of them."""
 _CHECKED_ALWAYS: Final = 4096
 """Characters of JSON. Whether a longer value is still the same is seen from its JSON alone, which is fast."""
 
 
 class LongValues(Exception):
-    """Values that are to be looked at beside the event loop first: have `vouch` called there, and look again."""
+    """Raised for values that take long to look at: have `vouch` called beside the event loop, then look again."""
 
     def __init__(self, vouch: Callable[[], None]) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class LongValues(Exception):
 
 
 class ContextValue(Protocol):
-    """One object for the whole attempt, which the handler may keep in a variable, and changes."""
+    """What a handler has of its context: one object for the whole attempt, to keep in a variable and to change."""
 
     @property
     def may_have_changed(self) -> bool:
-        """False as long as nobody had it: it is what was put there."""
+        """False as long as nobody was given the object: then it is what was put there."""
 
     def taken_up(self) -> Any:
         """The object, for the handler or the function of a step to read and change."""
@@ -75,7 +75,7 @@ class PlainContext:
         self._touch = touch
         self._payloads = payloads
         self._vouched: Encoded = {}
-        """Long values of which this is the JSON can be stored."""
+        """The JSON of long values that were found fit to be stored."""
         self._taken: set[str] = set()
         self._is_all_taken = False
         self.may_have_changed = False
@@ -175,7 +175,7 @@ class TypedContext:
     """A model. Its JSON has the models' aliases as keys, and no computed fields."""
 
     may_have_changed = True
-    """By its defaults, which may not be on record."""
+    """Always: its defaults may not be on record."""
 
     def __init__(self, model: type[BaseModel], start: Encoded, touch: Touch, payloads: Payloads = PLAIN) -> None:
         """Raises `NotAccepted` if the model does not accept `start`."""
@@ -188,7 +188,7 @@ class TypedContext:
             info.serialization_alias or info.alias or name: name for name, info in model.model_fields.items()
         }
         self._sound: str | None = None
-        """The last JSON that was seen to load back equal."""
+        """The last JSON that is known to load back equal."""
 
     def taken_up(self) -> BaseModel:
         self._is_taken = True

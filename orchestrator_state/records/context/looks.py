@@ -27,7 +27,7 @@ class ContextChange:
 
 @dataclass(slots=True, kw_only=True, repr=False)
 class Look:
-    """What a commit finds changed, seen in one go. What follows from that needs no more than its texts."""
+    """What a commit finds changed, seen in one go; all that follows is worked out from these texts."""
 
     seen: Encoded
     gone: tuple[str, ...]
@@ -35,7 +35,7 @@ class Look:
     """Everybody's context, where the handler's has changed."""
     after: Encoded
     merged: Encoded
-    """Items that the handler appends to lists that recorded steps have changed, and it has not come back to."""
+    """Items to append to lists that recorded steps have changed, where the handler has not come back to those steps."""
     outstanding: frozenset[str]
     """Keys that such steps have changed."""
     made: tuple[Change, ...]

@@ -112,7 +112,7 @@ def _states(rows: Sequence[Iterable[Any]], payloads: Payloads, on_damaged: _OnDa
 
 
 def _damaged_cells(row: StateRow) -> list[str]:
-    """Of a workflow's row, or of a step's. No loop: this is for each row that is loaded."""
+    """The damaged columns of a workflow's row, or of a step's. No loop: this is done for each row that is loaded."""
     damaged = [] if row.completed_at is None or is_time(row.completed_at) else ["completed_at"]
     if not (is_integer(row.position) and (row.schema_version is None or is_integer(row.schema_version))):
         damaged.append("position, schema_version")

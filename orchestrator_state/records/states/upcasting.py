@@ -79,9 +79,9 @@ def check_state(state: WorkflowState, schemas: Schemas, payloads: Payloads) -> N
 def as_stored(
     columns: Columns, steps: Mapping[str, Columns], saved: SavedRows | None, version: int | None
 ) -> tuple[Stamps, dict[str | None, Shown]]:
-    """Put back, into the columns of a save, what is as it was shown; the rest is of `version`.
+    """Where the caller left a payload as it was shown, put back into the columns what was stored.
 
-    Returns the stamps but for those that are None, and what goes on being shown in place of something older.
+    What is new is of `version`. Returns the stamps, without those that are None, and what is shown from now on.
     """
     saved = saved or _NOTHING_SAVED
     if version is None and not saved.stamps and not saved.shown:  # most applications have no versions
