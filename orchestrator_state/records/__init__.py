@@ -44,7 +44,7 @@ from orchestrator_state.records.states.checkpoints import (
     open_snapshot,
 )
 from orchestrator_state.records.states.columns import check_fields, payload_bytes, state_columns, step_columns
-from orchestrator_state.records.states.loaded import payloads_in, states_from_rows, step_from_row
+from orchestrator_state.records.states.loaded import StateRow, payloads_in, states_from_rows, step_from_row
 from orchestrator_state.records.states.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.states.upcasting import (
     Stamps,
@@ -89,6 +89,7 @@ __all__ = [
     "Signal",
     "SignalPlace",
     "Stamps",
+    "StateRow",
     "StoredRun",
     "UnclaimableRun",
     "WholeEvery",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final
 
@@ -25,7 +25,7 @@ from orchestrator_state.database import is_moment
 from orchestrator_state.domain import ACTIVE, WorkflowState
 from orchestrator_state.errors import PayloadError
 from orchestrator_state.models import step_states, workflow_states
-from orchestrator_state.records import payloads_in, states_from_rows, upcast_state
+from orchestrator_state.records import StateRow, payloads_in, states_from_rows, upcast_state
 from orchestrator_state.repositories.base import Repository
 
 OnDamaged = Callable[[PayloadError], object]
@@ -35,8 +35,51 @@ _workflow = workflow_states.c
 _step = step_states.c
 
 
-def _absent(column: ColumnElement[Any]) -> ColumnElement[Any]:
-    return type_coerce(null(), column.type).label(column.name)
+_OF_WORKFLOW: Final[Mapping[str, ColumnElement[Any]]] = {
+    "state_id": _workflow.id,
+    "status": _workflow.status,
+    "started_at": _workflow.started_at,
+    "completed_at": _workflow.completed_at,
+    "payload": _workflow.context,
+    "payload_digest": _workflow.context_digest,
+    "error": _workflow.error,
+    "error_digest": _workflow.error_digest,
+    "retry_count": literal_column("0"),
+    "position": literal_column("0"),
+    "workflow_id": _workflow.workflow_id,
+    "workflow_name": _workflow.workflow_name,
+    "user_id": _workflow.user_id,
+    "updated_at": _workflow.updated_at,
+    "version": _workflow.version,
+    "context_position": _workflow.context_position,
+    "digested_at": _workflow.digested_at,
+    "schema_version": _workflow.schema_version,
+    # A run makes deltas, and the last owner's id stays. Never NULL, which it is for a step.
+    "may_have_deltas": _workflow.lease_owner.is_not(None) & (func.coalesce(_workflow.checkpoint_seq, 1) > 0),
+    # Absent, and of a type all the same: a union takes its types from its first part.
+    **{name: type_coerce(null(), _step[name].type) for name in ("step_id", "context_patch", "context_patch_digest")},
+}
+_OF_STEP: Final[Mapping[str, ColumnElement[Any]]] = {
+    "state_id": _step.workflow_state_id,
+    "step_id": _step.step_id,
+    "status": _step.status,
+    "started_at": _step.started_at,
+    "completed_at": _step.completed_at,
+    "payload": _step.outputs,
+    "payload_digest": _step.outputs_digest,
+    "error": _step.error,
+    "error_digest": _step.error_digest,
+    "retry_count": _step.retry_count,
+    "position": _step.position,
+    "context_patch": _step.context_patch,
+    "context_patch_digest": _step.context_patch_digest,
+    "schema_version": _step.schema_version,
+}
+
+
+def _state_rows(columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
+    """SELECT the fields of a `StateRow`, in their order; what is not among `columns` is NULL."""
+    return select(*(columns.get(name, null()).label(name) for name in StateRow._fields))
 
 
 def _states(target: Select[Any]) -> CompoundSelect[Any]:
@@ -45,54 +88,10 @@ def _states(target: Select[Any]) -> CompoundSelect[Any]:
     A join would repeat the context in each step's row.
     """
     wanted = target.cte("wanted")
-    workflows = select(
-        _workflow.id.label("state_id"),
-        _absent(_step.step_id),
-        _workflow.status,
-        _workflow.started_at,
-        _workflow.completed_at,
-        _workflow.context.label("payload"),
-        _workflow.error,
-        literal_column("0").label("retry_count"),
-        literal_column("0").label("position"),
-        _workflow.workflow_id,
-        _workflow.workflow_name,
-        _workflow.user_id,
-        _workflow.updated_at,
-        _workflow.version,
-        _absent(_step.context_patch),
-        _workflow.context_position,
-        _workflow.context_digest,
-        _workflow.error_digest,
-        _absent(_step.context_patch_digest),
-        _workflow.digested_at,
-        _workflow.schema_version,
-        # A run makes deltas, and the last owner's id stays. Never NULL, which it is for a step.
-        (_workflow.lease_owner.is_not(None) & (func.coalesce(_workflow.checkpoint_seq, 1) > 0)).label(
-            "may_have_deltas"
-        ),
-    ).where(_workflow.id.in_(select(wanted.c.id)))
-    steps = select(
-        _step.workflow_state_id,
-        _step.step_id,
-        _step.status,
-        _step.started_at,
-        _step.completed_at,
-        _step.outputs,
-        _step.error,
-        _step.retry_count,
-        _step.position,
-        *(null() for _ in range(5)),
-        _step.context_patch,
-        null(),
-        _step.outputs_digest,
-        _step.error_digest,
-        _step.context_patch_digest,
-        null(),
-        _step.schema_version,
-        null(),
-    ).where(_step.workflow_state_id.in_(select(wanted.c.id)))
-    return union_all(workflows, steps)
+    return union_all(
+        _state_rows(_OF_WORKFLOW).where(_workflow.id.in_(select(wanted.c.id))),
+        _state_rows(_OF_STEP).where(_step.workflow_state_id.in_(select(wanted.c.id))),
+    )
 
 
 _IDS: Final = select(_workflow.id).where(_workflow.namespace == bindparam("namespace"))

@@ -35,7 +35,10 @@ _OnDamaged = Callable[[PayloadError], object]
 
 
 class StateRow(NamedTuple):
-    """A row of the statements that select states: a workflow or, without `may_have_deltas`, one of its steps."""
+    """A row of the statements that select states: a workflow or, without `may_have_deltas`, one of its steps.
+
+    The statements are made of these names, in this order.
+    """
 
     state_id: UUID
     step_id: str | None
