@@ -157,7 +157,7 @@ async def test_a_file_that_was_being_opened_for_a_cancelled_call_is_closed(tmp_p
         go_on.wait()
         return made[0]
 
-    file, threads = SqliteFile(tmp_path / "w.db"), WeakSet[Any]()
+    file, threads = SqliteFile(tmp_path / "w.db"), WeakSet[connection.SqliteConnection]()
 
     async def connect() -> None:
         await connection.connect(threads, file, "", factory=slowly, check_same_thread=False)

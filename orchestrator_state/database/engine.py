@@ -7,11 +7,11 @@ import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Executable, Pool, exc
+from sqlalchemy import Executable, Pool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import require_own_loop, running_loop
@@ -25,15 +25,13 @@ from orchestrator_state.database.failed_statements import (
     remember_failures,
 )
 from orchestrator_state.database.internals import PlacesPool, greenlet_spawn, is_heard
-from orchestrator_state.database.sessions import StoreSession
+from orchestrator_state.database.sessions import StoreSession, end_session
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
 _Answer = TypeVar("_Answer")
 
 PROTECTED_NAMESPACES: Final = "orchestrator_state_protected"  # execution option: of stores on it that encrypt
-_TRIES_TO_CLOSE: Final = 100
-_PAUSE_TO_CLOSE: Final = 0.01  # seconds
 
 # At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
 LOGGING_NAME: Final = "orchestrator_state"
@@ -207,8 +205,8 @@ class Database(ABC):
             failed = False
         finally:
             # Shielded, and one task: a second cancellation must find nothing half done.
-            ending = asyncio.create_task(_end(session, failed=failed), name="orchestrator_state end of a session")
-            await asyncio.shield(ending)
+            ending = end_session(session, failed=failed)
+            await asyncio.shield(asyncio.create_task(ending, name="orchestrator_state end of a session"))
 
     # --- whose turn it is, in which task, loop and process --------------------------------------------------------
 
@@ -291,26 +289,3 @@ async def committed(connection: AsyncConnection) -> AsyncIterator[None]:
 
 def _nothing() -> None:
     pass
-
-
-async def _end(session: AsyncSession, *, failed: bool) -> None:
-    # A connection that has died cannot be rolled back, and need not: what failed first says more.
-    with suppress(Exception):
-        if failed:
-            await session.rollback()  # unlike close(), it tells the states saved in it also when it fails
-    with suppress(Exception):  # after a commit that was acknowledged this is nobody's failure
-        await _close(session)
-
-
-async def _close(session: AsyncSession) -> None:
-    """A task that the caller's code left behind may be using the session at this very moment: then, after it."""
-    for _ in range(_TRIES_TO_CLOSE):
-        try:
-            await session.close()
-        except exc.IllegalStateChangeError:
-            await asyncio.sleep(_PAUSE_TO_CLOSE)
-        except Exception:  # noqa: BLE001 - whatever it is, such a connection is not used again
-            break
-        else:
-            return
-    await session.invalidate()

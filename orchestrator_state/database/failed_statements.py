@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.engine import ExceptionContext, Transaction
+from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.errors import fault_in_statement, is_out_of_step, spends_connection
@@ -101,7 +102,7 @@ def _is_closed(connection: Connection) -> bool:
     return connection.dialect.name == "postgresql" and bool(driver.is_closed())
 
 
-def _refuse_entangled(dbapi_connection: Any, entry: ConnectionPoolEntry, _: object) -> None:
+def _refuse_entangled(dbapi_connection: AdaptedConnection, entry: ConnectionPoolEntry, _: object) -> None:
     driver = dbapi_connection.driver_connection
     misleads = entry.info.pop(_OUT_OF_STEP, False)
     if misleads or is_entangled(driver):

@@ -8,12 +8,13 @@ that is not certain, replaced by a new one. The connections of an application's 
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
+import asyncpg
 from sqlalchemy import Connection, Engine, event, exc, func, select, true
+from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -21,6 +22,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import await_only
 from orchestrator_state.database.sessions import StoreSession
+from orchestrator_state.database.sqlite.connection import SqliteConnection
 
 _LENT: Final = "orchestrator_state.lent"
 _POSTGRES: Final = "RESET SESSION AUTHORIZATION; RESET ROLE; DISCARD TEMP; "
@@ -71,7 +73,7 @@ def put_back_sqlite(engine: Engine, pragmas: Mapping[str, object]) -> None:
 
 
 def _before_use(engine: Engine, put_back: Callable[[Any], None]) -> None:
-    def checked_out(dbapi_connection: Any, entry: ConnectionPoolEntry, _: Any) -> None:
+    def checked_out(dbapi_connection: AdaptedConnection, entry: ConnectionPoolEntry, _: object) -> None:
         if not entry.info.pop(_LENT, False):
             return
         try:
@@ -82,14 +84,14 @@ def _before_use(engine: Engine, put_back: Callable[[Any], None]) -> None:
     event.listen(engine, "checkout", checked_out)
 
 
-def _put_back_postgres(driver: Any) -> None:
+def _put_back_postgres(driver: asyncpg.Connection[asyncpg.Record]) -> None:
     """In one round trip. Prepared statements stay: the driver goes on to use them."""
     await_only(driver.execute(_POSTGRES + driver.get_reset_query()))
 
 
-def _put_back_sqlite(driver: Any, pragmas: Mapping[str, object]) -> None:
+def _put_back_sqlite(driver: SqliteConnection, pragmas: Mapping[str, object]) -> None:
     def run() -> None:
-        raw: sqlite3.Connection = driver.raw
+        raw = driver.raw
         for pragma, value in pragmas.items():
             raw.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
         if len(raw.execute("PRAGMA database_list").fetchall()) > 1:  # tables that hide ours, or another file

@@ -17,19 +17,15 @@ from datetime import timedelta
 from enum import Enum, auto
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, exc, func, literal, select
-from sqlalchemy.engine import Transaction
+from sqlalchemy import ColumnElement, func, literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state.concurrency import settled
-from orchestrator_state.database.errors import database_errors, is_unknown_to_sqlite
+from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import begun_connections, greenlet_spawn, transaction_of
-from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
 _IDLE_LIMIT: Final = "idle_in_transaction_session_timeout"
-_SAVEPOINT: Final = "SAVEPOINT orchestrator_state"
-_RELEASE: Final = "RELEASE SAVEPOINT orchestrator_state"
 _PINGS_PER_LIMIT: Final = 4
 _PATIENCE: Final = 5.0  # seconds; a server that has not answered a ping by then is not going to commit
 _has_place: Final[ContextVar[bool]] = ContextVar("orchestrator_state_has_place", default=False)
@@ -43,61 +39,9 @@ def idle_limit(lease_term: timedelta) -> timedelta:
     return lease_term / 2
 
 
-# A setting of the transaction's own: it is gone with it, by whatever it was ended.
-_MARK: Final = "orchestrator_state.transaction"
-_MARKED: Final = "open"
-
-
-def marking() -> ColumnElement[str]:
-    """Sets a mark on the present transaction of Postgres."""
-    return func.set_config(_MARK, _MARKED, literal(value=True))
-
-
-def is_marked() -> ColumnElement[bool]:
-    """Whether this is still the transaction that was marked."""
-    return func.current_setting(_MARK, literal(value=True)) == _MARKED
-
-
-def takes_marks(session: AsyncSession) -> bool:
-    """Whether a transaction of this database has settings of its own, by which to know it again and to limit it."""
-    return session.get_bind().dialect.name == "postgresql"
-
-
 def writes_alone(session: AsyncSession) -> bool:
     """Whether nobody else can write, nor has begun to, while the transaction of `session` writes."""
     return session.get_bind().dialect.name == "sqlite"
-
-
-def transaction_ended() -> ConfigurationError:
-    """The caller's code has parted what it wrote from what was to commit with it."""
-    return ConfigurationError(
-        "the function of run.transact must neither commit nor roll back its transaction: the run commits its rows with "
-        "the step. To undo a part, use a savepoint: `async with session.begin_nested()`"
-    )
-
-
-async def begin_to_watch(session: AsyncSession) -> None:
-    """Before the caller's code has the transaction: note what `require_same` looks for."""
-    if session.get_bind().dialect.name == "sqlite":  # on Postgres the statement before has marked it
-        await (await session.connection()).exec_driver_sql(_SAVEPOINT)
-
-
-async def require_same(session: AsyncSession, transaction: Transaction | None) -> None:
-    """Raise if `transaction`, which `begin_to_watch` saw, is over by any way that shows here.
-
-    One that the caller's code has ended behind SQLAlchemy's back does not show on Postgres; the step's commit looks for
-    its mark.
-    """
-    if transaction is None or not transaction.is_active:
-        raise transaction_ended()
-    if session.get_bind().dialect.name != "sqlite":
-        return
-    try:
-        await (await session.connection()).exec_driver_sql(_RELEASE)
-    except exc.DBAPIError as error:
-        if is_unknown_to_sqlite(error):  # the savepoint went with its transaction
-            raise transaction_ended() from None
-        raise
 
 
 class Idling(Enum):

@@ -1,4 +1,4 @@
-"""Keep objects in memory in step with their transaction.
+"""The store's own kind of session: how it ends, and what goes back with it to what it was.
 
 Saving a state moves its version on at once, so that it can be saved again in the same transaction. If that
 transaction, or the savepoint around the save, does not commit, the objects go back to what they were: a
@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, event
+from sqlalchemy import Connection, Engine, event, exc
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from orchestrator_state.concurrency import require_own_loop
 
+_TRIES_TO_CLOSE: Final = 100
+_PAUSE_TO_CLOSE: Final = 0.01  # seconds
 _KEY: Final = "orchestrator_state.undo"
 _Log = dict[SessionTransaction, list[Callable[[], None]]]
 
@@ -76,3 +79,27 @@ def _undo(session: Session, transaction: SessionTransaction) -> None:
 
 
 _listen(StoreSession)
+
+
+async def end_session(session: AsyncSession, *, failed: bool) -> None:
+    """Roll back what has `failed`, and close the session for good. Raises nothing, whatever its connection does."""
+    # A connection that has died cannot be rolled back, and need not: what failed first says more.
+    with suppress(Exception):
+        if failed:
+            await session.rollback()  # unlike close(), it tells the states saved in it also when it fails
+    with suppress(Exception):  # after a commit that was acknowledged this is nobody's failure
+        await _close(session)
+
+
+async def _close(session: AsyncSession) -> None:
+    """A task that the caller's code left behind may be using the session at this very moment: then, after it."""
+    for _ in range(_TRIES_TO_CLOSE):
+        try:
+            await session.close()
+        except exc.IllegalStateChangeError:
+            await asyncio.sleep(_PAUSE_TO_CLOSE)
+        except Exception:  # noqa: BLE001 - whatever it is, such a connection is not used again
+            break
+        else:
+            return
+    await session.invalidate()

@@ -103,7 +103,7 @@ class Connector:
             return StoreUnavailable(f"the database cannot be reached: {reason}", transient=True)
         return ConfigurationError(reason)
 
-    def _keep_alive(self, connection: Any) -> None:
+    def _keep_alive(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
         """Set what the URL says of dead peers; asyncpg has no option for it. Of no use on a Unix socket."""
         opened = socket_of(connection) if self._options.keepalives else None
         if opened is None or opened.family not in (socket.AF_INET, socket.AF_INET6):

@@ -182,7 +182,7 @@ def _refuse_dead_connection(dbapi_connection: Any, entry: ConnectionPoolEntry, _
             raise exc.DisconnectionError from None
 
 
-def _note_the_time(_: Any, entry: ConnectionPoolEntry) -> None:
+def _note_the_time(_: object, entry: ConnectionPoolEntry) -> None:
     entry.info["returned_at"] = time.monotonic()
 
 

@@ -20,7 +20,7 @@ from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile
 _Result = TypeVar("_Result")
 
 
-def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments: Any) -> SqliteConnection:
+def connect(opened: WeakSet[SqliteConnection], file: SqliteFile, _database: str, **arguments: Any) -> SqliteConnection:
     """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
     made: list[sqlite3.Connection] = []
 
@@ -35,7 +35,7 @@ def connect(opened: WeakSet[Any], file: SqliteFile, _database: str, **arguments:
     return connection
 
 
-async def wait_until_closed(opened: WeakSet[Any]) -> None:
+async def wait_until_closed(opened: WeakSet[SqliteConnection]) -> None:
     """Wait for connections that are being closed: a thread that outlives the event loop fails aloud."""
     loop = asyncio.get_running_loop()
     closings = [closing for connection in opened if (closing := connection.closing) and closing.get_loop() is loop]

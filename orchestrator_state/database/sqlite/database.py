@@ -63,7 +63,7 @@ class SqliteDatabase(Database):
         owned: bool,
         adopted_file: OpenFiles | None = None,
         connections: Iterable[sqlite3.Connection] = (),
-        threads: WeakSet[Any] | None = None,
+        threads: WeakSet[connection.SqliteConnection] | None = None,
         temporary: tempfile.TemporaryDirectory[str] | None = None,
     ) -> None:
         settings.refuse("db_schema", "db_schema is for Postgres; SQLite has no schemas")
@@ -191,7 +191,7 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
     else:
         refuse_what_is_no_database(path)
     file = SqliteFile(path)
-    connections, threads = WeakSet[sqlite3.Connection](), WeakSet[Any]()
+    connections, threads = WeakSet[sqlite3.Connection](), WeakSet[connection.SqliteConnection]()
 
     def connect(*arguments: Any, **options: Any) -> sqlite3.Connection:
         connection = _Connection(*arguments, **options)
