@@ -59,17 +59,14 @@ class Edit:
             length, checksum, *parts = msgspec.json.decode(text, type=list[int | Stretch | str])
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise _none() from None
-        stretches = [part for part in parts if isinstance(part, tuple)]
-        is_sound = (
-            isinstance(length, int)
-            and isinstance(checksum, int)
-            and all(isinstance(part, str | tuple) for part in parts)
-            and all(0 <= start <= end <= length for start, end in stretches)
-            and sum(end - start for start, end in stretches) <= length
-        )
-        if not is_sound:
+        known = tuple(part for part in parts if not isinstance(part, int))
+        stretches = [part for part in known if isinstance(part, tuple)]
+        if not (isinstance(length, int) and isinstance(checksum, int) and len(known) == len(parts)):
             raise _none()
-        return cls(length, checksum, tuple(parts))  # type: ignore[arg-type]
+        copied = sum(end - start for start, end in stretches)
+        if copied > length or not all(0 <= start <= end <= length for start, end in stretches):
+            raise _none()
+        return cls(length, checksum, known)
 
 
 def edit_between(before: str, after: str) -> Edit | None:
