@@ -44,7 +44,6 @@ _POSTGRES_DAMAGED_TIME: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ 
 POSTGRES_FIRST: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '0001-01-01 00:00:00+00'")
 POSTGRES_END: Final[ColumnElement[Any]] = literal_column("TIMESTAMPTZ '10000-01-01 00:00:00+00'")
 
-_to_text = lru_cache(maxsize=4096)(str)
 _to_uuid = lru_cache(maxsize=1024)(UUID)  # the id of a workflow stands in the row of each of its steps
 
 
@@ -57,7 +56,7 @@ class SqliteUuid(UserDefinedType[UUID]):
         return "CHAR(36)"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else _to_text(value)
+        return _uuid_text
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         def from_text(text: Any) -> UUID | None:
@@ -80,7 +79,7 @@ class SqliteTimestamp(UserDefinedType[datetime]):
         return "TIMESTAMP"
 
     def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
-        return lambda value: None if value is None else _utc_text(value)
+        return _utc_text
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
         def from_text(text: Any) -> datetime | None:
@@ -108,9 +107,14 @@ class PostgresTimestamp(TypeDecorator[datetime]):
         return type_coerce(case((or_(column.is_(None), within), column), else_=_POSTGRES_DAMAGED_TIME), self)
 
 
+@lru_cache(maxsize=4096)  # the id of a workflow is written into many rows
+def _uuid_text(value: UUID | None) -> str | None:
+    return None if value is None else str(value)
+
+
 @lru_cache(maxsize=1024)  # a commit writes one moment into several rows
-def _utc_text(value: datetime) -> str:
-    return value.astimezone(UTC).isoformat(timespec="microseconds")
+def _utc_text(value: datetime | None) -> str | None:
+    return None if value is None else value.astimezone(UTC).isoformat(timespec="microseconds")
 
 
 def _as_utc(value: datetime) -> datetime:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Final, Self
 from uuid import UUID, uuid4
 
@@ -95,8 +96,7 @@ STEP_TRANSITIONS: Final[Mapping[StepStatus, frozenset[StepStatus]]] = {
 _INFINITIES: Final = (datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC))
 
 
-def utc_now() -> datetime:
-    return datetime.now(UTC)
+utc_now: Final = partial(datetime.now, UTC)
 
 
 def _storable_text(value: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator_state import InvalidPayload, Run, StateStore
-from orchestrator_state.runs.step_ids import StepIds
+from orchestrator_state.runs.steps import StepIds
 from tests.running import Effect, steps_of, vanish
 
 IDS = ("a", "a#2", "a#2#1", "a#2#2", "a#1", "a#3", "a#02", "#2", "a#", "sleep#2")

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from typing import Any, Final, TypeVar
 
 import asyncpg
@@ -27,6 +29,9 @@ from orchestrator_state.database.errors import (
 from orchestrator_state.database.internals import await_only, invalidate_with_older_ones
 
 _Result = TypeVar("_Result")
+# They keep nothing of a block: each step passes through two of them.
+_CALLING: Final = database_errors()
+_COMMITTING: Final = database_errors(committing=True)
 
 
 class DriverStatement:
@@ -39,10 +44,12 @@ class DriverStatement:
         compiled: SQLCompiler = statement.compile(dialect=dialect, **options)  # type: ignore[attr-defined]
         self.sql: Final = compiled.string
         self._constants: Final = {name: value for name, value in compiled.params.items() if value is not None}
-        self._names: Final = tuple(compiled.positiontup or ())
+        names = tuple(compiled.positiontup or ())
+        # Of one name, or none, `itemgetter` would make no tuple.
+        self._picked: Final = itemgetter(*names) if len(names) > 1 else partial(_picked, names)
         self._sent_as: Final[list[tuple[int, Callable[[Any], Any]]]] = [
             (index, convert)
-            for index, name in enumerate(self._names)
+            for index, name in enumerate(names)
             if (convert := compiled.binds[name].type.dialect_impl(dialect).bind_processor(dialect)) is not None
         ]
         selected = statement.selected_columns if isinstance(statement, SelectBase) else ()
@@ -56,7 +63,7 @@ class DriverStatement:
         """What to send for `values`, which name every parameter."""
         if self._constants:
             values = {**self._constants, **values}
-        arguments = [values[name] for name in self._names]
+        arguments = list(self._picked(values))
         for index, convert in self._sent_as:
             arguments[index] = convert(arguments[index])
         return arguments
@@ -75,18 +82,20 @@ class DriverStatement:
         return found
 
 
-class DriverStatements:
+def _picked(names: Sequence[str], values: Mapping[str, Any]) -> Sequence[Any]:
+    return [values[name] for name in names]
+
+
+class DriverStatements(dict[Executable, DriverStatement]):
     """The compiled statements of one database, each compiled when it is first wanted."""
 
     def __init__(self, dialect: Dialect, schema: str | None) -> None:
+        super().__init__()
         self._dialect = dialect
         self._schema = schema
-        self._compiled: dict[Executable, DriverStatement] = {}
 
-    def __getitem__(self, statement: Executable) -> DriverStatement:
-        compiled = self._compiled.get(statement)
-        if compiled is None:
-            compiled = self._compiled[statement] = DriverStatement(statement, self._dialect, self._schema)
+    def __missing__(self, statement: Executable) -> DriverStatement:
+        compiled = self[statement] = DriverStatement(statement, self._dialect, self._schema)
         return compiled
 
 
@@ -94,7 +103,7 @@ def fetch(engine: Engine, sql: str, arguments: Sequence[Any], *, committing: boo
     """Send Postgres one statement, which is a transaction by itself, and return its rows."""
     pooled = _checked_out(engine)
     try:
-        with database_errors(committing=committing):
+        with _COMMITTING if committing else _CALLING:
             return _answer(pooled, sql, arguments)
     finally:
         pooled.close()
@@ -105,7 +114,7 @@ def query(engine: Engine, sql: str, arguments: Sequence[Any]) -> Sequence[Any]:
     pooled = _checked_out(engine)
     connection: Any = pooled.driver_connection
     try:
-        with database_errors():
+        with _CALLING:
             rows: Sequence[Any] = _done(pooled, connection.query(sql, arguments))
             return rows
     finally:
@@ -131,7 +140,7 @@ def in_one_hop(engine: Engine, work: Callable[[sqlite3.Connection], _Result]) ->
     pooled = _checked_out(engine)
     connection: Any = pooled.driver_connection
     try:
-        with database_errors(committing=True):
+        with _COMMITTING:
             result: _Result = _done(pooled, connection.transaction(work))
             return result
     finally:
@@ -148,5 +157,5 @@ def _done(pooled: PoolProxiedConnection, transaction: Any) -> Any:
 
 
 def _checked_out(engine: Engine) -> PoolProxiedConnection:
-    with database_errors():
+    with _CALLING:
         return engine.raw_connection()

@@ -223,8 +223,11 @@ class Database(ABC):
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` in another event loop than the one of the first call."""
-        if self._loop is running_loop() and self._pid == os.getpid():
-            return  # as nearly always
+        try:
+            if self._loop is asyncio.get_running_loop() and self._pid == os.getpid():
+                return  # as nearly always
+        except RuntimeError:
+            running_loop()  # which says so in words
         self.leave_the_parent_alone()
         if self._loop is None:
             self._loop = running_loop()

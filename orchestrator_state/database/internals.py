@@ -10,7 +10,7 @@ import asyncio
 import logging
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
 import aiosqlite
@@ -153,9 +153,9 @@ class ThreadedConnection(aiosqlite.Connection):
         """For use in the connection's thread."""
         return self._conn
 
-    async def hop(self, function: Callable[[], None]) -> None:
+    def hop(self, function: Callable[[], None]) -> Coroutine[Any, Any, None]:
         """Run `function` in the connection's thread."""
-        await self._execute(function)
+        return self._execute(function)
 
     def hop_unasked(self, function: Callable[[], None]) -> None:
         """Run `function` in the connection's thread, after what runs there now, without waiting for it."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import copy_context
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from orchestrator_state import hooks
-from orchestrator_state.concurrency import Outcome, Threads, awaitable, outcome_of, settled, uninterrupted
+from orchestrator_state.concurrency import Outcome, Threads, settled, uninterrupted
 from orchestrator_state.database import DatabaseClock
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
@@ -28,14 +27,12 @@ from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a
 from orchestrator_state.records import ClaimedRun, Lease, corrupt_cells
 from orchestrator_state.runs import (
-    HANDLER,
     NOT_THE_RUNS,
     CheckpointPolicy,
     Exits,
     Handler,
     Journal,
     Lookout,
-    Run,
     RunTypes,
     StartChild,
     Steps,
@@ -43,8 +40,8 @@ from orchestrator_state.runs import (
     WaitingRoom,
     Writer,
     bring_up_to_date,
+    call_handler,
     fault_behind,
-    mark,
     stopped_as,
 )
 from orchestrator_state.transactions import Transactions
@@ -197,14 +194,7 @@ class Attempt:
 
         The run was cancelled if the switch or our caller was. Any other `CancelledError` is the handler's own failure.
         """
-        run: Run[Any] = Run(steps, self._start_child)
-        context = copy_context()
-        context.run(mark, steps.room)
-        context.run(steps.enter)
-        task = asyncio.get_running_loop().create_task(
-            outcome_of(partial(awaitable, "the handler", handler, run)), name=f"{HANDLER} {run.id}", context=context
-        )
-        self._switch.watch(task)
+        task = call_handler(handler, steps, self._start_child)
         try:
             await asyncio.wait({task})
         except asyncio.CancelledError:
@@ -219,13 +209,13 @@ class Attempt:
     async def _complete(self, steps: Steps, result: _T) -> _T:
         """Record the result. Returns it as it will be read."""
         steps.require_all_awaited()
-        self._look_for_unused(steps.journal)
+        self._look_for_unused(steps)
         encoded, result = await self._types.encode(self._types.result, result, "result")
         await self._shared.endings.complete(self._run, encoded, await steps.journal.final_context())
         return result
 
-    def _look_for_unused(self, journal: Journal) -> None:
-        unused = journal.unused
+    def _look_for_unused(self, steps: Steps) -> None:
+        unused = steps.unused
         if not unused:
             return
         message = f"run {self._run.id} ended without asking for the recorded steps {', '.join(unused)}"

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -112,17 +112,21 @@ class RunHeader(NamedTuple):
 
     def snapshot(self, updated_at: str, context: Encoded, steps: Mapping[str, str]) -> str:
         """The JSON of the whole state, as `WorkflowState.to_snapshot` has it, put together from encoded parts."""
-        fields = {
-            "id": str(self.id),
-            "workflow_id": self.workflow_id,
-            "workflow_name": self.workflow_name,
-            "status": WorkflowStatus.RUNNING.value,
-            "user_id": self.user_id,
-            "started_at": self.started_at.isoformat(),
-            "updated_at": updated_at,
-        }
-        parts = {name: encode(value, name) for name, value in fields.items()}
-        return join(parts | {"context": join(context), "steps": join(steps)})
+        parts = {"updated_at": encode(updated_at, "updated_at"), "context": join(context), "steps": join(steps)}
+        return join(_encoded(self) | parts)
+
+
+@lru_cache(maxsize=1024)  # a run of few and short steps has it in the checkpoint of each of them
+def _encoded(header: RunHeader) -> Encoded:
+    fields = {
+        "id": str(header.id),
+        "workflow_id": header.workflow_id,
+        "workflow_name": header.workflow_name,
+        "status": WorkflowStatus.RUNNING.value,
+        "user_id": header.user_id,
+        "started_at": header.started_at.isoformat(),
+    }
+    return {name: encode(value, name) for name, value in fields.items()}
 
 
 class DeltaBase:

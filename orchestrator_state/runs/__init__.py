@@ -1,20 +1,20 @@
 """What a handler holds."""
 
+from orchestrator_state.runs.calls import Retry
 from orchestrator_state.runs.checkpoints import CheckpointPolicy
-from orchestrator_state.runs.exits import HANDLER, Exits, mark
+from orchestrator_state.runs.exits import Exits
 from orchestrator_state.runs.journal import Journal
 from orchestrator_state.runs.lookout import Lookout
-from orchestrator_state.runs.retry import Retry
-from orchestrator_state.runs.run import Duration, Handler, Run
+from orchestrator_state.runs.run import Duration, Handler, Run, call_handler
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
-from orchestrator_state.runs.types import RunTypes, as_of_today, bring_up_to_date
+from orchestrator_state.runs.types import RunTypes
+from orchestrator_state.runs.versions import as_of_today, bring_up_to_date
 from orchestrator_state.runs.waiting import WaitingRoom
 from orchestrator_state.runs.waits import StartChild, child_run_id
 from orchestrator_state.runs.writer import Writer
 
 __all__ = [
-    "HANDLER",
     "NOT_THE_RUNS",
     "CheckpointPolicy",
     "Duration",
@@ -33,9 +33,9 @@ __all__ = [
     "Writer",
     "as_of_today",
     "bring_up_to_date",
+    "call_handler",
     "child_run_id",
     "fault_behind",
-    "mark",
     "pause_after",
     "stopped_as",
 ]

@@ -1,25 +1,143 @@
-"""Call a step's function: async, or sync and then in a thread, with a time limit."""
+"""Call a step's function: async, or sync and then in a thread, with a time limit; and again, if it fails."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import inspect
+import math
+import random
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
 from types import CodeType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeGuard, TypeVar, cast
 
+from orchestrator_state import hooks
+from orchestrator_state.arguments import as_duration
 from orchestrator_state.concurrency import Returned, Threads, call_apart
+from orchestrator_state.errors import AbnormalExit, ConfigurationError, InvalidPayload, PayloadError
+from orchestrator_state.failures import note
 
 _T = TypeVar("_T")
 
 StepFunction = Callable[..., Awaitable[_T]] | Callable[..., _T]
+Kinds = type[BaseException] | tuple[type[BaseException], ...]
+
+
+# --- again -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """Call a failing step again: up to `attempts` calls in all, pauses growing from `wait_initial` to `wait_max`.
+
+    The pauses double and are jittered; they are `timedelta`, or seconds. `on` says which exceptions are worth another
+    call: classes, or a function that is given the exception. A result that cannot be stored never is. Raises
+    `ConfigurationError` for what makes no sense.
+    """
+
+    attempts: int = 3
+    wait_initial: timedelta | float = timedelta(milliseconds=100)
+    wait_max: timedelta | float = timedelta(seconds=30)
+    wait_jitter: timedelta | float = timedelta(milliseconds=100)
+    on: Kinds | Callable[[BaseException], bool] = Exception
+
+    def __post_init__(self) -> None:
+        if type(self.attempts) is not int or self.attempts < 1:
+            raise ConfigurationError("attempts must be a whole number, 1 or more: the calls in all")
+        for each in fields(self):
+            if each.name.startswith("wait_"):
+                object.__setattr__(self, each.name, _as_pause(getattr(self, each.name), each.name))
+        if self.wait_initial > self.wait_max:  # type: ignore[operator]
+            raise ConfigurationError("wait_initial must not be longer than wait_max")
+        if not (_are_kinds(self.on) or _is_predicate(self.on)):
+            raise ConfigurationError(
+                "on must be an exception class, a tuple of them, or a plain function that returns True or False"
+            )
+
+    @classmethod
+    def of(cls, given: Retry | int | None) -> Retry:
+        """`retry=3` is three calls in all; None is one. Raises `ConfigurationError`."""
+        if given is None:
+            return ONCE
+        if isinstance(given, Retry):
+            return given
+        if type(given) is not int:
+            raise ConfigurationError("retry must be a number of calls, or a Retry")
+        return cls(attempts=given)
+
+    def pause_after(self, calls: int) -> float:
+        """Seconds until the next call, after so many that failed."""
+        initial, longest, jitter = (
+            cast("timedelta", each).total_seconds() for each in (self.wait_initial, self.wait_max, self.wait_jitter)
+        )
+        doubled = math.ldexp(initial, min(calls - 1, 100)) if initial < longest else longest
+        return min(longest, doubled + random.uniform(0, jitter))  # noqa: S311 - spreads load, guards nothing
+
+    def is_worth_it(self, error: Exception) -> bool:
+        """Whether to call again. A predicate that fails says no, and a note on `error` says so."""
+        if issubclass(type(error), PayloadError):
+            return False
+        raised = error.__cause__ if type(error) is AbnormalExit and error.__cause__ is not None else error
+        if _are_kinds(self.on):
+            # Not isinstance, which asks the object.
+            return any(issubclass(type(each), self.on) for each in (error, raised))
+        try:
+            return bool(cast("Callable[[BaseException], bool]", self.on)(raised))
+        except BaseException as failure:  # noqa: BLE001 - the step's own failure is what counts
+            name = type(failure).__qualname__
+            note(error, f"the function that `Retry(on=…)` was given raised {name}, so the step was not called again")
+            hooks.logger.warning("the function given to Retry(on=...) raised %s", name)
+            return False
+
+
+def _as_pause(given: object, name: str) -> timedelta:
+    try:
+        pause = as_duration(given, name)
+        is_negative = given < type(given)()  # type: ignore[operator]
+    except InvalidPayload as error:
+        raise ConfigurationError(str(error)) from None
+    if is_negative:
+        raise ConfigurationError(f"{name} must not be negative")
+    return pause
+
+
+def _are_kinds(on: object) -> TypeGuard[Kinds]:
+    kinds = on if isinstance(on, tuple) else (on,)
+    return all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in kinds)
+
+
+def _is_predicate(on: object) -> bool:
+    is_async = inspect.iscoroutinefunction(on) or inspect.iscoroutinefunction(getattr(on, "__call__", None))  # noqa: B004
+    return callable(on) and not isinstance(on, type) and not is_async
+
+
+ONCE: Final = Retry(attempts=1)
+
+
+def pause_before_next(retry: Retry, error: Exception, calls: int, step: str) -> float | None:
+    """Seconds until the next call, after so many that failed, the last one with `error`; None if that was the last.
+
+    `step` is what the log calls it. By hand: a retry library has one logger for the whole process, and no words for
+    what is repeated.
+    """
+    if calls >= retry.attempts or not retry.is_worth_it(error):
+        return None
+    pause = retry.pause_after(calls)
+    hooks.logger.warning(
+        "%s failed (%s), call %d of %d; it is called again in %.1f s",
+        *(step, type(error).__qualname__, calls, retry.attempts, pause),
+    )
+    return pause
+
+
+# --- once --------------------------------------------------------------------------------------------------------
 
 
 class _NotBegun(Exception):
-    """The function was not called: it no longer was the moment for it."""
+    """The function was not called: the lease has to be asked for first."""
 
 
 async def call(

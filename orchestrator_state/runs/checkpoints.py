@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 from uuid import uuid4
 
 from orchestrator_state.domain import utc_now
@@ -21,7 +21,9 @@ from orchestrator_state.records import (
     WholeEvery,
     checkpoint_identity,
 )
-from orchestrator_state.records.context import ContextHistory, Encoded
+from orchestrator_state.records.context import ContextChange, ContextHistory
+
+_KEPT: Final = 16 * 1024  # characters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +35,7 @@ class CheckpointPolicy:
 
 
 class Checkpoints:
-    """Makes the checkpoints of one run. `steps` are those on record, as there come to be more of them."""
+    """Makes the checkpoints of one run. `steps` are those on record; the journal adds to them."""
 
     def __init__(
         self,
@@ -45,13 +47,16 @@ class Checkpoints:
         size: int,
     ) -> None:
         self.policy: Final = policy
-        self._run = run
+        self._header = RunHeader(run.id, run.workflow_id, run.name, run.user_id, run.started_at)
         self._schema_version = schema_version
         self._id = str(run.id)  # a UUID is slow to spell, and this one is wanted for each step
         self._steps = steps
         self._unfinished = {step.step_id: step for step in steps.values() if step.status not in FINAL}
+        self._history = history
         self._start = history.start
         self._whole_every = WholeEvery(size)
+        self._encoded: dict[str, tuple[OpenStep, str]] = {}
+        """The steps as the last whole one has them, if that was short: then the next one is whole, too."""
         self._chain: Chain | None = None
         self._longer: tuple[OpenStep, Chain] | None = None
 
@@ -59,11 +64,13 @@ class Checkpoints:
         """Whether the next one has to do with all that is recorded."""
         return self._chain is None or self._whole_every.is_whole_due(size, added)
 
-    def made_with(self, step: OpenStep, context: Encoded, size: int, payloads: Payloads) -> CheckpointRecord:
-        """The state as of the commit of `step`, when the context is `context`; `size` is that of the state."""
+    def made_with(
+        self, step: OpenStep, change: ContextChange | None, size: int, payloads: Payloads
+    ) -> CheckpointRecord:
+        """The state as of the commit of `step`, with its `change` of the context; `size` is that of the state."""
         now, checkpoint_id = step.completed_at or utc_now(), uuid4()
         is_whole = self._whole_every.is_whole_due(size, step.length)
-        text = self._whole(step, context, now) if is_whole else self._delta(step, now)
+        text = self._whole(step, change, now) if is_whole else self._delta(step, now)
         sealed = payloads.seal(text, checkpoint_identity(self._id, checkpoint_id))
         return CheckpointRecord(
             id=checkpoint_id,
@@ -86,25 +93,29 @@ class Checkpoints:
             self._unfinished.pop(step.step_id, None)
 
     def committed(self, step: OpenStep, made: CheckpointRecord | None, size: int) -> None:
-        """So is what was `made_with` it, if anything."""
+        """The checkpoint that was `made_with` it is on record too, if there is one."""
         self._whole_every.committed(size, step.length, whole=made is not None and made.position is None)
 
-    def _whole(self, step: OpenStep, context: Encoded, now: datetime) -> str:
-        steps = {**self._steps, step.step_id: step}
-        parts = {step_id: known.to_json() for step_id, known in steps.items()}
-        run = self._run
-        header = RunHeader(run.id, run.workflow_id, run.name, run.user_id, run.started_at)
-        return header.snapshot(now.isoformat(), context, parts)
+    def _whole(self, step: OpenStep, change: ContextChange | None, now: datetime) -> str:
+        context = self._history.committed if change is None else self._history.committed_with(change)
+        parts: dict[str, str] = {}
+        for step_id, known in {**self._steps, step.step_id: step}.items():
+            encoded = self._encoded.get(step_id)
+            if encoded is None or encoded[0] is not known:
+                encoded = self._encoded[step_id] = known, known.to_json()
+            parts[step_id] = encoded[1]
+        text = self._header.snapshot(now.isoformat(), context, parts)
+        if len(text) > _KEPT:
+            self._encoded.clear()
+        return text
 
     def _delta(self, step: OpenStep, now: datetime) -> str:
-        others = {step_id: known for step_id, known in self._unfinished.items() if step_id != step.step_id}
-        delta = Delta(
-            position=step.position,
-            updated_at=now.isoformat(),
-            unfinished={step_id: known.unfinished_fields() for step_id, known in others.items()},
-            chain=self._chain_with(step).hexdigest(),
-        )
-        return delta.to_json()
+        unfinished: dict[str, dict[str, Any]] = {}
+        for step_id, known in self._unfinished.items():
+            if step_id != step.step_id:
+                unfinished[step_id] = known.unfinished_fields()
+        chain = self._chain_with(step).hexdigest()
+        return Delta(position=step.position, updated_at=now.isoformat(), unfinished=unfinished, chain=chain).to_json()
 
     def _chain_with(self, step: OpenStep) -> Chain:
         """The chain once `step` is committed; made once for the delta and for what comes after it."""

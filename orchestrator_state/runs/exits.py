@@ -15,7 +15,7 @@ from typing import Any, Final, Protocol
 from orchestrator_state.concurrency import context_of
 
 HANDLER: Final = "orchestrator_state run"
-"""How the task of a handler is named, before the run's id. Those of others of our own are no handler's."""
+"""How the task of a handler is named, before the run's id. Our tasks with other names are not a handler's."""
 
 _SOON: Final = 60.0  # seconds
 _REST: Final = 4  # times as long as the last look at all tasks took, at least
@@ -91,7 +91,7 @@ def _with_time_limits(runs: Collection[object]) -> set[object]:
     soon = loop.time() + _SOON
     return {
         run
-        for timer in getattr(loop, "_scheduled", ())  # other loops than asyncio's keep theirs to themselves
+        for timer in getattr(loop, "_scheduled", ())  # loops other than asyncio's do not show theirs
         if (run := _run_of(getattr(timer, "_context", None))) in runs
         and timer.when() <= soon
         and not timer.cancelled()
@@ -122,7 +122,7 @@ def _wakes_a_task(callback: Any) -> bool:
 
 
 def _run_of(context: Context | None) -> object | None:
-    """Whose handler's; None for what a step has started."""
+    """The run to whose handler it belongs; None for what the function of a step has started."""
     if context is None:
         return None
     run, in_step = context.get(_run), context.get(IN_STEP)

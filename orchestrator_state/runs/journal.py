@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -38,7 +38,6 @@ from orchestrator_state.records.context import (
     join,
 )
 from orchestrator_state.runs.checkpoints import CheckpointPolicy, Checkpoints
-from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.runs.writer import Writer
 from orchestrator_state.transactions import StoreUnit
@@ -49,7 +48,7 @@ _FOLDED_ALWAYS: Final = 64 * 1024
 
 @dataclass(slots=True, kw_only=True, repr=False)
 class Entry:
-    """A commit about to be made, and what memory becomes once it is."""
+    """A commit that is about to be made, and what is remembered of it once it is."""
 
     change: RunChange
     step: OpenStep
@@ -89,9 +88,9 @@ class Journal:
         self._checkpoints = Checkpoints(run, schema_version, policy, self._steps, history, size)
         self._writer = writer
         self._transactions = writer.transactions
-        self._limits = self._transactions.payloads.limits
+        self._payloads = self._transactions.payloads
+        self._limits = self._payloads.limits
         self._switch = switch
-        self._ids = StepIds(self._steps)
         self._finished = 0
         self._snapshots: deque[tuple[str, ...]] = deque()
         self._next_position = max((step.position + 1 for step in steps), default=0)
@@ -99,8 +98,6 @@ class Journal:
         self.in_order = Turns()
         self.on_progress: Callable[[], object] | None = None
         """Called once a step is finished that was not on record."""
-        self.number: Final = self._ids.number
-        """See `StepIds.number`."""
 
     # --- what there is -------------------------------------------------------------------------------------------
 
@@ -121,11 +118,9 @@ class Journal:
         return step
 
     @property
-    def unused(self) -> tuple[str, ...]:
-        """Finished steps on record that the handler has not asked for."""
-        return tuple(
-            step_id for step_id, step in self._steps.items() if step.status in FINAL and step_id not in self._ids.asked
-        )
+    def steps(self) -> Mapping[str, OpenStep]:
+        """The steps on record, to which each commit adds."""
+        return self._steps
 
     @property
     def has_progressed(self) -> bool:
@@ -215,7 +210,7 @@ class Journal:
         )
 
     def completed(self, begun: OpenStep, outputs: str, *, status: StepStatus = StepStatus.COMPLETED) -> OpenStep:
-        """`begun`, over and in the next place. Call it with `in_order` held."""
+        """`begun`, over, and at the next position. Call it with `in_order` held."""
         return begun._replace(
             position=self._next_position, status=status.value, outputs=outputs, completed_at=utc_now()
         )
@@ -230,7 +225,9 @@ class Journal:
         found, cancelled = await self._look() if is_over and not self.history.is_untouched else (None, None)
         every = self._checkpoints.policy.every
         due = is_over and (checkpoint or (every > 0 and (self._finished + 1) % every == 0))
-        effort = self._effort(step, found, checkpoint=due)
+        effort = 0  # as nearly always
+        if found is not None or self._outputs_length + self.history.length + len(step.outputs) >= LONG:
+            effort = self._effort(step, found, checkpoint=due)
         if effort < LONG:
             entry = self._entry(step, found, checkpoint=due, consumed_signal=consumed_signal)
         else:
@@ -252,7 +249,7 @@ class Journal:
 
     @property
     def _aside(self) -> Aside:
-        return self._transactions.payloads.aside
+        return self._payloads.aside
 
     def _effort(self, step: OpenStep, found: Look | ContextChange | None, *, checkpoint: bool) -> int:
         """How many characters a commit has to do with."""
@@ -276,7 +273,7 @@ class Journal:
         checkpoint: bool,
         consumed_signal: UUID | None,
     ) -> Entry:
-        payloads = self._transactions.unit_payloads()
+        payloads = self._payloads if self._payloads.blobs is None else self._transactions.unit_payloads()
         context = found.change() if isinstance(found, Look) else found
         fold = None
         if context is not None and context.patch is not None:
@@ -287,12 +284,9 @@ class Journal:
                 fold = self._fold(step, context, payloads)
         made = None
         if checkpoint:
-            history = self.history
-            committed, length = history.committed, history.length
-            if context is not None:
-                committed, length = history.committed_with(context), context.length
+            length = self.history.length if context is None else context.length
             size = self._outputs_length + length + len(step.outputs)
-            made = self._checkpoints.made_with(step, committed, size, payloads)
+            made = self._checkpoints.made_with(step, context, size, payloads)
         change = RunChange(
             lease=self.lease,
             step=step.sealed(payloads, self.lease.workflow_state_id, self._id),
@@ -348,7 +342,8 @@ class Journal:
             if self.on_progress is not None:
                 self.on_progress()
         self._checkpoints.committed(step, change.checkpoint, self._outputs_length + self.history.length)
-        self._switch.notice(ack.request)
+        if ack.request is not None or not self._switch.is_quiet:
+            self._switch.notice(ack.request)
         if self.hook is not None:
             self._tell(hooks.StepCommitted, step)
 
@@ -376,7 +371,7 @@ class Journal:
             await self._aside.call(long.vouch, LONG)
             final = self.history.final()
         context = await self._aside.call(partial(join, final), sum(map(len, final.values())))
-        payloads = self._transactions.payloads
+        payloads = self._payloads
         payloads.limits.check_length(len(context), "context")
         if self._may_have_too_many_values(len(context)):
             await self._aside.call(partial(_check_values, final, payloads), len(context))
@@ -388,7 +383,8 @@ class Journal:
         try:
             if has_blobs:
                 await self._upload(entry, patiently=True)
-            writing = self._writer.send(entry.change, self._announcing(entry.step))
+            announce = None if self.hook is None else partial(self._tell, hooks.StepCommitting, entry.step)
+            writing = self._writer.send(entry.change, announce)
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
         try:
@@ -405,9 +401,6 @@ class Journal:
         if has_blobs:
             await self._remove_superseded_snapshots(entry)
 
-    def _announcing(self, step: OpenStep) -> Callable[[], None] | None:
-        return None if self.hook is None else partial(self._tell, hooks.StepCommitting, step)
-
     def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: OpenStep) -> None:
         hooks.tell(self.hook, event, workflow_state_id=self.run.id, step_id=step.step_id)
 
@@ -415,12 +408,12 @@ class Journal:
         try:
             ack = writing.result()
         except (LeaseLost, *NOT_THE_RUNS) as error:
-            # Without its database, or after a commit of unknown outcome, memory is no ground to go on from.
+            # The database is away, or nobody knows whether the commit took effect: what is in memory may be wrong.
             self._switch.stop(error)
         self.accept(entry, ack)
 
     async def _upload(self, entry: Entry, *, patiently: bool = False) -> None:
-        """`patiently`: a blob store that is away for a moment costs no step that was paid for. Not in a transaction."""
+        """`patiently`: again, if the blob store is away for a moment. Not in a transaction, which would stay open."""
         offload = entry.payloads.offload
         if offload is not None and offload.has_uploads:
             await (self._transactions.repeated(offload.settle) if patiently else offload.settle())

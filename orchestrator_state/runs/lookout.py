@@ -15,13 +15,30 @@ from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import ProcessIdentity
+from orchestrator_state.records import Lease, Owner
 from orchestrator_state.repositories.runs import Awaited, News
-from orchestrator_state.runs.leases import Leases
 from orchestrator_state.transactions import Transactions
 
 _PAUSE: Final = 0.25  # seconds between two looks, jittered
 _SHORTEST_PAUSE: Final = 0.01  # also for those who were told that there is something
 _REST: Final = 4  # times as long as the last look took, at least
+
+
+class Leases(Protocol):
+    """The leases that this process holds."""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose they are."""
+
+    def has(self, workflow_state_id: UUID) -> bool:
+        """Whether that run is under way here."""
+
+    def is_fresh(self, lease: Lease) -> bool:
+        """Whether it was renewed within a term."""
+
+    async def confirm(self, lease: Lease) -> None:
+        """Ask the database for one that is not fresh. Raises `LeaseLost`."""
 
 
 class Stoppable(Protocol):

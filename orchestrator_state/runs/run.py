@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import copy_context
 from datetime import timedelta
 from functools import partial
 from typing import Any, Generic, NoReturn, TypedDict, TypeVarTuple, Unpack, cast, overload
@@ -13,8 +15,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
 from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
+from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.runs.retry import Retry
+from orchestrator_state.runs.calls import ONCE, Retry
+from orchestrator_state.runs.exits import HANDLER, mark
 from orchestrator_state.runs.steps import OnUnknown, Steps, nothing
 from orchestrator_state.runs.transacting import TRANSACT, transact
 from orchestrator_state.runs.types import RunTypes
@@ -46,6 +50,18 @@ class ChildOptions(TypedDict, Generic[_ChildState], total=False):
 
     context: dict[str, Any] | _ChildState | None
     state: type[_ChildState] | None
+
+
+def call_handler(handler: Handler[_T], steps: Steps, start_child: StartChild) -> asyncio.Task[Outcome[_T]]:
+    """Call `handler` in a task of its own, and let the run's switch stop it. All that it starts is known to be its."""
+    run: Run[Any] = Run(steps, start_child)
+    context = copy_context()
+    context.run(mark, steps.room)
+    context.run(steps.enter)
+    work = outcome_of(partial(awaitable, "the handler", handler, run))
+    task = asyncio.get_running_loop().create_task(work, name=f"{HANDLER} {run.id}", context=context)
+    steps.switch.watch(task)
+    return task
 
 
 class Run(Generic[State]):
@@ -135,7 +151,7 @@ class Run(Generic[State]):
     @property
     def unused_steps(self) -> tuple[str, ...]:
         """Finished steps on record that the handler has not asked for: in the end, those that it no longer has."""
-        return self._steps.journal.unused
+        return self._steps.unused
 
     # --- durable calls -------------------------------------------------------------------------------------------
 
@@ -181,7 +197,7 @@ class Run(Generic[State]):
         **options: Unpack[StepOptions],
     ) -> Coroutine[Any, Any, Any]: ...
 
-    # With its options by name: what is none of them is refused by Python itself.
+    # Its options by name, so that Python refuses one that there is not.
     def step(
         self,
         step_id: str,
@@ -213,9 +229,11 @@ class Run(Generic[State]):
         as_function(fn, "the function of run.step")
         if not (callable(on_unknown) or on_unknown in ("retry", "raise")):
             raise ConfigurationError('on_unknown must be "retry", "raise", or a function that finds out')
-        numbered = self._steps.journal.number(step_id)
-        policy, limit = Retry.of(retry), None if timeout is None else as_duration(timeout, "timeout")
-        returns = self._steps.types.of_step(numbered, returns)
+        numbered = self._steps.number(step_id)
+        policy = ONCE if retry is None else Retry.of(retry)
+        limit = None if timeout is None else as_duration(timeout, "timeout")
+        if returns is not None or self._steps.types.schema is not None:
+            returns = self._steps.types.of_step(numbered, returns)
         work = partial(self._steps.step, numbered, fn, args, returns, policy, limit, on_unknown)
         return self._steps.call(numbered, partial(self._steps.recorded, returns), work)
 
@@ -260,14 +278,14 @@ class Run(Generic[State]):
         `returns` is as in `step`.
         """
         as_function(fn, TRANSACT)
-        numbered = self._steps.journal.number(step_id)
+        numbered = self._steps.number(step_id)
         returns = self._steps.types.of_step(numbered, returns)
         work = partial(transact, self._steps, numbered, fn, args, returns)
         return self._steps.call(numbered, partial(self._steps.recorded, returns), work)
 
     def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
         """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""
-        numbered = self._steps.journal.number(label)
+        numbered = self._steps.number(label)
         return self._steps.call(numbered, nothing, partial(self._steps.checkpoint, numbered))
 
     def append(self, key: str, item: Any) -> None:
@@ -276,7 +294,7 @@ class Run(Generic[State]):
 
     def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
         """Wait, durably: a restart waits for what is left, by the database's clock."""
-        numbered = self._steps.journal.number("sleep")
+        numbered = self._steps.number("sleep")
         work = partial(sleep, self._steps, numbered, as_duration(duration, "duration"))
         return self._steps.call(numbered, nothing, work)
 
@@ -295,7 +313,7 @@ class Run(Generic[State]):
         let go of, and resumed when the signal is there. `returns` is as in `step`; a payload that it does not accept is
         consumed all the same, and raises `InvalidPayload`: the next call waits for the next signal.
         """
-        numbered = self._steps.journal.number(f"signal:{as_signal_name(name)}")
+        numbered = self._steps.number(f"signal:{as_signal_name(name)}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
         returns = self._steps.types.of_step(numbered, returns)
         work = partial(wait_for, self._steps, numbered, name, limit, returns)
@@ -347,8 +365,8 @@ class Run(Generic[State]):
         as_function(handler, "the handler of run.child")
         types = RunTypes.of(self._steps.transactions.schemas, self._steps.types.payloads, name, state, returns)
         started_with = None if context is None else types.context_text(context)
-        numbered = self._steps.journal.number(f"child:{name}")
-        # In the parent's record the result is outputs, and the parent's schema upcasts them.
+        numbered = self._steps.number(f"child:{name}")
+        # In the parent's record the result is the outputs of a step, so the parent's schema converts it.
         kind = self._steps.types.of_step(numbered, types.result)
         work = partial(child, self._steps, numbered, self._start_child, Child(handler, types, started_with), kind)
         return self._steps.call(numbered, partial(self._steps.recorded, kind), work)

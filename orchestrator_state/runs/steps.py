@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import re
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Container, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from orchestrator_state import hooks
+from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
+from orchestrator_state.errors import ConfigurationError, InvalidPayload, OutcomeUnknown
 from orchestrator_state.failures import describe
-from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import OpenStep
-from orchestrator_state.runs.calls import StepFunction, call
+from orchestrator_state.payloads import LONGEST_NAME, ValueType
+from orchestrator_state.records import FINAL, OpenStep
+from orchestrator_state.runs.calls import Retry, StepFunction, call, pause_before_next
 from orchestrator_state.runs.exits import IN_STEP
 from orchestrator_state.runs.journal import Journal
-from orchestrator_state.runs.leases import Leases
-from orchestrator_state.runs.retry import Retry, pause_before_next
+from orchestrator_state.runs.lookout import Leases
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting import WaitingRoom
@@ -34,11 +35,50 @@ OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 _LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
 
 
+# An id that ends as a number of ours does: `load#2`, `load#2#1`.
+_LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
+
+
 @dataclass(frozen=True, slots=True)
 class Happened:
     """What an `on_unknown` callable returns when the step did take effect: these are its outputs."""
 
     outputs: Any = None
+
+
+class StepIds:
+    """The ids that the calls of one attempt have on record: `load`, then `load#2`, `load#3`, …
+
+    No two calls share one, whatever the order in which they come, and come again when the run is resumed. So an id of
+    the caller's that ends as a number of ours does, such as `load#2`, always has a number of its own behind it:
+    `load#2#1`. `recorded` are the ids on record.
+    """
+
+    def __init__(self, recorded: Container[str]) -> None:
+        self.asked: Final[set[str]] = set()
+        self._recorded = recorded
+        self._calls: dict[str, int] = {}
+
+    def number(self, step_id: str) -> str:
+        """The id of the next call of `step_id`, in the order of the calls. Raises `InvalidPayload`."""
+        as_stored_name(step_id, "step_id")
+        call = self._calls[step_id] = self._calls.get(step_id, 0) + 1
+        numbered = step_id if call == 1 else f"{step_id}#{call}"
+        if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
+            numbered = f"{step_id}#1"
+        if len(numbered) > LONGEST_NAME:
+            raise InvalidPayload(
+                f"step_id is {len(numbered)} characters long; at most {LONGEST_NAME} fit", path="step_id"
+            )
+        self.asked.add(numbered)
+        return numbered
+
+    def _was_recorded_bare(self, step_id: str) -> bool:
+        """Whether it is on record without the number, as older software left it, and not as another id's repetition."""
+        base = step_id.rpartition("#")[0]
+        return step_id in self._recorded and not any(
+            other in known for known in (self._recorded, self.asked) for other in (base, f"{step_id}#1")
+        )
 
 
 class Steps:
@@ -61,8 +101,13 @@ class Steps:
         self.transactions: Final = transactions
         self.types: Final = types
         self._has_fresh_lease = partial(leases.is_fresh, journal.lease)
+        self._ids = StepIds(journal.steps)
+        self.number: Final = self._ids.number
+        """See `StepIds.number`."""
+        # A worker that was frozen asks for its lease before it calls: another one may have the run by now.
+        self._call_function = partial(call, threads, may_begin=self._has_fresh_lease, ask=self._confirm_lease)
         self._leases = leases
-        self._threads = threads
+        self._database = transactions.database
         self._went_on_at = time.monotonic()
         self._not_begun: dict[str, Coroutine[Any, Any, Any]] = {}
 
@@ -80,6 +125,12 @@ class Steps:
         if forgotten:
             raise ConfigurationError(f"the handler ended without awaiting its steps {', '.join(forgotten)}")
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Finished steps on record that the handler has not asked for."""
+        recorded = self.journal.steps.items()
+        return tuple(step_id for step_id, step in recorded if step.status in FINAL and step_id not in self._ids.asked)
+
     # --- any durable call ----------------------------------------------------------------------------------------
 
     def call(
@@ -93,7 +144,7 @@ class Steps:
     async def _call(
         self, step_id: str, recorded: Callable[[OpenStep], Awaitable[_T]], work: Callable[[], Awaitable[_T]]
     ) -> _T:
-        """`work` is begun in here: a task that is cancelled before it begins would leave it to nobody."""
+        """`work` is called in here: a task that is cancelled before it begins leaves no second coroutine behind."""
         self._not_begun.pop(step_id, None)
         if time.monotonic() - self._went_on_at >= _LONGEST_STRETCH:
             # Recorded steps are passed through without a wait: thousands of them would stop the heartbeat.
@@ -101,10 +152,13 @@ class Steps:
             await asyncio.sleep(0)
         if not self.switch.is_quiet:
             self.switch.check()
-        self.transactions.enter()
+        if self._database.closed:
+            self.transactions.enter()  # which refuses
+        self._database.enter()
         within = IN_STEP.get()
         if within is not None and within[0] is self.room:
-            # It is one that a resumed run never meets; inside a transaction, it would wait for itself.
+            # A resumed run would not come to it: the function of a recorded step is not called again. And inside a
+            # transaction it would wait for itself.
             raise ConfigurationError(
                 f"the function of step {within[1]!r} called a step of its own run; call it from the handler instead"
             )
@@ -209,12 +263,6 @@ class Steps:
         finally:
             IN_STEP.reset(within)
 
-    def _call_function(
-        self, fn: StepFunction[Any], args: tuple[Any, ...], limit: timedelta | None
-    ) -> Coroutine[Any, Any, Returned[Any]]:
-        """Not by a worker that was frozen meanwhile, while another one may have the run."""
-        return call(self._threads, fn, args, limit, may_begin=self._has_fresh_lease, ask=self._confirm_lease)
-
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""
         recorded = self.journal.recorded(step_id)
@@ -241,11 +289,13 @@ class Steps:
         """
         path = f"steps[{step_id!r}].outputs"
         cancelled: asyncio.CancelledError | None = None
-        small = self.types.encode_small(returns, outputs, path)
-        if small is not None:
-            text, loaded = small
+        payloads = self.types.payloads
+        if returns is not None:
+            text, loaded = ValueType.of(returns).encode(outputs, path, payloads.encode)
+        elif (small := payloads.encode_small(outputs, path)) is not None:
+            text, loaded = small, outputs
         else:
-            (text, loaded), cancelled = await outlasting(self.types.encode(returns, outputs, path))
+            (text, loaded), cancelled = await outlasting(self.types.encode(None, outputs, path))
         self.journal.check_size(step_id, text)
         return text, loaded, cancelled
 
@@ -254,7 +304,7 @@ class Steps:
     ) -> Coroutine[Any, Any, object]:
         """Commit a step whose call came to its end, and raise the cancellation that came since it was made.
 
-        One that comes while the step waits in line for its commit does not take away what was paid for either.
+        One that comes while the step waits in line is raised after the commit, too: the call has been paid for.
         """
         finish = self.journal.finish_step(begun, encoded)
         if cancelled is None and not self.journal.in_order.is_taken:

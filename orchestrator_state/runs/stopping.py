@@ -40,7 +40,7 @@ _LONGEST_UNREADABLE: Final = timedelta(minutes=5)
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:
-    """What the caller of a run is told that was let go, and has this status now."""
+    """What a caller is told about a run that was let go and has this status now."""
     about = {"workflow_state_id": workflow_state_id}
     if status == WorkflowStatus.CANCELLED:
         return RunCancelled(f"run {workflow_state_id} was cancelled", **about)
@@ -72,9 +72,9 @@ class StopSwitch:
 
     @contextmanager
     def on_fault(self) -> Iterator[None]:
-        """End the run by what is none of the handler's business, which must not see it as an exception.
+        """Let what is not the handler's business end the run, instead of being raised in the handler.
 
-        Around calls of the run's own, and never around what the handler gave it to call.
+        For calls of the run's own, and never for a function that the handler gave it to call.
         """
         try:
             yield
@@ -92,7 +92,7 @@ class StopSwitch:
             self._handler.cancel(message_of(reason))
 
     def end(self, *, is_left: bool) -> None:
-        """The handler is done, or the run `is_left` in the middle: calls of tasks that outlive it are not let pass."""
+        """The handler is done, or the run `is_left` in the middle: durable calls of its other tasks are refused."""
         self._ended, self._is_left = True, is_left
         self.is_quiet = False
 
@@ -116,7 +116,7 @@ class StopSwitch:
             raise ConfigurationError(f"run {self._workflow_state_id} has ended; its handler must await all its steps")
 
     def require_ground(self) -> None:
-        """Let a step in line be committed, unless the run has lost its lease, or its database, to the one before it."""
+        """Let a step that waited in line be committed, unless the lease or the database was lost by the one before."""
         if isinstance(self.reason, (LeaseLost, *NOT_THE_RUNS)):
             raise asyncio.CancelledError(message_of(self.reason))
 
@@ -130,16 +130,16 @@ class StopSwitch:
 
 
 def fault_behind(error: BaseException) -> OrchestratorStateError | None:
-    """What a handler raised although it is not its failure, in whatever group it came out; None if all is its own.
+    """The fault in what a handler raised, also inside an exception group; None if it is all the handler's own failure.
 
-    It met that by calls of its own, as to the store: what its run's calls meet never reaches it.
+    It comes of calls that the handler has made to the store: what the calls of its run meet never reaches it.
     """
     found = (leaf for leaf in leaves(error) if is_a(leaf, NOT_THE_RUNS))
     return cast("OrchestratorStateError | None", next(found, None))
 
 
 def pause_after(error: BaseException, faults: int, lease_term: timedelta) -> timedelta:
-    """How long a run is left alone after the last of so many faults in a row: it would be met again at once, for ever.
+    """How long a run is left alone after so many faults in a row: else it would meet the same one again at once.
 
     After a fault of the database no longer than a lease is good for, as if the worker had vanished.
     """

@@ -29,7 +29,7 @@ TRANSACT: Final = "the function of run.transact"
 
 
 class _AlreadyRecorded(Exception):
-    """The try before did commit; its transaction's repetition is rolled back."""
+    """An earlier try has committed; this one is rolled back."""
 
     def __init__(self, step: OpenStep) -> None:
         super().__init__()

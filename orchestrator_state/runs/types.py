@@ -1,10 +1,8 @@
-"""Which types the state, the outputs and the result of a run have, and how what is recorded is brought up to them."""
+"""Which types the state, the outputs and the result of a run have."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +10,6 @@ from pydantic import BaseModel
 
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.concurrency import LONG
-from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, InvalidPayload, SchemaMismatch
 from orchestrator_state.payloads import (
     NotAccepted,
@@ -21,18 +18,15 @@ from orchestrator_state.payloads import (
     decode,
     decode_value,
 )
-from orchestrator_state.records import ClaimedRun, OpenStep, StoredRun
+from orchestrator_state.records import OpenStep, StoredRun
 from orchestrator_state.records.context import (
     ContextHistory,
-    Encoded,
     PlainContext,
     TypedContext,
-    converted,
     join,
     split,
 )
 from orchestrator_state.state_schema import FIRST, Schemas, StateSchema, as_model, encode_loaded, mismatch
-from orchestrator_state.transactions import Transactions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,13 +125,6 @@ class RunTypes:
             about = {"workflow_state_id": workflow_state_id, "step_id": step.step_id}
             raise self._mismatch(error, step.schema_version).concerning(**about) from None
 
-    def encode_small(self, kind: Any, value: Any, path: str) -> tuple[str, Any] | None:
-        """See `ValueType.encode`; None for plain JSON that is large."""
-        if kind is not None:
-            return ValueType.of(kind).encode(value, path, self.payloads.encode)
-        text = self.payloads.encode_small(value, path)
-        return None if text is None else (text, value)
-
     async def encode(self, kind: Any, value: Any, path: str) -> tuple[str, Any]:
         """See `ValueType.encode`; beside the event loop if it is plain JSON and large."""
         if kind is None:
@@ -177,83 +164,3 @@ def _plain_context(context: Any) -> dict[str, Any]:
     if type(context) is not dict:
         raise InvalidPayload("the context of a run is a dict", path="context")
     return context
-
-
-async def bring_up_to_date(
-    transactions: Transactions,
-    run: ClaimedRun,
-    types: RunTypes,
-    recorded: tuple[Sequence[OpenStep], ContextHistory],
-) -> tuple[Sequence[OpenStep], ContextHistory]:
-    """Return a run's history at today's version and of its types; what was older is stored anew, in one transaction.
-
-    Nothing is written unless all of it was converted and is accepted. Raises `SchemaMismatch`.
-    """
-    schema = types.schema
-    # What is the application's, its upcasters and models, is called in the loop.
-    length = recorded[1].length if schema is None and types.state is None else 0
-    bringing = partial(as_of_today, run.stored, types, recorded)
-    steps, history, is_converted = await transactions.payloads.aside.call(bringing, length)
-    if is_converted and schema is not None:
-        await transactions.write(
-            lambda uow: uow.history.convert(
-                run.lease,
-                initial=join(history.start),
-                context=join(history.committed),
-                version=schema.version,
-                steps=steps,
-            )
-        )
-    return steps, history
-
-
-def as_of_today(
-    run: StoredRun, types: RunTypes, recorded: tuple[Sequence[OpenStep], ContextHistory]
-) -> tuple[Sequence[OpenStep], ContextHistory, bool]:
-    """A run's history at today's version and of its types, and whether that differs. Raises `SchemaMismatch`."""
-    steps, history = recorded
-    schema, found = types.schema, run.schema_version or FIRST
-    try:
-        if schema is not None and found < schema.version:
-            history = _upcast_history(schema, history, found)
-        types.hold(history, found)
-        if schema is None:
-            return steps, history, False
-        today = [_upcast_step(schema, step) for step in steps]
-        if found == schema.version and today == list(steps):
-            return steps, history, False
-    except SchemaMismatch as error:
-        raise error.concerning(workflow_state_id=run.id) from None
-    return [_with_patch(step, schema, history) for step in today], history, True
-
-
-def _upcast_step(schema: StateSchema, step: OpenStep) -> OpenStep:
-    path = f"steps[{step.step_id!r}].outputs"
-    found = schema.require_readable(step.schema_version, path)
-    if step.status != StepStatus.COMPLETED:
-        return step
-    text = step.outputs
-    if found < schema.version:
-        outputs = schema.upcast_step(step.step_id, decode(text, path), found, schema.version)
-        text = encode_loaded(outputs, path)
-    if schema.type_of(step.step_id) is not None:
-        schema.check_outputs(step.step_id, text, found)
-    return step if found == schema.version else step._replace(outputs=text, schema_version=schema.version)
-
-
-def _upcast_history(schema: StateSchema, history: ContextHistory, found: int) -> ContextHistory:
-    """A resumed handler passes through each context that a step left behind, so each of them is upcast."""
-
-    def convert(context: Encoded) -> Encoded:
-        upcast = schema.upcast_context(decode(join(context), "context"), found, schema.version)
-        text = encode_loaded(upcast, "context")
-        schema.check_context(text, found)
-        return split(text, "context")
-
-    start, patches, committed = converted(history.start, history.patches, convert)
-    return ContextHistory(join(start), committed, patches)
-
-
-def _with_patch(step: OpenStep, schema: StateSchema, history: ContextHistory) -> OpenStep:
-    patch = history.patches.get(step.position)
-    return step._replace(schema_version=schema.version, context_patch=None if patch is None else patch.to_json())

@@ -59,7 +59,7 @@ class WaitingRoom:
         self.clock: Final = clock
 
     def begin_call(self) -> None:
-        """One of the run's calls is under way from now on, until `end_call`. Not a `with`: each step passes here."""
+        """A call of the run is under way from now on, until `end_call`. Not a `with`, which costs more in each step."""
         self._calls += 1
         if self._timer is not None:
             self._stay()
@@ -117,14 +117,14 @@ class WaitingRoom:
             alarm.cancel()
 
     def seconds_until(self, moment: datetime) -> float:
-        """By the database's clock; less than nothing once it is over."""
+        """By the database's clock; negative once it is over."""
         return (moment - self.clock.now()).total_seconds()
 
     # --- letting go ----------------------------------------------------------------------------------------------
 
     @property
     def wake_at(self) -> datetime:
-        """When a suspended run has to go on, a signal aside."""
+        """When a suspended run has to go on, unless a signal comes before."""
         due = min((parked.until for parked in self._parked if parked.until), default=FAR_FUTURE)
         return due if due == FAR_FUTURE else min(due, LATEST_WAKING)
 

@@ -78,7 +78,7 @@ async def _deadline(steps: Steps, step_id: str, duration: timedelta) -> datetime
 
 
 def _recorded_moment(text: str) -> datetime | None:
-    """None for what was changed by hand into no time: like a damaged one, it is recorded anew."""
+    """None if somebody has changed it by hand into something that is no time: then it is recorded anew."""
     moment = decode_value(None, text, "deadline")
     try:
         until = datetime.fromisoformat(moment)

@@ -22,6 +22,7 @@ from orchestrator_state.database import Idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, InvalidPayload, StoreUnavailable
 from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.repositories.runs import commit_at_once
+from orchestrator_state.retry import while_transient
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 MOST_IN_A_BATCH: Final = 256
@@ -183,16 +184,19 @@ class Writer:
 
         async def attempt() -> set[_Waiting]:
             nonlocal outcome_unknown
+            wanted, changes = self._about_to_be_sent(batch)
             try:
-                return await self._attempt(batch)
+                return self._acknowledged(wanted, await self._commit(changes) if changes else [])
             except StoreUnavailable as error:
                 if error.locked and len(batch) > 1 and not outcome_unknown:
                     return {waiting for waiting in batch if not waiting.outcome.done()}
                 outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
 
+        transactions = self.transactions
+        patience, endures = transactions.settings.retry_timeout, transactions.endures_crowds
         try:
-            return await self.transactions.repeated(attempt)
+            return await while_transient(attempt, patience, endures_crowds=endures)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
             if len(batch) == 1 and type(error) in _MAY_BE_A_COUNTS:
                 batch[0].is_refused = True
@@ -203,7 +207,8 @@ class Writer:
         half = len(batch) // 2
         return await self._write_together(batch[:half]) | await self._write_together(batch[half:])
 
-    async def _attempt(self, batch: list[_Waiting]) -> set[_Waiting]:
+    def _about_to_be_sent(self, batch: list[_Waiting]) -> tuple[list[_Waiting], list[RunChange]]:
+        """Those that have no outcome yet, once they have been told of it, and their changes."""
         wanted: list[_Waiting] = []
         changes: list[RunChange] = []
         for waiting in batch:
@@ -212,10 +217,12 @@ class Writer:
             if not waiting.outcome.done():
                 wanted.append(waiting)
                 changes.append(waiting.change)
-        if not wanted:
-            return set()
+        return wanted, changes
+
+    def _acknowledged(self, sent: list[_Waiting], acks: list[Ack | None]) -> set[_Waiting]:
+        """Tell each of its outcome. Returns what was passed over."""
         passed_over: set[_Waiting] = set()
-        for waiting, ack in zip(wanted, await self._commit(changes), strict=True):
+        for waiting, ack in zip(sent, acks, strict=True):
             if ack is None:
                 passed_over.add(waiting)
             else:

@@ -119,12 +119,13 @@ class SqliteConnection(ThreadedConnection):
         results: list[_Result] = []
 
         def run() -> None:
-            self.raw.execute("BEGIN IMMEDIATE")
+            raw = self.raw
+            raw.execute("BEGIN IMMEDIATE")
             try:
-                results.append(work(self.raw))
-                self.raw.execute("COMMIT")
+                results.append(work(raw))
+                raw.execute("COMMIT")
             except BaseException:
-                self.raw.rollback()  # nothing, if SQLite has rolled back by itself
+                raw.rollback()  # nothing, if SQLite has rolled back by itself
                 raise
             self.require_same_files(written=True)
 

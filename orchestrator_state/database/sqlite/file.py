@@ -98,16 +98,17 @@ class OpenFiles:
         """
         with suppress(OSError):
             found = os.stat(self._path)
-            if found.st_size and (found.st_dev, found.st_ino) == self._identity and self._are_beside():
+            is_same = found.st_size > 0 and (found.st_dev, found.st_ino) == self._identity
+            for name, known in self._beside:
+                found = os.stat(name)
+                is_same = is_same and (found.st_dev, found.st_ino) == known
+            if is_same:
                 return
         raise AccessLost(
             "the SQLite file, or the -wal or -shm file beside it, was deleted, moved, replaced or emptied under the "
             "open store; nothing is acknowledged until it is back: put it back, or close the store and open another",
             outcome_unknown=written,
         )
-
-    def _are_beside(self) -> bool:
-        return all(_identity(name) == known for name, known in self._beside)
 
 
 def _identity(path: str) -> _Identity:

@@ -22,6 +22,8 @@ class Functions:
         self._open: dict[str | None, tuple[int, Encoded]] = {}
         """By key, the call that took it up last, and what it found."""
         self._done: dict[int, list[Change]] = {}
+        self.were_seen = False
+        """Whether a function has taken up anything: else there is nothing to `forget`."""
 
     def touch(self, key: str | None, call: int | None) -> None:
         """The function of `call`, or a line of the handler, takes up `key`."""
@@ -35,6 +37,7 @@ class Functions:
             self._close(key, now)
         if call is not None:
             self._open[key] = call, now
+            self.were_seen = True
 
     def pause(self, keys: Iterable[str]) -> dict[str | None, int]:
         """What is done to `keys` from now on is no function's doing, until `go_on` with what this returns."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
-from typing import Any
+from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.records.context.branches import Branch, Branches, Place
@@ -56,6 +56,8 @@ class ContextHistory:
         self.start: Encoded = dict(start)
         """What the run starts with, before `replay`."""
         self._branches = Branches()
+        self.begin_call: Final = self._branches.begin_call
+        """The calling branch waits for a step: what is done until `end_call` is done by the step's function."""
         self._seen = dict(start)
         self._replayed = dict(start)
         self._committed = dict(committed)
@@ -105,13 +107,10 @@ class ContextHistory:
         """The handler is about to be called in this context."""
         self._branches.enter()
 
-    def begin_call(self) -> Place:
-        """The calling branch waits for a step: what is done until `end_call` is done by the step's function."""
-        return self._branches.begin_call()
-
     def end_call(self, place: Place) -> None:
-        """See `begin_call`."""
-        self._functions.forget(place.tick)
+        """The step that began at `place` is over."""
+        if self._functions.were_seen:
+            self._functions.forget(place.tick)
         self._branches.end_call(place)
 
     def touch(self, key: str | None) -> None:

@@ -1,8 +1,9 @@
 """Write the commits of runs: in a caller's transaction, or many at once in one of their own.
 
-Whichever way, they are the same statements. A change that was passed over (None instead of an `Ack`) changed nothing,
-and nothing is known yet but that: its lease may be another's, its row locked, its checkpoints unnumbered; or it is the
-repetition of an attempt that took effect. It is for `CommitRepository.commit`, on its own, to wait and to find out.
+Whichever way, they are the same statements: those of `commit_postgres`, or of `commit_sqlite`. A change that was passed
+over (None instead of an `Ack`) changed nothing, and nothing is known yet but that: its lease may be another's, its row
+locked, its checkpoints unnumbered; or it is the repetition of an attempt that took effect. It is for
+`CommitRepository.commit`, on its own, to wait and to find out.
 """
 
 from __future__ import annotations
@@ -25,20 +26,10 @@ from orchestrator_state.database import (
 )
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import CheckpointRow, WorkflowRow, step_states, workflow_states
-from orchestrator_state.records import FINAL, Ack, RunChange
+from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 from orchestrator_state.repositories.counts import next_count
-from orchestrator_state.repositories.runs.commit_statements import (
-    DELETE_SIGNAL,
-    INSERT_CHECKPOINT,
-    PRUNE_CHECKPOINTS,
-    UPSERT_STEP,
-    checkpoint_parameters,
-    commit_update,
-    postgres_commit,
-    step_parameters,
-    update_parameters,
-)
+from orchestrator_state.repositories.runs import commit_postgres, commit_sqlite
 from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
 
 _NEXT_SEQ: Final = next_count(WorkflowRow.checkpoint_seq, CheckpointRow)
@@ -144,62 +135,10 @@ class _Commits:
         self._idle_limit = idle_limit
 
     def as_one_statement(self) -> tuple[Executable, Mapping[str, Any]]:
-        return postgres_commit(self._changes, only_marked=self._only_marked, idle_limit=self._idle_limit)
+        return commit_postgres.commit(self._changes, only_marked=self._only_marked, idle_limit=self._idle_limit)
 
     def answer(self, rows: Iterable[Any]) -> list[Ack | None]:
-        return _acks(self._changes, rows)
+        return commit_postgres.acks(self._changes, rows)
 
     def write(self, execute: Execute, execute_each: ExecuteEach) -> list[Ack | None]:
-        return _write(execute, execute_each, self._changes)
-
-
-# --- Postgres ----------------------------------------------------------------------------------------------------
-
-
-def _acks(changes: Iterable[RunChange], rows: Iterable[Any]) -> list[Ack | None]:
-    requests: dict[UUID, str | None] = {}
-    written: set[UUID] = set()
-    for run_id, is_step, request in rows:
-        if is_step:
-            written.add(run_id)
-        else:
-            requests[run_id] = request
-    ids = (change.lease.workflow_state_id for change in changes)
-    return [
-        Ack(request=requests[run_id], already_recorded=run_id not in written) if run_id in requests else None
-        for run_id in ids
-    ]
-
-
-# --- SQLite ------------------------------------------------------------------------------------------------------
-
-
-def _write(execute: Execute, execute_each: ExecuteEach, changes: Sequence[RunChange]) -> list[Ack | None]:
-    acks = [_write_step(execute, change) for change in changes]
-    made = [
-        (change.lease, change.checkpoint)
-        for change, ack in zip(changes, acks, strict=True)
-        if ack is not None and change.checkpoint is not None
-    ]
-    if made:  # a statement for all of them is a third quicker than one for each
-        execute_each(INSERT_CHECKPOINT, [checkpoint_parameters(*each) for each in made])
-        execute_each(
-            PRUNE_CHECKPOINTS,
-            [{"workflow_state_id": lease.workflow_state_id, "keep": checkpoint.keep} for lease, checkpoint in made],
-        )
-    return acks
-
-
-def _write_step(execute: Execute, change: RunChange) -> Ack | None:
-    update = commit_update(
-        folds_context=change.context is not None,
-        makes_checkpoint=change.checkpoint is not None,
-        finishes_step=change.step.status in FINAL,
-    )
-    row, _ = execute(update, update_parameters(change))
-    if row is None:
-        return None
-    _, steps = execute(UPSERT_STEP, step_parameters(change))
-    if change.consumed_signal is not None:
-        execute(DELETE_SIGNAL, {"consumed_signal": change.consumed_signal})
-    return Ack(request=row[0], already_recorded=steps == 0)
+        return commit_sqlite.write(execute, execute_each, self._changes)
