@@ -164,7 +164,7 @@ async def test_a_transaction_may_idle_for_as_long_as_its_process_lives(shop_url:
 
 
 async def test_pings_do_not_disturb_a_transaction_that_is_busy(shop_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator_state.database.open_transactions._PINGS_PER_LIMIT", 32)
+    monkeypatch.setattr("orchestrator_state.database.sessions.open_transactions._PINGS_PER_LIMIT", 32)
 
     async def busy(session: Any) -> str:
         for item in range(1, 500):

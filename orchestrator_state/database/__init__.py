@@ -1,15 +1,6 @@
 """Where the database is, and every fact about a dialect."""
 
 from orchestrator_state.database.adopted import refuse_autocommit
-from orchestrator_state.database.batches import Execute, ExecuteEach, write_in
-from orchestrator_state.database.callers_code import (
-    FunctionFailed,
-    call_inside,
-    is_marked,
-    marking,
-    takes_marks,
-    transaction_ended,
-)
 from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.database.dialects import (
     conflict_aware_insert,
@@ -24,15 +15,27 @@ from orchestrator_state.database.dialects import (
     stored_bytes,
     time_after,
 )
+from orchestrator_state.database.direct.batches import Execute, ExecuteEach, write_in
 from orchestrator_state.database.engine import (
     PROTECTED_NAMESPACES,
     Database,
     ReadingSession,
 )
 from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.failed_statements import statement_failed
-from orchestrator_state.database.lent import lend
-from orchestrator_state.database.open_transactions import (
+from orchestrator_state.database.opening import adopt_engine, open_database
+from orchestrator_state.database.postgres.encoding import require_unicode
+from orchestrator_state.database.postgres.notifications import announce, listening
+from orchestrator_state.database.sessions.callers_code import (
+    FunctionFailed,
+    call_inside,
+    is_marked,
+    marking,
+    takes_marks,
+    transaction_ended,
+)
+from orchestrator_state.database.sessions.failed_statements import statement_failed
+from orchestrator_state.database.sessions.lent import lend
+from orchestrator_state.database.sessions.open_transactions import (
     Idling,
     Places,
     idle_limit,
@@ -40,10 +43,7 @@ from orchestrator_state.database.open_transactions import (
     setting_idle_limit,
     writes_alone,
 )
-from orchestrator_state.database.opening import adopt_engine, open_database
-from orchestrator_state.database.postgres.encoding import require_unicode
-from orchestrator_state.database.postgres.notifications import announce, listening
-from orchestrator_state.database.sessions import StoreSession, unless_committed
+from orchestrator_state.database.sessions.session import StoreSession, unless_committed
 from orchestrator_state.database.urls import SqliteLocation, locate
 
 __all__ = [

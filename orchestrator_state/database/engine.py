@@ -15,17 +15,17 @@ from sqlalchemy import Executable, Pool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import require_own_loop, running_loop
-from orchestrator_state.database import heard
-from orchestrator_state.database.batches import Batch
 from orchestrator_state.database.beside import close_beside, close_what_comes_back, engine_beside, leave_connections
-from orchestrator_state.database.driver import DriverStatements
+from orchestrator_state.database.direct import heard
+from orchestrator_state.database.direct.batches import Batch
+from orchestrator_state.database.direct.driver import DriverStatements
 from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.failed_statements import (
+from orchestrator_state.database.internals import PlacesPool, greenlet_spawn, is_heard
+from orchestrator_state.database.sessions.failed_statements import (
     refuse_commits_after_failure,
     remember_failures,
 )
-from orchestrator_state.database.internals import PlacesPool, greenlet_spawn, is_heard
-from orchestrator_state.database.sessions import StoreSession, end_session
+from orchestrator_state.database.sessions.session import StoreSession, end_session
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 

@@ -17,14 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
 
-from orchestrator_state.database import driver, heard
-from orchestrator_state.database.batches import Batch
+from orchestrator_state.database.direct import driver, heard
+from orchestrator_state.database.direct.batches import Batch
 from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
 from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.failed_statements import refuse_entangled_connections
 from orchestrator_state.database.internals import greenlet_spawn, is_heard, pool_limit
-from orchestrator_state.database.lent import put_back_postgres
 from orchestrator_state.database.postgres.connection import Connector
+from orchestrator_state.database.sessions.failed_statements import refuse_entangled_connections
+from orchestrator_state.database.sessions.lent import put_back_postgres
 from orchestrator_state.database.urls import PostgresLocation
 from orchestrator_state.errors import StoreUnavailable
 from orchestrator_state.settings import Settings

@@ -23,12 +23,13 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import Turns
-from orchestrator_state.database import adopted, driver, heard
-from orchestrator_state.database.batches import Batch, write_in_thread
+from orchestrator_state.database import adopted
+from orchestrator_state.database.direct import driver, heard
+from orchestrator_state.database.direct.batches import Batch, write_in_thread
 from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
 from orchestrator_state.database.errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
 from orchestrator_state.database.internals import greenlet_spawn, is_heard, sqlite3_of
-from orchestrator_state.database.lent import put_back_sqlite
+from orchestrator_state.database.sessions.lent import put_back_sqlite
 from orchestrator_state.database.sqlite import connection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
 from orchestrator_state.database.urls import SqliteLocation

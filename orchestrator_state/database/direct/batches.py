@@ -10,7 +10,7 @@ from sqlalchemy import CursorResult, Executable, Result
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from orchestrator_state.database.driver import DriverStatements
+from orchestrator_state.database.direct.driver import DriverStatements
 from orchestrator_state.database.errors import database_errors
 
 Outcome = tuple[Any, int]

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable
 
-from orchestrator_state.database.batches import Batch, Outcome
-from orchestrator_state.database.driver import DriverStatements
+from orchestrator_state.database.direct.batches import Batch, Outcome
+from orchestrator_state.database.direct.driver import DriverStatements
 from orchestrator_state.database.errors import database_errors
 
 _Answer = TypeVar("_Answer")

@@ -21,7 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import await_only
-from orchestrator_state.database.sessions import StoreSession
+from orchestrator_state.database.sessions.session import StoreSession
 from orchestrator_state.database.sqlite.connection import SqliteConnection
 
 _LENT: Final = "orchestrator_state.lent"

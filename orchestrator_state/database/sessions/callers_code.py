@@ -19,9 +19,9 @@ from sqlalchemy.orm import Session
 
 from orchestrator_state.concurrency import call_apart
 from orchestrator_state.database.errors import fault_in, is_unknown_to_sqlite
-from orchestrator_state.database.failed_statements import failures_on, fault_under, refuse_after_failure
-from orchestrator_state.database.lent import put_in_force, settings_in_force
-from orchestrator_state.database.open_transactions import kept_open
+from orchestrator_state.database.sessions.failed_statements import failures_on, fault_under, refuse_after_failure
+from orchestrator_state.database.sessions.lent import put_in_force, settings_in_force
+from orchestrator_state.database.sessions.open_transactions import kept_open
 from orchestrator_state.errors import ConfigurationError
 
 _T = TypeVar("_T")
