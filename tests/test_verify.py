@@ -10,8 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from orchestrator_state import Run, StateSchema, StateStore, StepState, WorkflowState
-from orchestrator_state.maintenance import verification
-from orchestrator_state.maintenance.verification import Damage, VerifyReport
+from orchestrator_state.maintenance import Damage, VerifyReport, verification
 from orchestrator_state.payloads import BlobStore, Payloads
 from tests.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.raw_sql import contents, execute, fetch

@@ -1,9 +1,10 @@
-"""Every payload of a namespace, page by page, each in a transaction of its own."""
+"""Read a namespace page by page. A page is what one transaction reads: rows in the order of their keys."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from operator import attrgetter
+from typing import Final, TypeVar
 
 from orchestrator_state.payloads import BlobName, Reference
 from orchestrator_state.repositories.upkeep import (
@@ -16,6 +17,8 @@ from orchestrator_state.repositories.upkeep import (
 )
 from orchestrator_state.transactions import StoreUnit, Transactions
 
+_Row = TypeVar("_Row")
+_Key = TypeVar("_Key")
 Progress = Callable[[int, int], object]
 
 # Of a blob whose name does not tell, as those that older software made.
@@ -44,28 +47,41 @@ async def row_counter(
 
 
 async def pages(
-    transactions: Transactions, source: PayloadTable, *, max_rows: int, strays: bool = False
-) -> AsyncIterator[Sequence[PayloadRow]]:
-    """All rows, in pages of at most `max_rows` and of about 2 MiB, blobs included, or of one row.
-
-    `strays`: also those that belong to no namespace, as their own is damaged, or their workflow is gone.
-
-    Each is read in a transaction of its own.
-    """
-    after: Key | None = None
+    transactions: Transactions,
+    read: Callable[[StoreUnit, _Key | None], Awaitable[Sequence[_Row]]],
+    key: Callable[[_Row], _Key],
+) -> AsyncIterator[Sequence[_Row]]:
+    """What `read` returns, until that is nothing: it is asked for the rows after the `key` of the last one."""
+    after: _Key | None = None
     while True:
 
-        async def read(uow: StoreUnit, after: Key | None = after) -> Sequence[PayloadRow]:
-            return await uow.payloads.page(source, after, max_rows, strays=strays)
+        async def read_next(uow: StoreUnit, after: _Key | None = after) -> Sequence[_Row]:
+            return await read(uow, after)
 
-        rows = await transactions.read(read)
-        if not rows:
+        page = await transactions.read(read_next)
+        if not page:
             return
-        after = rows[-1].key
-        while rows:
-            number = fitting([_bytes_in_blobs(row) for row in rows])
-            yield rows[:number]
-            rows = rows[number:]
+        yield page
+        after = key(page[-1])
+
+
+async def payload_rows(
+    transactions: Transactions, source: PayloadTable, *, max_rows: int, strays: bool = False
+) -> AsyncIterator[Sequence[PayloadRow]]:
+    """All rows of a table, some at a time: at most `max_rows` and about 2 MiB, blobs included, or one row.
+
+    `strays`: also those that belong to no namespace, as their own is damaged, or their workflow is gone.
+    """
+
+    async def read(uow: StoreUnit, after: Key | None) -> Sequence[PayloadRow]:
+        return await uow.payloads.page(source, after, max_rows, strays=strays)
+
+    async for page in pages(transactions, read, attrgetter("key")):
+        left = page
+        while left:
+            number = fitting([_bytes_in_blobs(row) for row in left])
+            yield left[:number]
+            left = left[number:]
 
 
 def _bytes_in_blobs(row: PayloadRow) -> int:

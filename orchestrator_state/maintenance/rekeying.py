@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final, NamedTuple
 
 from orchestrator_state.errors import CorruptPayload, DecryptionFailed, PayloadError
-from orchestrator_state.maintenance.pages import pages
+from orchestrator_state.maintenance.pages import payload_rows
 from orchestrator_state.models import signals
-from orchestrator_state.payloads import Payloads, check_digest
+from orchestrator_state.payloads import Payloads, Sealed, check_digest
 from orchestrator_state.records import Columns, SignalPlace
 from orchestrator_state.repositories.upkeep import PAYLOAD_TABLES, Key, PayloadRow, StoredPayload
 from orchestrator_state.retry import after_an_effect
@@ -69,7 +69,7 @@ async def rekey(
         for number in range(1 if dry_run else _PASSES):
             report = RekeyReport()
             for source in PAYLOAD_TABLES:
-                async for rows in pages(transactions, source, max_rows=_BATCH):
+                async for rows in payload_rows(transactions, source, max_rows=_BATCH):
                     await _rekey_rows(transactions, rows, report, dry_run=dry_run)
                     if number == 0:
                         on_rows(len(rows))
@@ -112,29 +112,36 @@ def _changes(payloads: Payloads, rows: Sequence[PayloadRow], report: RekeyReport
 
 def _change(payloads: Payloads, row: PayloadRow, report: RekeyReport, namespace: str) -> _Change:
     """What is to be written anew of a row; what is not is counted."""
-    change = _Change(row, {}, {})
+    change, signal = _Change(row, {}, {}), _signal_place(row, namespace)
     for payload in row.payloads:
-        column, text, digest, identity = payload
+        column, text, _, identity = payload
         if text is None:
             continue
-        signal = _signal_place(row, namespace)
         try:
-            if _is_current(payloads, payload, outdated=row.outdated) and _is_bound(payloads, payload, signal):
-                report.current += 1
-                continue
-            if signal is None:
-                opened = payloads.open(text, digest, identity, column, outdated=row.outdated)
-                sealed = payloads.seal(opened, identity)
-            else:
-                sealed = signal.seal(payloads, _any_signal(payloads, signal, payload))
+            sealed = _sealed_anew(payloads, payload, signal, outdated=row.outdated)
         except PayloadError as error:
             report.failed += 1
             if len(report.unreadable) < _LISTED:
                 report.unreadable.append(Unopened(identity=identity, error=type(error).__name__, message=str(error)))
             continue
-        change.texts[column] = text
-        change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})
+        if sealed is None:
+            report.current += 1
+        else:
+            change.texts[column] = text
+            change.columns.update({column: sealed.text, f"{column}_digest": sealed.digest})
     return change
+
+
+def _sealed_anew(
+    payloads: Payloads, payload: StoredPayload, signal: SignalPlace | None, *, outdated: bool
+) -> Sealed | None:
+    """What is to stand in the place of a payload; None if it is as it should be. Raises `PayloadError`."""
+    if _is_current(payloads, payload, outdated=outdated) and _is_bound(payloads, payload, signal):
+        return None
+    column, text, digest, identity = payload
+    if signal is not None:
+        return signal.seal(payloads, _any_signal(payloads, signal, payload))
+    return payloads.seal(payloads.open(text, digest, identity, column, outdated=outdated), identity)
 
 
 def _signal_place(row: PayloadRow, namespace: str) -> SignalPlace | None:

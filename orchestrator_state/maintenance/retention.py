@@ -9,11 +9,11 @@ recorded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any, Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
@@ -46,6 +46,13 @@ class _Batch:
     spared: Sequence[UUID]
     """Workflows that a descendant keeps."""
     is_last: bool
+
+
+class _Cut(NamedTuple):
+    """How many of a workflow's checkpoints to keep."""
+
+    workflow_state_id: UUID
+    keep: int
 
 
 async def _cutoff(transactions: Transactions, older_than: datetime | timedelta) -> datetime:
@@ -130,10 +137,10 @@ async def prune_checkpoints(
     deleted, total = 0, 0
     if progress is not None:
         total = await transactions.read(lambda uow: uow.retention.count_surplus_checkpoints(keep))
-    pages = _cuts(transactions, keep, only)
+    batches = _cuts(transactions, keep, only)
     while True:
         with after_an_effect(acted=deleted > 0):
-            cuts = await anext(pages, None)
+            cuts = await anext(batches, None)
             if cuts is None:
                 return deleted
             if deleted:
@@ -143,39 +150,42 @@ async def prune_checkpoints(
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
 
 
-async def _prune_each(uow: StoreUnit, *, cuts: Sequence[tuple[UUID, int]]) -> int:
-    return sum([await uow.checkpoints.prune(workflow_state_id, keep=keep) for workflow_state_id, keep in cuts])
+async def _prune_each(uow: StoreUnit, *, cuts: Sequence[_Cut]) -> int:
+    return sum([await uow.checkpoints.prune(cut.workflow_state_id, keep=cut.keep) for cut in cuts])
 
 
-async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> AsyncIterator[Sequence[tuple[UUID, int]]]:
-    """What to prune to how many, a transaction at a time: the surplus of one workflow may take several."""
+async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> AsyncIterator[Sequence[_Cut]]:
+    """What to prune, a transaction at a time."""
     after: UUID | None = None
     while True:
-        find: Any = partial(_find_surplus, keep=keep, after=after, only=only)
-        page: Sequence[tuple[UUID, int]] = await transactions.read(find)
-        cuts: list[tuple[UUID, int]] = []
-        room = _ROWS
-        for workflow_state_id, count in page:
-            left = count
-            while left > keep:
-                kept = max(keep, left - room)
-                cuts.append((workflow_state_id, kept))
-                room -= left - kept
-                left = kept
-                if room == 0:
-                    yield cuts
-                    cuts, room = [], _ROWS
-        if cuts:
+
+        async def find_surplus(uow: StoreUnit, after: UUID | None = after) -> Sequence[tuple[UUID, int]]:
+            return await uow.retention.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
+
+        surplus = await transactions.read(find_surplus)
+        for cuts in _in_transactions(surplus, keep):
             yield cuts
-        if only is not None or len(page) < _WORKFLOWS:
+        if only is not None or len(surplus) < _WORKFLOWS:
             return
-        after = page[-1][0]
+        after = surplus[-1][0]
 
 
-async def _find_surplus(
-    uow: StoreUnit, *, keep: int, after: UUID | None, only: UUID | None
-) -> Sequence[tuple[UUID, int]]:
-    return await uow.retention.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
+def _in_transactions(surplus: Iterable[tuple[UUID, int]], keep: int) -> Iterator[Sequence[_Cut]]:
+    """The cuts of workflows that have so many checkpoints: what is more than fits goes into several transactions."""
+    cuts: list[_Cut] = []
+    room = _ROWS
+    for workflow_state_id, number in surplus:
+        left = number
+        while left > keep:
+            kept = max(keep, left - room)
+            cuts.append(_Cut(workflow_state_id, kept))
+            room -= left - kept
+            left = kept
+            if room == 0:
+                yield cuts
+                cuts, room = [], _ROWS
+    if cuts:
+        yield cuts
 
 
 async def _let_others_in(transactions: Transactions) -> None:
