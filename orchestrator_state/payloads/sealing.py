@@ -84,8 +84,11 @@ class Payloads:
 
     def length(self, texts: Iterable[object]) -> int:
         """Characters in those of `texts` that are texts, and in what was fetched from the blob store."""
-        fetched = 0 if self.offload is None else self.offload.fetched_length
-        return fetched + sum(len(text) for text in texts if isinstance(text, str))
+        length = 0 if self.offload is None else self.offload.fetched_length
+        for text in texts:
+            if isinstance(text, str):
+                length += len(text)
+        return length
 
     @property
     def misses_blobs(self) -> bool:

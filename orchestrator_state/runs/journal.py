@@ -80,8 +80,11 @@ class Journal:
         self.history = history
         self.hook = hook
         self._steps = {step.step_id: step for step in steps}
-        self._outputs_length = sum(len(step.outputs) for step in steps)
-        self._patches_length = sum(len(step.context_patch or "") for step in steps)
+        self._outputs_length = self._patches_length = self._next_position = 0
+        for step in steps:
+            self._outputs_length += len(step.outputs)
+            self._patches_length += len(step.context_patch or "")
+            self._next_position = max(self._next_position, step.position + 1)
         self._unfolded = 0
         self._schema_version = schema_version
         size = self._outputs_length + history.length
@@ -93,7 +96,6 @@ class Journal:
         self._switch = switch
         self._finished = 0
         self._snapshots: deque[tuple[str, ...]] = deque()
-        self._next_position = max((step.position + 1 for step in steps), default=0)
         self._consumed: set[UUID | None] = set()
         self.in_order = Turns()
         self.on_progress: Callable[[], object] | None = None
