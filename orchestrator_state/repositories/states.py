@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     CompoundSelect,
     Executable,
@@ -79,7 +80,12 @@ _OF_STEP: Final[Mapping[str, ColumnElement[Any]]] = {
 
 def _state_rows(columns: Mapping[str, ColumnElement[Any]]) -> Select[Any]:
     """SELECT the fields of a `StateRow`, in their order; what is not among `columns` is NULL."""
-    return select(*(columns.get(name, null()).label(name) for name in StateRow._fields))
+    return select(*(_named(columns.get(name, null()), name) for name in StateRow._fields))
+
+
+def _named(column: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+    """A label would hide a column from its type, which reads a damaged time without an error (see `column_types`)."""
+    return column if isinstance(column, Column) and column.name == name else column.label(name)
 
 
 def _states(target: Select[Any]) -> CompoundSelect[Any]:
