@@ -44,6 +44,11 @@ _logger: Final = logging.getLogger("orchestrator_state")
 class StoreUnit(UnitOfWork):
     """The unit of work of the store's own calls: they act on runs, of any past, and on all that the store holds."""
 
+    def __init__(self, session: AsyncSession, options: dict[str, Any]) -> None:
+        """`options` are what `UnitOfWork` takes, which the store has checked when it was opened."""
+        self.session = session
+        self._options = options
+
     @cached_property
     def claims(self) -> ClaimRepository:
         return self._on_session(ClaimRepository)
@@ -305,7 +310,7 @@ class Transactions:
         return UnitOfWork(session, **self._options(payloads or self.unit_payloads()))
 
     def _unit(self, session: AsyncSession, payloads: Payloads) -> StoreUnit:
-        return StoreUnit(session, **self._options(payloads))
+        return StoreUnit(session, self._options(payloads))
 
     def _options(self, payloads: Payloads) -> dict[str, Any]:
         return {

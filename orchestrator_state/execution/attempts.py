@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import Outcome, Threads, settled, uninterrupted
@@ -25,7 +25,7 @@ from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page, load_run
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import describe, is_a
-from orchestrator_state.records import ClaimedRun, Lease, corrupt_cells
+from orchestrator_state.records import ClaimedRun, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
     CheckpointPolicy,
@@ -82,6 +82,7 @@ class Attempt:
         """`page`: the runs that were claimed with it."""
         self.fell_back: hooks.FellBack | None = None
         """What was damaged on record; None before it is loaded."""
+        self.lease: Final = run.lease
         self._shared = shared
         self._run = run
         self._types = types
@@ -94,10 +95,6 @@ class Attempt:
         self._journal: Journal | None = None
 
     # --- as the keeper of its lease sees it ----------------------------------------------------------------------
-
-    @property
-    def lease(self) -> Lease:
-        return self._run.lease
 
     def renewed(self, request: str | None, now: datetime) -> None:
         self._switch.notice(request)

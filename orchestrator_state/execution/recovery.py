@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +23,7 @@ from orchestrator_state.errors import (
     RunSuspended,
 )
 from orchestrator_state.execution.executor import Executor
+from orchestrator_state.execution.leases import Claim
 from orchestrator_state.execution.loading import Page
 from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
@@ -131,8 +132,8 @@ class Recovery:
         if dead or orphans or are_unheeded:
             await self._transactions.write(end, patience=self._patience)
 
-    async def _read(self, work: Work[_Result]) -> _Result:
-        return await self._transactions.read(work, patience=self._patience)
+    def _read(self, work: Work[_Result]) -> Coroutine[Any, Any, _Result]:
+        return self._transactions.read(work, patience=self._patience)
 
     async def forget_old_calls(self) -> None:
         """See `Transactions.forget_old_calls`."""
@@ -151,19 +152,9 @@ class Recovery:
         self, limit: int, watch: Callable[[asyncio.Task[RecoveredRun]], object], linger: timedelta
     ) -> int:
         """Claim one page, and return how many runs were in it. Their steps are read while the next one is claimed."""
-        keeper = self._executor.keeper
-        async with keeper.claiming() as claim:
-
-            async def claim_abandoned(uow: StoreUnit) -> Sequence[ClaimedRun]:
-                claim.begin()
-                # Perhaps there was an attempt before this one, which took effect.
-                runs = await uow.claims.list_claimed(claim, keeper.owner) if claim else []
-                if not runs:
-                    runs = await self._claim(uow, limit, patient=linger > timedelta())
-                claim.update([run.id for run in runs])
-                return runs
-
-            runs = await self._transactions.write(claim_abandoned, patience=self._patience)
+        async with self._executor.keeper.claiming() as claim:
+            claiming = partial(self._claim, claim=claim, limit=limit, patient=linger > timedelta())
+            runs = await self._transactions.write(claiming, patience=self._patience)
             page = Page(self._transactions, [run.id for run in runs])
             for run in runs:
                 self._executor.suspects.add(run.id, run.attempts)
@@ -171,16 +162,21 @@ class Recovery:
             await asyncio.sleep(0)  # until the tasks hold their leases
         return len(runs)
 
-    async def _claim(self, uow: StoreUnit, limit: int, *, patient: bool) -> list[ClaimedRun]:
+    async def _claim(self, uow: StoreUnit, claim: Claim, limit: int, *, patient: bool) -> list[ClaimedRun]:
         """Runs that may kill their workers, and all others, in turns."""
         suspects, owner = self._executor.suspects, self._executor.keeper.owner
-        if not suspects.come_first and not suspects.have_their_turn:
-            others = await uow.claims.claim_abandoned(self._handlers, owner, limit)
-            return [*others, *await self._claim_suspects(uow, limit, patient=patient, beside=len(others))]
-        tried = await self._claim_suspects(uow, limit, patient=patient)
-        if suspects.have_their_turn or any(suspects.is_for_itself(run.attempts) for run in tried):
-            return tried
-        return [*tried, *await uow.claims.claim_abandoned(self._handlers, owner, limit - len(tried))]
+        claim.begin()
+        # Perhaps there was an attempt before this one, which took effect.
+        runs = await uow.claims.list_claimed(claim, owner) if claim else []
+        if not runs and not suspects.come_first and not suspects.have_their_turn:
+            runs = await uow.claims.claim_abandoned(self._handlers, owner, limit)
+            runs += await self._claim_suspects(uow, limit, patient=patient, beside=len(runs))
+        elif not runs:
+            runs = await self._claim_suspects(uow, limit, patient=patient)
+            if not (suspects.have_their_turn or any(suspects.is_for_itself(run.attempts) for run in runs)):
+                runs += await uow.claims.claim_abandoned(self._handlers, owner, limit - len(runs))
+        claim.update([run.id for run in runs])
+        return runs
 
     async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> list[ClaimedRun]:
         """Once in a while, or as long as one is to be tried alone. Who works on and on lets them rest before."""
