@@ -6,7 +6,6 @@ The migrations belong to the package and travel in its wheel. Their bookkeeping 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
-from orchestrator_state.database import Database, database_errors, open_database, require_unicode
+from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate
 from orchestrator_state.models import (
     VERSION_TABLE,
@@ -43,7 +42,6 @@ _ORIGINAL_COLUMNS: Final = {
     "step_states": {"workflow_state_id", "step_id", "status", "outputs"},
     "checkpoints": {"id", "workflow_state_id", "step_id", "snapshot"},
 }
-_NAME_IS_TAKEN: Final = ("42P06", "42P07", "42710")  # of a schema; of a table, view, index; of a type
 
 
 def _is_ours(_item: object, name: str | None, kind: str, *_: object) -> bool:
@@ -181,7 +179,7 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
         # Alembic cleared up after what had ended the transaction, such as a cancellation, which is what is to be told.
         raise (error.__context__ or error) from None
     except DBAPIError as error:
-        if (name := _name_in_the_way(connection, error)) is not None:
+        if (name := taken_name(connection, error)) is not None:
             raise _in_the_way(name) from None
         raise
 
@@ -192,18 +190,6 @@ def _refuse_strangers(inspector: Inspector) -> None:
         found = _column_names(inspector, name, None)
         if found and not wanted <= found:
             raise _in_the_way(name)
-
-
-def _name_in_the_way(connection: Connection, error: DBAPIError) -> str | None:
-    """What a CREATE of ours could not make because something else has its name."""
-    created = re.match(r'\s*CREATE\s+(?:UNIQUE\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?"?(\w+)', error.statement or "")
-    if created is None or error.connection_invalidated:
-        return None
-    name = created[1]
-    if connection.dialect.name == "sqlite":
-        named = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).first()
-        return name if named else None
-    return name if getattr(error.orig, "sqlstate", None) in _NAME_IS_TAKEN else None
 
 
 def _in_the_way(name: str) -> ConfigurationError:

@@ -21,7 +21,7 @@ from orchestrator_state.database.engine import (
     Database,
     ReadingSession,
 )
-from orchestrator_state.database.errors import database_errors
+from orchestrator_state.database.errors import database_errors, taken_name
 from orchestrator_state.database.opening import adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
 from orchestrator_state.database.postgres.notifications import announce, listening
@@ -86,6 +86,7 @@ __all__ = [
     "setting_idle_limit",
     "statement_failed",
     "stored_bytes",
+    "taken_name",
     "takes_marks",
     "time_after",
     "transaction_ended",

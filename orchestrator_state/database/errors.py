@@ -9,13 +9,14 @@ Our errors are raised `from None`: the drivers' messages quote parameters and co
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from inspect import getattr_static
 from types import TracebackType
 from typing import Final, cast
 
 import asyncpg
-from sqlalchemy import exc
+from sqlalchemy import Connection, exc
 
 from orchestrator_state.database.internals import UNSENDABLE
 from orchestrator_state.errors import (
@@ -54,6 +55,7 @@ SQLITE_ROLLED_BACK: Final = frozenset(
         sqlite3.SQLITE_NOTADB,
     }
 )
+_NAME_IS_TAKEN: Final = ("42P06", "42P07", "42710")  # of a schema; of a table, view, index; of a type
 _SQLITE_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _SQLITE_REFUSED: Final = {
     sqlite3.SQLITE_NOTADB: "the file is not a SQLite database",
@@ -200,6 +202,18 @@ def spends_connection(error: BaseException) -> bool:
     if state is not None:
         return state.startswith(_PG_CONNECTION_IS_SPENT)
     return isinstance(error, asyncpg.InternalClientError | ConnectionError | EOFError)
+
+
+def taken_name(connection: Connection, error: exc.DBAPIError) -> str | None:
+    """What a CREATE could not make, because something else has its name."""
+    created = re.match(r'\s*CREATE\s+(?:UNIQUE\s+)?\w+\s+(?:IF\s+NOT\s+EXISTS\s+)?"?(\w+)', error.statement or "")
+    if created is None or error.connection_invalidated:
+        return None
+    name = created[1]
+    if connection.dialect.name == "sqlite":
+        named = connection.exec_driver_sql("SELECT 1 FROM sqlite_master WHERE name = ?", (name,)).first()
+        return name if named else None
+    return name if _sqlstate(_original(error)) in _NAME_IS_TAKEN else None
 
 
 def is_out_of_step(error: BaseException) -> bool:
