@@ -63,12 +63,12 @@ class Repository:
         )
 
     async def _execute(self, statement: Executable, parameters: Parameters = None) -> Result[Any]:
-        """Send a statement: all go through here but the commits of steps and the reads of `ReadingSession.rows`."""
+        """The door to the database, for all but the commits of steps and the reads of `ReadingSession.rows`."""
         payloads = self._payloads
         if payloads.offload is not None and payloads.offload.has_uploads:
             await payloads.offload.settle()  # before a row refers to them
         if isinstance(payloads, UndeclaredPayloads) and payloads.is_to_be_checked:
-            await payloads.check(self._session, self._namespace, self._options)
+            await payloads.check(self._session, self._namespace, self._rows)
         with database_errors():
             if isinstance(self._session, ReadingSession):
                 result: Result[Any] = await self._session.execute(

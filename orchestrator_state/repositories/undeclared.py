@@ -7,18 +7,19 @@ each status are looked at, once for each unit of work, and only if it writes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Select, bindparam, func, select, union_all
+from sqlalchemy import Executable, Select, bindparam, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.database import PROTECTED_NAMESPACES, database_errors
+from orchestrator_state.database import PROTECTED_NAMESPACES
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import Payloads, Sealed, tags_of
 
+_Rows = Callable[[Executable, Mapping[str, Any]], Awaitable[Sequence[Any]]]
 _NO_PROTECTION: Final = frozenset({"zstd", "blob"})
 _LONGEST_START: Final = 1024  # characters of an envelope: more than its tags have
 
@@ -35,21 +36,24 @@ class UndeclaredPayloads(Payloads):
         self.is_to_be_checked = not self._was_checked
         return super().seal(text, identity, bound_to)
 
-    async def check(self, session: AsyncSession, namespace: str, options: Mapping[str, Any]) -> None:
+    async def check(self, session: AsyncSession, namespace: str, rows: _Rows) -> None:
         """Raise `ConfigurationError` if what was sealed would stand unencrypted beside encrypted rows."""
-        protected = session.get_bind().get_execution_options().get(PROTECTED_NAMESPACES, ())
-        if namespace in protected or await _are_encrypted(session, namespace, options):
+        self.is_to_be_checked = False  # the query that looks is a statement of this unit as well
+        is_encrypted = True  # as long as nobody knows
+        try:
+            protected = session.get_bind().get_execution_options().get(PROTECTED_NAMESPACES, ())
+            is_encrypted = namespace in protected or _are_encrypted(await rows(_NEWEST, {"namespace": namespace}))
+        finally:
+            self.is_to_be_checked, self._was_checked = is_encrypted, not is_encrypted
+        if is_encrypted:
             raise ConfigurationError(
                 f"the store of namespace {namespace!r} encrypts its payloads, and this UnitOfWork would not: use "
                 "`store.unit_of_work(session)`, or, to write them unencrypted on purpose, pass payloads=Payloads()"
             )
-        self.is_to_be_checked, self._was_checked = False, True
 
 
-async def _are_encrypted(session: AsyncSession, namespace: str, options: Mapping[str, Any]) -> bool:
-    with database_errors():
-        starts = (await session.execute(_NEWEST, {"namespace": namespace}, execution_options=options)).scalars().all()
-    return any({tag.partition("=")[0] for tag in tags_of(start)} - _NO_PROTECTION for start in starts)
+def _are_encrypted(starts: Sequence[Any]) -> bool:
+    return any({tag.partition("=")[0] for tag in tags_of(start)} - _NO_PROTECTION for (start,) in starts)
 
 
 def _newest(status: WorkflowStatus) -> Select[tuple[str]]:

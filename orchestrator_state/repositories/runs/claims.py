@@ -158,8 +158,8 @@ class ClaimRepository(Repository):
         returns the ids of the ones to claim.
         """
         claimable = self._claimable(names)
-        rested = await self._execute(rested_suspects(*claimable, patient=patient))
-        chosen = choose([Suspect(row.id, row.attempts) for row in rested.all()])
+        rested = await self._rows(rested_suspects(*claimable, patient=patient))
+        chosen = choose([Suspect(row.id, row.attempts) for row in rested])
         return await self._claim(owner, limit, *claimable, WorkflowRow.id.in_(chosen)) if chosen else []
 
     def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
@@ -189,7 +189,7 @@ class ClaimRepository(Repository):
             .prefix_with("MATERIALIZED", dialect="postgresql")
         )
         taking = update(WorkflowRow).where(WorkflowRow.id == free.c.id).values(taken_by(owner)).returning(*CLAIMED)
-        return [claimed(row) for row in await self._execute(taking)]
+        return [claimed(row) for row in await self._rows(taking)]
 
     async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> list[ClaimedRun]:
         """Those of these runs that `owner` has by now, once no claim of them is under way any more."""
@@ -202,9 +202,9 @@ class ClaimRepository(Repository):
                 WorkflowRow.status == WorkflowStatus.RUNNING.value,
             )
             locking = select(WorkflowRow.id).where(WorkflowRow.id.in_(chunk)).order_by(WorkflowRow.id).with_for_update()
-            locked = (await self._execute(locking)).scalars()
+            locked = [row.id for row in await self._rows(locking)]
             await self._wait_for_creations({*chunk} - {*locked})
-            runs += [claimed(row) for row in await self._execute(of_owner)]
+            runs += [claimed(row) for row in await self._rows(of_owner)]
         return runs
 
     async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
@@ -250,7 +250,7 @@ class ClaimRepository(Repository):
                 row.schema_version,
                 () if row.is_writable else unwritable_columns(row),
             )
-            for row in await self._execute(query)
+            for row in await self._rows(query)
         ]
 
     def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:

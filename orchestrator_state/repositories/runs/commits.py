@@ -62,7 +62,7 @@ class CommitRepository(CheckpointedRepository):
         only_marked = with_callers_rows and takes_marks(self._session)
         [ack] = await self.commit_free([change], only_marked=only_marked)
         if ack is None:
-            if only_marked and not (await self._execute(select(is_marked()))).scalar_one():
+            if only_marked and not (await self._row(select(is_marked())))[0]:
                 raise transaction_ended()
             ack = await self._find_out(change)
         if ack is None:
@@ -83,7 +83,7 @@ class CommitRepository(CheckpointedRepository):
         one. Somebody else's SQL can; so the step has to be there as well.
         """
         lease = change.lease
-        row = (await self._execute(_LOCK, fence(lease))).first()
+        row = await self._row(_LOCK, fence(lease))
         if row is None or row.version not in (lease.version, lease.version + 1):
             raise lease_lost(lease)
         if row.version > lease.version:
@@ -97,7 +97,7 @@ class CommitRepository(CheckpointedRepository):
         """Whether the step is on record: from this commit, or completed, so that this one has left it alone."""
         step = change.step
         found = {"of_workflow": change.lease.workflow_state_id, "of_step": step.step_id, "at": step.position}
-        return (await self._execute(_LANDED, found)).first() is not None
+        return await self._row(_LANDED, found) is not None
 
     async def _clear_the_way(self, run_id: UUID, next_seq: int) -> None:
         """Number checkpoints that older software has inserted."""

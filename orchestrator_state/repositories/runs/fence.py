@@ -88,7 +88,7 @@ class FencedRepository(CheckpointedRepository):
         """
         row = (await self._execute_fenced(build, lease, columns | RELEASED)).first()
         if row is None:
-            row = (await self._execute(LET_GO, fence(lease))).first()
+            row = await self._row(LET_GO, fence(lease))
         if row is None:
             raise lease_lost(lease)
         return row

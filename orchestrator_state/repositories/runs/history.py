@@ -47,9 +47,9 @@ class HistoryRepository(FencedRepository):
         """The steps of each of these runs, in order of position: one statement for up to 500 runs."""
         steps: dict[UUID, list[SealedStep]] = {workflow_state_id: [] for workflow_state_id in ids}
         for chunk in chunks(ids):
-            found = await self._execute(_STORED_STEPS_OF, {"workflow_state_ids": chunk})
+            found = await self._rows(_STORED_STEPS_OF, {"workflow_state_ids": chunk})
             with collector_paused():
-                for row in map(SealedStep._make, found.all()):
+                for row in map(SealedStep._make, found):
                     steps[row.workflow_state_id].append(row)
         for rows in steps.values():
             try:
@@ -93,7 +93,7 @@ class HistoryRepository(FencedRepository):
         query = select(StepRow.step_id).where(
             StepRow.workflow_state_id == workflow_state_id, StepRow.status == StepStatus.RUNNING.value
         )
-        return list((await self._execute(query.order_by(StepRow.position))).scalars())
+        return [step_id for (step_id,) in await self._rows(query.order_by(StepRow.position))]
 
     async def start_context_anew(self, lease: Lease, context: str) -> None:
         """Make `context` what the run starts with, and let the recorded steps leave it alone. Raises `LeaseLost`."""
@@ -157,7 +157,7 @@ class HistoryRepository(FencedRepository):
         of_steps = select(StepRow.step_id).where(
             StepRow.workflow_state_id == workflow_state_id, StepRow.context_patch.is_not(None)
         )
-        for chunk in chunks(sorted({*(await self._execute(of_steps)).scalars()} - {*keep})):
+        for chunk in chunks(sorted({step_id for (step_id,) in await self._rows(of_steps)} - {*keep})):
             await self._execute(
                 update(StepRow)
                 .where(StepRow.workflow_state_id == workflow_state_id, StepRow.step_id.in_(chunk))

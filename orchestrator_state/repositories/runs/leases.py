@@ -66,7 +66,7 @@ class LeaseRepository(Repository):
             WorkflowRow.lease_owner == owner,
             IS_LEASED,
         )
-        rows = await self._execute(query)
+        rows = await self._rows(query)
         return [Lease.of(row) for row in rows]
 
     async def list_processes(self, machine: str) -> list[str]:
@@ -81,7 +81,7 @@ class LeaseRepository(Repository):
             )
             .distinct()
         )
-        return [process for process in (await self._execute(query)).scalars() if process]
+        return [process for (process,) in await self._rows(query) if process]
 
     async def end_of(self, processes: Collection[str]) -> int:
         """End the leases of processes that are known to be dead."""
@@ -100,5 +100,6 @@ class LeaseRepository(Repository):
 
     async def database_time(self) -> datetime:
         """The present time by the database's clock."""
-        now: datetime = (await self._execute(select(database_now()))).scalar_one()
+        now: datetime
+        (now,) = await self._row(select(database_now()))
         return now

@@ -94,8 +94,7 @@ class RunRepository(FencedRepository):
 
         Raises `LeaseLost`.
         """
-        held = await self._execute(select(WorkflowRow.request).where(*FENCE).with_for_update(read=True), fence(lease))
-        row = held.first()
+        row = await self._row(select(WorkflowRow.request).where(*FENCE).with_for_update(read=True), fence(lease))
         if row is None:
             raise lease_lost(lease)
         request: str | None = row.request
@@ -104,7 +103,7 @@ class RunRepository(FencedRepository):
     async def wait_for_commits(self, lease: Lease) -> None:
         """Wait until no other transaction of this run is under way. Raises `LeaseLost`."""
         locked = select(WorkflowRow.id).where(*FENCE).with_for_update()
-        if (await self._execute(locked, fence(lease))).first() is None:
+        if await self._row(locked, fence(lease)) is None:
             raise lease_lost(lease)
 
     async def release(self, lease: Lease, pause: timedelta = timedelta(), *, faults: int | None = None) -> bool:
@@ -187,7 +186,7 @@ class RunRepository(FencedRepository):
 
     async def has_unheeded_requests(self) -> bool:
         query = select(WorkflowRow.id).where(WorkflowRow.namespace == self._namespace, *_UNHEEDED).limit(1)
-        return (await self._execute(query)).first() is not None
+        return await self._row(query) is not None
 
     async def _tell_of(self, row: Any, *, may_be_claimed: bool) -> None:
         """Wake whoever has to know of a run that was let go."""
@@ -200,7 +199,7 @@ class RunRepository(FencedRepository):
         query = select(SignalRow.id).where(
             SignalRow.workflow_state_id == workflow_state_id, SignalRow.name.in_(sorted(names))
         )
-        return (await self._execute(query.limit(1))).first() is not None
+        return await self._row(query.limit(1)) is not None
 
     async def _has_finished(self, workflow_state_ids: Collection[UUID]) -> bool:
         query = select(WorkflowRow.id).where(
@@ -208,4 +207,4 @@ class RunRepository(FencedRepository):
             WorkflowRow.id.in_(list(workflow_state_ids)),
             IS_FINISHED,
         )
-        return (await self._execute(query.limit(1))).first() is not None
+        return await self._row(query.limit(1)) is not None

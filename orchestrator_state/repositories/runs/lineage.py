@@ -57,7 +57,7 @@ class LineageRepository(Repository):
                 children_of = (WorkflowRow.namespace == self._namespace, WorkflowRow.parent_id.in_(chunk))
                 # All of them: one that has failed may be resumed, and start others, before those are looked for.
                 listed = select(WorkflowRow.id).where(*children_of).order_by(WorkflowRow.id)
-                children += (await self._execute(listed.with_for_update(key_share=True))).scalars()
+                children += [row.id for row in await self._rows(listed.with_for_update(key_share=True))]
                 if children:
                     await self._execute(
                         update(WorkflowRow).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
@@ -81,7 +81,7 @@ class LineageRepository(Repository):
                     asked = and_(child, IS_ACTIVE, WorkflowRow.request == CANCEL)
                     updates.append(update(WorkflowRow).where(asked).values(request=None))
                 for revival in updates:
-                    revived += (await self._execute(revival.returning(WorkflowRow.id))).scalars()
+                    revived += [row.id for row in await self._rows(revival.returning(WorkflowRow.id))]
             parents = revived
 
     async def spare_ancestors(self, parent_id: UUID | None) -> None:

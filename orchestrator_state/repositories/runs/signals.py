@@ -79,9 +79,10 @@ class SignalRepository(Repository):
             .returning(WorkflowRow.signal_seq, WorkflowRow.status)
         )
         for _ in range(MOST_LOOKS):
-            if (row := (await self._execute(number)).first()) is not None:
+            if (row := await self._row(number)) is not None:
                 return row.signal_seq, row.status
-            status: str | None = (await self._execute(select(WorkflowRow.status).where(*of_workflow))).scalar()
+            found = await self._row(select(WorkflowRow.status).where(*of_workflow))
+            status: str | None = found.status if found else None
             if status not in ACTIVE:  # or it was resumed between the two statements
                 return None, status
         message = f"the signal for run {workflow_state_id} is not stored: a trigger, or others, keep the row from it"

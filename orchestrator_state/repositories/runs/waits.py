@@ -77,7 +77,7 @@ class WaitRepository(Repository):
             *(self._claimed(ids, awaited.owner) for ids in chunks(list(awaited.idle))),
         ]
         for some in (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS)):
-            for row in await self._execute(union_all(*some)):
+            for row in await self._rows(union_all(*some)):
                 _note(news, row)
         return news
 
