@@ -9,8 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator_state.database import SqliteLocation, locate
-from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.database import locate
 from orchestrator_state.settings import Settings
 
 Url = Annotated[
@@ -23,6 +22,4 @@ Namespace = Annotated[str | None, typer.Option("--namespace", help="Namespace of
 
 def refuse_missing_file(url: str | None) -> None:
     """Raise `ConfigurationError` for a SQLite file that is not there: to open it would make it."""
-    location = locate(Settings.load(database_url=url).database_url)
-    if isinstance(location, SqliteLocation) and not (location.path and location.path.exists()):
-        raise ConfigurationError(f"there is no SQLite file {location.path or 'in memory'}")
+    locate(Settings.load(database_url=url).database_url).require_file()

@@ -44,7 +44,7 @@ from orchestrator_state.database.sessions.open_transactions import (
     writes_alone,
 )
 from orchestrator_state.database.sessions.session import StoreSession, unless_committed
-from orchestrator_state.database.urls import SqliteLocation, locate
+from orchestrator_state.database.urls import locate
 
 __all__ = [
     "FAR_FUTURE",
@@ -58,7 +58,6 @@ __all__ = [
     "Idling",
     "Places",
     "ReadingSession",
-    "SqliteLocation",
     "StoreSession",
     "adopt_engine",
     "announce",

@@ -34,6 +34,16 @@ class SqliteLocation:
 
     path: Path | None
 
+    @property
+    def is_lasting(self) -> bool:
+        """Whether it is there for other processes, and after this one."""
+        return self.path is not None
+
+    def require_file(self) -> None:
+        """Raise `ConfigurationError` for a file that is not there: to open it would make it."""
+        if self.path is None or not self.path.exists():
+            raise ConfigurationError(f"there is no SQLite file {self.path or 'in memory'}")
+
 
 @dataclass(frozen=True, slots=True)
 class PostgresLocation:
@@ -41,6 +51,10 @@ class PostgresLocation:
 
     dsn: str = field(repr=False)
     options: PostgresOptions = field(repr=False)
+    is_lasting = True
+
+    def require_file(self) -> None:
+        """There is none; whether there is a database, only the server can tell."""
 
 
 def locate(database: str | os.PathLike[str]) -> SqliteLocation | PostgresLocation:

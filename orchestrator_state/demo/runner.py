@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from orchestrator_state import Run, StateStore, StepStatus, WorkflowStatus
-from orchestrator_state.database import SqliteLocation, locate
+from orchestrator_state.database import locate
 from orchestrator_state.demo import witness
 from orchestrator_state.demo.crew import Crew, DemoError
 from orchestrator_state.demo.display import Bars, progress_on, table, verdict
@@ -81,8 +81,7 @@ class Demo:
 
     def check(self) -> None:
         """Find out before anything runs what cannot work."""
-        location = locate(self.db)
-        if isinstance(location, SqliteLocation) and location.path is None:
+        if not locate(self.db).is_lasting:
             raise ConfigurationError("a database in memory dies with the process that is killed; give a file")
         discover(str(self.source))
         if self.output.is_dir():
