@@ -17,8 +17,8 @@ from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, SealedStep
-from orchestrator_state.runs import writer as writer_module
-from orchestrator_state.runs.writer import Writer
+from orchestrator_state.runs import group_commit as group_commit_module
+from orchestrator_state.runs.group_commit import GroupCommit
 from tests.chance import dice
 from tests.engines import own_engine
 from tests.running import count_rows, fetch, seconds
@@ -77,13 +77,13 @@ def a_change(
     return RunChange(lease=lease, step=step, checkpoint=checkpoint)
 
 
-def the_writer(store: StateStore) -> Writer:
-    return store._executor.writer
+def the_group_commit(store: StateStore) -> GroupCommit:
+    return store._executor.group_commit
 
 
 async def committed(store: StateStore, change: RunChange) -> Ack:
     """Waits for what it has sent, as a run does."""
-    return await the_writer(store).send(change)
+    return await the_group_commit(store).send(change)
 
 
 async def outcomes(store: StateStore, changes: list[RunChange]) -> list[Ack | BaseException]:
@@ -99,13 +99,13 @@ async def recorded(store: StateStore) -> set[UUID]:
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[list[RunChange]]:
     """What was sent together, in order."""
     sent: list[list[RunChange]] = []
-    commit = Writer._commit
+    commit = GroupCommit._commit
 
-    async def noted(self: Writer, changes: list[RunChange]) -> list[Ack | None]:
+    async def noted(self: GroupCommit, changes: list[RunChange]) -> list[Ack | None]:
         sent.append(changes)
         return await commit(self, changes)
 
-    monkeypatch.setattr(Writer, "_commit", noted)
+    monkeypatch.setattr(GroupCommit, "_commit", noted)
     return sent
 
 
@@ -114,14 +114,14 @@ class Held:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.opened, self.reached = asyncio.Event(), asyncio.Event()
-        commit = Writer._commit
+        commit = GroupCommit._commit
 
-        async def held(writer: Writer, changes: list[RunChange]) -> list[Ack | None]:
+        async def held(group_commit: GroupCommit, changes: list[RunChange]) -> list[Ack | None]:
             self.reached.set()
             await self.opened.wait()
-            return await commit(writer, changes)
+            return await commit(group_commit, changes)
 
-        monkeypatch.setattr(Writer, "_commit", held)
+        monkeypatch.setattr(GroupCommit, "_commit", held)
 
 
 @pytest.fixture
@@ -349,15 +349,15 @@ async def test_a_batch_that_cannot_be_written_fails_for_each(
 
 
 async def fails_after_commit(monkeypatch: pytest.MonkeyPatch, failures: list[StoreUnavailable]) -> None:
-    commit = Writer._commit
+    commit = GroupCommit._commit
 
-    async def fails(self: Writer, changes: list[RunChange]) -> Any:
+    async def fails(self: GroupCommit, changes: list[RunChange]) -> Any:
         acks = await commit(self, changes)
         if failures:
             raise failures.pop()
         return acks
 
-    monkeypatch.setattr(Writer, "_commit", fails)
+    monkeypatch.setattr(GroupCommit, "_commit", fails)
 
 
 async def test_what_is_told_before_sending_may_stop_one_and_no_other(store: StateStore) -> None:
@@ -366,9 +366,9 @@ async def test_what_is_told_before_sending_may_stop_one_and_no_other(store: Stat
     def vanish() -> None:
         raise asyncio.CancelledError
 
-    writing = [the_writer(store).send(a_change(leases[0]))]
-    writing.append(the_writer(store).send(a_change(leases[1]), vanish))
-    writing.append(the_writer(store).send(a_change(leases[2])))
+    writing = [the_group_commit(store).send(a_change(leases[0]))]
+    writing.append(the_group_commit(store).send(a_change(leases[1]), vanish))
+    writing.append(the_group_commit(store).send(a_change(leases[2])))
     await asyncio.wait(writing)
     assert [type(future.exception()) for future in writing] == [NoneType, asyncio.CancelledError, NoneType]
     assert await recorded(store) == {leases[0].workflow_state_id, leases[2].workflow_state_id}
@@ -381,7 +381,7 @@ async def test_what_is_told_before_sending_may_stop_one_and_no_other(store: Stat
 async def in_the_way(store: StateStore, held: Held) -> AsyncIterator[None]:
     """While inside, every place on the way to the database is taken."""
     blockers = []
-    for lease in await leased(store, the_writer(store)._most_batches):
+    for lease in await leased(store, the_group_commit(store)._most_batches):
         held.reached.clear()
         blockers.append(asyncio.ensure_future(committed(store, a_change(lease, "blocker"))))
         await held.reached.wait()
@@ -422,7 +422,7 @@ async def test_a_change_on_its_way_comes_to_its_end_although_its_caller_gave_up(
 async def test_batches_are_bounded_and_in_order_of_arrival(
     store: StateStore, held: Held, batches: list[list[RunChange]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MOST_IN_A_BATCH", 4)
+    monkeypatch.setattr(group_commit_module, "MOST_IN_A_BATCH", 4)
     changes = [a_change(lease) for lease in await leased(store, 10)]
     async with in_the_way(store, held):
         waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
@@ -436,7 +436,7 @@ async def test_batches_are_bounded_and_in_order_of_arrival(
 async def test_batches_are_bounded_by_their_size(
     store: StateStore, held: Held, batches: list[list[RunChange]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
+    monkeypatch.setattr(group_commit_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
     sizes = [400, 400, 400, 5000, 100]
     changes = [
         a_change(lease, outputs=f'"{"x" * size}"') for lease, size in zip(await leased(store, 5), sizes, strict=True)
@@ -481,7 +481,7 @@ async def test_closing_writes_what_was_taken_and_takes_no_more(
     assert await asyncio.gather(*waiting) == [Ack(request=None)] * 4
     await closing
     async with StateStore.open(database_url) as again:
-        assert len(await recorded(again)) == 4 + the_writer(store)._most_batches
+        assert len(await recorded(again)) == 4 + the_group_commit(store)._most_batches
 
 
 async def test_an_idle_writer_has_no_task(store: StateStore) -> None:

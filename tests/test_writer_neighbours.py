@@ -11,8 +11,8 @@ from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailab
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import Ack, RunChange
-from orchestrator_state.runs import writer as writer_module
-from orchestrator_state.runs.writer import Writer
+from orchestrator_state.runs import group_commit as group_commit_module
+from orchestrator_state.runs.group_commit import GroupCommit
 from tests.running import Effect, Gate, change_row, row_of, seconds, steps_of
 from tests.test_fork import end_of, in_a_fork
 from tests.test_writer import (  # noqa: F401 - fixtures
@@ -24,7 +24,7 @@ from tests.test_writer import (  # noqa: F401 - fixtures
     in_the_way,
     leased,
     recorded,
-    the_writer,
+    the_group_commit,
 )
 
 
@@ -66,7 +66,7 @@ async def test_a_batch_is_bounded_by_what_it_appends_too(
     batches: list[list[RunChange]],  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(writer_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
+    monkeypatch.setattr(group_commit_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
     changes = []
     for lease in await leased(store, 3):
         change = a_change(lease)
@@ -165,17 +165,17 @@ async def test_what_a_shutdown_cuts_off_before_it_begins_is_over_for_whoever_wai
     store: StateStore, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     [lease] = await leased(store)
-    writer, loop, method = the_writer(store), asyncio.get_running_loop(), getattr(Writer, name)
+    group_commit, loop, method = the_group_commit(store), asyncio.get_running_loop(), getattr(GroupCommit, name)
 
-    def cut_off(writer: Writer, work: Any) -> Any:
-        coroutine = method(writer, work)
+    def cut_off(group_commit: GroupCommit, work: Any) -> Any:
+        coroutine = method(group_commit, work)
         loop.call_soon(lambda: [task.cancel() for task in asyncio.all_tasks() if task.get_coro() is coroutine])
         return coroutine
 
     with monkeypatch.context() as patched:
-        patched.setattr(Writer, name, cut_off)
+        patched.setattr(GroupCommit, name, cut_off)
         lost = replace(lease, token=lease.token + 1)  # so it is passed over, and tried alone
-        waiting = writer.send(a_change(lost))
+        waiting = group_commit.send(a_change(lost))
         await asyncio.wait({waiting}, timeout=10)
     assert waiting.done()
     assert isinstance(waiting.exception(), StoreUnavailable)
@@ -193,7 +193,7 @@ async def test_a_fork_closes_its_store_although_its_parent_is_committing(
         await held.reached.wait()
 
         async def close() -> None:
-            await asyncio.wait_for(the_writer(store).close(), 30)
+            await asyncio.wait_for(the_group_commit(store).close(), 30)
 
         pid = await asyncio.to_thread(in_a_fork, close)
         held.opened.set()

@@ -30,6 +30,7 @@ from orchestrator_state.runs import (
     NOT_THE_RUNS,
     CheckpointPolicy,
     Exits,
+    GroupCommit,
     Handler,
     Journal,
     Lookout,
@@ -38,7 +39,6 @@ from orchestrator_state.runs import (
     Steps,
     StopSwitch,
     WaitingRoom,
-    Writer,
     bring_up_to_date,
     call_handler,
     fault_behind,
@@ -56,7 +56,7 @@ class Shared:
     transactions: Transactions
     keeper: LeaseKeeper
     suspects: Suspects
-    writer: Writer
+    group_commit: GroupCommit
     lookout: Lookout
     exits: Exits
     threads: Threads
@@ -153,7 +153,7 @@ class Attempt:
             raise
         self.fell_back = loaded.fell_back
         journal = Journal(
-            run, steps, history, self._types.version, shared.writer, self._switch, shared.policy, shared.hook
+            run, steps, history, self._types.version, shared.group_commit, self._switch, shared.policy, shared.hook
         )
         if run.id in shared.suspects:
             journal.on_progress = partial(shared.suspects.clear, run.id)

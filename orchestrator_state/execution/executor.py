@@ -27,7 +27,7 @@ from orchestrator_state.execution.starting import Starting, WantedRun
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.records import ClaimedRun
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import CheckpointPolicy, Exits, Handler, Lookout, RunTypes, Writer, child_run_id
+from orchestrator_state.runs import CheckpointPolicy, Exits, GroupCommit, Handler, Lookout, RunTypes, child_run_id
 from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")
@@ -44,7 +44,7 @@ class Executor:
         self._of_callers = transactions
         self._transactions = transactions = transactions.for_runs()
         self.keeper: Final = LeaseKeeper(transactions, settings.lease_term)
-        self.writer: Final = Writer(transactions)
+        self.group_commit: Final = GroupCommit(transactions)
         self.suspects: Final = Suspects(settings.max_attempts)
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
         self.lookout: Final = Lookout(transactions, self.keeper)
@@ -54,7 +54,7 @@ class Executor:
             transactions=transactions,
             keeper=self.keeper,
             suspects=self.suspects,
-            writer=self.writer,
+            group_commit=self.group_commit,
             lookout=self.lookout,
             exits=Exits(),
             threads=self.threads,

@@ -3,6 +3,7 @@
 from orchestrator_state.runs.calls import Retry
 from orchestrator_state.runs.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.exits import Exits
+from orchestrator_state.runs.group_commit import GroupCommit
 from orchestrator_state.runs.journal import Journal
 from orchestrator_state.runs.lookout import Lookout
 from orchestrator_state.runs.run import Duration, Handler, Run, call_handler
@@ -12,13 +13,13 @@ from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.versions import as_of_today, bring_up_to_date
 from orchestrator_state.runs.waiting import WaitingRoom
 from orchestrator_state.runs.waits import StartChild, child_run_id
-from orchestrator_state.runs.writer import Writer
 
 __all__ = [
     "NOT_THE_RUNS",
     "CheckpointPolicy",
     "Duration",
     "Exits",
+    "GroupCommit",
     "Handler",
     "Happened",
     "Journal",
@@ -30,7 +31,6 @@ __all__ = [
     "Steps",
     "StopSwitch",
     "WaitingRoom",
-    "Writer",
     "as_of_today",
     "bring_up_to_date",
     "call_handler",

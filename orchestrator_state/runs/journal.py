@@ -38,8 +38,8 @@ from orchestrator_state.records.context import (
     join,
 )
 from orchestrator_state.runs.checkpoints import CheckpointPolicy, Checkpoints
+from orchestrator_state.runs.group_commit import GroupCommit
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
-from orchestrator_state.runs.writer import Writer
 from orchestrator_state.transactions import StoreUnit
 
 _FOLDED_ALWAYS: Final = 64 * 1024
@@ -69,7 +69,7 @@ class Journal:
         steps: Sequence[OpenStep],
         history: ContextHistory,
         schema_version: int | None,
-        writer: Writer,
+        group_commit: GroupCommit,
         switch: StopSwitch,
         policy: CheckpointPolicy,
         hook: hooks.Hook | None,
@@ -89,8 +89,8 @@ class Journal:
         self._schema_version = schema_version
         size = self._outputs_length + history.length
         self._checkpoints = Checkpoints(run, schema_version, policy, self._steps, history, size)
-        self._writer = writer
-        self._transactions = writer.transactions
+        self._group_commit = group_commit
+        self._transactions = group_commit.transactions
         self._payloads = self._transactions.payloads
         self._limits = self._payloads.limits
         self._switch = switch
@@ -386,7 +386,7 @@ class Journal:
             if has_blobs:
                 await self._upload(entry, patiently=True)
             announce = None if self.hook is None else partial(self._tell, hooks.StepCommitting, entry.step)
-            writing = self._writer.send(entry.change, announce)
+            writing = self._group_commit.send(entry.change, announce)
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
         try:

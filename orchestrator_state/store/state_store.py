@@ -138,7 +138,7 @@ class StateStore:
         await self._executor.keeper.stop_runs()
         await self._executor.lookout.close()
         await self._executor.keeper.close()
-        await self._executor.writer.close()
+        await self._executor.group_commit.close()
         self._executor.threads.close()
         self.payloads.aside.close()
         await self._transactions.close()

@@ -16,7 +16,7 @@ from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.records import Ack, OpenStep
 from orchestrator_state.repositories.calls import CallRepository
-from orchestrator_state.runs import writer
+from orchestrator_state.runs import group_commit
 from orchestrator_state.runs.journal import Entry, Journal
 from tests.statements import without_the_fence
 
@@ -79,7 +79,7 @@ def _take_faults_for_success() -> None:
             ack = Ack(request=None)
         self.accept(entry, ack)
 
-    for module in (transactions, writer):
+    for module in (transactions, group_commit):
         module.while_transient = once  # type: ignore[attr-defined]
     Journal._accept_outcome = accept_outcome  # type: ignore[method-assign]
 

@@ -60,13 +60,13 @@ class CommitRepository(CheckpointedRepository):
         is not the transaction any more in which the caller's code began to write.
         """
         only_marked = with_callers_rows and takes_marks(self._session)
-        [ack] = await self.commit_free([change], only_marked=only_marked)
+        [ack] = await self.commit_unblocked([change], only_marked=only_marked)
         if ack is None:
             if only_marked and not (await self._row(select(is_marked())))[0]:
                 raise transaction_ended()
             ack = await self._find_out(change)
         if ack is None:
-            [ack] = await self.commit_free([change])
+            [ack] = await self.commit_unblocked([change])
         if ack is None:
             raise lease_lost(change.lease)
         return ack
@@ -90,7 +90,7 @@ class CommitRepository(CheckpointedRepository):
             if not await self._has_landed(change):
                 raise lease_lost(lease)
             return Ack(request=row.request, already_recorded=True)
-        await self._clear_the_way(lease.workflow_state_id, row.next_seq)
+        await self._number_older_checkpoints(lease.workflow_state_id, row.next_seq)
         return None
 
     async def _has_landed(self, change: RunChange) -> bool:
@@ -99,7 +99,7 @@ class CommitRepository(CheckpointedRepository):
         found = {"of_workflow": change.lease.workflow_state_id, "of_step": step.step_id, "at": step.position}
         return await self._row(_LANDED, found) is not None
 
-    async def _clear_the_way(self, run_id: UUID, next_seq: int) -> None:
+    async def _number_older_checkpoints(self, run_id: UUID, next_seq: int) -> None:
         """Number checkpoints that older software has inserted."""
         free = await self._number_checkpoints(run_id, next_seq)
         # The commit that follows counts on by itself.
@@ -107,7 +107,7 @@ class CommitRepository(CheckpointedRepository):
             update(workflow_states).where(workflow_states.c.id == run_id).values(checkpoint_seq=free - 1)
         )
 
-    async def commit_free(
+    async def commit_unblocked(
         self, changes: Sequence[RunChange], *, only_marked: bool = False, idle_limit: timedelta | None = None
     ) -> list[Ack | None]:
         """Write those of `changes`, each of another run, that nothing stands in the way of.
@@ -120,7 +120,7 @@ class CommitRepository(CheckpointedRepository):
 
 
 def commit_at_once(database: Database, changes: Sequence[RunChange]) -> Coroutine[Any, Any, list[Ack | None]]:
-    """`commit_free` in a transaction of its own, without a session: one round trip, or one switch of threads."""
+    """`commit_unblocked` in a transaction of its own, without a session: one round trip, or one switch of threads."""
     return database.write_at_once(_Commits(changes))
 
 

@@ -71,7 +71,7 @@ class _Waiting:
             self.outcome.set_exception(error)
 
 
-class Writer:
+class GroupCommit:
     """Writes the step commits of one store.
 
     It has no task while there is nothing to write.
@@ -236,7 +236,7 @@ class Writer:
 
     async def _commit_in_a_session(self, changes: list[RunChange]) -> list[Ack | None]:
         async with self.transactions.begin(idles=Idling.AS_IT_SAYS) as uow:
-            return await uow.commits.commit_free(changes, idle_limit=self.transactions.settings.idle_limit)
+            return await uow.commits.commit_unblocked(changes, idle_limit=self.transactions.settings.idle_limit)
 
     # --- one by one ----------------------------------------------------------------------------------------------
 
