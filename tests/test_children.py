@@ -318,7 +318,7 @@ async def test_a_child_that_ends_while_its_parent_falls_asleep_wakes_it(store: S
             await uow.runs.suspend(lease_of(parent), wake_at=FAR_FUTURE, signals=(), children=[child.id])
 
     async with store._transactions.begin() as uow:
-        await uow.runs.finish(lease_of(child), {"status": "completed"}, parent_id=parent.id)
+        await uow.runs.finish(lease_of(child), {"status": "completed"})
         falling = asyncio.create_task(fall_asleep())
         await asyncio.sleep(0.1)
     await falling

@@ -148,7 +148,7 @@ async def test_what_ends_late_does_not_end_what_came_after(store: StateStore) ->
     await store.run("n", handler, workflow_id="w")
     before = await row_of(store, "w")
     async with store._transactions.begin() as uow:
-        assert await uow.runs.finish(leases[0], {"status": "failed"}, parent_id=None) == "completed"
+        assert await uow.runs.finish(leases[0], {"status": "failed"}) == "completed"
         assert await uow.runs.let_go(leases[0]) == "completed"
         await uow.runs.release(leases[0], seconds(60))
     assert await row_of(store, "w") == before

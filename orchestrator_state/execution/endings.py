@@ -38,7 +38,7 @@ class Endings:
         columns = await prepared_workflow(self._transactions.payloads, run.id, columns)
 
         async def finish(uow: StoreUnit) -> str:
-            status = await uow.runs.finish(run.lease, columns, parent_id=run.parent_id)
+            status = await uow.runs.finish(run.lease, columns)
             if spare_ancestors:
                 await uow.lineage.spare_ancestors(run.parent_id)
             return status

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache, partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
+from uuid import UUID
 
 from sqlalchemy import ColumnElement, Executable, Result, bindparam, case, func, not_, select, update
 from sqlalchemy.sql import Update
@@ -71,6 +72,13 @@ def going_on(columns: frozenset[str], stamped: frozenset[str] = frozenset()) -> 
     return fenced_update(columns, stamped).returning(_w.version)
 
 
+class LetGo(NamedTuple):
+    """A run that was let go of."""
+
+    status: str
+    parent_id: UUID | None
+
+
 class FencedRepository(CheckpointedRepository):
     """Writes under a lease."""
 
@@ -81,17 +89,17 @@ class FencedRepository(CheckpointedRepository):
             raise lease_lost(lease)
         lease.version = version
 
-    async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> Any:
-        """Let go of the run. Returns its row's status and more; raises `LeaseLost`.
+    async def _end_fenced(self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns) -> LetGo:
+        """Let go of the run. Raises `LeaseLost`.
 
-        If it was let go of under this lease, that was an earlier attempt, whose answer was lost: its row is returned.
+        If it was let go of under this lease, that was an earlier attempt, whose answer was lost: that is returned.
         """
         row = (await self._execute_fenced(build, lease, columns | RELEASED)).first()
         if row is None:
             row = await self._row(LET_GO, fence(lease))
         if row is None:
             raise lease_lost(lease)
-        return row
+        return LetGo(row.status, row.parent_id)
 
     async def _execute_fenced(
         self, build: Callable[[frozenset[str]], Executable], lease: Lease, columns: Columns

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import Float, literal, select, update
@@ -21,12 +21,11 @@ from orchestrator_state.repositories.runs.fence import (
     RELEASED,
     STILL_DIGESTED_AT,
     FencedRepository,
+    LetGo,
     fence,
     lease_lost,
 )
-from orchestrator_state.repositories.runs.requests import CANCEL, heeded
-from orchestrator_state.repositories.runs.requests import finish as finished_update
-from orchestrator_state.repositories.runs.requests import let_go as letting_go
+from orchestrator_state.repositories.runs.requests import CANCEL, finishing, heeded, letting_go
 from orchestrator_state.repositories.runs.rows import FOUND, found
 
 _UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
@@ -125,7 +124,7 @@ class RunRepository(FencedRepository):
         releasing = update(WorkflowRow).where(*FENCE, unfinished).values(columns)
         row = await self._row(releasing.returning(WorkflowRow.status, WorkflowRow.parent_id), fence(lease))
         if row is not None:
-            await self._tell_of(row, may_be_claimed=not pause)
+            await self._tell_of(LetGo(row.status, row.parent_id), may_be_claimed=not pause)
         return row is not None
 
     async def let_go(self, lease: Lease) -> str:
@@ -133,9 +132,9 @@ class RunRepository(FencedRepository):
 
         Raises `LeaseLost`.
         """
-        row = await self._end_fenced(letting_go, lease, {"wake_at": None})
-        await self._tell_of(row, may_be_claimed=True)
-        return str(row.status)
+        run = await self._end_fenced(letting_go, lease, {"wake_at": None})
+        await self._tell_of(run, may_be_claimed=True)
+        return run.status
 
     async def suspend(
         self, lease: Lease, *, wake_at: datetime, signals: Collection[str], children: Collection[UUID]
@@ -145,26 +144,26 @@ class RunRepository(FencedRepository):
         A signal, and a child run that ends, lock this row too: they come before the look here, or after, and then wake.
         So does a request, which is heeded here or, after this, at once. Returns the run's status.
         """
-        row = await self._end_fenced(letting_go, lease, {"wake_at": wake_at})
-        if row.status != WorkflowStatus.RUNNING.value:
-            await self._tell_of(row, may_be_claimed=False)
+        run = await self._end_fenced(letting_go, lease, {"wake_at": wake_at})
+        if run.status != WorkflowStatus.RUNNING:
+            await self._tell_of(run, may_be_claimed=False)
         elif (signals and await self._has_signal(lease.workflow_state_id, signals)) or (
             children and await self._has_finished(children)
         ):
             await self.wake(lease.workflow_state_id)
-        return str(row.status)
+        return run.status
 
-    async def finish(self, lease: Lease, columns: Columns, *, parent_id: UUID | None) -> str:
+    async def finish(self, lease: Lease, columns: Columns) -> str:
         """Write how the run ended, and that it did now, release it, and wake the run that waits for it.
 
         Raises `LeaseLost`. Returns the status: a run that fails although it was to be cancelled is cancelled.
         """
-        status = str((await self._end_fenced(finished_update, lease, columns)).status)
-        if status == WorkflowStatus.RUNNING:
+        run = await self._end_fenced(finishing, lease, columns)
+        if run.status == WorkflowStatus.RUNNING:
             raise lease_lost(lease)  # let go of, and not by this
-        if parent_id is not None:
-            await self.wake(parent_id)
-        return status
+        if run.parent_id is not None:
+            await self.wake(run.parent_id)
+        return run.status
 
     async def heed_requests(self) -> int:
         """Do what was asked of owners that are gone. Returns of how many runs."""
@@ -181,18 +180,18 @@ class RunRepository(FencedRepository):
         )
         rows = await self._rows(heeding)
         for row in rows:
-            await self._tell_of(row, may_be_claimed=False)
+            await self._tell_of(LetGo(row.status, row.parent_id), may_be_claimed=False)
         return len(rows)
 
     async def has_unheeded_requests(self) -> bool:
         query = select(WorkflowRow.id).where(WorkflowRow.namespace == self._namespace, *_UNHEEDED).limit(1)
         return await self._row(query) is not None
 
-    async def _tell_of(self, row: Any, *, may_be_claimed: bool) -> None:
-        """Wake whoever has to know of a run that was let go."""
-        if row.status == WorkflowStatus.CANCELLED.value and row.parent_id is not None:
-            await self.wake(row.parent_id)
-        elif row.status == WorkflowStatus.RUNNING.value and may_be_claimed:
+    async def _tell_of(self, run: LetGo, *, may_be_claimed: bool) -> None:
+        """Wake whoever has to know of it."""
+        if run.status == WorkflowStatus.CANCELLED and run.parent_id is not None:
+            await self.wake(run.parent_id)
+        elif run.status == WorkflowStatus.RUNNING and may_be_claimed:
             await self._announce()
 
     async def _has_signal(self, workflow_state_id: UUID, names: Collection[str]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import partial
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from sqlalchemy import and_, func, select, update
@@ -13,7 +13,7 @@ from orchestrator_state.database import database_now, one_more
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.models import StepRow, WorkflowRow
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records import Columns, Opener, seal_step
+from orchestrator_state.records import Columns, Opener, SealedStep, seal_step
 from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import IS_WRITABLE
@@ -127,7 +127,7 @@ class LineageRepository(Repository):
         await self._execute(update(WorkflowRow).where(WorkflowRow.id == fork_id).values(columns))
         for chunk in chunks(sorted(step_ids)):
             steps = select(StepRow).where(StepRow.workflow_state_id == source, StepRow.step_id.in_(chunk))
-            for step in await self._rows_with_blobs(steps):
+            for step in map(SealedStep.of, await self._rows_with_blobs(steps)):
                 sealing = partial(_sealed_patch, self._payloads, opener, step, fork_id)
                 sealed = await self._payloads.aside.call(sealing, self._payloads.length([step.context_patch]))
                 await self._execute(
@@ -137,7 +137,7 @@ class LineageRepository(Repository):
                 )
 
 
-def _sealed_patch(payloads: Payloads, opener: Opener, step: Any, workflow_state_id: UUID) -> Columns:
+def _sealed_patch(payloads: Payloads, opener: Opener, step: SealedStep, workflow_state_id: UUID) -> Columns:
     """How a step changed the context, for the step of the same id of another workflow."""
     patch = opener.step(step.step_id, "context_patch", step.context_patch, step.context_patch_digest)
     return seal_step(payloads, workflow_state_id, step.step_id, {"context_patch": patch})

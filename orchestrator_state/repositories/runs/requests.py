@@ -62,14 +62,14 @@ def cancelled() -> Columns:
 
 
 @cache
-def let_go(columns: frozenset[str]) -> Executable:
+def letting_go(columns: frozenset[str]) -> Executable:
     """`fenced_update` of a run that ends unfinished: it does what was asked. Returns (status, parent_id)."""
     return fenced_update(columns).values(_heeded()).returning(_w.status, _w.parent_id)
 
 
 @cache
-def finish(columns: frozenset[str]) -> Executable:
-    """`fenced_update` of a run that is done, as of now. Returns (status,).
+def finishing(columns: frozenset[str]) -> Executable:
+    """`fenced_update` of a run that is done, as of now. Returns (status, parent_id).
 
     A run that completes before its owner has heard of a cancel is completed. One that fails is cancelled: a failed run
     could be resumed.
@@ -80,4 +80,4 @@ def finish(columns: frozenset[str]) -> Executable:
         fenced_update(columns, frozenset({"completed_at"})).values(
             status=case((and_(fails, _w.request == CANCEL), _CANCELLED), else_=status)
         )
-    ).returning(_w.status)
+    ).returning(_w.status, _w.parent_id)

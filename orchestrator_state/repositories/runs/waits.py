@@ -77,8 +77,8 @@ class WaitRepository(Repository):
             *(self._claimed(ids, awaited.owner) for ids in chunks(list(awaited.idle))),
         ]
         for some in (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS)):
-            for row in await self._rows(union_all(*some)):
-                _note(news, row)
+            for kind, run, text in await self._rows(union_all(*some)):
+                _note(news, kind, run, text)
         return news
 
     def _signals(self, ids: Sequence[UUID], names: Collection[str]) -> Select[Any]:
@@ -95,7 +95,7 @@ class WaitRepository(Repository):
 
     def _owners(self, ids: Sequence[UUID]) -> Select[Any]:
         query = _row("owner", _NO_ID, WorkflowRow.lease_process)
-        return query.where(WorkflowRow.id.in_(ids), IS_LEASED).distinct()
+        return query.where(WorkflowRow.id.in_(ids), IS_LEASED, WorkflowRow.lease_process.is_not(None)).distinct()
 
     def _claimed(self, ids: Sequence[UUID], owner: UUID) -> Select[Any]:
         query = _row("claimed", WorkflowRow.id, _NO_TEXT)
@@ -110,16 +110,17 @@ def _row(kind: str, run: SQLColumnExpression[Any], text: SQLColumnExpression[Any
     return select(*columns)
 
 
-def _note(news: News, row: Any) -> None:
-    if row.kind == "signal":
-        news.signals.add((row.run, row.text))
-    elif row.kind == "request":
-        news.requests[row.run] = row.text
-    elif row.kind == "ready":
-        news.ready.add(row.run)
-    elif row.kind == "known":
-        news.known.add(row.run)
-    elif row.kind == "claimed":
-        news.claimed.add(row.run)
-    elif row.text is not None:
-        news.owners.add(row.text)
+def _note(news: News, kind: str, run: UUID, text: str) -> None:
+    """`text` is something in a signal, a request and an owner alone."""
+    if kind == "signal":
+        news.signals.add((run, text))
+    elif kind == "request":
+        news.requests[run] = text
+    elif kind == "ready":
+        news.ready.add(run)
+    elif kind == "known":
+        news.known.add(run)
+    elif kind == "claimed":
+        news.claimed.add(run)
+    else:
+        news.owners.add(text)
