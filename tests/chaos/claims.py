@@ -15,7 +15,7 @@ from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import ClaimedRun, Owner
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
-from orchestrator_state.repositories.runs.claims import ClaimRepository, taken_by
+from orchestrator_state.repositories.runs.claims import TAKEN, ClaimRepository, lease_parameters
 from orchestrator_state.repositories.runs.rows import CLAIMED, claimed
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
@@ -134,9 +134,8 @@ def _free(limit: int) -> Any:
 
 
 async def _take(repository: ClaimRepository, owner: Owner, chosen: Any) -> list[ClaimedRun]:
-    taken = await repository._execute(
-        update(workflow_states).where(workflow_states.c.id.in_(chosen)).values(taken_by(owner)).returning(*CLAIMED)
-    )
+    taking = update(workflow_states).where(workflow_states.c.id.in_(chosen)).values(TAKEN).returning(*CLAIMED)
+    taken = await repository._execute(taking, lease_parameters(owner))
     return [claimed(row) for row in taken]
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Executable,
     Float,
+    Integer,
     Row,
     bindparam,
     case,
@@ -77,6 +79,45 @@ _FIND: Final = (
     .limit(1)
 )
 
+_LEASED: Final[Columns] = {
+    "lease_owner": bindparam("owner", type_=WorkflowRow.lease_owner.type),
+    "lease_process": bindparam("process"),
+    "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
+}
+"""A lease from now on; its parameters are `lease_parameters`."""
+TAKEN: Final[Columns] = _LEASED | {
+    "status": WorkflowStatus.RUNNING.value,
+    "lease_token": one_more(WorkflowRow.lease_token),
+    "attempts": ATTEMPTS_ONCE_CLAIMED,
+    "has_progressed": 0,
+    "wake_at": None,
+    "error": None,
+    "error_digest": None,
+    "completed_at": None,
+    "version": one_more(WorkflowRow.version),
+    "updated_at": database_now(),
+    "digested_at": STILL_DIGESTED_AT,
+}
+"""What a claim sets."""
+
+_CLAIM: Final = (
+    update(WorkflowRow)
+    .where(
+        WorkflowRow.id == bindparam("of_id"),
+        WorkflowRow.lease_token == bindparam("of_token"),
+        WorkflowRow.status == bindparam("of_status"),
+    )
+    .values(TAKEN)
+    .returning(*CLAIMED)
+)
+_CLAIM_FREE: Final = _CLAIM.where(LEASE_IS_FREE)
+
+Versions = frozenset[tuple[str, int]]
+"""The workflows that have a schema, and at which version that is."""
+_NAMES: Final[BindParameter[Any]] = bindparam("of_names", expanding=True)
+_MOST: Final = bindparam("most", type_=Integer())
+_IS_FREE: Final = (WorkflowRow.namespace == bindparam("of_namespace"), IS_UNDER_WAY, LEASE_IS_FREE, IS_AWAKE)
+
 
 class ClaimRepository(Repository):
     """Runs, on the way to a lease."""
@@ -100,8 +141,7 @@ class ClaimRepository(Repository):
 
     async def create_claimed(self, columns: Columns, owner: Owner) -> ClaimedRun | None:
         """Insert a run that is leased to `owner` at once. None if its id or key is taken."""
-        lease = {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
-        created = await self._insert(columns, lease)
+        created = await self._insert(columns, lease_parameters(owner))
         return None if created is None else claimed(created)
 
     async def _insert(self, columns: Columns, lease: Columns | None = None) -> Row[Any] | None:
@@ -124,15 +164,8 @@ class ClaimRepository(Repository):
 
         It may have been taken, the run may have ended, or its owner, who was late, has renewed the lease after all.
         """
-        unchanged = [
-            WorkflowRow.id == seen.id,
-            WorkflowRow.lease_token == seen.lease_token,
-            WorkflowRow.status == seen.status,
-        ]
-        if seen.lease_is_free:
-            unchanged.append(LEASE_IS_FREE)
-        taking = update(WorkflowRow).where(*unchanged).values(taken_by(owner)).returning(*CLAIMED)
-        row = await self._row(taking)
+        unchanged = {"of_id": seen.id, "of_token": seen.lease_token, "of_status": seen.status}
+        row = await self._row(_CLAIM_FREE if seen.lease_is_free else _CLAIM, unchanged | lease_parameters(owner))
         return None if row is None else claimed(row)
 
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> list[ClaimedRun]:
@@ -141,7 +174,9 @@ class ClaimRepository(Repository):
         Those that newer code has written are left to it, those whose id or counts are damaged cannot be written to,
         and those that may kill their workers are for `claim_suspects`.
         """
-        return await self._claim(owner, limit, *self._claimable(names), not_(IS_SUSPECT))
+        claiming = _claiming(self._versions(names), of_suspects=False)
+        parameters = self._of(names) | lease_parameters(owner) | {"most": limit}
+        return [claimed(row) for row in await self._rows(claiming, parameters)]
 
     async def claim_suspects(
         self,
@@ -157,39 +192,21 @@ class ClaimRepository(Repository):
         Who is `patient` lets each of them rest before, for longer each time. Of those that may be tried now, `choose`
         returns the ids of the ones to claim.
         """
-        claimable = self._claimable(names)
-        rested = await self._rows(rested_suspects(*claimable, patient=patient))
+        versions, of = self._versions(names), self._of(names)
+        rested = await self._rows(_rested(versions, patient=patient), of)
         chosen = choose([Suspect(row.id, row.attempts) for row in rested])
-        return await self._claim(owner, limit, *claimable, WorkflowRow.id.in_(chosen)) if chosen else []
+        if not chosen:
+            return []
+        parameters = of | lease_parameters(owner) | {"most": limit, "of_ids": chosen}
+        return [claimed(row) for row in await self._rows(_claiming(versions, of_suspects=True), parameters)]
 
-    def _claimable(self, names: Collection[str]) -> tuple[ColumnElement[bool], ...]:
-        return (
-            WorkflowRow.namespace == self._namespace,
-            IS_UNDER_WAY,
-            WorkflowRow.workflow_name.in_(sorted(names)),
-            self._has_readable_version(names),
-            LEASE_IS_FREE,
-            IS_AWAKE,
-            IS_WRITABLE,
-        )
+    def _versions(self, names: Collection[str]) -> Versions:
+        """Of those that have a schema."""
+        known = ((name, self._schemas.version_of(name)) for name in names)
+        return frozenset((name, version) for name, version in known if version is not None)
 
-    async def _claim(self, owner: Owner, limit: int, *conditions: ColumnElement[bool]) -> list[ClaimedRun]:
-        """The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
-        nested loop, and claim far more than `limit`.
-
-        Passed over is a row that is being changed, and not one that is kept from being deleted.
-        """
-        free = (
-            select(WorkflowRow.id)
-            .where(*conditions)
-            .order_by(WorkflowRow.updated_at)
-            .limit(limit)
-            .with_for_update(skip_locked=True, key_share=True)
-            .cte("free")
-            .prefix_with("MATERIALIZED", dialect="postgresql")
-        )
-        taking = update(WorkflowRow).where(WorkflowRow.id == free.c.id).values(taken_by(owner)).returning(*CLAIMED)
-        return [claimed(row) for row in await self._rows(taking)]
+    def _of(self, names: Collection[str]) -> Columns:
+        return {"of_namespace": self._namespace, "of_names": list(names)}
 
     async def list_claimed(self, ids: Collection[UUID], owner: Owner) -> list[ClaimedRun]:
         """Those of these runs that `owner` has by now, once no claim of them is under way any more."""
@@ -219,29 +236,7 @@ class ClaimRepository(Repository):
 
     async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> list[UnclaimableRun]:
         """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged."""
-        query = (
-            select(
-                WorkflowRow.id,
-                WorkflowRow.workflow_id,
-                WorkflowRow.workflow_name,
-                WorkflowRow.schema_version,
-                IS_WRITABLE.label("is_writable"),
-                *COUNTS,
-            )
-            .where(
-                WorkflowRow.namespace == self._namespace,
-                IS_UNDER_WAY,
-                or_(
-                    WorkflowRow.workflow_name.not_in(sorted(names)),
-                    not_(self._has_readable_version(names)),
-                    not_(IS_WRITABLE),
-                ),
-                LEASE_IS_FREE,
-                IS_AWAKE,
-            )
-            .order_by(WorkflowRow.updated_at)
-            .limit(limit)
-        )
+        rows = await self._rows(_unclaimable(self._versions(names)), self._of(names) | {"most": limit})
         return [
             UnclaimableRun(
                 row.id,
@@ -250,32 +245,70 @@ class ClaimRepository(Repository):
                 row.schema_version,
                 () if row.is_writable else unwritable_columns(row),
             )
-            for row in await self._rows(query)
+            for row in rows
         ]
 
-    def _has_readable_version(self, names: Collection[str]) -> ColumnElement[bool]:
-        versions = {name: version for name in names if (version := self._schemas.version_of(name)) is not None}
-        known = case(versions, value=WorkflowRow.workflow_name, else_=FIRST) if versions else literal(FIRST)
-        return func.coalesce(WorkflowRow.schema_version, FIRST) <= known
+
+def lease_parameters(owner: Owner) -> Columns:
+    """The parameters of `LEASED` for a claim by `owner`."""
+    return {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
 
 
-def taken_by(owner: Owner) -> Columns:
-    return {
-        "status": WorkflowStatus.RUNNING.value,
-        "lease_owner": owner.id,
-        "lease_process": owner.process,
-        "lease_token": one_more(WorkflowRow.lease_token),
-        "lease_expires_at": database_time_in(literal(owner.term.total_seconds(), Float)),
-        "attempts": ATTEMPTS_ONCE_CLAIMED,
-        "has_progressed": 0,
-        "wake_at": None,
-        "error": None,
-        "error_digest": None,
-        "completed_at": None,
-        "version": one_more(WorkflowRow.version),
-        "updated_at": database_now(),
-        "digested_at": STILL_DIGESTED_AT,
-    }
+# A worker that has nothing to do asks these over and over: each is made once, for the versions that it asks with.
+
+
+def _has_readable_version(versions: Versions) -> ColumnElement[bool]:
+    known = case(dict(sorted(versions)), value=WorkflowRow.workflow_name, else_=FIRST) if versions else literal(FIRST)
+    return func.coalesce(WorkflowRow.schema_version, FIRST) <= known
+
+
+def _claimable(versions: Versions) -> tuple[ColumnElement[bool], ...]:
+    return *_IS_FREE, WorkflowRow.workflow_name.in_(_NAMES), _has_readable_version(versions), IS_WRITABLE
+
+
+@lru_cache
+def _rested(versions: Versions, *, patient: bool) -> Executable:
+    return rested_suspects(*_claimable(versions), patient=patient)
+
+
+@lru_cache
+def _claiming(versions: Versions, *, of_suspects: bool) -> Executable:
+    """UPDATE up to `most` runs: they are claimed for `owner`. Of suspects those of `of_ids`. Returns what is `CLAIMED`.
+
+    The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
+    nested loop, and claim far more than `most`.
+
+    Passed over is a row that is being changed, and not one that is kept from being deleted.
+    """
+    kind = WorkflowRow.id.in_(bindparam("of_ids", expanding=True)) if of_suspects else not_(IS_SUSPECT)
+    free = (
+        select(WorkflowRow.id)
+        .where(*_claimable(versions), kind)
+        .order_by(WorkflowRow.updated_at)
+        .limit(_MOST)
+        .with_for_update(skip_locked=True, key_share=True)
+        .cte("free")
+        .prefix_with("MATERIALIZED", dialect="postgresql")
+    )
+    return update(WorkflowRow).where(WorkflowRow.id == free.c.id).values(TAKEN).returning(*CLAIMED)
+
+
+@lru_cache
+def _unclaimable(versions: Versions) -> Executable:
+    is_left = or_(WorkflowRow.workflow_name.not_in(_NAMES), not_(_has_readable_version(versions)), not_(IS_WRITABLE))
+    return (
+        select(
+            WorkflowRow.id,
+            WorkflowRow.workflow_id,
+            WorkflowRow.workflow_name,
+            WorkflowRow.schema_version,
+            IS_WRITABLE.label("is_writable"),
+            *COUNTS,
+        )
+        .where(*_IS_FREE, is_left)
+        .order_by(WorkflowRow.updated_at)
+        .limit(_MOST)
+    )
 
 
 @cache
@@ -287,12 +320,7 @@ def _insertion(dialect: str, columns: frozenset[str], *, leased: bool) -> Execut
     values: dict[str, Any] = {name: bindparam(f"new_{name}", type_=workflow_states.c[name].type) for name in columns}
     values |= dict.fromkeys(("started_at", "updated_at", "digested_at"), database_now()) | {"version": 1}
     if leased:
-        values |= {
-            "lease_owner": bindparam("owner", type_=WorkflowRow.lease_owner.type),
-            "lease_process": bindparam("process"),
-            "lease_token": 1,
-            "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
-        }
+        values |= _LEASED | {"lease_token": 1}
     return (
         conflict_aware_insert(dialect, workflow_states)
         .values(values)

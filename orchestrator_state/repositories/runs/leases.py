@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from functools import cache
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Float, literal, select, update
+from sqlalchemy import Executable, Float, bindparam, literal, select, update
 
 from orchestrator_state.database import database_now, database_time_in, time_after
 from orchestrator_state.domain import WorkflowStatus
@@ -14,6 +16,18 @@ from orchestrator_state.models import WorkflowRow
 from orchestrator_state.records import Lease, Owner, Renewal
 from orchestrator_state.repositories.base import Repository, chunks, rowcount
 from orchestrator_state.repositories.claimable import IS_LEASED, lease_was_good
+from orchestrator_state.repositories.expressions import IN_NAMESPACE
+
+_HELD: Final = (IN_NAMESPACE, WorkflowRow.status == WorkflowStatus.RUNNING.value, IS_LEASED)
+_OF_OWNER: Final = select(WorkflowRow.id, WorkflowRow.lease_owner, WorkflowRow.lease_token, WorkflowRow.version).where(
+    *_HELD, WorkflowRow.lease_owner == bindparam("owner")
+)
+
+
+@cache  # of the one machine that a process is on
+def _processes_of(machine: str) -> Executable:
+    is_of_machine = WorkflowRow.lease_process.startswith(machine, autoescape=True)
+    return select(WorkflowRow.lease_process).where(*_HELD, is_of_machine).distinct()
 
 
 class LeaseRepository(Repository):
@@ -60,28 +74,13 @@ class LeaseRepository(Repository):
 
     async def list_of(self, owner: UUID) -> list[Lease]:
         """The leases of `owner` which have not ended."""
-        query = select(WorkflowRow.id, WorkflowRow.lease_owner, WorkflowRow.lease_token, WorkflowRow.version).where(
-            WorkflowRow.namespace == self._namespace,
-            WorkflowRow.status == WorkflowStatus.RUNNING.value,
-            WorkflowRow.lease_owner == owner,
-            IS_LEASED,
-        )
-        rows = await self._rows(query)
+        rows = await self._rows(_OF_OWNER, {"namespace": self._namespace, "owner": owner})
         return [Lease.of(row) for row in rows]
 
     async def list_processes(self, machine: str) -> list[str]:
         """The processes of `machine` that hold a lease which has not ended."""
-        query = (
-            select(WorkflowRow.lease_process)
-            .where(
-                WorkflowRow.namespace == self._namespace,
-                WorkflowRow.status == WorkflowStatus.RUNNING.value,
-                IS_LEASED,
-                WorkflowRow.lease_process.startswith(machine, autoescape=True),
-            )
-            .distinct()
-        )
-        return [process for (process,) in await self._rows(query) if process]
+        rows = await self._rows(_processes_of(machine), {"namespace": self._namespace})
+        return [process for (process,) in rows if process]
 
     async def end_of(self, processes: Collection[str]) -> int:
         """End the leases of processes that are known to be dead."""

@@ -16,6 +16,7 @@ from orchestrator_state.models import SignalRow, WorkflowRow
 from orchestrator_state.records import Columns, FoundRun, Lease
 from orchestrator_state.repositories.claimable import IS_ACTIVE, IS_FINISHED, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import IS_WRITABLE
+from orchestrator_state.repositories.expressions import IN_NAMESPACE
 from orchestrator_state.repositories.runs.fence import (
     FENCE,
     RELEASED,
@@ -29,6 +30,7 @@ from orchestrator_state.repositories.runs.requests import CANCEL, finishing, hee
 from orchestrator_state.repositories.runs.rows import FOUND, found
 
 _UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
+_ANY_UNHEEDED: Final = select(WorkflowRow.id).where(IN_NAMESPACE, *_UNHEEDED).limit(1)
 
 
 class RunRepository(FencedRepository):
@@ -184,8 +186,7 @@ class RunRepository(FencedRepository):
         return len(rows)
 
     async def has_unheeded_requests(self) -> bool:
-        query = select(WorkflowRow.id).where(WorkflowRow.namespace == self._namespace, *_UNHEEDED).limit(1)
-        return await self._row(query) is not None
+        return await self._row(_ANY_UNHEEDED, {"namespace": self._namespace}) is not None
 
     async def _tell_of(self, run: LetGo, *, may_be_claimed: bool) -> None:
         """Wake whoever has to know of it."""
