@@ -214,7 +214,7 @@ class Schemas:
 
     def version_of(self, workflow_name: str) -> int | None:
         """What new rows are stamped with: None without a schema."""
-        schema = self.find(workflow_name)
+        schema = self._schemas.get(workflow_name)
         return None if schema is None else schema.version
 
     def require_runnable(self, workflow_name: str, found: int | None, workflow_state_id: UUID) -> None:

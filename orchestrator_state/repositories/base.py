@@ -24,6 +24,7 @@ from orchestrator_state.repositories.undeclared import UndeclaredPayloads
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas
 
+_CALLING: Final = database_errors()
 _Repository = TypeVar("_Repository", bound="Repository")
 Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 
@@ -69,7 +70,7 @@ class Repository:
             await payloads.offload.settle()  # before a row refers to them
         if isinstance(payloads, UndeclaredPayloads) and payloads.is_to_be_checked:
             await payloads.check(self._session, self._namespace, self._rows)
-        with database_errors():
+        with _CALLING:
             if isinstance(self._session, ReadingSession):
                 result: Result[Any] = await self._session.execute(
                     statement, parameters, execution_options=self._options
@@ -82,7 +83,7 @@ class Repository:
     ) -> Sequence[Any]:
         """The rows of a query, as they are stored; `bare`: values without names, by the shortest way there is."""
         if bare and isinstance(self._session, ReadingSession):
-            with database_errors():
+            with _CALLING:
                 rows = await self._session.rows(statement, parameters or {})
             if rows is not None:
                 return rows
@@ -140,7 +141,7 @@ class Repository:
 
     async def _announce(self) -> None:
         """Wake the workers with this commit: a run can be claimed."""
-        with database_errors():
+        with _CALLING:
             await announce(self._session, self._namespace)
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from functools import partial
 from typing import Any, Self, TypeVar
 from weakref import WeakSet
@@ -151,11 +151,11 @@ class _Cursor:
         """SQLAlchemy 2.0 awaits a new cursor, 2.1 enters it."""
         return self.__aenter__().__await__()
 
-    async def execute(self, sql: str, parameters: Any = ()) -> None:
-        await self._run(sqlite3.Cursor.execute, sql, parameters)
+    def execute(self, sql: str, parameters: Any = ()) -> Coroutine[Any, Any, None]:
+        return self._run(sqlite3.Cursor.execute, sql, parameters)
 
-    async def executemany(self, sql: str, rows: Any) -> None:
-        await self._run(sqlite3.Cursor.executemany, sql, rows)
+    def executemany(self, sql: str, rows: Any) -> Coroutine[Any, Any, None]:
+        return self._run(sqlite3.Cursor.executemany, sql, rows)
 
     async def fetchall(self) -> list[Any]:
         return self._rows
@@ -163,7 +163,7 @@ class _Cursor:
     async def close(self) -> None:
         self._rows = []
 
-    async def _run(self, method: Callable[..., Any], sql: str, parameters: Any) -> None:
+    def _run(self, method: Callable[..., Any], sql: str, parameters: Any) -> Coroutine[Any, Any, None]:
         def run() -> None:
             cursor = self._connection.raw.cursor()
             try:
@@ -174,7 +174,7 @@ class _Cursor:
                 cursor.close()
             self._connection.require_same_files()
 
-        await self._connection.hop(run)
+        return self._connection.hop(run)
 
 
 def _fetched(cursor: sqlite3.Cursor) -> list[Any]:

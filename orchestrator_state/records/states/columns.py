@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import InvalidPayload
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads import Payloads, encode
 from orchestrator_state.records.identities import Columns
 
 
@@ -33,7 +33,7 @@ def step_columns(step: StepState, path: str, payloads: Payloads) -> Columns:
         "status": status._value_ if type(status) is StepStatus else _plain(status),
         "started_at": step.started_at,
         "completed_at": step.completed_at,
-        "outputs": payloads.encode(step.outputs, f"{path}.outputs"),
+        "outputs": encode(step.outputs, f"{path}.outputs", payloads.limits),
         "error": step.error,
         "retry_count": step.retry_count,
     }

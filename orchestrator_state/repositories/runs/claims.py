@@ -202,8 +202,7 @@ class ClaimRepository(Repository):
 
     def _versions(self, names: Collection[str]) -> Versions:
         """Of those that have a schema."""
-        known = ((name, self._schemas.version_of(name)) for name in names)
-        return frozenset((name, version) for name, version in known if version is not None)
+        return frozenset([(each.workflow_name, each.version) for each in self._schemas if each.workflow_name in names])
 
     def _of(self, names: Collection[str]) -> Columns:
         return {"of_namespace": self._namespace, "of_names": list(names)}
