@@ -225,7 +225,7 @@ def the_call(store: StateStore, call: str, state: Any, checkpoint: Checkpoint) -
     return calls[call]()
 
 
-def _refused(*_: Any) -> AbstractAsyncContextManager[None]:
+def _refused(**_: Any) -> AbstractAsyncContextManager[None]:
     raise StoreUnavailable("the server is away", transient=True)
 
 
@@ -242,7 +242,7 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
     async with StateStore.open(database_url, retry_timeout=seconds(0.3)) as store:
 
         async def go_away() -> None:
-            monkeypatch.setattr(store._transactions.database, "_session", _refused)
+            monkeypatch.setattr(store._transactions.database, "writing", _refused)
 
         with answer_lost(store, go_away), pytest.raises(StoreUnavailable) as raised:
             await the_call(store, call, state, checkpoint)

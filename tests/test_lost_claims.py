@@ -61,7 +61,7 @@ async def test_what_is_claimed_by_another_meanwhile_is_not_taken_up(store: State
         assert (await store.recover({"n": handler})).runs == []
 
 
-def _refused(*_: Any) -> AbstractAsyncContextManager[None]:
+def _refused(**_: Any) -> AbstractAsyncContextManager[None]:
     raise StoreUnavailable("the server is away", transient=True)
 
 
@@ -73,7 +73,7 @@ async def test_when_all_repetitions_fail_the_next_look_takes_the_run_up(
         database = store._transactions.database
 
         async def go_away() -> None:
-            monkeypatch.setattr(database, "_session", _refused)
+            monkeypatch.setattr(database, "writing", _refused)
 
         with answer_lost(store, go_away), pytest.raises(StoreUnavailable) as raised:
             await store.recover({"n": handler})
@@ -92,7 +92,7 @@ async def test_a_worker_looks_for_it_as_soon_as_it_can(
         database = store._transactions.database
 
         async def go_away() -> None:
-            monkeypatch.setattr(database, "_session", _refused)
+            monkeypatch.setattr(database, "writing", _refused)
 
         worker = Worker(store, {"n": handler}, poll=0.1, handle_signals=False)
         with answer_lost(store, go_away):

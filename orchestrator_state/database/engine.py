@@ -141,11 +141,28 @@ class Database(ABC):
         end_turn, task = await self._begin_turn(urgent=urgent), asyncio.current_task()
         self._inside.add(task)
         try:
-            async with self._session(await self._urgently() if urgent else self.writer) as session:
+            # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
+            session = AsyncSession(
+                await self._urgently() if urgent else self.writer,
+                sync_session_class=StoreSession,
+                expire_on_commit=False,
+                autoflush=False,
+                close_resets_only=False,
+            )
+            failed = True
+            try:
+                if not self.owned:
+                    with database_errors():
+                        await self._begin_adopted(session)
                 yield session
                 with database_errors(committing=True):
                     await session.commit()
                 self._require_same_file()
+                failed = False
+            finally:
+                # Shielded, and one task: a second cancellation must find nothing half done.
+                ending = end_session(session, failed=failed)
+                await asyncio.shield(asyncio.create_task(ending, name="orchestrator_state end of a session"))
         finally:
             self._inside.discard(task)
             end_turn()
@@ -185,28 +202,6 @@ class Database(ABC):
     async def _urgently(self) -> AsyncEngine:
         """The writer that does not queue for a connection."""
         return self._urgent_writer
-
-    @asynccontextmanager
-    async def _session(self, writer: AsyncEngine) -> AsyncIterator[AsyncSession]:
-        # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
-        session = AsyncSession(
-            writer,
-            sync_session_class=StoreSession,
-            expire_on_commit=False,
-            autoflush=False,
-            close_resets_only=False,
-        )
-        failed = True
-        try:
-            if not self.owned:
-                with database_errors():
-                    await self._begin_adopted(session)
-            yield session
-            failed = False
-        finally:
-            # Shielded, and one task: a second cancellation must find nothing half done.
-            ending = end_session(session, failed=failed)
-            await asyncio.shield(asyncio.create_task(ending, name="orchestrator_state end of a session"))
 
     # --- whose turn it is, in which task, loop and process --------------------------------------------------------
 

@@ -27,7 +27,7 @@ async def prepared_workflow(payloads: Payloads, workflow_state_id: UUID | str, c
             if isinstance(text := columns[column], str)
         }
 
-    size = payloads.length([columns[column] for column in WORKFLOW_PAYLOADS.keys() & columns.keys()])
+    size = payloads.length(map(columns.get, WORKFLOW_PAYLOADS))
     return columns if size < LONG else await payloads.aside.call(prepare, size)
 
 
