@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
-from tests.postgres_server import PrivatePostgres
+from tests.support.postgres_server import PrivatePostgres
 
 NewDatabase = Callable[[], AbstractContextManager[str]]
 """Each call yields the URL of another database, which is gone at the end of the block."""

@@ -9,7 +9,7 @@ from sqlalchemy import event
 
 from benchmarks.measure import Bar, Bench, Figure, Question
 from orchestrator_state import Run, StateStore, Worker
-from tests.engines import own_engine
+from tests.support.engines import own_engine
 
 _SECONDS: Final = 15.0
 

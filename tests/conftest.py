@@ -15,12 +15,12 @@ from typing import Final
 import pytest
 
 from orchestrator_state import StateStore
-from tests.chance import a_seed
-from tests.pgbouncer import pgbouncer, through
-from tests.places import roomy_memory
-from tests.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
-from tests.reused_database import ReusedDatabase
-from tests.running import let_workers_vanish
+from tests.support.chance import a_seed
+from tests.support.pgbouncer import pgbouncer, through
+from tests.support.places import roomy_memory
+from tests.support.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
+from tests.support.reused_database import ReusedDatabase
+from tests.support.running import let_workers_vanish
 
 BACKENDS: Final = ("sqlite", "postgres")
 
@@ -83,7 +83,7 @@ def _no_database_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _workers_can_vanish(monkeypatch: pytest.MonkeyPatch) -> None:
-    """See `tests.running.vanish`."""
+    """See `tests.support.running.vanish`."""
     let_workers_vanish(monkeypatch)
 
 
@@ -190,7 +190,7 @@ def database_url(request: pytest.FixtureRequest, backend: str) -> str:
 def fresh_database_urls(
     backend: str, postgres: Postgres, postgres_template: str, sqlite_template: Path, tmp_path: Path
 ) -> Iterator[Callable[[], str]]:
-    """Makes another fresh database with today's schema with each call: see `tests.chance.tries`."""
+    """Makes another fresh database with today's schema with each call: see `tests.support.chance.tries`."""
     with ExitStack() as databases:
 
         def fresh() -> str:

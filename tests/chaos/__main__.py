@@ -15,7 +15,7 @@ from rich.console import Console
 
 from tests.chaos.catalogue import EXPERIMENTS, Experiment
 from tests.chaos.rows import Row, exit_status, play, table_of
-from tests.postgres_server import PrivatePostgres
+from tests.support.postgres_server import PrivatePostgres
 
 
 async def main() -> int:

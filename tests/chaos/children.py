@@ -16,7 +16,7 @@ from typing import Any, Final, Self
 
 import psutil
 
-from tests.children import FORKS
+from tests.support.children import FORKS
 
 _PATIENCE: Final = 60.0  # seconds until a child that says nothing is a failure
 

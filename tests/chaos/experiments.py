@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator_state import StateStore
-from tests.chance import tries
 from tests.chaos import faults
 from tests.chaos.claims import force_nested_loops, race_for_runs
 from tests.chaos.flaws import Flaw, blind_repetitions, dropped_cancels
@@ -21,8 +20,9 @@ from tests.chaos.state_machine import compare_with_model
 from tests.chaos.storms import Scene, weather
 from tests.chaos.stormy_proxy import StormyProxy
 from tests.chaos.tools import failing_calls, fake_clock
-from tests.pgbouncer import pgbouncer, through
-from tests.postgres_server import Postgres, PrivatePostgres, Standby
+from tests.support.chance import tries
+from tests.support.pgbouncer import pgbouncer, through
+from tests.support.postgres_server import Postgres, PrivatePostgres, Standby
 
 _FLAW: Final = "takes a fault for success"
 _NOTHING: Final[Mapping[str, Any]] = {}

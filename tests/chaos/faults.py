@@ -10,7 +10,7 @@ import asyncpg
 
 from tests.chaos.storms import Storm, World
 from tests.chaos.stormy_proxy import StormyProxy
-from tests.postgres_server import PrivatePostgres
+from tests.support.postgres_server import PrivatePostgres
 
 
 def kills(rounds: int) -> Storm:

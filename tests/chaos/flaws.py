@@ -18,7 +18,7 @@ from orchestrator_state.records import Ack, OpenStep
 from orchestrator_state.repositories.calls import CallRepository
 from orchestrator_state.runs import group_commit
 from orchestrator_state.runs.journal import Entry, Journal
-from tests.statements import without_the_fence
+from tests.support.statements import without_the_fence
 
 Flaw = Literal[
     "forgets what finished",

@@ -14,7 +14,7 @@ from tests.chaos.catalogue import Experiment
 from tests.chaos.experiments import found_sooner_or_later, fresh_place
 from tests.chaos.report import KINDS, Report
 from tests.chaos.tools import ToolMissing
-from tests.postgres_server import Postgres
+from tests.support.postgres_server import Postgres
 
 Verdict = Literal["ok", "FAILED", "not run"]
 _COLOURS: Final[dict[Verdict, str]] = {"ok": "green", "FAILED": "red", "not run": "yellow"}

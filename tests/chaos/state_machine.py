@@ -17,8 +17,8 @@ from orchestrator_state import Event, InvalidTransition, Run, StateStore, Workfl
 from orchestrator_state.hooks import StepCommitted, StepCommitting, StepStarted
 from tests.chaos.report import Report
 from tests.chaos.witness import book, create_ledger, entries
-from tests.fated_commits import Fate, FatedCommits
-from tests.running import LONG_AGO, change_row
+from tests.support.fated_commits import Fate, FatedCommits
+from tests.support.running import LONG_AGO, change_row
 
 _T = TypeVar("_T")
 _SIGNALS = 2

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
-from tests.postgres_proxy import Link, PostgresProxy
+from tests.support.postgres_proxy import Link, PostgresProxy
 
 Fault = Literal["cut before", "cut after", "stalled", "delivered late"]
 FAULTS: Final[tuple[Fault, ...]] = ("cut before", "cut after", "stalled", "delivered late")

@@ -1,0 +1,178 @@
+"""A store belongs to the event loop it was opened in. Another one is told so at once, and the owner goes on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, Worker
+from tests.support.states import a_state
+
+
+async def handler(run: Run) -> int:
+    return await run.step("load", lambda: 1)
+
+
+async def unit(store: StateStore) -> None:
+    async with store.begin() as uow:
+        await uow.workflows.save(a_state())
+
+
+async def work(store: StateStore) -> None:
+    await Worker(store, {"n": handler}, handle_signals=False).run()
+
+
+async def enter(store: StateStore) -> None:
+    async with store:
+        pass
+
+
+CALLS: dict[str, Callable[[StateStore], Awaitable[Any]]] = {
+    "save": lambda store: store.save_workflow_state(a_state()),
+    "load": lambda store: store.load_workflow_state(uuid4()),
+    "list": lambda store: store.list_active_workflows(),
+    "checkpoint": lambda store: store.create_checkpoint(
+        Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot={})
+    ),
+    "latest": lambda store: store.get_latest_checkpoint(uuid4()),
+    "restore": lambda store: store.restore_from_checkpoint(uuid4()),
+    "delete": lambda store: store.delete_old_states(datetime.now(UTC) - timedelta(days=1)),
+    "prune": lambda store: store.prune_checkpoints(keep=1),
+    "health": lambda store: store.health_check(),
+    "verify": lambda store: store.verify(),
+    "rekey": lambda store: store.rekey(),
+    "begin": unit,
+    "run": lambda store: store.run("n", handler, workflow_id="other"),
+    "start": lambda store: store.start("n", workflow_id="other"),
+    "recover": lambda store: store.recover({"n": handler}),
+    "signal": lambda store: store.signal(uuid4(), "go"),
+    "pause": lambda store: store.pause(uuid4()),
+    "resume": lambda store: store.resume(uuid4()),
+    "cancel": lambda store: store.cancel(uuid4()),
+    "fork": lambda store: store.fork(uuid4()),
+    "rewind": lambda store: store.rewind(uuid4()),
+    "worker": work,
+    "async with": enter,
+    "close": lambda store: store.close(),
+}
+
+
+def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:
+    async def main() -> Any:
+        async with asyncio.timeout(30):
+            return await call()
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(
+    store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
+) -> None:
+    under_way = asyncio.Event()
+
+    async def slow(run: Run) -> int:
+        await run.step("load", lambda: 1)
+        under_way.set()
+        await asyncio.sleep(0.2)
+        return await run.step("load", lambda: 2)
+
+    running = asyncio.create_task(store.run("n", slow, workflow_id="mine"))
+    await under_way.wait()
+    with pytest.raises(ConfigurationError, match="another event loop"):
+        await asyncio.to_thread(in_another_loop, lambda: call(store))
+    assert await running == 2
+    await store.save_workflow_state(a_state())
+    assert len(await store.list_active_workflows()) == 1
+
+
+def without_a_loop(call: Callable[[], Awaitable[Any]]) -> None:
+    """As another framework than asyncio, or code that drives coroutines by itself, would begin it."""
+    next(call().__await__())
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+async def test_a_call_where_no_loop_of_asyncio_runs_is_refused(
+    store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
+) -> None:
+    with pytest.raises(ConfigurationError, match="no event loop"):
+        await asyncio.to_thread(without_a_loop, lambda: call(store))
+
+
+async def test_to_open_a_store_where_no_loop_of_asyncio_runs_is_refused(database_url: str) -> None:
+    async def opened() -> None:
+        await StateStore.open(database_url)
+
+    with pytest.raises(ConfigurationError, match="no event loop"):
+        await asyncio.to_thread(without_a_loop, opened)
+
+
+async def test_many_threads_with_loops_of_their_own_harm_nobody(store: StateStore) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        loop = asyncio.get_running_loop()
+        calls = [
+            loop.run_in_executor(threads, in_another_loop, lambda n=number: store.run("n", handler, workflow_id=f"{n}"))
+            for number in range(24)
+        ]
+        mine = [store.run("n", handler, workflow_id=f"mine {number}") for number in range(24)]
+        outcomes = await asyncio.gather(*calls, *mine, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [ConfigurationError] * 24 + [int] * 24
+
+
+async def test_a_step_asked_for_in_another_loop_is_refused_before_its_function_is_called(store: StateStore) -> None:
+    called = []
+
+    async def asks_elsewhere(run: Run) -> str:
+        try:
+            await asyncio.to_thread(in_another_loop, lambda: run.step("load", lambda: called.append(1)))
+        except ConfigurationError as error:
+            return str(error)
+        return "done"
+
+    assert "another event loop" in await store.run("n", asks_elsewhere, workflow_id="w")
+    assert called == []
+
+
+async def test_a_unit_that_is_used_in_another_loop_says_so_and_goes_on_in_its_own(store: StateStore) -> None:
+    state = a_state()
+    async with store.begin() as uow:
+        with pytest.raises(ConfigurationError, match="another event loop"):
+            await asyncio.to_thread(in_another_loop, lambda: uow.workflows.save(a_state("other")))
+        await uow.workflows.save(state)
+    assert [found.id for found in await store.list_active_workflows()] == [state.id]
+
+
+def test_a_store_that_outlives_its_loop_says_what_to_do(sqlite_url: str) -> None:
+    async def open_store() -> StateStore:
+        store = await StateStore.open(sqlite_url)
+        await store.save_workflow_state(a_state())
+        return store
+
+    store = asyncio.run(open_store())
+    for call in (store.list_active_workflows, store.close):
+        with pytest.raises(ConfigurationError, match=r"has ended.*asyncio\.run"):
+            asyncio.run(call())
+
+
+def test_a_closed_store_may_be_closed_again_in_any_loop(sqlite_url: str) -> None:
+    async def open_and_close() -> StateStore:
+        async with StateStore.open(sqlite_url) as store:
+            return store
+
+    store = asyncio.run(open_and_close())
+    asyncio.run(store.close())
+
+
+async def test_a_store_may_be_used_from_any_thread_by_way_of_its_loop(store: StateStore) -> None:
+    loop = asyncio.get_running_loop()
+
+    def save() -> None:
+        state = a_state()
+        asyncio.run_coroutine_threadsafe(store.save_workflow_state(state), loop).result(10)
+
+    await asyncio.to_thread(save)
+    assert len(await store.list_active_workflows()) == 1

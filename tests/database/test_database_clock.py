@@ -1,0 +1,105 @@
+"""What machines compare is written by the database's clock: a worker's own may be weeks behind, or ahead."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from orchestrator_state import StateStore, WorkflowState, WorkflowStatus, domain
+from tests.support.running import Effect, row_of, vanish
+
+WEEKS = timedelta(days=40)
+
+
+@pytest.fixture(params=[-WEEKS, WEEKS], ids=["slow", "fast"])
+def wrong_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This machine's clock, wherever the package reads it."""
+    import orchestrator_state as package
+
+    for module in vars(package).values():
+        if getattr(module, "utc_now", None) is domain.utc_now:
+            monkeypatch.setattr(module, "utc_now", lambda: datetime.now(UTC) + request.param)
+    monkeypatch.setattr(domain, "utc_now", lambda: datetime.now(UTC) + request.param)
+
+
+def is_now(moment: datetime) -> bool:
+    return abs(datetime.now(UTC) - moment) < timedelta(hours=1)
+
+
+async def end_of(store: StateStore, workflow_id: str) -> Any:
+    row = await row_of(store, workflow_id)
+    return row.status, is_now(row.started_at), is_now(row.updated_at), is_now(row.completed_at)
+
+
+@pytest.mark.usefixtures("wrong_clock")
+async def test_what_a_run_writes_when_it_ends(store: StateStore) -> None:
+    async def completes(run: Any) -> None:
+        await run.step("s", Effect())
+
+    async def fails(run: Any) -> None:
+        await run.step("s", Effect())
+        raise ValueError("this one")
+
+    await store.run("w", completes, workflow_id="completed")
+    with pytest.raises(ValueError, match="this one"):
+        await store.run("w", fails, workflow_id="failed")
+    cancelled = await store.start("w", workflow_id="cancelled")
+    await store.cancel(cancelled.id)
+
+    for status in ("completed", "failed", "cancelled"):
+        assert await end_of(store, status) == (status, True, True, True)
+    assert await store.delete_old_states(timedelta(days=30)) == 0
+    assert await store.delete_old_states(datetime.now(UTC) - timedelta(days=30)) == 0
+
+
+@pytest.mark.usefixtures("wrong_clock")
+async def test_what_a_claim_a_step_and_a_release_write(store: StateStore) -> None:
+    moments = []
+
+    async def handler(run: Any) -> None:
+        moments.append((await row_of(store, "w")).updated_at)
+        await run.step("s", Effect())
+        moments.append((await row_of(store, "w")).updated_at)
+        vanish()
+
+    await store.start("w", workflow_id="w")
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("w", handler, workflow_id="w")
+    moments.append((await row_of(store, "w")).updated_at)
+    assert [is_now(moment) for moment in moments] == [True] * 3
+    assert moments == sorted(moments)
+
+
+@pytest.mark.usefixtures("wrong_clock")
+async def test_what_is_saved_by_hand(store: StateStore) -> None:
+    state = WorkflowState(workflow_id="w", workflow_name="n")
+    await store.save_workflow_state(state)
+    assert is_now(state.updated_at), "the state knows what was written"
+    state.mark_running()
+    await store.save_workflow_state(state)
+    assert is_now(state.updated_at)
+    state.mark_completed()
+    await store.save_workflow_state(state)
+    assert is_now((await row_of(store, "w")).updated_at)
+    assert await store.load_workflow_state(state.id) == state
+
+    finished = WorkflowState(workflow_id="at once", workflow_name="n")
+    finished.mark_completed()
+    await store.save_workflow_state(finished)
+    assert await store.delete_old_states(timedelta(days=30)) == 0
+    assert await store.delete_old_states(timedelta()) == 2
+
+
+async def test_a_caller_may_say_when_a_state_was_updated(store: StateStore) -> None:
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    state = WorkflowState(workflow_id="w", workflow_name="n", status=WorkflowStatus.COMPLETED, updated_at=long_ago)
+    await store.save_workflow_state(state)
+    assert (await row_of(store, "w")).updated_at == long_ago
+    assert await store.delete_old_states(timedelta(days=30)) == 1
+
+
+@pytest.mark.parametrize("age", [timedelta.max, timedelta(days=999_999)])
+async def test_nothing_is_older_than_time(store: StateStore, age: timedelta) -> None:
+    await store.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="n", status=WorkflowStatus.COMPLETED))
+    assert await store.delete_old_states(age) == 0

@@ -1,0 +1,375 @@
+"""The context of a run whose branches go on side by side: what a resumed handler does again counts once.
+
+First over all programs of a small grammar, without a database; then the programs that people write, on both.
+"""
+
+import asyncio
+import contextlib
+import copy
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from orchestrator_state import PayloadError, Run, StateStore
+from orchestrator_state.records.context.branches import Place
+from orchestrator_state.records.context.patches import Patch
+from tests.support.running import Effect, Failing, Gate, steps_of, vanish
+from tests.support.small_programs import Program, Statement, commits_of, execute
+
+BRANCHES: list[Program] = [
+    (("step", 2, None),),
+    (("step", 3, None), ("line", "count")),
+    (("line", "append"), ("step", 1, None)),
+    (("failing", 1, None),),
+    (("step", 2, "append"),),
+    (("step", 1, None), ("line", "count"), ("step", 2, None)),
+    (("step", 1, "count"), ("line", "append")),
+    (("step", 2, "deep"), ("line", "deep"), ("step", 1, None)),
+    (("line", "deep"), ("pause", 3), ("line", "count")),
+    (("pause", 2), ("step", 1, "new")),
+    (("line", "table"), ("step", 1, "new"), ("line", "new"), ("step", 2, "table")),
+]
+SPEEDS = ((1, 1, 1), (1, 4, 1), (3, 0, 1))
+"""Of the steps in each attempt: branches come in another order each time."""
+
+
+def forks() -> Iterator[Statement]:
+    for kind in ("gather", "group"):
+        yield from ((kind, *pair) for pair in itertools.product(BRANCHES, repeat=2))
+    for branch in BRANCHES:
+        yield "beside", *branch
+        yield from (("timeout", limit, *branch) for limit in (2, 4, 9))
+
+
+def programs(change: str) -> Iterator[Program]:
+    line, step = ("line", change), ("step", 1, None)
+    for fork in forks():
+        yield fork, line, step
+        yield ("line", "append"), fork, line, ("pause", 9), ("step", 1, "append"), ("line", "append")
+        yield fork, ("pause", 7), line, step, line, step
+
+
+def crashes_of(program: Program) -> Iterator[tuple[int, ...]]:
+    """After how many commits the worker vanishes: in the first attempt, and in the second."""
+    most = commits_of(program)
+    yield ()
+    yield from ((first,) for first in range(1, most + 1))
+    yield from ((first, most - first) for first in range(1, most))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "speeds"), [*zip(["count", "append", "deep", "new", "table"], [*SPEEDS, *SPEEDS[1:]], strict=True)]
+)
+async def test_in_every_small_program_each_change_counts_once_wherever_the_worker_vanishes(
+    change: str, speeds: tuple[int, ...]
+) -> None:
+    for program in programs(change):
+        for crashes in crashes_of(program):
+            try:
+                await execute(program, crashes, speeds)
+            except AssertionError as error:
+                raise AssertionError(f"{program} with crashes after {crashes}: {error}") from error
+
+
+async def test_the_small_programs_notice_a_branch_that_is_taken_to_know_what_others_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Place, "knows", lambda *_: True)
+    with pytest.raises(AssertionError):
+        await test_in_every_small_program_each_change_counts_once_wherever_the_worker_vanishes("append", (1, 1, 1))
+
+
+# --- what people write -------------------------------------------------------------------------------------------
+
+
+left_alone: list[Any] = []
+
+
+async def _gather(*steps: Any) -> None:
+    await asyncio.gather(*steps)
+
+
+async def _group(failing: Any, slow: Any) -> None:
+    left_alone.append(asyncio.ensure_future(slow))  # a group would end it
+    async with asyncio.TaskGroup() as group:
+        group.create_task(failing)
+
+
+async def _first(*steps: Any) -> None:
+    done, rest = await asyncio.wait([asyncio.ensure_future(step) for step in steps], return_when="FIRST_EXCEPTION")
+    left_alone.extend(rest)
+    await next(task for task in done if task.exception() is not None)
+
+
+async def recorded(run: Run[Any], store: StateStore, step_id: str) -> None:
+    """Wait until the commit of another branch's step is there."""
+    while True:
+        steps = (await store.load_workflow_state(run.id)).steps
+        if step_id in steps and steps[step_id].status == "completed":
+            return
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("fork", [_gather, _group, _first])
+async def test_what_is_done_after_a_branch_failed_while_another_goes_on_counts_once(
+    store: StateStore, fork: Any
+) -> None:
+    slow = Gate()
+
+    async def handler(run: Run) -> Any:
+        # Its failure comes while the other is under way.
+        with contextlib.suppress(ValueError, ExceptionGroup):
+            await fork(run.step("failing", Failing(*[ValueError("declined")] * 9)), run.step("slow", slow))
+        run.context["attempts"] = run.context.get("attempts", 0) + 1
+        run.append("log", "order sent")
+        slow.opened.set()
+        await recorded(run, store, "slow")
+        state = await store.load_workflow_state(run.id)
+        assert state.context == {"attempts": 1, "log": ["order sent"]}, "what was changed is saved with the commit"
+        await run.step("after", Effect())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    attempts: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    assert await store.run("n", handler, workflow_id="w") == {"attempts": 1, "log": ["order sent"]}
+    state = await store.load_workflow_state_by_workflow_id("w")
+    assert state.context == {"attempts": 1, "log": ["order sent"]}
+
+
+async def test_branches_may_count_side_by_side(store: StateStore) -> None:
+    """Each comes to its lines in an order of its own when the run is resumed."""
+
+    async def branch(run: Run, name: str) -> None:
+        for _ in range(3):
+            await run.step(name, Effect())
+            run.context["n"] += 1
+            run.append("log", name)
+
+    async def handler(run: Run) -> Any:
+        names.append(names.pop(0))
+        await asyncio.gather(*(branch(run, name) for name in names))
+        await run.step("joined", Effect())
+        state = await store.load_workflow_state(run.id)
+        if len(attempts) < 3:
+            attempts.append(1)
+            vanish()
+        return [run.context["n"], sorted(run.context["log"]), state.context["n"]]
+
+    names, attempts = ["a", "b", "c"], list[int]()
+    for _ in range(3):
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context={"n": 0})
+    assert await store.run("n", handler, workflow_id="w") == [9, sorted("abc" * 3), 9]
+
+
+async def test_what_the_functions_of_steps_do_side_by_side_is_kept(store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        def note(name: str) -> None:
+            run.context["n"] += 1
+            run.context[name] = "done"
+            run.append("log", name)
+
+        async def count_beside() -> None:
+            await run.step("first", Effect())
+            run.context["n"] += 1
+            await run.step("second", Effect())
+
+        names.reverse()
+        await asyncio.gather(count_beside(), *(run.step(name, note, name) for name in names))
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        await run.step("joined", Effect())
+        return [run.context["n"], run.context["a"], run.context["b"], sorted(run.context["log"])]
+
+    names, attempts = ["a", "b"], list[int]()
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={"n": 0})
+    assert await store.run("n", handler, workflow_id="w") == [3, "done", "done", ["a", "b"]]
+
+
+MAKERS: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "counter": lambda context, name: context.update(k=context.get("k", 0) + 1),
+    "list": lambda context, name: context.setdefault("k", []).append(name),
+    "object": lambda context, name: context.setdefault("k", {}).update({name: 1}),
+    "numbers as keys": lambda context, name: context.setdefault("k", {}).update({str(ord(name)): 1}),
+    "counter inside": lambda context, name: count(context.setdefault("k", {})),
+    "rows": lambda context, name: context.setdefault("k", {}).setdefault("rows", [{"in": []}])[0]["in"].append(name),
+    "list set anew": lambda context, name: context.update(k=[*context.get("k", []), name]),
+    "list at its front": lambda context, name: context.setdefault("k", []).insert(0, name),
+    "list that was null": lambda context, name: context.update(k=[*(context["k"] or []), name]),
+    "text from the start": lambda context, name: context.update(k=context["k"] + name),
+    "counter that was null": lambda context, name: context.update(k=(context["k"] or 0) + 1),
+    "object that was null": lambda context, name: context.update(k={**(context["k"] or {}), name: 1}),
+}
+
+MAKERS_OF_TEXTS: dict[str, Callable[[dict[str, Any], str], object]] = {
+    "text": lambda context, name: context.update(k=context.get("k", "") + name),
+    "text inside": lambda context, name: add_to(context.setdefault("k", {}), "words", name),
+    "text that was null": lambda context, name: context.update(k=(context["k"] or "") + name),
+}
+"""A function that makes a text sets it: what others have made of nothing by then is no part of it."""
+
+
+def add_to(inside: dict[str, Any], key: str, text: str) -> None:
+    inside[key] = inside.get(key, "") + text
+
+
+def count(inside: dict[str, Any]) -> None:
+    inside["n"] = inside.get("n", 0) + 1
+
+
+def leaves(value: Any) -> list[Any]:
+    if isinstance(value, str):  # in whichever order they were added
+        return sorted(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sorted((leaf for each in inner for leaf in leaves(each)), key=str) or [value]
+
+
+@pytest.mark.parametrize(
+    ("kind", "by"),
+    [
+        *itertools.product(MAKERS, ["functions", "a function and a line"]),
+        *((kind, "functions") for kind in MAKERS_OF_TEXTS),
+    ],
+)
+async def test_what_whoever_needs_it_first_makes_is_made_once(store: StateStore, kind: str, by: str) -> None:
+    """Both branches begin in plain code, and come to their steps in another order when the run is resumed."""
+    make, order, attempts = (MAKERS | MAKERS_OF_TEXTS)[kind], ["a", "b"], list[Any]()
+
+    async def branch(run: Run, name: str) -> None:
+        await asyncio.sleep(0.05 * order.index(name))
+        if name == "b" and by != "functions":
+            make(run.context, name)
+        await run.step(name, note, run, name)
+
+    async def note(run: Run, name: str) -> None:
+        if name == "a" or by == "functions":
+            make(run.context, name)
+
+    async def handler(run: Run) -> Any:
+        await asyncio.gather(branch(run, "a"), branch(run, "b"))
+        if len(attempts) < 2:
+            attempts.append(copy.deepcopy(run.context["k"]))
+            order.reverse()
+            vanish()
+        return run.context["k"]
+
+    context = {"k": None} if "null" in kind else {"k": ""} if "start" in kind else {}
+    for _ in range(2):
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context=context)
+    assert [leaves(found) for found in (*attempts, await store.run("n", handler, workflow_id="w"))] == [
+        leaves(attempts[0])
+    ] * 3
+
+
+@pytest.mark.parametrize("start", [{}, {"log": []}])
+async def test_what_a_recorded_step_brings_while_a_function_is_at_work_is_not_that_functions_doing(
+    store: StateStore, start: dict[str, Any]
+) -> None:
+    attempt = 0
+
+    async def handler(run: Run) -> Any:
+        at_work, is_back = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            run.append("log", "slow")
+            at_work.set()
+            if attempt == 1:
+                await asyncio.Event().wait()
+            await is_back.wait()
+            run.append("log", "slow, too")
+
+        async def quick_one() -> None:
+            if attempt == 2:
+                await at_work.wait()
+            await run.step("quick", lambda: run.append("log", "quick"))
+            is_back.set()
+            if attempt == 1:
+                vanish()
+
+        await asyncio.gather(run.step("slow", slow), quick_one())
+        if attempt == 2:
+            vanish()
+        return sorted(run.context["log"])
+
+    while attempt < 2:
+        attempt += 1
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context=start)
+    attempt = 3
+    assert await store.run("n", handler, workflow_id="w") == ["quick", "slow", "slow, too"]
+
+
+class Orders(BaseModel):
+    attempts: int = 0
+    log: list[str] = []
+    paid: int = 0
+
+
+async def test_a_typed_state_counts_once_too(store: StateStore) -> None:
+    slow = Gate()
+
+    async def handler(run: Run[Orders]) -> Any:
+        def pay() -> None:
+            run.state.paid += 1
+
+        try:
+            await asyncio.gather(run.step("failing", Failing(*[ValueError("declined")] * 9)), run.step("slow", slow))
+        except ValueError:
+            run.state.attempts += 1
+            run.state.log.append("order sent")
+        slow.opened.set()
+        await recorded(run, store, "slow")
+        await run.step("pay", pay)
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.state.model_dump()
+
+    attempts: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", state=Orders)
+    expected = {"attempts": 1, "log": ["order sent"], "paid": 1}
+    assert await store.run("n", handler, workflow_id="w", state=Orders) == expected
+
+
+async def test_a_handler_without_branches_writes_what_earlier_software_reads(store: StateStore) -> None:
+    async def handler(run: Run) -> None:
+        for n in range(3):
+            run.context["n"] = n
+            run.append("log", n)
+            await run.step("step", Effect())
+
+    await store.run("n", handler, workflow_id="w")
+    texts = [step.context_patch for step in (await steps_of(store, "w")).values()]
+    assert [json.loads(text).keys() for text in texts] == [{"set", "append", "drop"}] * 3
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[1,{}]",
+        "[2,{}]",
+        '[2,{"change":{},"after":"a"}]',
+        '[2,{"change":{"add":{"n":"1"}}}]',
+        '[2,{"change":{"extend":{"n":1}}}]',
+        '[2,{"change":{"within":{"n":1}}}]',
+        '[2,{"change":{},"other":1}]',
+        '[2,{"change":{},"made":[1]}]',
+    ],
+)
+def test_an_array_that_is_no_patch_is_refused(text: str) -> None:
+    with pytest.raises(PayloadError, match="context_patch"):
+        Patch.from_json(text)

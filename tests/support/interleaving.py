@@ -1,0 +1,49 @@
+"""Two calls on Postgres of which one stops between two of its statements, while the other goes on."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import event, text
+from sqlalchemy.util import await_only
+
+from orchestrator_state import StateStore
+from tests.support.running import fetch
+
+
+@contextmanager
+def at_statement(
+    store: StateStore, part: str, act: Callable[[], Awaitable[object]], *, passing: int = 0, moment: str = "before"
+) -> Iterator[None]:
+    """Await `act()` once, before or after the first statement of `store` that has `part` in it.
+
+    After `passing` others.
+    """
+    engine = store._transactions.database._pool.sync_engine
+    seen = 0
+
+    def stop(_: Any, __: Any, statement: str, *___: Any) -> None:
+        nonlocal seen
+        seen += part in statement
+        if part in statement and seen == passing + 1:
+            await_only(act())
+
+    event.listen(engine, f"{moment}_cursor_execute", stop)
+    try:
+        yield
+    finally:
+        event.remove(engine, f"{moment}_cursor_execute", stop)
+    assert seen > passing, f"{seen} statements had {part!r} in them"
+
+
+just_before: Final = partial(at_statement, moment="before")
+just_after: Final = partial(at_statement, moment="after")
+
+
+async def done_or_waiting(call: asyncio.Task[Any], store: StateStore) -> None:
+    """Return once `call` has ended, or waits for a lock. `store` is a third one, which waits for nothing."""
+    waiting = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    while not call.done() and (await fetch(store, waiting))[0] == (0,):  # noqa: ASYNC110 - a lock of the server
+        await asyncio.sleep(0.01)
