@@ -28,8 +28,7 @@ class FatedCommits:
         database: Any = store._transactions.database
         self._writing = database.writing
         database.writing = self._fated_unit
-        database.fetch = self._fated_call(database.fetch)
-        database.in_one_hop = self._fated_call(database.in_one_hop)
+        database.write_at_once = self._fated_call(database.write_at_once)
 
     @contextmanager
     def in_good_weather(self) -> Iterator[None]:
