@@ -63,7 +63,8 @@ async def test_a_question_is_answered(question: Question, database: str, new_dat
     assert figures
     for figure in figures:
         assert math.isfinite(figure.value)
-        assert figure.value >= 0
+        # What something adds is a difference of two times, of which a busy machine makes anything.
+        assert figure.value >= 0 or "added" in figure.what
         assert all(math.isfinite(value) for value in figure.beside.values())
 
 
