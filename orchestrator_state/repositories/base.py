@@ -31,6 +31,8 @@ Parameters = Mapping[str, Any] | Sequence[Mapping[str, Any]] | None
 # asyncpg allows 32,767 parameters in a statement, older SQLite 999.
 _MAX_IDS: Final = 500
 
+# A session of the caller's may have several binds: whichever it has for our models or tables, all statements take it.
+_OURS: Final[dict[str, Any]] = {"mapper": WorkflowRow.__mapper__}
 _WAKE: Final = update(WorkflowRow).where(*OF_WORKFLOW).values({WorkflowRow.wake_at: NOW_IF_ASLEEP})
 
 
@@ -142,11 +144,11 @@ class Repository:
     async def _announce(self) -> None:
         """Wake the workers with this commit: a run can be claimed."""
         with _CALLING:
-            await announce(self._session, self._namespace)
+            await announce(await self._session.connection(bind_arguments=_OURS), self._namespace)
 
     @property
     def _dialect(self) -> str:
-        return self._session.get_bind().dialect.name
+        return self._session.get_bind(**_OURS).dialect.name
 
     def _workflow_not_found(self, workflow_state_id: UUID | str) -> WorkflowNotFound:
         return WorkflowNotFound(
@@ -163,7 +165,7 @@ def _on_connection(
     Nor are the caller's objects flushed, as `Session.execute` would do for a statement of mapped attributes; which
     also takes it half as long again.
     """
-    connection = session.connection(bind_arguments={"clause": statement})
+    connection = session.connection(bind_arguments={**_OURS, "clause": statement})
     return connection.execute(statement, parameters, execution_options=options)
 
 

@@ -41,7 +41,7 @@ class UndeclaredPayloads(Payloads):
         self.is_to_be_checked = False  # the query that looks is a statement of this unit as well
         is_encrypted = True  # as long as nobody knows
         try:
-            protected = session.get_bind().get_execution_options().get(PROTECTED_NAMESPACES, ())
+            protected = session.get_bind(WorkflowRow.__mapper__).get_execution_options().get(PROTECTED_NAMESPACES, ())
             is_encrypted = namespace in protected or _are_encrypted(await rows(_NEWEST, {"namespace": namespace}))
         finally:
             self.is_to_be_checked, self._was_checked = is_encrypted, not is_encrypted

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from sqlalchemy import Connection, func, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import settled
@@ -22,10 +22,10 @@ from orchestrator_state.database.engine import Database
 CHANNEL: Final = "orchestrator_state"
 
 
-async def announce(session: AsyncSession, namespace: str) -> None:
+async def announce(connection: AsyncConnection, namespace: str) -> None:
     """Notify, with the commit of this transaction, that a run of `namespace` can be claimed."""
-    if session.get_bind().dialect.name == "postgresql":
-        await session.execute(select(func.pg_notify(CHANNEL, namespace)))
+    if connection.dialect.name == "postgresql":
+        await connection.execute(select(func.pg_notify(CHANNEL, namespace)))
 
 
 @asynccontextmanager
