@@ -241,13 +241,12 @@ class Journal:
 
     async def _look(self) -> tuple[Look | ContextChange, asyncio.CancelledError | None]:
         """What the context has become; and a cancellation that came meanwhile."""
-        cancelled: asyncio.CancelledError | None = None
         try:
-            look = self.history.look(at_once=False)
+            return self.history.look(at_once=False) or self.history.unchanged(), None
         except LongValues as long:
             _, cancelled = await outlasting(self._aside.call(long.vouch, LONG))
-            look = self.history.look()
-        return look or self.history.unchanged(), cancelled
+        # Out here, since what is refused was not refused because it took long.
+        return self.history.look() or self.history.unchanged(), cancelled
 
     @property
     def _aside(self) -> Aside:
@@ -367,17 +366,21 @@ class Journal:
 
     async def final_context(self) -> Columns:
         """Columns for the end of a run, whose context nobody has to replay any more."""
-        try:
-            final = self.history.final(at_once=False)
-        except LongValues as long:
-            await self._aside.call(long.vouch, LONG)
-            final = self.history.final()
+        final = await self._final()
         context = await self._aside.call(partial(join, final), sum(map(len, final.values())))
         payloads = self._payloads
         payloads.limits.check_length(len(context), "context")
         if self._may_have_too_many_values(len(context)):
             await self._aside.call(partial(_check_values, final, payloads), len(context))
         return {"context": context, "context_position": self._next_position - 1}
+
+    async def _final(self) -> Encoded:
+        """The handler's context, encoded."""
+        try:
+            return self.history.final(at_once=False)
+        except LongValues as long:
+            await self._aside.call(long.vouch, LONG)
+        return self.history.final()
 
     async def _commit(self, entry: Entry) -> None:
         """Commit `entry`. Once it is on its way, a cancellation waits: memory must know what the database holds."""
