@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator_state import StateStore, WorkflowState, WorkflowStatus, domain
+from orchestrator_state import StateStore, WorkflowState, WorkflowStatus
+from tests.support.clocks import set_wall_clock
 from tests.support.running import Effect, row_of, vanish
 
 WEEKS = timedelta(days=40)
@@ -15,12 +16,7 @@ WEEKS = timedelta(days=40)
 @pytest.fixture(params=[-WEEKS, WEEKS], ids=["slow", "fast"])
 def wrong_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock, wherever the package reads it."""
-    import orchestrator_state as package
-
-    for module in vars(package).values():
-        if getattr(module, "utc_now", None) is domain.utc_now:
-            monkeypatch.setattr(module, "utc_now", lambda: datetime.now(UTC) + request.param)
-    monkeypatch.setattr(domain, "utc_now", lambda: datetime.now(UTC) + request.param)
+    set_wall_clock(monkeypatch, request.param)
 
 
 def is_now(moment: datetime) -> bool:

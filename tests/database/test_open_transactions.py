@@ -27,7 +27,13 @@ async def take(session: Any, item: int = 1) -> str:
     return "taken"
 
 
-def freezes(url: str, pipe: Connection) -> None:
+def opening(url: str, whose: str) -> Any:
+    """A store on an engine of ours, or of the application's: of its connections no setting is ours."""
+    engine = own_engine(url) if whose == "the application's" else None
+    return StateStore.open(None if engine else url, engine=engine, lease_term=seconds(TERM))
+
+
+def freezes(url: str, whose: str, pipe: Connection) -> None:
     """A worker that says when it is inside its transaction, and stays there."""
 
     async def dawdle(session: Any) -> None:
@@ -36,7 +42,7 @@ def freezes(url: str, pipe: Connection) -> None:
         await asyncio.sleep(60)
 
     async def work() -> None:
-        async with StateStore.open(url, lease_term=seconds(TERM)) as store:
+        async with opening(url, whose) as store:
             await store.run("w", lambda run: run.transact("t", dawdle), workflow_id="w")
 
     asyncio.run(work())
@@ -53,11 +59,9 @@ async def shop_url(database_url: str) -> str:
 @pytest.mark.parametrize("backend", ["postgres"])  # of a SQLite file's lock nobody but its holder can let go
 @pytest.mark.parametrize("engine", ["ours", "the application's"])
 async def test_a_process_that_freezes_inside_a_transaction_frees_its_rows_before_its_lease_ends(
-    shop_url: str, engine: str, monkeypatch: pytest.MonkeyPatch
+    shop_url: str, engine: str
 ) -> None:
-    if engine == "the application's":  # of its connections no setting is ours
-        monkeypatch.setattr("orchestrator_state.database.postgres.database._server_settings", lambda *_, **__: {})
-    with Child(freezes, shop_url) as child:
+    with Child(freezes, shop_url, engine) as child:
         assert await child.message() == "inside"
         child.freeze()
         async with StateStore.open(shop_url, lease_term=seconds(TERM)) as store, asyncio.timeout(TERM + 30):
@@ -92,9 +96,7 @@ def freezes_between(url: str, whose: str, moment: str, pipe: Connection) -> None
     """A worker that freezes between a statement of ours and its COMMIT."""
 
     async def work() -> None:
-        engine = own_engine(url) if whose == "the application's" else None
-        opening = StateStore.open(None if engine else url, engine=engine, lease_term=seconds(TERM))
-        async with opening as store:
+        async with opening(url, whose) as store:
             await drive(store, FreezesAtCommit(pipe))
 
     async def drive(store: StateStore, freezer: FreezesAtCommit) -> None:

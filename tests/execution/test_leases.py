@@ -2,9 +2,9 @@
 
 import asyncio
 import threading
+import time
 from datetime import UTC, datetime
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -17,24 +17,27 @@ from orchestrator_state import (
     InvalidPayload,
     LeaseHeld,
     LeaseLost,
+    OrchestratorStateError,
     Retry,
     Run,
     StateStore,
     StoreUnavailable,
 )
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.execution import leases
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.records import Lease, RunNames
-from orchestrator_state.repositories.runs.leases import LeaseRepository
 from orchestrator_state.runs.run import Handler
 from tests.support.engines import opened_engine
+from tests.support.interleaving import just_before, raising
 from tests.support.lost_answers import answer_lost
 from tests.support.postgres_server import Postgres
 from tests.support.running import Effect, Gate, becomes, change_row, count_rows, expire_lease, row_of, seconds
 from tests.support.statements import traffic_of
 
 TERM = seconds(3)  # so long that a process which stands still for a second keeps its leases
+
+
+RENEWAL = " AS now"  # what it asks for besides
 
 
 async def a_term_is_over() -> None:
@@ -270,9 +273,7 @@ async def test_leases_are_renewed_by_the_pool_where_the_server_has_no_connection
     assert effect.calls == ["answer"]
 
 
-async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
-    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(sqlite_url: str) -> None:
     order: list[int] = []
 
     async def write(store: StateStore, number: int) -> None:
@@ -280,30 +281,25 @@ async def test_leases_are_renewed_before_those_who_have_waited_longer_to_write(
             order.append(number)
             await asyncio.sleep(0.1)
 
-    renew = LeaseRepository.renew
-
-    async def noted(self: LeaseRepository, *args: Any, **options: Any) -> Any:
-        order.append(-1)
-        return await renew(self, *args, **options)
-
-    monkeypatch.setattr(LeaseRepository, "renew", noted)
     async with StateStore.open(sqlite_url, lease_term=seconds(0.6)) as store:
         gate = Gate()
         task = asyncio.create_task(store.run("w", partial(_through, gate), workflow_id="w"))
         await gate.reached.wait()
-        await asyncio.gather(*(write(store, number) for number in range(20)))
+        with traffic_of(store) as traffic:
+            await asyncio.gather(*(write(store, number) for number in range(20)))
         gate.opened.set()
         await task
-    assert order.count(-1) > 3, "each as soon as it was due"
-    assert [number for number in order if number >= 0] == list(range(20)), "the others in their order"
+    assert sum(RENEWAL in statement for statement in traffic.statements) > 3, "each as soon as it was due"
+    assert order == list(range(20)), "the others in their order"
 
 
 async def test_a_lease_that_is_not_held_is_not_fresh_however_short_a_time_ago_the_machine_was_started(
     store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lease = Lease(workflow_state_id=uuid4(), owner=uuid4(), token=1, version=1)
-    monkeypatch.setattr(leases, "time", SimpleNamespace(monotonic=lambda: 1.0))
-    assert not store._executor.keeper.is_fresh(lease)
+    with monkeypatch.context() as machine:
+        machine.setattr(time, "monotonic", lambda: 1.0)
+        assert not store._executor.keeper.is_fresh(lease)
 
 
 async def test_a_step_that_waits_to_be_called_again_is_not_called_by_a_worker_that_lost_the_run(
@@ -380,25 +376,13 @@ async def called(calls: list[str], count: int) -> None:
         await asyncio.sleep(0.005)
 
 
-async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    renew, failures = LeaseRepository.renew, 0
-
-    async def fails_once(self: LeaseRepository, *args: Any, **options: Any) -> Any:
-        nonlocal failures
-        failures += 1
-        if failures == 1:
-            raise RuntimeError("unforeseen")
-        return await renew(self, *args, **options)
-
-    monkeypatch.setattr(LeaseRepository, "renew", fails_once)
+async def test_a_heartbeat_survives_an_error_that_nobody_foresaw(database_url: str) -> None:
     async with StateStore.open(database_url, lease_term=TERM) as store, StateStore.open(database_url) as other:
         gate = Gate()
         task = asyncio.create_task(store.run("w", lambda run: run.step("s", gate, "done"), workflow_id="w"))
         await gate.reached.wait()
-        await a_term_is_over()
-        assert failures > 2
+        with just_before(store, RENEWAL, raising(OrchestratorStateError("unforeseen")), times=3):
+            await a_term_is_over()
         with pytest.raises(LeaseHeld):
             await other.run("w", lambda run: run.step("s", Effect()), workflow_id="w")
         gate.opened.set()

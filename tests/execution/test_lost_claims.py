@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import Any
-from unittest.mock import patch
 
 import pytest
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
-from orchestrator_state.repositories.runs.history import HistoryRepository
+from tests.support.interleaving import just_before
 from tests.support.lost_answers import answer_lost
 from tests.support.running import Effect, becomes, change_row, expire_lease, row_of, seconds
 
@@ -176,15 +175,13 @@ async def test_a_run_that_is_being_given_up_while_recover_is_cancelled_is_let_go
     """Too many workers vanished over it: no handler of it is called, in whose end it would be let go of."""
     state = await near.start("n", workflow_id="w")
     await change_row(near, state.id, attempts=1000)
-    list_intents = HistoryRepository.list_intents
 
-    async def at_this_moment(*arguments: Any) -> list[str]:
+    async def at_this_moment() -> None:
         while store._executor.keeper.has(state.id):  # noqa: ASYNC110 - until the claim is over
             await asyncio.sleep(0)
         recovering.cancel()
-        return await list_intents(*arguments)
 
-    with patch.object(HistoryRepository, "list_intents", at_this_moment):
+    with just_before(store, "SELECT step_states.step_id", at_this_moment):
         recovering = asyncio.create_task(store.recover({"n": handler}))
         await asyncio.wait({recovering})
     assert recovering.cancelled()

@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import deltas
-from orchestrator_state.repositories import CheckpointRepository
+from tests.support.interleaving import just_after
 from tests.support.running import change_row, change_step, checkpoints_of, row_of, until_done, vanish
 
 TIMES = {"started_at", "completed_at", "updated_at"}
@@ -233,21 +233,17 @@ async def test_a_step_that_other_software_changed_is_not_taken_for_the_one_refer
 
 
 @pytest.mark.usefixtures("only_deltas")
-async def test_a_checkpoint_that_is_made_whole_while_it_is_read_is_read_once_more(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_checkpoint_that_is_made_whole_while_it_is_read_is_read_once_more(store: StateStore) -> None:
     made = await count_to(store, 3)
-    read_source = CheckpointRepository._delta_base
+    row = await row_of(store, "w")
 
-    async def saved_in_between(self: CheckpointRepository, workflow_state_id: UUID) -> Any:
-        monkeypatch.setattr(CheckpointRepository, "_delta_base", read_source)
-        state = await store.load_workflow_state(workflow_state_id)
+    async def save_in_between() -> None:
+        state = await store.load_workflow_state(row.id)
         state.context, state.steps = {"edited": True}, {}
         await store.save_workflow_state(state)
-        return await read_source(self, workflow_state_id)
 
-    monkeypatch.setattr(CheckpointRepository, "_delta_base", saved_in_between)
-    latest = await store.get_latest_checkpoint((await row_of(store, "w")).id)
+    with just_after(store, "FROM checkpoints", save_in_between):
+        latest = await store.get_latest_checkpoint(row.id)
     assert latest == made[-1]
 
 

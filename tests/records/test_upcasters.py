@@ -30,7 +30,7 @@ from orchestrator_state import (
     UpcasterMissing,
     WorkflowState,
 )
-from orchestrator_state.repositories.runs import HistoryRepository
+from tests.support.interleaving import just_after
 from tests.support.running import (
     Effect,
     VanishesEverywhere,
@@ -166,21 +166,20 @@ async def test_v3_may_vanish_anywhere_on_the_way(database_url: str, is_recovered
 
 
 async def test_a_worker_that_vanishes_before_the_conversion_is_stored_leaves_all_as_it_was(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
     await begun_by_v1(database_url)
     async with StateStore.open(database_url, schemas=[V3]) as store:
         before = await row_of(store, "w"), await steps_of(store, "w")
-        convert = HistoryRepository.convert
 
-        async def convert_and_vanish(*args: Any, **kwargs: Any) -> None:
-            await convert(*args, **kwargs)
-            vanish()
+        async def die() -> None:
+            driver.cancel()
+            await asyncio.sleep(0)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(HistoryRepository, "convert", convert_and_vanish)
+        with just_after(store, "UPDATE step_states", die):
+            driver = asyncio.create_task(store.run("ledger", handler_3, workflow_id="w"))
             with pytest.raises(asyncio.CancelledError):
-                await store.run("ledger", handler_3, workflow_id="w")
+                await driver
         row = await row_of(store, "w")
         assert (row.context, row.initial_context, row.schema_version) == (
             before[0].context,

@@ -10,10 +10,9 @@ from sqlalchemy import select
 
 from orchestrator_state import LeaseHeld, Run, RunCancelled, RunFailed, StateStore
 from orchestrator_state.database.clock import FAR_FUTURE
-from orchestrator_state.execution import starting
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Lease
-from orchestrator_state.repositories import lease_held
+from tests.support.interleaving import just_after
 from tests.support.running import (
     Effect,
     Failing,
@@ -203,15 +202,12 @@ async def test_a_failed_parent_that_is_tried_again_tries_its_failed_child_again(
 
 
 async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
-    database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch
+    database_url: str, store: StateStore
 ) -> None:
     gate, calls, found_held = Gate(), [], asyncio.Event()
 
-    def noted(*arguments: Any) -> LeaseHeld:
+    async def note() -> None:
         found_held.set()
-        return lease_held(*arguments)
-
-    monkeypatch.setattr(starting, "lease_held", noted)
 
     async def handler(run: Run) -> None:
         calls.append(run.id)
@@ -221,8 +217,9 @@ async def test_who_waits_for_a_run_that_fails_elsewhere_does_not_call_it_again(
     async with StateStore.open(database_url) as other:
         theirs = asyncio.create_task(other.run("n", handler, workflow_id="w"))
         await gate.reached.wait()
-        ours = asyncio.create_task(store.run("n", handler, workflow_id="w", wait=seconds(60)))
-        await found_held.wait()
+        with just_after(store, "FROM workflow_states", note):
+            ours = asyncio.create_task(store.run("n", handler, workflow_id="w", wait=seconds(60)))
+            await found_held.wait()
         gate.opened.set()
         with pytest.raises(LookupError):
             await theirs

@@ -1,9 +1,7 @@
 """What runs refuse, on both databases: with an error that names the argument, and before anything is written."""
 
 import asyncio
-import sys
-from datetime import UTC, datetime, timedelta
-from types import ModuleType
+from datetime import timedelta
 from typing import Any, cast
 
 import pytest
@@ -18,6 +16,7 @@ from orchestrator_state import (
     StateStore,
     Worker,
 )
+from tests.support.clocks import set_wall_clock
 from tests.support.running import Effect, Gate, change_row, count_rows, row_of, seconds, steps_of
 
 BAD_NAMES = {"": "1 to 255", "x" * 256: "256", "a\0b": "NUL", "\ud800": "surrogate", 7: "str", None: "str"}
@@ -196,13 +195,6 @@ async def test_settings_that_make_no_sense_are_refused(store: StateStore) -> Non
 # --- clocks and nesting ---
 
 
-def _those_that_look_at_the_clock() -> list[ModuleType]:
-    ours = (module for name, module in sys.modules.items() if name.startswith("orchestrator_state."))
-    found = [module for module in ours if hasattr(module, "utc_now")]
-    assert found
-    return found
-
-
 async def test_a_worker_whose_clock_is_an_hour_off_steals_no_lease(
     database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,8 +206,7 @@ async def test_a_worker_whose_clock_is_an_hour_off_steals_no_lease(
     task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
     await gate.reached.wait()
     for hours in (1, -1):
-        for module in _those_that_look_at_the_clock():
-            monkeypatch.setattr(module, "utc_now", lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours))
+        set_wall_clock(monkeypatch, timedelta(hours=hours))
         async with StateStore.open(database_url) as other:
             with pytest.raises(LeaseHeld):
                 await other.run("n", handler, workflow_id="w")

@@ -2,14 +2,13 @@
 
 import asyncio
 import json
-import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from orchestrator_state import Run, RunCancelled, StateStore, domain
-from orchestrator_state.runs import waiting
+from orchestrator_state import Run, RunCancelled, StateStore
+from tests.support.clocks import set_wall_clock
 from tests.support.running import (
     LONG_AGO,
     Effect,
@@ -150,20 +149,12 @@ async def test_a_sleep_for_ever_is_possible(store: StateStore, duration: Any) ->
     assert row.wake_at.year == 9999
 
 
-def set_clock(monkeypatch: pytest.MonkeyPatch, by: timedelta) -> None:
-    """Set the wall clock of this machine, wherever the package may read it."""
-    for module in (domain, waiting):
-        monkeypatch.setattr(module, "utc_now", lambda: datetime.now(UTC) + by, raising=False)
-    real = time.time
-    monkeypatch.setattr(time, "time", lambda: real() + by.total_seconds())
-
-
 @pytest.mark.parametrize("by", [timedelta(hours=1), timedelta(hours=-1)])
 async def test_the_workers_own_clock_does_not_matter(
     store: StateStore, monkeypatch: pytest.MonkeyPatch, by: timedelta
 ) -> None:
     now = datetime.now(UTC)
-    set_clock(monkeypatch, by)
+    set_wall_clock(monkeypatch, by)
     row = await asleep(store)
     assert abs(row.wake_at - now - timedelta(days=3)) < timedelta(minutes=10)
 
@@ -195,7 +186,7 @@ async def test_a_clock_that_is_set_meanwhile_ends_no_wait_early_and_keeps_none_f
     await store.start("n", workflow_id="w")
     task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
     await becomes(lambda row: row.version >= 5, store, "w")
-    set_clock(monkeypatch, by)
+    set_wall_clock(monkeypatch, by)
     async with asyncio.timeout(60):
         await both.wait()
     await asyncio.sleep(0.5)

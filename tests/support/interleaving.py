@@ -15,31 +15,49 @@ from tests.support.running import fetch
 
 @contextmanager
 def at_statement(
-    store: StateStore, part: str, act: Callable[[], Awaitable[object]], *, passing: int = 0, moment: str = "before"
+    store: StateStore,
+    part: str,
+    act: Callable[[], Awaitable[object]],
+    *,
+    passing: int = 0,
+    times: int = 1,
+    moment: str = "before",
 ) -> Iterator[None]:
-    """Await `act()` once, before or after the first statement of `store` that has `part` in it.
+    """Await `act()` before or after the first statement of `store` that has `part` in it.
 
-    After `passing` others.
+    After `passing` others, and at so many `times` of those that follow. What `act` raises is the statement's error.
     """
     engine = store._transactions.database._pool.sync_engine
     seen = 0
 
     def stop(_: Any, __: Any, statement: str, *___: Any) -> None:
         nonlocal seen
-        seen += part in statement
-        if part in statement and seen == passing + 1:
-            await_only(act())
+        if part in statement:
+            seen += 1
+            if passing < seen <= passing + times:
+                await_only(act())
 
     event.listen(engine, f"{moment}_cursor_execute", stop)
     try:
         yield
     finally:
         event.remove(engine, f"{moment}_cursor_execute", stop)
-    assert seen > passing, f"{seen} statements had {part!r} in them"
+    assert seen >= passing + times, f"{seen} statements had {part!r} in them"
 
 
 just_before: Final = partial(at_statement, moment="before")
 just_after: Final = partial(at_statement, moment="after")
+
+
+def raising(*errors: BaseException) -> Callable[[], Awaitable[object]]:
+    """An `act` that raises one after the other, and nothing after the last."""
+    left = list(errors)
+
+    async def act() -> None:
+        if left:
+            raise left.pop(0)
+
+    return act
 
 
 async def done_or_waiting(call: asyncio.Task[Any], store: StateStore) -> None:

@@ -85,6 +85,26 @@ def hops() -> Iterator[_Hops]:
         logger.removeHandler(counting)
 
 
+@contextmanager
+def rewritten(store: StateStore, pattern: str, by: str, *, times: int = 1) -> Iterator[None]:
+    """Let the store send the first statements that `pattern` is found in, so many `times`, with `by` in its place."""
+    engine, seen = store._transactions.database._pool.sync_engine, 0
+
+    def rewrite(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        nonlocal seen
+        if seen < times and re.search(pattern, statement):
+            seen += 1
+            statement = re.sub(pattern, by, statement)
+        return statement, parameters
+
+    event.listen(engine, "before_cursor_execute", rewrite, retval=True)
+    try:
+        yield
+    finally:
+        event.remove(engine, "before_cursor_execute", rewrite)
+    assert seen == times, f"{pattern!r} was found in {seen} statements"
+
+
 def without_the_fence(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
     """A listener to `before_cursor_execute`, with `retval=True`, for negative controls.
 
