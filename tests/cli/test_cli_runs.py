@@ -5,14 +5,13 @@ import re
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Run, RunPaused, StateStore, StoreUnavailable, WorkflowState
+from orchestrator_state import Run, RunPaused, StateStore, WorkflowState
 from orchestrator_state.cli import main
-from orchestrator_state.database.engine import Database
+from tests.support.absences import absence_of
 
 _T = TypeVar("_T")
 Command = Callable[..., tuple[int, str, str]]
@@ -139,17 +138,9 @@ def test_a_command_that_may_have_taken_effect_says_so(
 ) -> None:
     started(database_url, "w-1")
     monkeypatch.setenv("ORCHESTRATOR_STATE_RETRY_TIMEOUT", "0.1")
-    commit = AsyncSession.commit
-
-    def away(_: Database) -> NoReturn:
-        raise StoreUnavailable("the server is away", transient=True)
-
-    async def last(session: AsyncSession) -> None:
-        await commit(session)
-        monkeypatch.setattr(Database, "reading", away)
-
-    monkeypatch.setattr(AsyncSession, "commit", last)
-    status, out, err = shell(*arguments)
+    with absence_of(None) as absence:
+        absence.begins_at_a_commit = True
+        status, out, err = shell(*arguments)
     assert (status, out) == (1, "")
     assert re.fullmatch("error: the server is away; the command may have taken effect.*\n", err)
 

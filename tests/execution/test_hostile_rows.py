@@ -16,6 +16,7 @@ from orchestrator_state.payloads.digests import digest_of
 from orchestrator_state.records import SignalPlace, workflow_identity
 from tests.support.payload_samples import encrypted
 from tests.support.running import change_row, change_step, fetch, row_of, steps_of
+from tests.support.watched_blobs import WatchedBlobs
 
 LARGE = "x" * 5_000
 
@@ -319,27 +320,16 @@ async def test_a_forged_reference_within_a_workflow_does_not_remove_what_another
         assert (await store.load_workflow_state(state.id)).context == LARGE
 
 
-async def test_no_more_of_a_blob_is_read_than_was_written(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path}/blobs", above=1_000))
-    read: list[int] = []
-    get = BlobStore.get
-
-    async def noted(self: BlobStore, name: str, max_bytes: int | None = None) -> bytes | None:
-        content = await get(self, name, max_bytes)
-        read.append(len(content or b""))
-        return content
-
-    monkeypatch.setattr(BlobStore, "get", noted)
-    async with StateStore.open(database_url, payloads=payloads) as store:
+async def test_no_more_of_a_blob_is_read_than_was_written(database_url: str, tmp_path: Path) -> None:
+    blobs = WatchedBlobs(f"file://{tmp_path}/blobs", above=1_000)
+    async with StateStore.open(database_url, payloads=Payloads(blobs=blobs)) as store:
         state_id = await large_state(store, "w")
         (blob,) = blobs_in(tmp_path / "blobs")
         written = blob.stat().st_size
         blob.write_bytes(blob.read_bytes() + b" " * 1_000_000)
         with pytest.raises(CorruptPayload):
             await store.load_workflow_state(state_id)
-        assert max(read) == written + 1
+        assert max(blobs.lengths) == written + 1
 
 
 async def test_a_blob_whose_name_has_no_length_is_read_up_to_the_limit(database_url: str, tmp_path: Path) -> None:

@@ -2,12 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import (
     AesGcm,
@@ -22,6 +20,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.maintenance import retention
 from orchestrator_state.models import requests
+from tests.support.absences import absence_of
 from tests.support.lost_answers import answer_lost
 from tests.support.running import (
     LONG_AGO,
@@ -225,13 +224,9 @@ def the_call(store: StateStore, call: str, state: Any, checkpoint: Checkpoint) -
     return calls[call]()
 
 
-def _refused(**_: Any) -> AbstractAsyncContextManager[None]:
-    raise StoreUnavailable("the server is away", transient=True)
-
-
 @pytest.mark.parametrize("call", CALLS)
 async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_unknown(
-    database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch, call: str
+    database_url: str, near: StateStore, call: str
 ) -> None:
     state = a_state()
     await near.save_workflow_state(state)
@@ -240,11 +235,11 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
     for each in (a_checkpoint(state), checkpoint):
         await near.create_checkpoint(each)
     async with StateStore.open(database_url, retry_timeout=seconds(0.3)) as store:
-
-        async def go_away() -> None:
-            monkeypatch.setattr(store._transactions.database, "writing", _refused)
-
-        with answer_lost(store, go_away), pytest.raises(StoreUnavailable) as raised:
+        with (
+            absence_of(store) as absence,
+            answer_lost(store, absence.begin),
+            pytest.raises(StoreUnavailable) as raised,
+        ):
             await the_call(store, call, state, checkpoint)
         assert raised.value.outcome_unknown
 
@@ -272,14 +267,8 @@ async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unkno
             "delete": lambda: store.delete_old_states(LONG_AGO + seconds(1)),
             "prune": lambda: store.prune_checkpoints(keep=1),
         }
-        commit = AsyncSession.commit
-
-        async def last(session: AsyncSession) -> None:
-            await commit(session)
-            away.setattr(store._transactions.database, "enter", _refused)
-
-        with monkeypatch.context() as away:
-            away.setattr(AsyncSession, "commit", last)
+        with absence_of(store) as absence:
+            absence.begins_at_a_commit = True
             with pytest.raises(StoreUnavailable) as raised:
                 await calls[call]()
     assert raised.value.outcome_unknown

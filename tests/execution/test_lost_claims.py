@@ -2,12 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import pytest
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker
+from tests.support.absences import absence_of
 from tests.support.interleaving import just_before
 from tests.support.lost_answers import answer_lost
 from tests.support.running import Effect, becomes, change_row, expire_lease, row_of, seconds
@@ -60,43 +60,27 @@ async def test_what_is_claimed_by_another_meanwhile_is_not_taken_up(store: State
         assert (await store.recover({"n": handler})).runs == []
 
 
-def _refused(**_: Any) -> AbstractAsyncContextManager[None]:
-    raise StoreUnavailable("the server is away", transient=True)
-
-
-async def test_when_all_repetitions_fail_the_next_look_takes_the_run_up(
-    database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_when_all_repetitions_fail_the_next_look_takes_the_run_up(database_url: str, near: StateStore) -> None:
     await near.start("n", workflow_id="w")
     async with StateStore.open(database_url, retry_timeout=seconds(0.2)) as store:
-        database = store._transactions.database
-
-        async def go_away() -> None:
-            monkeypatch.setattr(database, "writing", _refused)
-
-        with answer_lost(store, go_away), pytest.raises(StoreUnavailable) as raised:
+        with (
+            absence_of(store) as absence,
+            answer_lost(store, absence.begin),
+            pytest.raises(StoreUnavailable) as raised,
+        ):
             await store.recover({"n": handler})
         assert raised.value.outcome_unknown
-        monkeypatch.undo()
         report = await store.recover({"n": handler})
     assert [run.workflow_id for run in report.completed] == ["w"]
 
 
-async def test_a_worker_looks_for_it_as_soon_as_it_can(
-    database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_worker_looks_for_it_as_soon_as_it_can(database_url: str, near: StateStore) -> None:
     """And not once the lease has ended, nor at its next look for the dead."""
     await near.start("n", workflow_id="w")
     async with StateStore.open(database_url, retry_timeout=seconds(0.2)) as store:
-        database = store._transactions.database
-
-        async def go_away() -> None:
-            monkeypatch.setattr(database, "writing", _refused)
-
         worker = Worker(store, {"n": handler}, poll=0.1, handle_signals=False)
-        with answer_lost(store, go_away):
+        with absence_of(store) as absence, answer_lost(store, absence.begin):
             await worker._look_for_work()
-        monkeypatch.undo()
         await worker._claim()
         await becomes(lambda row: row.status == "completed", near, "w")
         await worker._cancel_the_rest()

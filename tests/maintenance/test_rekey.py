@@ -1,7 +1,9 @@
 """`store.rekey`: every payload as the store would write it now, beside live runs, and to be killed at any moment."""
 
 import asyncio
-from contextlib import suppress
+import itertools
+from collections.abc import Awaitable, Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,12 @@ from orchestrator_state.encryption import AesGcm, KeyRing
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.maintenance import rekeying
 from orchestrator_state.maintenance.rekeying import RekeyReport
-from orchestrator_state.payloads import PLAIN, BlobStore, Payloads
-from orchestrator_state.repositories.upkeep import PayloadRepository
-from orchestrator_state.transactions import Transactions
+from orchestrator_state.payloads import PLAIN, Payloads
+from tests.support.interleaving import just_after
 from tests.support.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.support.raw_sql import contents, execute, fetch
 from tests.support.running import Effect, Gate, Log, row_of, vanish
+from tests.support.watched_blobs import WatchedBlobs
 
 K1, K2 = encrypted("k1"), encrypted("k1", "k2")
 ONLY_K2 = encrypted("k2", strict=True)
@@ -216,43 +218,39 @@ async def test_runs_that_commit_all_the_time_lose_nothing(database_url: str) -> 
             assert [step.outputs for step in state.steps.values()] == list(range(15))
 
 
-async def test_a_row_that_changed_since_it_was_read_is_left_for_the_next_pass(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_row_that_changed_since_it_was_read_is_left_for_the_next_pass(database_url: str) -> None:
     async with StateStore.open(database_url) as store:
         await store.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="n", context={"is": "old"}))
-    rekey_rows, meanwhile = rekeying._rekey_rows, iter([{"is": "new"}, {"is": "newer"}])
-
-    async def after_a_change(transactions: Any, rows: Any, *arguments: Any, **options: Any) -> None:
-        if (context := next(meanwhile, None)) is not None:
-            async with StateStore.open(database_url) as other:
-                state = await other.load_workflow_state_by_workflow_id("w")
-                state.context = context
-                await other.save_workflow_state(state)
-        await rekey_rows(transactions, rows, *arguments, **options)
-
-    monkeypatch.setattr(rekeying, "_rekey_rows", after_a_change)
-    async with StateStore.open(database_url, payloads=K1) as store:
-        assert await store.rekey() == RekeyReport(resealed=1)
-        assert (await store.load_workflow_state_by_workflow_id("w")).context == {"is": "newer"}
+    async with StateStore.open(database_url, payloads=K1) as store, StateStore.open(database_url) as other:
+        with just_after(store, PAGE, changing(other), times=3):
+            assert await store.rekey() == RekeyReport(resealed=1)
+        assert (await store.load_workflow_state_by_workflow_id("w")).context == {"changes": 3}
 
 
-async def test_what_changes_at_each_attempt_is_counted_as_left(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with StateStore.open(database_url) as store:
-        await fill(store)
+async def test_what_changes_at_each_attempt_is_counted_as_left(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=K1) as store, StateStore.open(database_url) as other:
+        await other.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="n", context={"changes": 0}))
+        with just_after(store, PAGE, changing(other), times=10):
+            report = await store.rekey()
+        assert report == RekeyReport(left=1)
+        assert not report.is_complete
+        assert (await other.load_workflow_state_by_workflow_id("w")).context == {"changes": 10}
 
-    async def nothing(*_: Any) -> set[Any]:
-        return set()
 
-    monkeypatch.setattr(PayloadRepository, "lock", nothing)
-    before = contents(database_url)
-    async with StateStore.open(database_url, payloads=K1) as store:
-        report = await store.rekey()
-    assert report == RekeyReport(left=total(database_url))
-    assert not report.is_complete
-    assert contents(database_url) == before
+# In what reads a page to be sealed. Each pass reads two: the row, and then no more.
+PAGE = "workflow_states.initial_context_digest"
+
+
+def changing(other: StateStore) -> Callable[[], Awaitable[None]]:
+    """The context, each time."""
+    changes = itertools.count(1)
+
+    async def change() -> None:
+        state = await other.load_workflow_state_by_workflow_id("w")
+        state.context = {"changes": next(changes)}
+        await other.save_workflow_state(state)
+
+    return change
 
 
 async def test_a_row_that_somebody_has_locked_is_not_waited_for(postgres_url: str) -> None:
@@ -308,7 +306,7 @@ LARGE = f"{CANARY} " * 200
 
 def in_blobs(tmp_path: Path, *keys: str) -> Payloads:
     ring = KeyRing({key: key.encode().ljust(32) for key in keys}, keys[-1])
-    return Payloads([AesGcm(ring)], blobs=BlobStore(f"file://{tmp_path}/blobs", above=1000))
+    return Payloads([AesGcm(ring)], blobs=WatchedBlobs(f"file://{tmp_path}/blobs", above=1000))
 
 
 def blob_names(tmp_path: Path) -> set[str]:
@@ -353,23 +351,23 @@ async def test_blobs_are_encrypted_anew_and_the_old_ones_removed(database_url: s
 
 
 async def test_a_run_that_is_resumed_while_its_blobs_are_encrypted_anew_is_not_damaged(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path
 ) -> None:
     """It has read its rows, and then the blobs that they refer to are gone."""
     effect, log = Effect(), Log()
     async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1")) as store:
         with suppress(asyncio.CancelledError):
             await large_run(store, effect=effect, abandons=True)
-    payloads = in_blobs(tmp_path, "k1", "k2")
-    fetch_blobs, rekeyed = Transactions.payloads_of, list[RekeyReport]()
+    payloads, rekeyed = in_blobs(tmp_path, "k1", "k2"), list[RekeyReport]()
+    assert isinstance(payloads.blobs, WatchedBlobs)
 
-    async def rekey_and_fetch(self: Transactions, rows: Any) -> Payloads:
-        monkeypatch.setattr(Transactions, "payloads_of", fetch_blobs)
-        async with StateStore.open(database_url, payloads=payloads) as operator:
-            rekeyed.append(await operator.rekey())
-        return await fetch_blobs(self, rows)
+    async def rekey_first() -> None:
+        if not rekeyed:
+            rekeyed.append(RekeyReport())
+            async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1", "k2")) as operator:
+                rekeyed[:] = [await operator.rekey()]
 
-    monkeypatch.setattr(Transactions, "payloads_of", rekey_and_fetch)
+    payloads.blobs.before_reading = rekey_first
     async with StateStore.open(database_url, payloads=payloads, hook=log) as store:
         assert await large_run(store, effect=effect) == LARGE
     assert rekeyed[0].resealed
@@ -378,28 +376,24 @@ async def test_a_run_that_is_resumed_while_its_blobs_are_encrypted_anew_is_not_d
 
 @pytest.mark.parametrize("shared", ["meanwhile", "before"])
 async def test_a_blob_that_two_columns_share_is_not_removed_from_under_one_of_them(
-    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared: str
+    database_url: str, tmp_path: Path, shared: str
 ) -> None:
     """The first context is kept by copying the reference."""
     state = WorkflowState(workflow_id="w", workflow_name="n", context={"large": LARGE})
     async with StateStore.open(database_url, payloads=in_blobs(tmp_path, "k1")) as store:
         await store.save_workflow_state(state)
-    rekey_rows = rekeying._rekey_rows
     digest = "context_digest" if shared == "meanwhile" else "NULL"
     keep = f"UPDATE workflow_states SET initial_context = context, initial_context_digest = {digest}"
     keys = ("k1", "k2") if shared == "meanwhile" else ("k1",)
 
-    async def after_a_copy(*arguments: Any, **options: Any) -> None:
-        monkeypatch.setattr(rekeying, "_rekey_rows", rekey_rows)
+    async def copy() -> None:
         execute(database_url, keep)
-        await rekey_rows(*arguments, **options)
 
     if shared == "before":
-        execute(database_url, keep)
-    else:
-        monkeypatch.setattr(rekeying, "_rekey_rows", after_a_copy)
+        await copy()
     async with StateStore.open(database_url, payloads=in_blobs(tmp_path, *keys)) as store:
-        assert (await store.rekey()).is_complete
+        with just_after(store, PAGE, copy) if shared == "meanwhile" else nullcontext():
+            assert (await store.rekey()).is_complete
     async with StateStore.open(database_url, payloads=in_blobs(tmp_path, keys[-1])) as store:
         assert (await store.verify(load=True)).is_sound
         assert (await store.load_workflow_state(state.id)).context == {"large": LARGE}

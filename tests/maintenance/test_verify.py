@@ -4,17 +4,18 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel
 
 from orchestrator_state import Run, StateSchema, StateStore, StepState, WorkflowState
 from orchestrator_state.maintenance import Damage, VerifyReport, verification
+from orchestrator_state.models import checkpoints
 from orchestrator_state.payloads import BlobStore, Payloads
 from tests.support.payload_samples import CANARY, COLUMNS, encrypted, fill, stored
 from tests.support.raw_sql import contents, execute, fetch
-from tests.support.running import row_of
+from tests.support.running import LONG_AGO, row_of
 
 
 async def only_damage(store: StateStore) -> Damage:
@@ -208,15 +209,18 @@ async def test_blobs_come_in_small_pages_too(database_url: str, tmp_path: Path) 
     assert done == [0, 1, 2, 3, 4, 5, 6]
 
 
-async def test_the_list_of_damage_is_bounded_and_the_count_is_not(
-    store: StateStore, database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_list_of_damage_is_bounded_and_the_count_is_not(store: StateStore, database_url: str) -> None:
     await fill(store)
-    monkeypatch.setattr(verification, "_LISTED", 2)
-    execute(database_url, "UPDATE checkpoints SET snapshot = '1'")
+    parent = (await row_of(store, "waiting")).id
+    damaged = {"workflow_state_id": parent, "step_id": "s", "timestamp": LONG_AGO, "snapshot": "1"}
+    damaged["snapshot_digest"] = "that of something else"
+    async with store.begin() as uow:
+        await uow.session.execute(
+            checkpoints.insert(), [damaged | {"id": uuid4(), "seq": number} for number in range(1, 1002)]
+        )
     report = await store.verify()
-    assert len(report.damage) == 2
-    assert report.damaged == len(stored(database_url)["checkpoints", "snapshot"]) > 2
+    assert len(report.damage) == 1000
+    assert report.damaged == 1001
 
 
 # --- loading ---

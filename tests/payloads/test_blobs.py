@@ -40,6 +40,7 @@ from orchestrator_state.payloads import REFERENCE_MARKER, BlobName, BlobStore, O
 from orchestrator_state.records import deltas
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
+from tests.support.watched_blobs import WatchedBlobs
 from tests.support.workflows import LONG_AGO, a_workflow, checkpointed, saved
 
 LARGE = "canary " * 300
@@ -51,7 +52,7 @@ class Place:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self.blobs = BlobStore(url, above=ABOVE)
+        self.blobs = WatchedBlobs(url, above=ABOVE)
 
     def names(self) -> set[str]:
         return {name for name in self.blobs._find("") if "/" in name}
@@ -513,20 +514,18 @@ async def test_a_transaction_that_is_refused_leaves_garbage_and_no_reference(
 
 
 async def test_a_worker_that_vanishes_after_each_upload_leaves_no_dangling_reference(
-    database_url: str, on_disk: Place, monkeypatch: pytest.MonkeyPatch
+    database_url: str, on_disk: Place
 ) -> None:
     """The crash between blob and commit, at every upload of a run."""
     uploads, deadly = 0, 0
-    put = BlobStore.put
 
-    async def put_and_vanish(self: BlobStore, name: str, content: bytes) -> None:
+    async def count_and_vanish() -> None:
         nonlocal uploads
-        await put(self, name, content)
         uploads += 1
         if uploads == deadly:
             vanish()
 
-    monkeypatch.setattr(BlobStore, "put", put_and_vanish)
+    on_disk.blobs.after_writing = count_and_vanish
 
     async def handler(run: Run) -> Any:
         run.context["large"] = LARGE
@@ -615,18 +614,16 @@ async def test_what_a_try_deleted_that_was_repeated_stays(on_disk: Place, store:
 
 
 async def test_a_row_that_is_deleted_while_its_blob_is_read_is_not_found_rather_than_damaged(
-    database_url: str, on_disk: Place, store: StateStore, monkeypatch: pytest.MonkeyPatch
+    on_disk: Place, store: StateStore
 ) -> None:
     state = await saved(store)
     older = await checkpointed(store, state, snapshot=LARGE)
     newer = await checkpointed(store, state, snapshot=[LARGE])
-    get = BlobStore.get
 
-    async def prune_and_get(self: BlobStore, name: str, max_bytes: int | None = None) -> bytes | None:
+    async def prune() -> None:
         await store.cleanup_old_checkpoints(state.id, keep=1)
-        return await get(self, name, max_bytes)
 
-    monkeypatch.setattr(BlobStore, "get", prune_and_get)
+    on_disk.blobs.before_reading = prune
     with pytest.raises(CheckpointNotFound):
         await store._transactions.read(lambda uow: uow.checkpoints.get(older.id))
     assert await store.get_latest_checkpoint(state.id) == newer
@@ -803,20 +800,20 @@ async def test_verify_finds_a_blob_that_is_damaged(place: Place, database_url: s
 
 
 async def test_verify_takes_no_row_for_damaged_that_changed_while_its_blob_was_read(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
+    on_disk: Place, store: StateStore
 ) -> None:
     state = await saved_large(store)
-    get, asked = BlobStore.get, list[str]()
+    asked: list[None] = []
 
-    async def change_and_get(self: BlobStore, name: str, max_bytes: int | None = None) -> bytes | None:
-        asked.append(name)
+    async def change() -> None:
+        asked.append(None)
         if len(asked) == 2:  # the first is the context
             state.steps.clear()
             await store.save_workflow_state(state)
-        return await get(self, name, max_bytes)
 
-    monkeypatch.setattr(BlobStore, "get", change_and_get)
+    on_disk.blobs.before_reading = change
     assert (await store.verify()).is_sound
+    assert len(asked) > 1
 
 
 async def test_a_place_that_is_not_mounted_any_more_takes_nothing(on_disk: Place, store: StateStore) -> None:

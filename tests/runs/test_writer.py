@@ -17,10 +17,10 @@ from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, SealedStep
-from orchestrator_state.runs import group_commit as group_commit_module
-from orchestrator_state.runs.group_commit import GroupCommit
+from orchestrator_state.runs.group_commit import MOST_CHARACTERS_IN_A_BATCH, MOST_IN_A_BATCH, GroupCommit
 from tests.support.chance import dice
 from tests.support.engines import own_engine
+from tests.support.fated_commits import FatedCommits
 from tests.support.running import count_rows, fetch, seconds
 from tests.support.statements import traffic_of, without_the_fence
 
@@ -326,38 +326,26 @@ async def test_neighbours_do_not_wait_for_a_row_that_somebody_has_locked(postgre
 
 
 async def test_a_batch_is_repeated_as_a_whole_when_the_database_gives_up(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
+    store: StateStore,
 ) -> None:
-    failures = [StoreUnavailable("gone", transient=True, outcome_unknown=True) for _ in range(2)]
-    await fails_after_commit(monkeypatch, failures)
     leases = await leased(store, 5)
+    commits = FatedCommits(store)
+    commits.fates += ["answer lost"] * 2
     acks = await outcomes(store, [a_change(lease) for lease in leases])
     assert acks == [Ack(request=None, already_recorded=True)] * 5
-    assert not failures
+    assert commits.faults == 2
     assert await count_rows(store, "checkpoints") == 5
 
 
 async def test_a_batch_that_cannot_be_written_fails_for_each(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str,
 ) -> None:
     async with StateStore.open(database_url, retry_timeout=seconds(0.2)) as store:
-        await fails_after_commit(monkeypatch, [StoreUnavailable("gone", transient=True, outcome_unknown=True)] * 1000)
         leases = await leased(store, 3)
+        FatedCommits(store).fates += ["answer lost"] * 1000
         errors = await outcomes(store, [a_change(lease) for lease in leases])
     assert [type(error) for error in errors] == [StoreUnavailable] * 3
     assert all(error.outcome_unknown for error in errors if isinstance(error, StoreUnavailable))
-
-
-async def fails_after_commit(monkeypatch: pytest.MonkeyPatch, failures: list[StoreUnavailable]) -> None:
-    commit = GroupCommit._commit
-
-    async def fails(self: GroupCommit, changes: list[RunChange]) -> Any:
-        acks = await commit(self, changes)
-        if failures:
-            raise failures.pop()
-        return acks
-
-    monkeypatch.setattr(GroupCommit, "_commit", fails)
 
 
 async def test_what_is_told_before_sending_may_stop_one_and_no_other(store: StateStore) -> None:
@@ -420,24 +408,21 @@ async def test_a_change_on_its_way_comes_to_its_end_although_its_caller_gave_up(
 
 
 async def test_batches_are_bounded_and_in_order_of_arrival(
-    store: StateStore, held: Held, batches: list[list[RunChange]], monkeypatch: pytest.MonkeyPatch
+    store: StateStore, held: Held, batches: list[list[RunChange]]
 ) -> None:
-    monkeypatch.setattr(group_commit_module, "MOST_IN_A_BATCH", 4)
-    changes = [a_change(lease) for lease in await leased(store, 10)]
+    changes = [a_change(lease) for lease in await leased(store, 2 * MOST_IN_A_BATCH + 2)]
     async with in_the_way(store, held):
         waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
         await asyncio.sleep(0)
     await asyncio.gather(*waiting)
     sent = [batch for batch in batches if batch[0].step.step_id == "s"]
-    assert [len(batch) for batch in sent] == [4, 4, 2]
+    assert [len(batch) for batch in sent] == [MOST_IN_A_BATCH, MOST_IN_A_BATCH, 2]
     assert [change for batch in sent for change in batch] == changes
 
 
-async def test_batches_are_bounded_by_their_size(
-    store: StateStore, held: Held, batches: list[list[RunChange]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(group_commit_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
-    sizes = [400, 400, 400, 5000, 100]
+async def test_batches_are_bounded_by_their_size(store: StateStore, held: Held, batches: list[list[RunChange]]) -> None:
+    most = MOST_CHARACTERS_IN_A_BATCH
+    sizes = [most * 2 // 5] * 3 + [most + 1, 100]
     changes = [
         a_change(lease, outputs=f'"{"x" * size}"') for lease, size in zip(await leased(store, 5), sizes, strict=True)
     ]

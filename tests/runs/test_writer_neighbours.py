@@ -11,8 +11,7 @@ from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailab
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import Ack, RunChange
-from orchestrator_state.runs import group_commit as group_commit_module
-from orchestrator_state.runs.group_commit import GroupCommit
+from orchestrator_state.runs.group_commit import MOST_CHARACTERS_IN_A_BATCH, GroupCommit
 from tests.execution.test_fork import end_of, in_a_fork
 from tests.runs.test_writer import (  # noqa: F401 - fixtures
     Held,
@@ -64,13 +63,12 @@ async def test_a_batch_is_bounded_by_what_it_appends_too(
     store: StateStore,
     held: Held,  # noqa: F811
     batches: list[list[RunChange]],  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(group_commit_module, "MOST_CHARACTERS_IN_A_BATCH", 1000)
+    text = "x" * (MOST_CHARACTERS_IN_A_BATCH * 4 // 5)
     changes = []
     for lease in await leased(store, 3):
         change = a_change(lease)
-        change.step = replace_patch(change, f'{{"set":{{}},"append":{{"log":["{"x" * 800}"]}},"drop":[]}}')
+        change.step = replace_patch(change, f'{{"set":{{}},"append":{{"log":["{text}"]}},"drop":[]}}')
         changes.append(change)
     async with in_the_way(store, held):
         waiting = [asyncio.ensure_future(committed(store, change)) for change in changes]
