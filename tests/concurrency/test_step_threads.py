@@ -9,10 +9,11 @@ import threading
 import time
 import weakref
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import register_implementation
+from fsspec.implementations.memory import MemoryFileSystem
 
 from orchestrator_state import BlobStore, Run, StateStore
 from orchestrator_state.concurrency.threads import Threads
@@ -103,12 +104,22 @@ async def test_the_awaitable_that_a_sync_function_returns_is_within_the_limit(st
 # --- blobs ---
 
 
-async def test_a_blob_store_that_hangs_holds_up_no_step(
-    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class HangingFiles(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
+    """A file system that `held` keeps from reading."""
+
+    def __init__(self, held: Held, **options: Any) -> None:
+        super().__init__(**options)
+        self.held = held
+
+    def cat_file(self, path: str, *_: Any, **__: Any) -> bytes:
+        self.held()
+        return b""
+
+
+async def test_a_blob_store_that_hangs_holds_up_no_step(sqlite_url: str) -> None:
     held = Held()
-    blobs = BlobStore(f"file://{tmp_path}")
-    monkeypatch.setattr(blobs, "_get", held)
+    register_implementation("hanging", HangingFiles, clobber=True)
+    blobs = BlobStore("hanging://place", held=held)
 
     async def handler(run: Run) -> Any:
         return await run.step("quick", lambda: "done", timeout=30)
