@@ -37,7 +37,7 @@ test: $(installed) ## every test, on SQLite and on a real Postgres
 	@$(pytest)
 
 test-fast: $(installed) ## each test once, not in all its rows, on the one database or the other; no processes, nothing slow
-	@$(pytest) --fast
+	@$(pytest) -n 6 --fast
 
 test-process: $(installed) ## the tests that start, kill and freeze processes and servers
 	@$(pytest) -m process

@@ -34,6 +34,8 @@ from tests.support.postgres_server import Postgres
 from tests.support.running import Effect, Gate, becomes, change_row, count_rows, expire_lease, row_of, seconds
 from tests.support.statements import traffic_of
 
+pytestmark = pytest.mark.slow  # whole terms of leases pass
+
 TERM = seconds(3)  # so long that a process which stands still for a second keeps its leases
 
 

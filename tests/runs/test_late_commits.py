@@ -20,6 +20,8 @@ from tests.support.lost_answers import answer_lost
 from tests.support.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
 from tests.support.statements import rewritten
 
+pytestmark = pytest.mark.slow  # a commit is late after seconds
+
 
 @pytest.fixture
 async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
