@@ -21,6 +21,7 @@ from tests.support.places import roomy_memory
 from tests.support.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
 from tests.support.reused_database import ReusedDatabase
 from tests.support.running import let_workers_vanish
+from tests.support.tcp_postgres import TcpPostgres, postgres_on_tcp
 
 BACKENDS: Final = ("sqlite", "postgres")
 
@@ -111,6 +112,20 @@ def private_postgres() -> Iterator[Callable[..., PrivatePostgres]]:
     """Starts a server for this test alone, as often as called; arguments are lines of postgresql.conf."""
     with ExitStack() as servers:
         yield lambda **settings: servers.enter_context(PrivatePostgres(**settings))
+
+
+@pytest.fixture(scope="module")
+def tcp_postgres() -> Iterator[TcpPostgres]:
+    """A server that listens on a port, asks for passwords, and is shared by the tests of one file."""
+    with postgres_on_tcp() as server:
+        yield server
+
+
+@pytest.fixture
+def tcp_database(tcp_postgres: TcpPostgres) -> Iterator[str]:
+    """The name of a Postgres database there, with nothing in it."""
+    with tcp_postgres.admin.database() as name:
+        yield name
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
@@ -14,7 +14,7 @@ from orchestrator_state.cli import main
 from tests.support import command_line
 from tests.support.old_databases import FIRST
 from tests.support.raw_sql import contents, execute, fetch, tables
-from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
+from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port
 
 pytestmark = pytest.mark.process
 
@@ -119,12 +119,6 @@ def test_without_anything_it_is_the_file_that_the_store_uses(
     monkeypatch.chdir(tmp_path)
     assert run("db", "upgrade").code == 0
     assert [path.name for path in tmp_path.iterdir()] == ["workflows.db"]
-
-
-@pytest.fixture(scope="module")
-def tcp_postgres() -> Iterator[TcpPostgres]:
-    with postgres_on_tcp() as server:
-        yield server
 
 
 @pytest.mark.parametrize("command", [["upgrade"], ["downgrade", "base"], ["current"], ["check"]], ids=lambda c: c[0])

@@ -1,7 +1,6 @@
 """Whatever is damaged, a command shows the others, says in a line what it cannot read, and ends with a status."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 from typing import Any
 from uuid import UUID
@@ -9,10 +8,10 @@ from uuid import UUID
 import pytest
 
 from orchestrator_state import Run, StateStore
-from orchestrator_state.cli import main
+from tests.support.command_line import Command
 from tests.support.raw_sql import execute
 
-Command = Callable[..., tuple[int, str]]
+Shell = Callable[..., tuple[int, str]]
 NAMES = ("before", "damaged", "after")
 DAMAGES = {
     "sqlite": [
@@ -36,15 +35,12 @@ CASES = [(backend, damage) for backend, damages in DAMAGES.items() for damage in
 
 
 @pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+def shell(command: Command) -> Shell:
     """Runs a command; returns its exit status, and all that it showed."""
 
     def run(*arguments: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["orchestrator-state", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out + shown.err
+        status, out, err = command(*arguments)
+        return status, out + err
 
     return run
 
@@ -63,7 +59,7 @@ async def three_runs(url: str) -> list[UUID]:
 
 @pytest.mark.parametrize(("backend", "damage"), CASES, ids=str)
 def test_commands_go_on_beside_damage(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, shell: Command, backend: str, damage: str
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, shell: Shell, backend: str, damage: str
 ) -> None:
     url = str(request.getfixturevalue(f"{backend}_url"))
     monkeypatch.setenv("DATABASE_URL", url)

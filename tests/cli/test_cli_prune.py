@@ -1,33 +1,22 @@
 """`orchestrator-state prune`: retention from a shell."""
 
 import asyncio
-import sys
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 
 from orchestrator_state import StateStore
-from orchestrator_state.cli import main
+from tests.support.command_line import Command
 from tests.support.raw_sql import fetch
 from tests.support.workflows import checkpointed, saved
 
-Command = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def prune(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command; returns its exit status, standard output and standard error."""
+def prune(database_url: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> Command:
+    """Runs `prune` on the database; returns its exit status, standard output and standard error."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["orchestrator-state", "prune", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
+    return partial(command, "prune")
 
 
 async def _fill(database_url: str, namespace: str) -> None:

@@ -2,34 +2,25 @@
 
 import asyncio
 import re
-import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
 from orchestrator_state import Run, RunPaused, StateStore, WorkflowState
-from orchestrator_state.cli import main
 from tests.support.absences import absence_of
+from tests.support.command_line import Command
 
 _T = TypeVar("_T")
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def shell(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command; returns its exit status, standard output and standard error."""
+def shell(database_url: str, monkeypatch: pytest.MonkeyPatch, command: Command) -> Command:
+    """Runs `runs` on the database; returns its exit status, standard output and standard error."""
     monkeypatch.setenv("DATABASE_URL", database_url)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["orchestrator-state", "runs", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        shown = capsys.readouterr()
-        return int(ended.value.code or 0), shown.out, shown.err
-
-    return run
+    return partial(command, "runs")
 
 
 def with_store(database_url: str, work: Callable[[StateStore], Awaitable[_T]], **options: Any) -> _T:

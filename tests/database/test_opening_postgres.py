@@ -1,6 +1,5 @@
 """Where `StateStore.open` finds a Postgres database, and the schema inside it."""
 
-from collections.abc import Iterator
 from urllib.parse import quote, urlsplit
 
 import pytest
@@ -19,20 +18,8 @@ from tests.support.engines import own_engine
 from tests.support.old_databases import FIRST, downgrade, upgrade
 from tests.support.postgres_server import Postgres
 from tests.support.raw_sql import contents, execute, fetch, tables
-from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
+from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port
 from tests.support.workflows import saved
-
-
-@pytest.fixture(scope="module")
-def tcp_postgres() -> Iterator[TcpPostgres]:
-    with postgres_on_tcp() as server:
-        yield server
-
-
-@pytest.fixture
-def tcp_database(tcp_postgres: TcpPostgres) -> Iterator[str]:
-    with tcp_postgres.admin.database() as name:
-        yield name
 
 
 async def save_and_load(url: str) -> None:

@@ -21,7 +21,7 @@ from orchestrator_state.database.postgres.database import _asyncpg_arguments
 from orchestrator_state.database.urls import PostgresLocation, SqliteLocation, locate
 from orchestrator_state.settings import Settings
 from tests.support.engines import opened_engine
-from tests.support.tcp_postgres import PASSWORD, TcpPostgres, postgres_on_tcp
+from tests.support.tcp_postgres import PASSWORD, TcpPostgres
 from tests.support.tls_proxy import TlsProxy
 from tests.support.workflows import saved
 
@@ -163,12 +163,6 @@ def test_a_location_has_no_repr_of_what_it_holds() -> None:
 
 
 # --- on a server --------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def tcp_postgres() -> Iterator[TcpPostgres]:
-    with postgres_on_tcp() as server:
-        yield server
 
 
 @pytest.fixture

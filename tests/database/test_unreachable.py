@@ -21,22 +21,10 @@ from orchestrator_state import AccessLost, ConfigurationError, OrchestratorState
 from orchestrator_state.database.urls import locate
 from orchestrator_state.settings import Settings
 from tests.support.command_line import environment
-from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port, postgres_on_tcp
+from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port
 from tests.support.workflows import saved
 
 pytestmark = pytest.mark.process
-
-
-@pytest.fixture(scope="module")
-def tcp_postgres() -> Iterator[TcpPostgres]:
-    with postgres_on_tcp() as server:
-        yield server
-
-
-@pytest.fixture
-def tcp_database(tcp_postgres: TcpPostgres) -> Iterator[str]:
-    with tcp_postgres.admin.database() as name:
-        yield name
 
 
 SECRETS = ["canary", quote("canary"), PASSWORD, quote(PASSWORD, safe="")]

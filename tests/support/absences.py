@@ -1,13 +1,14 @@
 """A database that goes away without any connection being cut: it answers no statement any more."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine
 
 from orchestrator_state import StateStore, StoreUnavailable
+from tests.support.statements import listening
 
 
 class Absence:
@@ -35,14 +36,5 @@ def absence_of(store: StateStore | None) -> Iterator[Absence]:
     """What the database of `store` does in the block is up to the test; None is for all that this process opens."""
     engine: Any = Engine if store is None else store._transactions.database._pool.sync_engine
     absence = Absence()
-    listeners: dict[str, Callable[..., None]] = {
-        "before_cursor_execute": absence._refuse,
-        "commit": absence._at_a_commit,
-    }
-    for name, listener in listeners.items():
-        event.listen(engine, name, listener)
-    try:
+    with listening(engine, {"before_cursor_execute": absence._refuse, "commit": absence._at_a_commit}):
         yield absence
-    finally:
-        for name, listener in listeners.items():
-            event.remove(engine, name, listener)

@@ -4,9 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+Command = Callable[..., tuple[int, str, str]]
+"""Arguments in; exit status, standard output and standard error out."""
 
 ENTER = "from orchestrator_state.cli import main; main()"
 # One command a line, each as a JSON list; everything is imported before the first, so that they run at once.

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.util import await_only
 
 from orchestrator_state import StateStore
 from tests.support.running import fetch
+from tests.support.statements import listening
 
 
 @contextmanager
@@ -37,11 +38,8 @@ def at_statement(
             if passing < seen <= passing + times:
                 await_only(act())
 
-    event.listen(engine, f"{moment}_cursor_execute", stop)
-    try:
+    with listening(engine, {f"{moment}_cursor_execute": stop}):
         yield
-    finally:
-        event.remove(engine, f"{moment}_cursor_execute", stop)
     assert seen >= passing + times, f"{seen} statements had {part!r} in them"
 
 

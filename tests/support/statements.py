@@ -3,7 +3,7 @@
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -45,21 +45,24 @@ class Traffic:
 
 
 @contextmanager
+def listening(engine: Any, listeners: Mapping[str, Callable[..., Any]], **options: Any) -> Iterator[None]:
+    """Let `listeners` hear the events that they are named after, inside the block."""
+    for name, listener in listeners.items():
+        event.listen(engine, name, listener, **options)
+    try:
+        yield
+    finally:
+        for name, listener in listeners.items():
+            event.remove(engine, name, listener)
+
+
+@contextmanager
 def traffic_of(store: StateStore) -> Iterator[Traffic]:
     """Record everything that the store sends inside the block."""
     engine = store._transactions.database._pool.sync_engine
     traffic = Traffic()
-    listeners: dict[str, Callable[..., Any]] = {
-        "after_cursor_execute": traffic._note,
-        "commit": traffic._note_commit,
-    }
-    for name, listener in listeners.items():
-        event.listen(engine, name, listener)
-    try:
+    with listening(engine, {"after_cursor_execute": traffic._note, "commit": traffic._note_commit}):
         yield traffic
-    finally:
-        for name, listener in listeners.items():
-            event.remove(engine, name, listener)
 
 
 class _Hops(logging.Handler):
@@ -97,11 +100,8 @@ def rewritten(store: StateStore, pattern: str, by: str, *, times: int = 1) -> It
             statement = re.sub(pattern, by, statement)
         return statement, parameters
 
-    event.listen(engine, "before_cursor_execute", rewrite, retval=True)
-    try:
+    with listening(engine, {"before_cursor_execute": rewrite}, retval=True):
         yield
-    finally:
-        event.remove(engine, "before_cursor_execute", rewrite)
     assert seen == times, f"{pattern!r} was found in {seen} statements"
 
 
