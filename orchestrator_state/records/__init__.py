@@ -4,11 +4,9 @@ from orchestrator_state.records.cells import (
     CELLS,
     GROWING_COUNTS,
     corrupt_cells,
-    damaged_columns,
     is_count,
     is_id,
     is_time,
-    unwritable_columns,
 )
 from orchestrator_state.records.changes import (
     Ack,
@@ -101,7 +99,6 @@ __all__ = [
     "checkpoint_from_row",
     "checkpoint_identity",
     "corrupt_cells",
-    "damaged_columns",
     "is_count",
     "is_id",
     "is_time",
@@ -123,7 +120,6 @@ __all__ = [
     "step_columns",
     "step_from_row",
     "step_identity",
-    "unwritable_columns",
     "upcast_state",
     "upcast_step",
     "workflow_identity",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from orchestrator_state.records.cells import GROWING_COUNTS
+from orchestrator_state.records.cells import CELLS, GROWING_COUNTS, damaged_columns, unwritable_columns
 from orchestrator_state.records.leases import Lease
+
+_CELLS: Final = CELLS["workflow_states"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,32 @@ class FoundRun:
     """Columns that hold no value of their type, payloads aside."""
     stored: StoredRun
 
+    @classmethod
+    def of(cls, row: Any) -> FoundRun:
+        """Of a row that has all columns of `workflow_states`, and `lease_is_free` and `is_asleep`."""
+        return cls(
+            id=row.id,
+            workflow_id=row.workflow_id,
+            name=row.workflow_name,
+            status=row.status,
+            request=row.request,
+            faults=row.faults,
+            parent_id=row.parent_id,
+            wake_at=row.wake_at,
+            is_asleep=row.is_asleep,
+            lease_owner=row.lease_owner,
+            lease_process=row.lease_process,
+            lease_token=row.lease_token,
+            lease_expires_at=row.lease_expires_at,
+            lease_is_free=row.lease_is_free,
+            result=row.result,
+            result_digest=row.result_digest,
+            error=row.error,
+            error_digest=row.error_digest,
+            damaged=damaged_columns(row, _CELLS),
+            stored=StoredRun.of(row),
+        )
+
     @property
     def unclaimable(self) -> list[str]:
         """The columns that keep it from being claimed by whoever knows it: it is unwritable, or in no known status."""
@@ -102,6 +130,25 @@ class ClaimedRun:
     """Columns that hold no value of their type, payloads aside: such a run cannot go on."""
     stored: StoredRun
 
+    @classmethod
+    def of(cls, row: Any) -> ClaimedRun:
+        """Of a row that has all columns of `workflow_states`, and `now`."""
+        return cls(
+            lease=Lease.of(row),
+            id=row.id,
+            workflow_id=row.workflow_id,
+            name=row.workflow_name,
+            user_id=row.user_id,
+            started_at=row.started_at,
+            parent_id=row.parent_id,
+            attempts=row.attempts,
+            faults=row.faults,
+            request=row.request,
+            now=row.now,
+            damaged=damaged_columns(row, _CELLS),
+            stored=StoredRun.of(row),
+        )
+
 
 class UnclaimableRun(NamedTuple):
     """A run that nobody owns, and that is not claimed here."""
@@ -112,3 +159,9 @@ class UnclaimableRun(NamedTuple):
     schema_version: int | None
     unwritable: Sequence[str]
     """Columns that keep it from being written to: a damaged id, or counts that cannot grow."""
+
+    @classmethod
+    def of(cls, row: Any) -> UnclaimableRun:
+        """Of a row that has these columns and the counts, and `is_writable`."""
+        unwritable = () if row.is_writable else unwritable_columns(row)
+        return cls(row.id, row.workflow_id, row.workflow_name, row.schema_version, unwritable)

@@ -33,6 +33,9 @@ _IS_ASLEEP_FOR_EVER: Final = and_(WorkflowRow.wake_at.is_not(None), WorkflowRow.
 IS_ASLEEP: Final = or_(lies_ahead(WorkflowRow.wake_at, literal(LATEST_WAKING, UtcTimestamp)), _IS_ASLEEP_FOR_EVER)
 IS_AWAKE: Final = not_(IS_ASLEEP)
 
+FOUND: Final = (WorkflowRow, LEASE_IS_FREE.label("lease_is_free"), IS_ASLEEP.label("is_asleep"))
+"""What a `FoundRun` is made of."""
+
 
 def lease_was_good(ago: timedelta) -> ColumnElement[bool]:
     """Whether a lease had not ended that long ago."""

@@ -15,8 +15,7 @@ from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import ClaimedRun, Owner
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
-from orchestrator_state.repositories.runs.claims import TAKEN, ClaimRepository, lease_parameters
-from orchestrator_state.repositories.runs.rows import CLAIMED, claimed
+from orchestrator_state.repositories.runs.claims import CLAIMED, TAKEN, ClaimRepository, lease_parameters
 from tests.chaos.children import Child, Pipe
 from tests.chaos.report import Report
 from tests.chaos.witness import Journal, read_journal
@@ -136,7 +135,7 @@ def _free(limit: int) -> Any:
 async def _take(repository: ClaimRepository, owner: Owner, chosen: Any) -> list[ClaimedRun]:
     taking = update(workflow_states).where(workflow_states.c.id.in_(chosen)).values(TAKEN).returning(*CLAIMED)
     taken = await repository._execute(taking, lease_parameters(owner))
-    return [claimed(row) for row in taken]
+    return [ClaimedRun.of(row) for row in taken]
 
 
 _seen: list[Any] = []

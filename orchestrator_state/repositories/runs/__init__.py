@@ -1,7 +1,7 @@
 """The SQL of durable runs: under a lease, and on the way to one."""
 
 from orchestrator_state.repositories.runs.claims import MOST_LOOKS, ClaimRepository
-from orchestrator_state.repositories.runs.commits import CommitRepository, commit_at_once
+from orchestrator_state.repositories.runs.commits.repository import CommitRepository, commit_at_once
 from orchestrator_state.repositories.runs.fence import lease_lost
 from orchestrator_state.repositories.runs.history import HistoryRepository
 from orchestrator_state.repositories.runs.leases import LeaseRepository

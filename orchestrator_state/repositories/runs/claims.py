@@ -41,19 +41,20 @@ from orchestrator_state.records import (
     Owner,
     RunNames,
     UnclaimableRun,
-    unwritable_columns,
 )
 from orchestrator_state.repositories.base import Repository, chunks
-from orchestrator_state.repositories.claimable import IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import FOUND, IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE
 from orchestrator_state.repositories.expressions import has_leftovers
 from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT, prefixed
-from orchestrator_state.repositories.runs.rows import CLAIMED, FOUND, claimed, found
 from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
 from orchestrator_state.state_schema import FIRST
 
 MOST_LOOKS: Final = 10
 """At a row that others change between two of our statements. One that stays contradictory is not theirs to change."""
+
+CLAIMED: Final = (WorkflowRow, database_now().label("now"))
+"""What a `ClaimedRun` is made of."""
 
 _HAS_ID: Final = WorkflowRow.id.in_(bindparam("ids", expanding=True))
 _FIND: Final = (
@@ -131,7 +132,7 @@ class ClaimRepository(Repository):
             "workflow_id": names.workflow_id,
         }
         row = await self._row(_FIND, parameters)
-        return None if row is None else found(row)
+        return None if row is None else FoundRun.of(row)
 
     async def create(self, columns: Columns) -> UUID | None:
         """Insert a run for a worker to claim. Returns its id; None if that or its key is taken."""
@@ -142,7 +143,7 @@ class ClaimRepository(Repository):
     async def create_claimed(self, columns: Columns, owner: Owner) -> ClaimedRun | None:
         """Insert a run that is leased to `owner` at once. None if its id or key is taken."""
         created = await self._insert(columns, lease_parameters(owner))
-        return None if created is None else claimed(created)
+        return None if created is None else ClaimedRun.of(created)
 
     async def _insert(self, columns: Columns, lease: Columns | None = None) -> Row[Any] | None:
         run_id = columns["id"]
@@ -166,7 +167,7 @@ class ClaimRepository(Repository):
         """
         unchanged = {"of_id": seen.id, "of_token": seen.lease_token, "of_status": seen.status}
         row = await self._row(_CLAIM_FREE if seen.lease_is_free else _CLAIM, unchanged | lease_parameters(owner))
-        return None if row is None else claimed(row)
+        return None if row is None else ClaimedRun.of(row)
 
     async def claim_abandoned(self, names: Collection[str], owner: Owner, limit: int) -> list[ClaimedRun]:
         """Claim up to `limit` runs that nobody owns and that are not asleep, longest untouched first.
@@ -176,7 +177,7 @@ class ClaimRepository(Repository):
         """
         claiming = _claiming(self._versions(names), of_suspects=False)
         parameters = self._of(names) | lease_parameters(owner) | {"most": limit}
-        return [claimed(row) for row in await self._rows(claiming, parameters)]
+        return [ClaimedRun.of(row) for row in await self._rows(claiming, parameters)]
 
     async def claim_suspects(
         self,
@@ -198,7 +199,7 @@ class ClaimRepository(Repository):
         if not chosen:
             return []
         parameters = of | lease_parameters(owner) | {"most": limit, "of_ids": chosen}
-        return [claimed(row) for row in await self._rows(_claiming(versions, of_suspects=True), parameters)]
+        return [ClaimedRun.of(row) for row in await self._rows(_claiming(versions, of_suspects=True), parameters)]
 
     def _versions(self, names: Collection[str]) -> Versions:
         """Of those that have a schema."""
@@ -220,7 +221,7 @@ class ClaimRepository(Repository):
             locking = select(WorkflowRow.id).where(WorkflowRow.id.in_(chunk)).order_by(WorkflowRow.id).with_for_update()
             locked = [row.id for row in await self._rows(locking)]
             await self._wait_for_creations({*chunk} - {*locked})
-            runs += [claimed(row) for row in await self._rows(of_owner)]
+            runs += [ClaimedRun.of(row) for row in await self._rows(of_owner)]
         return runs
 
     async def _wait_for_creations(self, ids: Collection[UUID]) -> None:
@@ -236,16 +237,7 @@ class ClaimRepository(Repository):
     async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> list[UnclaimableRun]:
         """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged."""
         rows = await self._rows(_unclaimable(self._versions(names)), self._of(names) | {"most": limit})
-        return [
-            UnclaimableRun(
-                row.id,
-                row.workflow_id,
-                row.workflow_name,
-                row.schema_version,
-                () if row.is_writable else unwritable_columns(row),
-            )
-            for row in rows
-        ]
+        return [UnclaimableRun.of(row) for row in rows]
 
 
 def lease_parameters(owner: Owner) -> Columns:

@@ -14,7 +14,7 @@ from orchestrator_state.database import database_now, database_time_in, one_more
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import SignalRow, WorkflowRow
 from orchestrator_state.records import Columns, FoundRun, Lease
-from orchestrator_state.repositories.claimable import IS_ACTIVE, IS_FINISHED, LEASE_IS_FREE
+from orchestrator_state.repositories.claimable import FOUND, IS_ACTIVE, IS_FINISHED, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import IS_WRITABLE
 from orchestrator_state.repositories.expressions import IN_NAMESPACE
 from orchestrator_state.repositories.runs.fence import (
@@ -27,7 +27,6 @@ from orchestrator_state.repositories.runs.fence import (
     lease_lost,
 )
 from orchestrator_state.repositories.runs.requests import CANCEL, finishing, heeded, letting_go
-from orchestrator_state.repositories.runs.rows import FOUND, found
 
 _UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 _ANY_UNHEEDED: Final = select(WorkflowRow.id).where(IN_NAMESPACE, *_UNHEEDED).limit(1)
@@ -47,7 +46,7 @@ class RunRepository(FencedRepository):
             .with_for_update()
         )
         row = await self._row(query)
-        return None if row is None else found(row)
+        return None if row is None else FoundRun.of(row)
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
         """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more.

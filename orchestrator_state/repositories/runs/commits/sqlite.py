@@ -16,7 +16,7 @@ from sqlalchemy.dialects import sqlite
 from orchestrator_state.database import Execute, ExecuteEach, one_more
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
-from orchestrator_state.repositories.runs.commit_parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
+from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
 from orchestrator_state.repositories.runs.fence import IN_ITS_PLACE, fenced_update
 from orchestrator_state.repositories.steps import recorded_once
 

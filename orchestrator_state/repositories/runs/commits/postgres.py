@@ -41,7 +41,7 @@ from sqlalchemy.types import TypeEngine
 from orchestrator_state.database import database_now, is_marked, one_more, setting_idle_limit
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
-from orchestrator_state.repositories.runs.commit_parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
+from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
 from orchestrator_state.repositories.runs.fence import (
     FIRST_CONTEXT_KEPT,
     NOT_LET_GO,

@@ -1,9 +1,9 @@
 """Write the commits of runs: in a caller's transaction, or many at once in one of their own.
 
-Whichever way, they are the same statements: those of `commit_postgres`, or of `commit_sqlite`. A change that was passed
-over (None instead of an `Ack`) changed nothing, and nothing is known yet but that: its lease may be another's, its row
-locked, its checkpoints unnumbered; or it is the repetition of an attempt that took effect. It is for
-`CommitRepository.commit`, on its own, to wait and to find out.
+Whichever way, they are the same statements: those of `postgres`, or of `sqlite`. A change that was passed over (None
+instead of an `Ack`) changed nothing, and nothing is known yet but that: its lease may be another's, its row locked, its
+checkpoints unnumbered; or it is the repetition of an attempt that took effect. It is for `CommitRepository.commit`, on
+its own, to wait and to find out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrator_state.models import CheckpointRow, WorkflowRow, step_states, w
 from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 from orchestrator_state.repositories.counts import next_count
-from orchestrator_state.repositories.runs import commit_postgres, commit_sqlite
+from orchestrator_state.repositories.runs.commits import postgres, sqlite
 from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
 
 _NEXT_SEQ: Final = next_count(WorkflowRow.checkpoint_seq, CheckpointRow)
@@ -135,10 +135,10 @@ class _Commits:
         self._idle_limit = idle_limit
 
     def as_one_statement(self) -> tuple[Executable, Mapping[str, Any]]:
-        return commit_postgres.commit(self._changes, only_marked=self._only_marked, idle_limit=self._idle_limit)
+        return postgres.commit(self._changes, only_marked=self._only_marked, idle_limit=self._idle_limit)
 
     def answer(self, rows: Iterable[Any]) -> list[Ack | None]:
-        return commit_postgres.acks(self._changes, rows)
+        return postgres.acks(self._changes, rows)
 
     def write(self, execute: Execute, execute_each: ExecuteEach) -> list[Ack | None]:
-        return commit_sqlite.write(execute, execute_each, self._changes)
+        return sqlite.write(execute, execute_each, self._changes)
