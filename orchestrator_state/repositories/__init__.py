@@ -3,9 +3,9 @@
 from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.calls import MOST_AT_ONCE, CallRepository
 from orchestrator_state.repositories.checkpoints import CheckpointRepository
-from orchestrator_state.repositories.past import PastRepository
-from orchestrator_state.repositories.saving import lease_held
-from orchestrator_state.repositories.states import OnDamaged
+from orchestrator_state.repositories.states.loading import OnDamaged
+from orchestrator_state.repositories.states.past import PastRepository
+from orchestrator_state.repositories.states.saving import lease_held
 from orchestrator_state.repositories.steps import StepRepository
 from orchestrator_state.repositories.undeclared import UndeclaredPayloads
 from orchestrator_state.repositories.workflows import WorkflowRepository

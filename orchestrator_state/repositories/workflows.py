@@ -18,14 +18,14 @@ from orchestrator_state.records import check_state, state_columns, upcast_state
 from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import IN_NAMESPACE
-from orchestrator_state.repositories.saving import StateWriter, lease_held
-from orchestrator_state.repositories.states import (
+from orchestrator_state.repositories.states.loading import (
     ACTIVE_STATES,
     DAMAGED_BY_WORKFLOW_ID,
     STATE_BY_ID,
     STATE_BY_WORKFLOW_ID,
     OnDamaged,
 )
+from orchestrator_state.repositories.states.saving import StateWriter, lease_held
 from orchestrator_state.repositories.upkeep.retention import RetentionRepository
 
 _LOCKED_LEASES_OF: Final = (

@@ -34,7 +34,7 @@ from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, OF_WORKFLOW, has_leftovers
-from orchestrator_state.repositories.states import STATE_BY_ID, StateReader
+from orchestrator_state.repositories.states.loading import STATE_BY_ID, StateReader
 from orchestrator_state.repositories.steps import save_step
 
 _SEEN_BY_DELTAS: Final = frozenset({"workflow_id", "workflow_name", "user_id", "started_at", "context"})

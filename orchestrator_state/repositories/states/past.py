@@ -13,8 +13,8 @@ from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.models import CheckpointRow
 from orchestrator_state.records import state_columns
 from orchestrator_state.repositories.checkpoints import CHECKPOINT_BY_ID, CHECKPOINTS_OF, CheckpointReader
-from orchestrator_state.repositories.saving import StateWriter
-from orchestrator_state.repositories.states import STATE_BY_ID
+from orchestrator_state.repositories.states.loading import STATE_BY_ID
+from orchestrator_state.repositories.states.saving import StateWriter
 
 _CHECKPOINT_OWNER: Final = CHECKPOINT_BY_ID.with_only_columns(CheckpointRow.workflow_state_id)
 _CHECKPOINT_IDS_OF: Final = CHECKPOINTS_OF.with_only_columns(CheckpointRow.id)
