@@ -19,11 +19,12 @@ from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
-from sqlalchemy.util import await_only, greenlet_spawn
+from sqlalchemy.util import LRUCache, await_only, greenlet_spawn
 
 __all__ = [
     "UNSENDABLE",
     "EngineBeside",
+    "LRUCache",
     "PlacesPool",
     "ThreadedConnection",
     "await_only",

@@ -19,6 +19,7 @@ import asyncpg
 from sqlalchemy import Dialect, Engine, Executable, PoolProxiedConnection, SelectBase
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from orchestrator_state.database.compiled import compiled_once, kind_of
 from orchestrator_state.database.errors import (
     SQLITE_ROLLED_BACK,
     database_errors,
@@ -91,11 +92,11 @@ class DriverStatements(dict[Executable, DriverStatement]):
 
     def __init__(self, dialect: Dialect, schema: str | None) -> None:
         super().__init__()
-        self._dialect = dialect
-        self._schema = schema
+        self._kind = (kind_of(dialect), schema)
+        self._compile = partial(DriverStatement, dialect=dialect, schema=schema)
 
     def __missing__(self, statement: Executable) -> DriverStatement:
-        compiled = self[statement] = DriverStatement(statement, self._dialect, self._schema)
+        compiled = self[statement] = compiled_once(self._kind, statement, self._compile)
         return compiled
 
 
