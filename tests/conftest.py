@@ -76,10 +76,14 @@ async def _upgrade(url: str) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_database_of_the_developers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test finds its database, or its Postgres password, in the environment of whoever runs it."""
+    """No test finds its database, or its Postgres password, in the environment of whoever runs it.
+
+    One setting is in there: most of what a short test would cost are connections that it never uses.
+    """
     for name in os.environ:
         if name == "DATABASE_URL" or name.startswith("ORCHESTRATOR_STATE_"):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("ORCHESTRATOR_STATE_POOL_MIN", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +145,7 @@ def reused_database(postgres: Postgres, postgres_template: str) -> Iterator[Reus
     """The database that the tests of this process have one after the other."""
     database = ReusedDatabase(postgres, postgres_template)
     yield database
-    database.drop()
+    database.close()
 
 
 @pytest.fixture(scope="session")

@@ -93,6 +93,13 @@ async def test_tables_that_vanish_under_an_open_store_are_an_error_that_names_th
 # --- pool -------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def default_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is for applications, and not as the tests have it."""
+    monkeypatch.delenv("ORCHESTRATOR_STATE_POOL_MIN")
+
+
+@pytest.mark.usefixtures("default_pool")
 async def test_the_pool_has_five_connections_when_the_store_opens(postgres_url: str) -> None:
     async with StateStore.open(postgres_url):
         assert connections(postgres_url) == 5
@@ -149,6 +156,7 @@ async def most_at_once(store: StateStore, wanted: int) -> int:
         ("pgbouncer", {"pgbouncer": "perhaps"}),
     ],
 )
+@pytest.mark.usefixtures("default_pool")
 def test_an_option_out_of_bounds_is_refused_at_once_and_by_name(setting: str, options: dict[str, Any]) -> None:
     """Before anything is awaited, so that the traceback ends at the call."""
     with pytest.raises(ConfigurationError, match=setting):

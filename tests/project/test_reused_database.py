@@ -48,7 +48,7 @@ LEFT_BEHIND = {
 def reused(postgres: Postgres, postgres_template: str) -> Iterator[ReusedDatabase]:
     database = ReusedDatabase(postgres, postgres_template)
     yield database
-    database.drop()
+    database.close()
 
 
 def original(postgres: Postgres, name: str) -> int:

@@ -73,6 +73,22 @@ def run_in_own_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
         return thread.submit(lambda: asyncio.run(main())).result()
 
 
+class LoopApart:
+    """An event loop in a thread of its own, for what outlives the loop of a test."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(max_workers=1)
+        self._runner = asyncio.Runner()
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run `main` to its end; blocks, inside a loop too."""
+        return self._thread.submit(self._runner.run, main).result()
+
+    def close(self) -> None:
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
+
+
 class Postgres:
     """A server on which the tests make, and drop, databases of their own."""
 

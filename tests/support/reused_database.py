@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from orchestrator_state.models import VERSION_TABLE, metadata
-from tests.support.postgres_server import Postgres, run_in_own_loop
+from tests.support.postgres_server import LoopApart, Postgres
 
 _PATIENCE: Final = 10_000  # milliseconds until a session that was ended is gone
 
@@ -52,18 +52,26 @@ class ReusedDatabase:
         self._template = template
         self._name = ""
         self._when_new: Any = None
+        self._loop = LoopApart()
+        self._admin: asyncpg.Connection[Any] | None = None
 
     @contextmanager
     def lent(self) -> Iterator[str]:
         """The name of a database without rows. Afterwards it has another one: who comes late does not find it."""
         if not self._name:
             self._name = self._server.create(self._template)
-            self._when_new = run_in_own_loop(self._look)
+            self._when_new = self._loop.run(self._look())
         try:
             yield self._name
         finally:
-            if not run_in_own_loop(self._is_like_new_again):
+            if not self._loop.run(self._is_like_new_again()):
                 self.drop()
+
+    def close(self) -> None:
+        """Drop it, and leave the server."""
+        self.drop()
+        self._loop.run(self._leave())
+        self._loop.close()
 
     def drop(self) -> None:
         """The next test gets a new one."""
@@ -94,13 +102,15 @@ class ReusedDatabase:
 
     async def _rename(self) -> None:
         """End all sessions; a client that connects anew by itself gets nowhere."""
-        connection = await asyncpg.connect(self._server.url())
-        try:
-            await connection.execute(
-                "SELECT pg_terminate_backend(pid, $2) FROM pg_stat_activity WHERE datname = $1", self._name, _PATIENCE
-            )
-            name = Postgres.a_name()
-            await connection.execute(f'ALTER DATABASE "{self._name}" RENAME TO "{name}"')
-            self._name = name
-        finally:
-            await connection.close()
+        if self._admin is None or self._admin.is_closed():
+            self._admin = await asyncpg.connect(self._server.url())
+        await self._admin.execute(
+            "SELECT pg_terminate_backend(pid, $2) FROM pg_stat_activity WHERE datname = $1", self._name, _PATIENCE
+        )
+        name = Postgres.a_name()
+        await self._admin.execute(f'ALTER DATABASE "{self._name}" RENAME TO "{name}"')
+        self._name = name
+
+    async def _leave(self) -> None:
+        if self._admin is not None:
+            await self._admin.close()
