@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, select, update
 
 from orchestrator_state.errors import CorruptPayload
-from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow
+from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow, checkpoints
 from orchestrator_state.payloads import Payloads, Sealed
 from orchestrator_state.records import (
     Delta,
@@ -50,10 +50,16 @@ def has_unnumbered_checkpoints(workflow_state_id: ColumnElement[UUID]) -> Column
 
 
 def superseded(
-    workflow_state_id: Any, keep: Any, newest_first: Sequence[Any] = NEWEST_CHECKPOINT_FIRST
+    workflow_state_id: ColumnElement[UUID],
+    keep: ColumnElement[int],
+    newest_first: Sequence[ColumnElement[Any]] = NEWEST_CHECKPOINT_FIRST,
 ) -> Select[UUID]:
-    """The ids of all but the newest `keep` checkpoints of a workflow: those that pruning deletes."""
-    of_workflow = select(CheckpointRow.id).where(CheckpointRow.workflow_state_id == workflow_state_id)
+    """The ids of all but the newest `keep` checkpoints of a workflow: the rule of all pruning.
+
+    Whoever prunes deletes these: `CheckpointRepository.prune`, and the commit of a step on either database, where all
+    are numbered, so that `LAST_NUMBERED_FIRST` is order enough.
+    """
+    of_workflow = select(checkpoints.c.id).where(checkpoints.c.workflow_state_id == workflow_state_id)
     return of_workflow.order_by(*newest_first).offset(keep)
 
 

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, FromClause, bindparam, case, exists, func, null, or_
 
 from orchestrator_state.database import database_now
-from orchestrator_state.models import CheckpointRow, SignalRow, StepRow, WorkflowRow
+from orchestrator_state.models import CheckpointRow, SignalRow, StepRow, WorkflowRow, checkpoints
 from orchestrator_state.payloads import REFERENCE_MARKER
 
 HANGING: Final = (StepRow, CheckpointRow, SignalRow)
@@ -24,9 +24,10 @@ NOW_IF_ASLEEP: Final = case((WorkflowRow.wake_at.is_not(None), database_now()), 
 OUTDATED: Final = WorkflowRow.digested_at.is_distinct_from(WorkflowRow.updated_at).label("outdated")
 """Whether software that knows no digests has written to the workflow since they were made."""
 
-NUMBERED_LAST_FIRST: Final = CheckpointRow.seq.desc().nulls_first()
+# Of the table, and not mapped: the commit of a step goes to the driver past SQLAlchemy.
+LAST_NUMBERED_FIRST: Final = checkpoints.c.seq.desc().nulls_first()
 # Rows without a number come from software older than the numbering, which goes on writing after an upgrade.
-NEWEST_CHECKPOINT_FIRST: Final = (NUMBERED_LAST_FIRST, CheckpointRow.timestamp.desc(), CheckpointRow.id)
+NEWEST_CHECKPOINT_FIRST: Final = (LAST_NUMBERED_FIRST, checkpoints.c.timestamp.desc(), checkpoints.c.id)
 
 
 def has_leftovers(workflow_state_id: ColumnElement[UUID]) -> ColumnElement[bool]:

@@ -41,6 +41,8 @@ from sqlalchemy.types import TypeEngine
 from orchestrator_state.database import database_now, is_marked, one_more, setting_idle_limit
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
+from orchestrator_state.repositories.checkpointed import superseded
+from orchestrator_state.repositories.expressions import LAST_NUMBERED_FIRST
 from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
 from orchestrator_state.repositories.runs.fence import (
     FIRST_CONTEXT_KEPT,
@@ -179,15 +181,13 @@ def _saved(updated: CTE) -> CTE:
 
 def _pruned(updated: CTE) -> CTE:
     """One less than `keep` is left beside the checkpoint that is made, which the statement does not see."""
-    superseded = (
-        select(_checkpoint.id)
-        .where(_checkpoint.workflow_state_id == updated.c.fence_id, _checkpoint.id != updated.c.checkpoint_id)
-        .order_by(_checkpoint.seq.desc().nulls_first())
-        .offset(updated.c.keep - 1)
+    older = (
+        superseded(updated.c.fence_id, updated.c.keep - 1, [LAST_NUMBERED_FIRST])
+        .where(_checkpoint.id != updated.c.checkpoint_id)
         .correlate(updated)
         .lateral("superseded")
     )
-    ids = select(superseded.c.id).select_from(updated.join(superseded, true()))
+    ids = select(older.c.id).select_from(updated.join(older, true()))
     return delete(checkpoints).where(_checkpoint.id.in_(ids)).cte("pruned")
 
 

@@ -16,6 +16,8 @@ from sqlalchemy.dialects import sqlite
 from orchestrator_state.database import Execute, ExecuteEach, one_more
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.records import FINAL, Ack, RunChange
+from orchestrator_state.repositories.checkpointed import superseded
+from orchestrator_state.repositories.expressions import LAST_NUMBERED_FIRST
 from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
 from orchestrator_state.repositories.runs.fence import IN_ITS_PLACE, fenced_update
 from orchestrator_state.repositories.steps import recorded_once
@@ -56,12 +58,7 @@ _INSERT_CHECKPOINT: Final = (
 )
 _DELETE_SIGNAL: Final = delete(signals).where(signals.c.id == bindparam("consumed_signal"))
 _PRUNE_CHECKPOINTS: Final = delete(checkpoints).where(
-    _checkpoint.id.in_(
-        select(_checkpoint.id)
-        .where(_checkpoint.workflow_state_id == _RUN)
-        .order_by(_checkpoint.seq.desc().nulls_first())
-        .offset(bindparam("keep"))
-    )
+    _checkpoint.id.in_(superseded(_RUN, bindparam("keep"), [LAST_NUMBERED_FIRST]))
 )
 
 
