@@ -19,7 +19,6 @@ from orchestrator_state.records.deltas import (
     Delta,
     DeltaBase,
     RunHeader,
-    WholeEvery,
 )
 from orchestrator_state.records.identities import (
     FREE_TEXTS,
@@ -90,7 +89,6 @@ __all__ = [
     "StateRow",
     "StoredRun",
     "UnclaimableRun",
-    "WholeEvery",
     "as_stored",
     "check_checkpoint",
     "check_fields",

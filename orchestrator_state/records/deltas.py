@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -28,9 +28,6 @@ from orchestrator_state.records.context.patches import Patch
 from orchestrator_state.records.opening import Opener
 from orchestrator_state.records.runs import StoredRun
 from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep, step_json
-
-_SMALL: Final = 4 * 1024
-_LEAST_ADDED: Final = 64 * 1024
 
 
 class Chain:
@@ -77,28 +74,6 @@ class Delta:
             return msgspec.json.decode(text, type=cls)
         except (msgspec.DecodeError, ValueError, RecursionError):
             raise CorruptPayload("the stored snapshot is no delta", path="snapshot") from None
-
-
-class WholeEvery:
-    """When a checkpoint is whole: while the state is small, and once as much is new as the last whole one held.
-
-    Whole ones then add up to no more than twice the state, and from time to time there is a second copy of each step.
-    Sizes are characters of JSON.
-    """
-
-    def __init__(self, size: int) -> None:
-        """`size` is that of the state so far."""
-        self._last_whole = size
-        self._added = 0
-
-    def is_whole_due(self, size: int, added: int) -> bool:
-        """`size` is that of the state with a step that adds `added`."""
-        return size <= _SMALL or self._added + added >= max(_LEAST_ADDED, self._last_whole)
-
-    def committed(self, size: int, added: int, *, whole: bool) -> None:
-        self._added += added
-        if whole:
-            self._last_whole, self._added = size, 0
 
 
 class RunHeader(NamedTuple):

@@ -1,18 +1,18 @@
 """What a handler holds."""
 
 from orchestrator_state.runs.calls import Retry
-from orchestrator_state.runs.checkpoints import CheckpointPolicy
-from orchestrator_state.runs.exits import Exits
-from orchestrator_state.runs.group_commit import GroupCommit
-from orchestrator_state.runs.journal import Journal
-from orchestrator_state.runs.lookout import Lookout
+from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
+from orchestrator_state.runs.journal.group_commit import GroupCommit
+from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.run import Duration, Handler, Run, call_handler
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.versions import as_of_today, bring_up_to_date
-from orchestrator_state.runs.waiting import WaitingRoom
-from orchestrator_state.runs.waits import StartChild, child_run_id
+from orchestrator_state.runs.waiting.exits import Exits
+from orchestrator_state.runs.waiting.lookout import Lookout
+from orchestrator_state.runs.waiting.room import WaitingRoom
+from orchestrator_state.runs.waiting.waits import StartChild, child_run_id
 
 __all__ = [
     "NOT_THE_RUNS",

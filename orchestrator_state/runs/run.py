@@ -18,11 +18,11 @@ from orchestrator_state.arguments import as_duration, as_function, as_name, as_s
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.runs.calls import ONCE, Retry
-from orchestrator_state.runs.exits import HANDLER, mark
 from orchestrator_state.runs.steps import OnUnknown, Steps, nothing
 from orchestrator_state.runs.transacting import TRANSACT, transact
 from orchestrator_state.runs.types import RunTypes
-from orchestrator_state.runs.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
+from orchestrator_state.runs.waiting.exits import HANDLER, mark
+from orchestrator_state.runs.waiting.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")

@@ -21,12 +21,12 @@ from orchestrator_state.failures import describe
 from orchestrator_state.payloads import LONGEST_NAME, ValueType
 from orchestrator_state.records import FINAL, OpenStep
 from orchestrator_state.runs.calls import Retry, StepFunction, call, pause_before_next
-from orchestrator_state.runs.exits import IN_STEP
-from orchestrator_state.runs.journal import Journal
-from orchestrator_state.runs.lookout import Leases
+from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.types import RunTypes
-from orchestrator_state.runs.waiting import WaitingRoom
+from orchestrator_state.runs.waiting.exits import IN_STEP
+from orchestrator_state.runs.waiting.lookout import Leases
+from orchestrator_state.runs.waiting.room import WaitingRoom
 from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")

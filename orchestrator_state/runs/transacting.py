@@ -20,9 +20,9 @@ from orchestrator_state.database import (
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import UNOPENED_HERE, Ack, OpenStep
-from orchestrator_state.runs.exits import IN_STEP
-from orchestrator_state.runs.journal import Entry
+from orchestrator_state.runs.journal.entries import Entry
 from orchestrator_state.runs.steps import Steps
+from orchestrator_state.runs.waiting.exits import IN_STEP
 from orchestrator_state.transactions import StoreUnit
 
 TRANSACT: Final = "the function of run.transact"

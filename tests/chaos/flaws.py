@@ -16,8 +16,9 @@ from orchestrator_state import StateStore, StoreUnavailable, transactions
 from orchestrator_state.database.clock import DatabaseClock
 from orchestrator_state.records import Ack, OpenStep
 from orchestrator_state.repositories.calls import CallRepository
-from orchestrator_state.runs import group_commit
-from orchestrator_state.runs.journal import Entry, Journal
+from orchestrator_state.runs.journal import group_commit
+from orchestrator_state.runs.journal.entries import Entry
+from orchestrator_state.runs.journal.journal import Journal
 from tests.support.statements import without_the_fence
 
 Flaw = Literal[

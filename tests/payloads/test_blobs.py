@@ -37,7 +37,7 @@ from orchestrator_state.encryption import AesGcm, KeyRing, new_key
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads import REFERENCE_MARKER, BlobName, BlobStore, Offload, Payloads, Reference
-from orchestrator_state.records import deltas
+from orchestrator_state.runs.journal import checkpoints as cadence
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
 from tests.support.watched_blobs import WatchedBlobs
@@ -830,8 +830,8 @@ async def test_a_place_that_is_not_mounted_any_more_takes_nothing(on_disk: Place
 async def test_many_blobs_are_moved_together_and_before_the_transaction(
     database_url: str, store: StateStore, monkeypatch: pytest.MonkeyPatch, change: str
 ) -> None:
-    monkeypatch.setattr(deltas, "_SMALL", -1)  # deltas only, which a change of the context makes whole
-    monkeypatch.setattr(deltas, "_LEAST_ADDED", 10**9)
+    monkeypatch.setattr(cadence, "_SMALL", -1)  # deltas only, which a change of the context makes whole
+    monkeypatch.setattr(cadence, "_LEAST_ADDED", 10**9)
 
     async def handler(run: Run) -> None:
         for number in range(8):

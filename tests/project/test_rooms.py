@@ -15,7 +15,7 @@ OTHER_CODE = [
     for file in sorted(ROOT.glob(f"{folder}/**/*.py"))
 ]
 LONGEST_FILE = 450
-MOST_MODULES = 15
+MOST_MODULES = 12
 MOST_WITHOUT_ROOM = 18
 
 # Entry points: the command line's is in pyproject.toml.

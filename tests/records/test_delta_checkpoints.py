@@ -13,7 +13,7 @@ from sqlalchemy import select, update
 
 from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowStatus
 from orchestrator_state.models import checkpoints
-from orchestrator_state.records import deltas
+from orchestrator_state.runs.journal import checkpoints as cadence
 from tests.support.interleaving import just_after
 from tests.support.running import change_row, change_step, checkpoints_of, row_of, until_done, vanish
 
@@ -27,8 +27,8 @@ def only_deltas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _set_cadence(monkeypatch: pytest.MonkeyPatch, *, small: int, least_added: int) -> None:
-    monkeypatch.setattr(deltas, "_SMALL", small)
-    monkeypatch.setattr(deltas, "_LEAST_ADDED", least_added)
+    monkeypatch.setattr(cadence, "_SMALL", small)
+    monkeypatch.setattr(cadence, "_LEAST_ADDED", least_added)
 
 
 async def positions_of(store: StateStore, workflow_state_id: UUID) -> list[int | None]:

@@ -17,7 +17,7 @@ from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.records import Ack, CheckpointRecord, FoldedContext, Lease, RunChange, SealedStep
-from orchestrator_state.runs.group_commit import MOST_CHARACTERS_IN_A_BATCH, MOST_IN_A_BATCH, GroupCommit
+from orchestrator_state.runs.journal.group_commit import MOST_CHARACTERS_IN_A_BATCH, MOST_IN_A_BATCH, GroupCommit
 from tests.support.chance import dice
 from tests.support.engines import own_engine
 from tests.support.fated_commits import FatedCommits

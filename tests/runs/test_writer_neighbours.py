@@ -11,7 +11,7 @@ from orchestrator_state import Event, LeaseLost, Run, StateStore, StoreUnavailab
 from orchestrator_state.hooks import StepCommitting
 from orchestrator_state.models import checkpoints
 from orchestrator_state.records import Ack, RunChange
-from orchestrator_state.runs.group_commit import MOST_CHARACTERS_IN_A_BATCH, GroupCommit
+from orchestrator_state.runs.journal.group_commit import MOST_CHARACTERS_IN_A_BATCH, GroupCommit
 from tests.execution.test_fork import end_of, in_a_fork
 from tests.runs.test_writer import (  # noqa: F401 - fixtures
     Held,

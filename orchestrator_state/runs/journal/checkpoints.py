@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import uuid4
 
 from orchestrator_state.domain import utc_now
-from orchestrator_state.payloads import Payloads
+from orchestrator_state.payloads import Payloads, Reference
 from orchestrator_state.records import (
     FINAL,
     Chain,
@@ -18,12 +19,14 @@ from orchestrator_state.records import (
     Delta,
     OpenStep,
     RunHeader,
-    WholeEvery,
     checkpoint_identity,
 )
 from orchestrator_state.records.context import ContextChange, ContextHistory
 
-_KEPT: Final = 16 * 1024  # characters
+# Characters of JSON:
+_KEPT: Final = 16 * 1024
+_SMALL: Final = 4 * 1024
+_LEAST_ADDED: Final = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +37,29 @@ class CheckpointPolicy:
     keep: int
 
 
+class WholeEvery:
+    """When a checkpoint is whole: while the state is small, and once as much is new as the last whole one held.
+
+    Whole ones then add up to no more than twice the state, and from time to time there is a second copy of each step.
+    """
+
+    def __init__(self, size: int) -> None:
+        """`size` is that of the state so far."""
+        self._last_whole = size
+        self._added = 0
+
+    def is_whole_due(self, size: int, added: int) -> bool:
+        """`size` is that of the state with a step that adds `added`."""
+        return size <= _SMALL or self._added + added >= max(_LEAST_ADDED, self._last_whole)
+
+    def committed(self, size: int, added: int, *, whole: bool) -> None:
+        self._added += added
+        if whole:
+            self._last_whole, self._added = size, 0
+
+
 class Checkpoints:
-    """Makes the checkpoints of one run. `steps` are those on record; the journal adds to them."""
+    """Makes the checkpoints of one run. `steps` are those on record, to which each commit adds."""
 
     def __init__(
         self,
@@ -59,6 +83,13 @@ class Checkpoints:
         """The steps as the last whole one has them, if that was short: then the next one is whole, too."""
         self._chain: Chain | None = None
         self._longer: tuple[OpenStep, Chain] | None = None
+        self._snapshots: deque[tuple[str, ...]] = deque()
+        self._over = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the policy wants one with the next step that is over."""
+        return self.policy.every > 0 and (self._over + 1) % self.policy.every == 0
 
     def is_long(self, size: int, added: int) -> bool:
         """Whether the next one has to do with all that is recorded."""
@@ -94,7 +125,16 @@ class Checkpoints:
 
     def committed(self, step: OpenStep, made: CheckpointRecord | None, size: int) -> None:
         """The checkpoint that was `made_with` it is on record too, if there is one."""
+        self._over += step.status in FINAL
         self._whole_every.committed(size, step.length, whole=made is not None and made.position is None)
+
+    def pruned_with(self, made: CheckpointRecord) -> Sequence[tuple[str, ...]]:
+        """The snapshots that the commit of `made` has pruned, of the checkpoints made here: those in the blob store.
+
+        By the rule of `superseded`, which the commit's statements say: the newest stay.
+        """
+        self._snapshots.append((made.snapshot,) if Reference.parse(made.snapshot) else ())
+        return [self._snapshots.popleft() for _ in range(len(self._snapshots) - made.keep)]
 
     def _whole(self, step: OpenStep, change: ContextChange | None, now: datetime) -> str:
         context = self._history.committed if change is None else self._history.committed_with(change)

@@ -15,9 +15,9 @@ from uuid import UUID
 
 from orchestrator_state.database import FAR_FUTURE, LATEST_WAKING, DatabaseClock
 from orchestrator_state.errors import RunSuspended
-from orchestrator_state.runs.exits import Exits
-from orchestrator_state.runs.lookout import Lookout, Watch
 from orchestrator_state.runs.stopping import StopSwitch
+from orchestrator_state.runs.waiting.exits import Exits
+from orchestrator_state.runs.waiting.lookout import Lookout, Watch
 
 _LONGEST_NAP: Final = 60.0  # seconds between looks at the clock, which the heartbeat sets right
 _LOOK_AGAIN: Final = 0.25  # seconds until a run that was found at work is looked at again, at least
