@@ -15,7 +15,8 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
-from orchestrator_state.records import FINAL, FoundRun, SignalPlace, rebase
+from orchestrator_state.records import FINAL, FoundRun, SignalPlace
+from orchestrator_state.records.states import rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 from orchestrator_state.state_schema import FIRST

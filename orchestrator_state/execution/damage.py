@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final
 from uuid import UUID
 
 from orchestrator_state import hooks
 from orchestrator_state.domain import Checkpoint, StepStatus, WorkflowState
 from orchestrator_state.errors import CheckpointNotFound, CorruptPayload, SchemaMismatch
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records import (
-    DAMAGE,
-    DISPENSABLE,
-    ClaimedRun,
-    Columns,
-    OpenStep,
-    Recorded,
-    patches_of,
-    step_columns,
-)
+from orchestrator_state.records import DAMAGE, ClaimedRun, Columns, OpenStep, Recorded, patches_of
 from orchestrator_state.records.context import ContextHistory, Encoded, applicable, join, split
+from orchestrator_state.records.states import step_columns
 from orchestrator_state.state_schema import FIRST, encode_loaded
 from orchestrator_state.transactions import StoreUnit, Transactions
+
+# Columns that a step can do without: what was done in it needs not be done again.
+_DISPENSABLE: Final = frozenset({"error", "started_at", "completed_at", "retry_count"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -120,7 +116,7 @@ def _mended_steps(
         unreadable = recorded.damaged.get(step.step_id)
         if not unreadable:
             mended.append(step)
-        elif unreadable <= DISPENSABLE:
+        elif unreadable <= _DISPENSABLE:
             mended.append(step._replace(error="what was recorded here was damaged"))
         elif step.step_id in known:
             columns = step_columns(known[step.step_id], f"steps[{step.step_id!r}]", payloads)

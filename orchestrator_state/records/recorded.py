@@ -22,8 +22,6 @@ from orchestrator_state.records.steps import OpenStep, SealedStep
 
 # What does not decrypt is not among them: taken for damage, a step under another key would run again.
 DAMAGE: Final = (CorruptPayload, InvalidPayload)
-# Columns that a step can do without: what was done in it needs not be done again.
-DISPENSABLE: Final = frozenset({"error", "started_at", "completed_at", "retry_count"})
 _CELLS: Final[Mapping[str, Any]] = {"started_at": None, "completed_at": None, "retry_count": 0, "schema_version": None}
 _CELL_CHECKS: Final = (
     ("started_at", is_time),

@@ -15,15 +15,8 @@ from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, exists, 
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow, checkpoints
 from orchestrator_state.payloads import Payloads, Sealed
-from orchestrator_state.records import (
-    Delta,
-    DeltaBase,
-    RunHeader,
-    SealedStep,
-    StoredRun,
-    checkpoint_identity,
-    open_snapshot,
-)
+from orchestrator_state.records import Delta, DeltaBase, RunHeader, SealedStep, StoredRun, checkpoint_identity
+from orchestrator_state.records.states import open_snapshot
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, NEWEST_CHECKPOINT_FIRST
 

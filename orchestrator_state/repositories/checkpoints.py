@@ -15,7 +15,8 @@ from orchestrator_state.domain import Checkpoint
 from orchestrator_state.errors import AlreadyExists, CheckpointNotFound, CorruptPayload, PayloadError
 from orchestrator_state.models import CheckpointRow, WorkflowRow, checkpoints
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.records import DeltaBase, checkpoint_columns, checkpoint_from_row
+from orchestrator_state.records import DeltaBase
+from orchestrator_state.records.states import checkpoint_columns, checkpoint_from_row
 from orchestrator_state.repositories.base import rowcount
 from orchestrator_state.repositories.checkpointed import (
     CheckpointedRepository,

@@ -15,7 +15,8 @@ from orchestrator_state.database import conflict_aware_insert
 from orchestrator_state.domain import StepState, StepStatus
 from orchestrator_state.errors import SchemaMismatch, StepNotFound
 from orchestrator_state.models import StepRow, WorkflowRow, step_states
-from orchestrator_state.records import SealedStep, step_from_row, upcast_step
+from orchestrator_state.records import SealedStep
+from orchestrator_state.records.states import step_from_row, upcast_step
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, OUTDATED
 

@@ -14,7 +14,7 @@ from orchestrator_state.arguments import as_name, as_uuid
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.errors import PayloadError, SchemaMismatch, WorkflowNotFound
 from orchestrator_state.models import WorkflowRow
-from orchestrator_state.records import check_state, state_columns, upcast_state
+from orchestrator_state.records.states import check_state, state_columns, upcast_state
 from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import IN_NAMESPACE

@@ -10,13 +10,7 @@ from typing import Any, Final
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import awaitable, uninterrupted
-from orchestrator_state.database import (
-    FunctionFailed,
-    Idling,
-    call_inside,
-    idle_limit,
-    statement_failed,
-)
+from orchestrator_state.database import FunctionFailed, Idling, call_inside, idle_limit, statement_failed
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import UNOPENED_HERE, Ack, OpenStep

@@ -7,7 +7,14 @@ from uuid import UUID
 
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.errors import InvalidPayload, NewerSchemaVersion, StaleVersion, StoreUnavailable, concerning
-from orchestrator_state.records import check_checkpoint, loaded_from, rebase, same_rows, show_in_place_of, snapshot_of
+from orchestrator_state.records.states import (
+    check_checkpoint,
+    loaded_from,
+    rebase,
+    same_rows,
+    show_in_place_of,
+    snapshot_of,
+)
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork

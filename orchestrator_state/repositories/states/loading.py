@@ -26,7 +26,7 @@ from orchestrator_state.database import is_moment
 from orchestrator_state.domain import ACTIVE, WorkflowState
 from orchestrator_state.errors import PayloadError
 from orchestrator_state.models import step_states, workflow_states
-from orchestrator_state.records import StateRow, payloads_in, states_from_rows, upcast_state
+from orchestrator_state.records.states import StateRow, payloads_in, states_from_rows, upcast_state
 from orchestrator_state.repositories.base import Repository
 
 OnDamaged = Callable[[PayloadError], object]

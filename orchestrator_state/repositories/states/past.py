@@ -11,7 +11,7 @@ from orchestrator_state.arguments import as_uuid
 from orchestrator_state.concurrency import LONG
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.models import CheckpointRow
-from orchestrator_state.records import state_columns
+from orchestrator_state.records.states import state_columns
 from orchestrator_state.repositories.checkpoints import CHECKPOINT_BY_ID, CHECKPOINTS_OF, CheckpointReader
 from orchestrator_state.repositories.states.loading import STATE_BY_ID
 from orchestrator_state.repositories.states.saving import StateWriter

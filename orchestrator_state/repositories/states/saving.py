@@ -17,18 +17,15 @@ from orchestrator_state.domain import FINISHED, WorkflowState
 from orchestrator_state.errors import AlreadyExists, LeaseHeld, StaleVersion
 from orchestrator_state.models import StepRow, WorkflowRow, step_states, workflow_states
 from orchestrator_state.payloads import ENVELOPE_MARKER, Payloads
-from orchestrator_state.records import (
-    Columns,
+from orchestrator_state.records import Columns, corrupt_cells, is_count, seal_step
+from orchestrator_state.records.states import (
     SavedRows,
     Shown,
     Stamps,
     as_stored,
     check_fields,
-    corrupt_cells,
-    is_count,
     loaded_from,
     payload_bytes,
-    seal_step,
 )
 from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.checkpointed import CheckpointedRepository

@@ -44,11 +44,7 @@ from orchestrator_state.records import FINAL, Ack, RunChange
 from orchestrator_state.repositories.checkpointed import superseded
 from orchestrator_state.repositories.expressions import LAST_NUMBERED_FIRST
 from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
-from orchestrator_state.repositories.runs.fence import (
-    FIRST_CONTEXT_KEPT,
-    NOT_LET_GO,
-    STILL_DIGESTED_AT,
-)
+from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, NOT_LET_GO, STILL_DIGESTED_AT
 from orchestrator_state.repositories.steps import recorded_once
 
 _w = workflow_states.c
