@@ -2,7 +2,8 @@
 
 import pytest
 
-from scripts.measure_road import FIGURES, OPERATIONS, measure, print_table
+from scripts.measure_road import FIGURES, measure, print_table
+from scripts.road.operations import OPERATIONS
 
 
 async def test_each_operation_has_figures_that_make_sense(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
