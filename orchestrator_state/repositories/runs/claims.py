@@ -8,17 +8,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from sqlalchemy import (
-    BindParameter,
-    ColumnElement,
     Executable,
     Float,
-    Integer,
     Row,
     bindparam,
     case,
-    func,
-    literal,
-    not_,
     or_,
     select,
     update,
@@ -43,15 +37,16 @@ from orchestrator_state.records import (
     UnclaimableRun,
 )
 from orchestrator_state.repositories.base import Repository, chunks
-from orchestrator_state.repositories.claimable import FOUND, IS_AWAKE, IS_LEASED, IS_UNDER_WAY, LEASE_IS_FREE
-from orchestrator_state.repositories.counts import COUNTS, IS_WRITABLE
+from orchestrator_state.repositories.claimable import FOUND, IS_LEASED, LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import has_leftovers
+from orchestrator_state.repositories.runs.abandoned import Versions, free_runs, rested_runs, unclaimable_runs
 from orchestrator_state.repositories.runs.fence import STILL_DIGESTED_AT, prefixed
-from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, IS_SUSPECT, Suspect, rested_suspects
-from orchestrator_state.state_schema import FIRST
+from orchestrator_state.repositories.runs.suspects import ATTEMPTS_ONCE_CLAIMED, Suspect
 
 MOST_LOOKS: Final = 10
 """At a row that others change between two of our statements. One that stays contradictory is not theirs to change."""
+
+_MOST_UNCLAIMABLE: Final = 100
 
 CLAIMED: Final = (WorkflowRow, database_now().label("now"))
 """What a `ClaimedRun` is made of."""
@@ -85,7 +80,7 @@ _LEASED: Final[Columns] = {
     "lease_process": bindparam("process"),
     "lease_expires_at": database_time_in(bindparam("seconds", type_=Float())),
 }
-"""A lease from now on; its parameters are `lease_parameters`."""
+"""A lease from now on. Its parameters are `lease_parameters`."""
 TAKEN: Final[Columns] = _LEASED | {
     "status": WorkflowStatus.RUNNING.value,
     "lease_token": one_more(WorkflowRow.lease_token),
@@ -112,12 +107,6 @@ _CLAIM: Final = (
     .returning(*CLAIMED)
 )
 _CLAIM_FREE: Final = _CLAIM.where(LEASE_IS_FREE)
-
-Versions = frozenset[tuple[str, int]]
-"""The workflows that have a schema, and at which version that is."""
-_NAMES: Final[BindParameter[Any]] = bindparam("of_names", expanding=True)
-_MOST: Final = bindparam("most", type_=Integer())
-_IS_FREE: Final = (WorkflowRow.namespace == bindparam("of_namespace"), IS_UNDER_WAY, LEASE_IS_FREE, IS_AWAKE)
 
 
 class ClaimRepository(Repository):
@@ -194,7 +183,7 @@ class ClaimRepository(Repository):
         returns the ids of the ones to claim.
         """
         versions, of = self._versions(names), self._of(names)
-        rested = await self._rows(_rested(versions, patient=patient), of)
+        rested = await self._rows(rested_runs(versions, patient=patient), of)
         chosen = choose([Suspect(row.id, row.attempts) for row in rested])
         if not chosen:
             return []
@@ -234,72 +223,22 @@ class ClaimRepository(Repository):
             await self.create(columns | {"id": run_id})
             await savepoint.rollback()
 
-    async def list_unclaimable(self, names: Collection[str], limit: int = 100) -> list[UnclaimableRun]:
-        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged."""
-        rows = await self._rows(_unclaimable(self._versions(names)), self._of(names) | {"most": limit})
+    async def list_unclaimable(self, names: Collection[str]) -> list[UnclaimableRun]:
+        """Free runs whose handler is none of `names`, or is older, or whose id or counts are damaged. Some of them."""
+        rows = await self._rows(unclaimable_runs(self._versions(names)), self._of(names) | {"most": _MOST_UNCLAIMABLE})
         return [UnclaimableRun.of(row) for row in rows]
 
 
 def lease_parameters(owner: Owner) -> Columns:
-    """The parameters of `LEASED` for a claim by `owner`."""
+    """Those of a statement that leases a run to `owner`."""
     return {"owner": owner.id, "process": owner.process, "seconds": owner.term.total_seconds()}
-
-
-# A worker that has nothing to do asks these over and over: each is made once, for the versions that it asks with.
-
-
-def _has_readable_version(versions: Versions) -> ColumnElement[bool]:
-    known = case(dict(sorted(versions)), value=WorkflowRow.workflow_name, else_=FIRST) if versions else literal(FIRST)
-    return func.coalesce(WorkflowRow.schema_version, FIRST) <= known
-
-
-def _claimable(versions: Versions) -> tuple[ColumnElement[bool], ...]:
-    return *_IS_FREE, WorkflowRow.workflow_name.in_(_NAMES), _has_readable_version(versions), IS_WRITABLE
-
-
-@lru_cache
-def _rested(versions: Versions, *, patient: bool) -> Executable:
-    return rested_suspects(*_claimable(versions), patient=patient)
 
 
 @lru_cache
 def _claiming(versions: Versions, *, of_suspects: bool) -> Executable:
-    """UPDATE up to `most` runs: they are claimed for `owner`. Of suspects those of `of_ids`. Returns what is `CLAIMED`.
-
-    The ids are picked in a materialized CTE: as a plain subquery Postgres may evaluate it once for each row of a
-    nested loop, and claim far more than `most`.
-
-    Passed over is a row that is being changed, and not one that is kept from being deleted.
-    """
-    kind = WorkflowRow.id.in_(bindparam("of_ids", expanding=True)) if of_suspects else not_(IS_SUSPECT)
-    free = (
-        select(WorkflowRow.id)
-        .where(*_claimable(versions), kind)
-        .order_by(WorkflowRow.updated_at)
-        .limit(_MOST)
-        .with_for_update(skip_locked=True, key_share=True)
-        .cte("free")
-        .prefix_with("MATERIALIZED", dialect="postgresql")
-    )
+    """UPDATE up to `most` of `free_runs`: they are claimed for `owner`. Returns what is `CLAIMED`."""
+    free = free_runs(versions, of_suspects=of_suspects)
     return update(WorkflowRow).where(WorkflowRow.id == free.c.id).values(TAKEN).returning(*CLAIMED)
-
-
-@lru_cache
-def _unclaimable(versions: Versions) -> Executable:
-    is_left = or_(WorkflowRow.workflow_name.not_in(_NAMES), not_(_has_readable_version(versions)), not_(IS_WRITABLE))
-    return (
-        select(
-            WorkflowRow.id,
-            WorkflowRow.workflow_id,
-            WorkflowRow.workflow_name,
-            WorkflowRow.schema_version,
-            IS_WRITABLE.label("is_writable"),
-            *COUNTS,
-        )
-        .where(*_IS_FREE, is_left)
-        .order_by(WorkflowRow.updated_at)
-        .limit(_MOST)
-    )
 
 
 @cache
