@@ -63,6 +63,14 @@ class Executor:
             hook=hook,
         )
 
+    async def close(self) -> None:
+        """Stop the runs under way, which let go of their leases, and wait until all that was to be written is."""
+        await self.keeper.stop_runs()
+        await self.lookout.close()
+        await self.keeper.close()
+        await self.group_commit.close()
+        self.threads.close()
+
     def types_of(self, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
         """See `RunTypes.of`."""
         transactions = self._transactions

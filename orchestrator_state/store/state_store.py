@@ -135,11 +135,7 @@ class StateStore:
 
     async def _close(self) -> None:
         await self._health.settle()
-        await self._executor.keeper.stop_runs()
-        await self._executor.lookout.close()
-        await self._executor.keeper.close()
-        await self._executor.group_commit.close()
-        self._executor.threads.close()
+        await self._executor.close()
         self.payloads.aside.close()
         await self._transactions.close()
 

@@ -79,13 +79,13 @@ class Change:
         for key, number in self.added.items():
             context[key] = encode(decode(_or(context.get(key), "0"), PATH) + decode(number, PATH), PATH)
         for key, change in self.within.items():
-            context[key] = change.applyinside(_or(context.get(key), "{}"))
+            context[key] = change.apply_inside(_or(context.get(key), "{}"))
         for key, edit in self.edited.items():
             context[key] = edit.apply(_at(context, key))
         for key in self.dropped:
             context.pop(key, None)
 
-    def applyinside(self, text: str) -> str:
+    def apply_inside(self, text: str) -> str:
         """The same for the JSON text of an object, or of a list."""
         if text.startswith("{"):
             return join(self.apply(split(text, PATH)))

@@ -134,11 +134,15 @@ def _damaged_cells(row: StateRow) -> list[str]:
     return damaged
 
 
-def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
+def _require_sound(row: StateRow, step_rows: list[StateRow]) -> None:
     for each in (row, *step_rows):
         if damaged := _damaged_cells(each):
             named = damaged_in(damaged, each, CELLS["step_states" if each.is_step else "workflow_states"])
             raise corrupt_cells(named, row.state_id, workflow_id=row.workflow_id)
+
+
+def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> WorkflowState:
+    _require_sound(row, step_rows)
     step_rows.sort(key=_place)
     opener = Opener.of(payloads, row)
     try:
@@ -158,18 +162,6 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
             "context": _context(row, step_rows, opener),
             "error": opener.workflow("error", row.error, row.error_digest),
         }
-        saved = SavedRows(
-            workflow=columns,
-            steps=steps,
-            positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
-            # Most applications have no versions.
-            stamps={each.step_id: each.schema_version for each in (row, *step_rows) if each.schema_version is not None},
-            outdated=opener.outdated,
-            may_have_deltas=bool(row.may_have_deltas),
-            has_patches=any(
-                step.context_patch is not None and step.position > row.context_position for step in step_rows
-            ),
-        )
         fields = columns | {
             "id": row.state_id,
             "version": row.version,
@@ -179,6 +171,16 @@ def _state(row: StateRow, step_rows: list[StateRow], payloads: Payloads) -> Work
         }
     except PayloadError as error:
         raise error.concerning(workflow_state_id=row.state_id) from None
+    saved = SavedRows(
+        workflow=columns,
+        steps=steps,
+        positions={step.step_id: step.position for step in step_rows if step.step_id is not None},
+        # Most applications have no versions.
+        stamps={each.step_id: each.schema_version for each in (row, *step_rows) if each.schema_version is not None},
+        outdated=opener.outdated,
+        may_have_deltas=bool(row.may_have_deltas),
+        has_patches=any(step.context_patch is not None and step.position > row.context_position for step in step_rows),
+    )
     return trusted(WorkflowState, fields, {"_saved": saved, "_touched_at": None})
 
 
