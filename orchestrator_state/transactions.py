@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from uuid import UUID, uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from orchestrator_state import hooks
 from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
@@ -38,7 +38,6 @@ _Result = TypeVar("_Result")
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
 _TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
-_logger: Final = logging.getLogger("orchestrator_state")
 
 
 class StoreUnit(UnitOfWork):
@@ -261,7 +260,7 @@ class Transactions:
                 async with self.begin(idles=Idling.BRIEFLY) as uow:
                     forgotten = await uow.calls.forget_old()
         except StoreUnavailable as error:
-            _logger.warning("the ids of old calls were left for the next time: %s", error)
+            hooks.logger.warning("the ids of old calls were left for the next time: %s", error)
 
     async def payloads_of(self, rows: Iterable[Iterable[Any]], *, for_many: bool = False) -> Payloads:
         """Return what opens the payloads in `rows`, with those fetched that are in the blob store.
@@ -282,7 +281,7 @@ class Transactions:
         try:
             await offload.remove_discarded(but=() if own else await self._referenced(offload.discarded))
         except StoreUnavailable as error:
-            _logger.warning("blobs were left to be collected as garbage: %s", error)
+            hooks.logger.warning("blobs were left to be collected as garbage: %s", error)
 
     async def _referenced(self, names: Iterable[str]) -> set[str]:
         owners = sorted({UUID(parsed.workflow_state_id) for name in names if (parsed := BlobName.parse(name))})

@@ -154,9 +154,8 @@ def _found_context(
     """Like `Recorded.history`, where something is lost.
 
     What a step that runs again did to the context is forgotten, and what others made of that: the context is what the
-    rest makes of the first one.
-    If some of that cannot be read, the run starts with the stored context, or else with the checkpoint's. Raises
-    `CorruptPayload` if there is none.
+    rest makes of the first one. If somebody has edited it, the run starts with what it is now; if the first one cannot
+    be read, with the checkpoint's. Raises `CorruptPayload` if there is none.
     """
     if recorded.initial is not None:
         if (found := _edited(recorded)) is not None:

@@ -2,7 +2,7 @@
 
 from orchestrator_state.records.cells import CELLS, GROWING_COUNTS, corrupt_cells, is_count, is_id, is_time
 from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, RunChange
-from orchestrator_state.records.deltas import Chain, Delta, DeltaBase, RunHeader
+from orchestrator_state.records.deltas import Delta, DeltaBase, HashChain, RunHeader
 from orchestrator_state.records.identities import (
     FREE_TEXTS,
     PAYLOAD_COLUMNS,
@@ -28,7 +28,6 @@ __all__ = [
     "PAYLOAD_COLUMNS",
     "UNOPENED_HERE",
     "Ack",
-    "Chain",
     "CheckpointRecord",
     "ClaimedRun",
     "Columns",
@@ -36,6 +35,7 @@ __all__ = [
     "DeltaBase",
     "FoldedContext",
     "FoundRun",
+    "HashChain",
     "Lease",
     "OpenStep",
     "Opener",

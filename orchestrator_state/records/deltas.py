@@ -30,24 +30,24 @@ from orchestrator_state.records.runs import StoredRun
 from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep, step_json
 
 
-class Chain:
+class HashChain:
     """A hash over a run's first context and its finished steps, in the order of their commits."""
 
     def __init__(self, sha256: hashlib._Hash) -> None:
         self._sha256 = sha256
 
     @classmethod
-    def of(cls, initial: Encoded) -> Chain:
+    def of(cls, initial: Encoded) -> HashChain:
         return cls(hashlib.sha256(join(initial).encode()))
 
-    def with_step(self, step: OpenStep) -> Chain:
+    def with_step(self, step: OpenStep) -> HashChain:
         """The chain with `step` added to it; one that is not finished is no part of it."""
         if step.status not in FINAL:
             return self
         longer = self._sha256.copy()
         parts = (step.step_id, step.status, step.outputs, step.context_patch or "")
         longer.update("\0".join(parts).encode() + b"\0\0")
-        return Chain(longer)
+        return HashChain(longer)
 
     def hexdigest(self) -> str:
         return self._sha256.hexdigest()
@@ -133,7 +133,7 @@ class DeltaBase:
 
     def _whole(self, delta: Delta) -> str:
         context = self._initial()
-        chain, parts = Chain.of(context), {}
+        chain, parts = HashChain.of(context), {}
         for row in self._step_rows:
             if row.status in FINAL and row.position <= delta.position:
                 step = self._open_step(row)

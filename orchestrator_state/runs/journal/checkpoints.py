@@ -13,10 +13,10 @@ from orchestrator_state.domain import utc_now
 from orchestrator_state.payloads import Payloads, Reference
 from orchestrator_state.records import (
     FINAL,
-    Chain,
     CheckpointRecord,
     ClaimedRun,
     Delta,
+    HashChain,
     OpenStep,
     RunHeader,
     checkpoint_identity,
@@ -81,8 +81,8 @@ class Checkpoints:
         self._whole_every = WholeEvery(size)
         self._encoded: dict[str, tuple[OpenStep, str]] = {}
         """The steps as the last whole one has them, if that was short: then the next one is whole, too."""
-        self._chain: Chain | None = None
-        self._longer: tuple[OpenStep, Chain] | None = None
+        self._chain: HashChain | None = None
+        self._longer: tuple[OpenStep, HashChain] | None = None
         self._snapshots: deque[tuple[str, ...]] = deque()
         self._over = 0
 
@@ -157,16 +157,16 @@ class Checkpoints:
         chain = self._chain_with(step).hexdigest()
         return Delta(position=step.position, updated_at=now.isoformat(), unfinished=unfinished, chain=chain).to_json()
 
-    def _chain_with(self, step: OpenStep) -> Chain:
+    def _chain_with(self, step: OpenStep) -> HashChain:
         """The chain once `step` is committed; made once for the delta and for what comes after it."""
         if self._longer is None or self._longer[0] is not step:
             chain = self._chain or self._chain_of_steps()
             self._longer = step, chain.with_step(step)
         return self._longer[1]
 
-    def _chain_of_steps(self) -> Chain:
+    def _chain_of_steps(self) -> HashChain:
         """Made when it is first needed: a resumed run may never come to a checkpoint."""
-        self._chain = Chain.of(self._start)
+        self._chain = HashChain.of(self._start)
         for known in sorted(self._steps.values(), key=lambda known: (known.position, known.step_id)):
             self._chain = self._chain.with_step(known)
         return self._chain
