@@ -138,10 +138,9 @@ async def downgrade(database: Database, revision: str) -> None:
     await _run(database, "downgrade", revision)
 
 
-async def run_in_migration(run: Callable[[Connection], None], settings: Settings | None = None) -> None:
+async def run_in_migration(run: Callable[[Connection], None]) -> None:
     """Run `run` on a connection of its own inside a migration's transaction, for `migrations/env.py`."""
-    settings = settings or Settings.load()
-    database = open_database(settings, for_migration=True)
+    database = open_database(Settings.load(), for_migration=True)
     try:
         async with database.migrating() as connection:
             await connection.run_sync(run)

@@ -33,7 +33,7 @@ _EXCLUDED: Final = "it is excluded from the JSON, and has no default to load: gi
 _TWO_NAMES: Final = "it is dumped under one name and loaded from another: use `alias=`, or `validate_by_name=True`"
 
 
-def flaw_of(schema: _Schema) -> _Found | None:
+def flaw_of_type(schema: _Schema) -> _Found | None:
     """The first thing in the core schema of a type because of which none of its values could be stored and loaded."""
     return next(_flaws(schema, "", {}, is_dumped_by_itself=True), None)
 

@@ -15,7 +15,7 @@ from orchestrator_state.errors import ConfigurationError, InvalidPayload
 from orchestrator_state.payloads.canonical import Encode, decode_long
 from orchestrator_state.payloads.canonical import encode as encode_json
 from orchestrator_state.payloads.typed.round_trip import UNDONE, difference, same_to
-from orchestrator_state.payloads.typed.storable import flaw_of
+from orchestrator_state.payloads.typed.storable import flaw_of_type
 
 _MOST_PATHS: Final = 5
 
@@ -56,7 +56,7 @@ class ValueType:
     @cached_property
     def _flaw(self) -> tuple[str, str] | None:
         schema: Any = self._adapter.core_schema
-        return flaw_of(schema)
+        return flaw_of_type(schema)
 
     def encode(self, value: Any, path: str, encode: Encode = encode_json) -> tuple[str, Any]:
         """Return the JSON text of `value`, and the value as it loads from there.

@@ -13,7 +13,7 @@ from orchestrator_state.payloads import Payloads, decode_long
 from orchestrator_state.records import FINAL, ClaimedRun, FoldedContext, OpenStep, RunChange, workflow_identity
 from orchestrator_state.records.context import ContextChange, ContextHistory, Encoded, LongValues, Look, Patch, join
 from orchestrator_state.runs.journal.checkpoints import Checkpoints
-from orchestrator_state.runs.journal.recorded import RecordedSteps
+from orchestrator_state.runs.journal.on_record import StepsOnRecord
 from orchestrator_state.transactions import Transactions
 
 _FOLDED_ALWAYS: Final = 64 * 1024
@@ -40,14 +40,14 @@ class Entries:
     def __init__(
         self,
         run: ClaimedRun,
-        recorded: RecordedSteps,
+        on_record: StepsOnRecord,
         history: ContextHistory,
         checkpoints: Checkpoints,
         transactions: Transactions,
     ) -> None:
         self._id = str(run.id)  # a UUID is slow to spell, and this one is wanted in each step
         self._lease = run.lease
-        self._recorded = recorded
+        self._on_record = on_record
         self._history = history
         self._checkpoints = checkpoints
         self._transactions = transactions
@@ -64,7 +64,7 @@ class Entries:
         found, cancelled = await self._look() if is_over and not self._history.is_untouched else (None, None)
         checkpoint = is_over and (checkpoint or self._checkpoints.is_due)
         effort = 0  # as nearly always
-        if found is not None or self._recorded.outputs_length + self._history.length + len(step.outputs) >= LONG:
+        if found is not None or self._on_record.outputs_length + self._history.length + len(step.outputs) >= LONG:
             effort = self._effort(step, found, checkpoint=checkpoint)
         if effort < LONG:
             entry = self._entry(step, found, checkpoint=checkpoint, consumed_signal=consumed_signal)
@@ -111,7 +111,7 @@ class Entries:
         """How many characters a commit has to do with."""
         effort = len(step.outputs) + (found.size if isinstance(found, Look) else 0)
         length = self._history.length
-        everything = self._recorded.outputs_length + length + effort
+        everything = self._on_record.outputs_length + length + effort
         if everything < LONG:
             return effort
         added = effort
@@ -141,7 +141,7 @@ class Entries:
         made = None
         if checkpoint:
             length = self._history.length if context is None else context.length
-            size = self._recorded.outputs_length + length + len(step.outputs)
+            size = self._on_record.outputs_length + length + len(step.outputs)
             made = self._checkpoints.made_with(step, context, size, payloads)
         change = RunChange(
             lease=self._lease,

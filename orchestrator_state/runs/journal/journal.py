@@ -18,7 +18,7 @@ from orchestrator_state.records.context import ContextHistory, Decoded, Patch, d
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy, Checkpoints
 from orchestrator_state.runs.journal.entries import Entries, Entry
 from orchestrator_state.runs.journal.group_commit import GroupCommit
-from orchestrator_state.runs.journal.recorded import RecordedSteps
+from orchestrator_state.runs.journal.on_record import StepsOnRecord
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.transactions import StoreUnit
 
@@ -44,12 +44,12 @@ class Journal:
         self._group_commit = group_commit
         self._transactions = transactions = group_commit.transactions
         self._payloads = transactions.payloads
-        self._on_record = known = RecordedSteps(steps, schema_version, self._payloads.limits)
-        size = known.outputs_length + history.length
-        self._checkpoints = Checkpoints(run, schema_version, policy, known.by_id, history, size)
-        self._entries = Entries(run, known, history, self._checkpoints, transactions)
-        self.new_step: Final = known.new
-        """See `RecordedSteps.new`."""
+        self._on_record = on_record = StepsOnRecord(steps, schema_version, self._payloads.limits)
+        size = on_record.outputs_length + history.length
+        self._checkpoints = Checkpoints(run, schema_version, policy, on_record.by_id, history, size)
+        self._entries = Entries(run, on_record, history, self._checkpoints, transactions)
+        self.new_step: Final = on_record.new
+        """See `StepsOnRecord.new`."""
         self._switch = switch
         self._consumed: set[UUID | None] = set()
         self.in_order = Turns()

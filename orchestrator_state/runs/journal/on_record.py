@@ -10,7 +10,7 @@ from orchestrator_state.payloads import Limits
 from orchestrator_state.records import OpenStep
 
 
-class RecordedSteps:
+class StepsOnRecord:
     """Each commit adds to them. `schema_version` is that of new ones."""
 
     def __init__(self, steps: Sequence[OpenStep], schema_version: int | None, limits: Limits) -> None:
