@@ -1,5 +1,6 @@
 """States and checkpoints as the domain has them: built from rows, and as the columns that a save writes."""
 
+from orchestrator_state.records.states.changed import ChangedRows
 from orchestrator_state.records.states.checkpoints import (
     check_checkpoint,
     checkpoint_columns,
@@ -8,7 +9,7 @@ from orchestrator_state.records.states.checkpoints import (
 )
 from orchestrator_state.records.states.columns import check_fields, payload_bytes, state_columns, step_columns
 from orchestrator_state.records.states.loaded import StateRow, payloads_in, states_from_rows, step_from_row
-from orchestrator_state.records.states.saved import SavedRows, Shown, loaded_from, rebase, same_rows, snapshot_of
+from orchestrator_state.records.states.saved import SavedRows, loaded_from, rebase, same_rows, snapshot_of
 from orchestrator_state.records.states.upcasting import (
     Stamps,
     as_stored,
@@ -19,8 +20,8 @@ from orchestrator_state.records.states.upcasting import (
 )
 
 __all__ = [
+    "ChangedRows",
     "SavedRows",
-    "Shown",
     "Stamps",
     "StateRow",
     "as_stored",

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Coroutine, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
-from itertools import count
 from typing import Any, Final
 from uuid import UUID
 
@@ -19,8 +17,8 @@ from orchestrator_state.models import StepRow, WorkflowRow, step_states, workflo
 from orchestrator_state.payloads import ENVELOPE_MARKER, Payloads
 from orchestrator_state.records import Columns, corrupt_cells, is_count, seal_step
 from orchestrator_state.records.states import (
+    ChangedRows,
     SavedRows,
-    Shown,
     Stamps,
     as_stored,
     check_fields,
@@ -33,8 +31,6 @@ from orchestrator_state.repositories.claimable import LEASE_IS_FREE
 from orchestrator_state.repositories.expressions import IN_NAMESPACE, OF_WORKFLOW, has_leftovers
 from orchestrator_state.repositories.states.loading import STATE_BY_ID, StateReader
 from orchestrator_state.repositories.steps import save_step
-
-_SEEN_BY_DELTAS: Final = frozenset({"workflow_id", "workflow_name", "user_id", "started_at", "context"})
 
 _VERSION_AND_LEASE: Final = select(
     WorkflowRow.version, WorkflowRow.lease_owner, WorkflowRow.lease_process, WorkflowRow.lease_expires_at
@@ -76,28 +72,6 @@ def lease_held(workflow_state_id: UUID, row: Any) -> LeaseHeld:
         process=row.lease_process,
         expires_at=row.lease_expires_at,
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class _Changes:
-    """What a save writes, and what there is afterwards."""
-
-    columns: Columns
-    """Of the workflow, those that changed."""
-    steps: dict[str, Columns]
-    """Those that changed."""
-    removed: Sequence[str]
-    positions: Mapping[str, int]
-    stamps: Stamps
-    shown: Mapping[str | None, Shown]
-
-    @property
-    def are_none(self) -> bool:
-        return not (self.columns or self.steps or self.removed)
-
-    @property
-    def are_seen_by_deltas(self) -> bool:
-        return bool(self.steps or self.removed or _SEEN_BY_DELTAS & self.columns.keys())
 
 
 class StateWriter(StateReader, CheckpointedRepository):
@@ -150,11 +124,11 @@ class StateWriter(StateReader, CheckpointedRepository):
         saved: SavedRows | None = state._saved
         if saved is None:
             saved = await self._saved_rows(state)
-        changes = _changes(saved, columns, steps, version)
+        changes = ChangedRows.since(saved, columns, steps, version)
         if changes.are_none:
             await self._require_current(state)
             return
-        _add_what_follows(changes, saved, columns, steps)
+        changes.add_what_follows(saved, columns, steps)
         is_now = columns["updated_at"] in (saved.workflow["updated_at"], state._touched_at)
         # Read before the update, and written after it: that is what tells whether anything may be written.
         deltas = await self._whole_deltas(state.id) if saved.may_have_deltas and changes.are_seen_by_deltas else []
@@ -265,55 +239,6 @@ class StateWriter(StateReader, CheckpointedRepository):
         state.version += 1
         state.updated_at = rows.workflow["updated_at"]
         state._saved = rows
-
-
-def _changes(saved: SavedRows, columns: Columns, steps: dict[str, Columns], version: int | None) -> _Changes:
-    """How a state differs from what is stored; `columns` and `steps` get back what is only shown in another version."""
-    stamps, shown = as_stored(columns, steps, saved, version)
-    positions = _positions(list(steps), saved.positions)
-    changed = {name: value for name, value in columns.items() if value != saved.workflow[name]}
-    if stamps.get(None) != saved.stamps.get(None):
-        changed["schema_version"] = stamps.get(None)
-    return _Changes(
-        columns=changed,
-        steps=_changed_steps(steps, positions, stamps, saved),
-        removed=[step_id for step_id in saved.steps if step_id not in steps],
-        positions=positions,
-        stamps=stamps,
-        shown=shown,
-    )
-
-
-def _add_what_follows(changes: _Changes, saved: SavedRows, columns: Columns, steps: dict[str, Columns]) -> None:
-    if saved.outdated:
-        # Afterwards the workflow's digests count again, so none that is out of date may be left.
-        changes.columns, changes.steps = changes.columns | columns, steps
-    if changes.removed and saved.has_patches:  # what they did to the context would go with them
-        changes.columns["context"] = columns["context"]
-    if "context" in changes.columns:
-        changes.columns["context_position"] = saved.next_position - 1
-    changes.columns |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
-
-
-def _changed_steps(
-    steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps, saved: SavedRows
-) -> dict[str, Columns]:
-    return {
-        step_id: row
-        for step_id, row in steps.items()
-        if row != saved.steps.get(step_id)
-        or positions[step_id] != saved.positions[step_id]
-        or stamps.get(step_id) != saved.stamps.get(step_id)
-    }
-
-
-def _positions(step_ids: Sequence[str], saved: Mapping[str, int]) -> dict[str, int]:
-    """Where each step stands: as saved if that is the order of `step_ids`, new ones at the end; else all anew."""
-    kept = [saved[step_id] for step_id in step_ids if step_id in saved]
-    if kept == sorted(kept) and all(map(saved.__contains__, step_ids[: len(kept)])):
-        free = count(max(saved.values(), default=-1) + 1)
-        return {step_id: saved[step_id] if step_id in saved else next(free) for step_id in step_ids}
-    return {step_id: position for position, step_id in enumerate(step_ids)}
 
 
 def _sealed_steps(payloads: Payloads, workflow_state_id: UUID, steps: Mapping[str, Columns]) -> list[Columns]:
