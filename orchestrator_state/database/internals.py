@@ -15,7 +15,8 @@ from typing import Any, Final, cast
 
 import aiosqlite
 import asyncpg
-from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection
+from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
@@ -30,6 +31,7 @@ __all__ = [
     "await_only",
     "begun_connections",
     "greenlet_spawn",
+    "hear_errors",
     "invalidate_with_older_ones",
     "is_entangled",
     "is_heard",
@@ -40,15 +42,27 @@ __all__ = [
 ]
 
 _HEARD: Final = ("before_cursor_execute", "after_cursor_execute", "begin", "commit")
+_OURS: Final[set[Callable[[ExceptionContext], None]]] = set()  # that hear errors
 
 # --- SQLAlchemy --------------------------------------------------------------------------------------------------
 
 
 def is_heard(engine: Engine) -> bool:
-    """Whether somebody listens to the statements or transactions of `engine` itself, or has them logged."""
+    """Whether somebody else listens to the statements, transactions or errors of `engine`, or has them logged."""
     if engine._has_events and any(getattr(engine.dispatch, name) for name in _HEARD):  # noqa: SLF001 - once, perhaps
         return True
+    if not _OURS.issuperset(engine.dialect.dispatch.handle_error):
+        return True
     return engine.logger.isEnabledFor(logging.INFO)
+
+
+def hear_errors(engine: Engine, listener: Callable[[ExceptionContext], None]) -> None:
+    """Let a listener of ours hear the errors of `engine`, which is no reason to take SQLAlchemy's way.
+
+    SQLAlchemy keeps them on the dialect, one for all views of an engine: there is none that only we listen to.
+    """
+    _OURS.add(listener)
+    event.listen(engine, "handle_error", listener)
 
 
 def begun_connections(session: Session) -> list[Connection]:

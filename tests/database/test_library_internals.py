@@ -107,8 +107,12 @@ async def test_an_engine_tells_whether_it_is_heard() -> None:
     def listener(*_: Any) -> None:
         pass
 
+    def ours(_: Any) -> None:
+        pass
+
     engine = create_async_engine("sqlite+aiosqlite://").sync_engine
-    for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit"):
+    internals.hear_errors(engine, ours)
+    for name in ("before_cursor_execute", "after_cursor_execute", "begin", "commit", "handle_error"):
         assert not internals.is_heard(engine)
         sqlalchemy.event.listen(engine, name, listener)
         assert internals.is_heard(engine)

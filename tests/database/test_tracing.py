@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.engine import ExceptionContext
 
-from orchestrator_state import Run, StateStore, WorkflowState
+from orchestrator_state import Run, SchemaChanged, StateStore, WorkflowState
 from tests.support.engines import own_engine
 from tests.support.running import Effect, fetch
+from tests.support.statements import listening
 
 TABLES: Final = ("workflow_states", "step_states", "checkpoints")
 
@@ -132,6 +133,28 @@ async def test_a_statement_that_fails_ends_its_span(database_url: str, whose: st
             await store.load_workflow_state(state.id)
     assert "failed" in {span.status for span in tracer.spans}
     assert "open" not in {span.status for span in tracer.spans}
+
+
+async def test_who_listens_to_errors_alone_hears_those_of_a_step_and_of_a_load(database_url: str) -> None:
+    failed: list[str] = []
+
+    async def handler(run: Run) -> None:
+        await run.step("before", Effect())
+        assert failed == []
+        async with store.begin() as uow:
+            await uow.session.execute(text("ALTER TABLE step_states RENAME TO elsewhere"))
+        await run.step("a", Effect())
+
+    async with StateStore.open(database_url, retry_timeout=timedelta(milliseconds=1)) as store:
+        state = await store.start("n", workflow_id="w")
+        with listening(Engine, {"handle_error": lambda context: failed.append(context.statement)}):
+            with pytest.raises(SchemaChanged):
+                await store.run("n", handler, workflow_id="w")
+            assert any("INSERT INTO step_states" in statement for statement in failed)
+            failed.clear()
+            with pytest.raises(SchemaChanged):
+                await store.load_workflow_state(state.id)
+            assert any("step_states" in statement for statement in failed)
 
 
 async def test_a_statement_is_sent_as_a_listener_has_changed_it(database_url: str) -> None:

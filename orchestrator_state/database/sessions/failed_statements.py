@@ -11,7 +11,7 @@ from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.errors import fault_in_statement, is_out_of_step, spends_connection
-from orchestrator_state.database.internals import is_entangled
+from orchestrator_state.database.internals import hear_errors, is_entangled
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 
 _FAILURES: Final = "orchestrator_state_failures"  # connection info
@@ -33,7 +33,7 @@ class Failures:
 
 def remember_failures(engine: Engine) -> None:
     """Note failed statements of `engine`, and give up connections that such an error has spent."""
-    event.listen(engine, "handle_error", _note)
+    hear_errors(engine, _note)
 
 
 def refuse_commits_after_failure(engine: Engine) -> None:

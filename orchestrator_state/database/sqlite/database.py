@@ -28,7 +28,7 @@ from orchestrator_state.database.direct import driver, heard
 from orchestrator_state.database.direct.batches import Batch, write_in_thread
 from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
 from orchestrator_state.database.errors import SQLITE_ROLLED_BACK, database_errors, sqlite_code
-from orchestrator_state.database.internals import greenlet_spawn, is_heard, sqlite3_of
+from orchestrator_state.database.internals import greenlet_spawn, hear_errors, is_heard, sqlite3_of
 from orchestrator_state.database.sessions.lent import put_back_sqlite
 from orchestrator_state.database.sqlite import connection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
@@ -221,7 +221,7 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
     }
     event.listen(engine.sync_engine, "connect", lambda connection, _: _prepare(connection, pragmas, file))
     put_back_sqlite(engine.sync_engine, pragmas)
-    event.listen(engine.sync_engine, "handle_error", _fail_the_whole_unit)
+    hear_errors(engine.sync_engine, _fail_the_whole_unit)
     for inherited in _databases:
         with suppress(ConfigurationError):
             inherited.leave_the_parent_alone()
