@@ -18,6 +18,7 @@ from pydantic import (
     AfterValidator,
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -26,7 +27,7 @@ from pydantic import (
 )
 
 from orchestrator_state.errors import InvalidPayload, InvalidTransition
-from orchestrator_state.payloads import LONGEST_NAME, copied, flaw_of
+from orchestrator_state.payloads import LONGEST_NAME, copied, flaw_of, text_of
 
 __all__ = [
     "ACTIVE",
@@ -110,15 +111,28 @@ def _in_utc(value: datetime) -> datetime:
         utc = value.astimezone(UTC)
     except OverflowError:
         raise ValueError("is outside the years 1 to 9999 in UTC") from None
+    except Exception as error:  # noqa: BLE001 - a time zone may be anybody's
+        raise ValueError(f"cannot be converted to UTC ({type(error).__qualname__})") from None
     if utc in _INFINITIES:
         raise ValueError("is the first or the last moment that datetime knows, which Postgres takes for infinity")
     return utc
+
+
+def _as_text(value: object) -> object:
+    """Python's own error about what is no status would show it, whatever its `__repr__` does."""
+    if isinstance(value, _Status):
+        return value
+    if (text := text_of(value)) is None:
+        raise ValueError("is a text")
+    return text
 
 
 Name = Annotated[
     str, StringConstraints(min_length=1, max_length=LONGEST_NAME, strict=True), AfterValidator(_storable_text)
 ]
 Text = Annotated[str, StringConstraints(strict=True), AfterValidator(_storable_text)]
+_OfWorkflow = Annotated[WorkflowStatus, BeforeValidator(_as_text)]
+_OfStep = Annotated[StepStatus, BeforeValidator(_as_text)]
 Timestamp = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 LARGEST_COUNT: Final = 2**31 - 1
 """The largest number that a column of Postgres holds. SQLite's hold more, but are given no larger ones."""
@@ -156,7 +170,7 @@ class StepState(_DomainModel):
     """
 
     step_id: Name
-    status: StepStatus = StepStatus.PENDING
+    status: _OfStep = StepStatus.PENDING
     started_at: Timestamp | None = None
     completed_at: Timestamp | None = None
     outputs: Any = Field(default=None, repr=False)
@@ -208,7 +222,7 @@ class WorkflowState(_DomainModel):
     id: UUID = Field(default_factory=uuid4)
     workflow_id: Name
     workflow_name: Name
-    status: WorkflowStatus = WorkflowStatus.PENDING
+    status: _OfWorkflow = WorkflowStatus.PENDING
     user_id: Name | None = None
     started_at: Timestamp = Field(default_factory=utc_now)
     updated_at: Timestamp = Field(default_factory=utc_now)

@@ -46,6 +46,10 @@ def _seconds(value: object) -> object:
 
 # The bound stands next to the type: pydantic 2.9 cannot tell of one that follows a validator.
 Seconds = Annotated[timedelta, Field(gt=timedelta(0)), BeforeValidator(_seconds)]
+# Both databases count milliseconds up to 2**31, also of `idle_limit_with_room`, which is twice a command's. Of more
+# Postgres says so, and SQLite waits not at all.
+LONGEST_WAIT = timedelta(days=10)
+Wait = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST_WAIT), BeforeValidator(_seconds)]
 LONGEST_LEASE = timedelta(days=1)
 """A lease that ends much later than this was damaged."""
 LeaseTerm = Annotated[timedelta, Field(gt=timedelta(0), le=LONGEST_LEASE), BeforeValidator(_seconds)]
@@ -114,10 +118,10 @@ class Settings(BaseSettings):
     pool_timeout: Seconds = timedelta(seconds=30)
     """Longest wait for a free connection, or for this process's turn to write to SQLite."""
     connect_timeout: Seconds = timedelta(seconds=5)
-    command_timeout: Seconds = timedelta(seconds=30)
-    """Longest wait for one statement, on the client and (Postgres) on the server."""
-    lock_timeout: Seconds = timedelta(seconds=10)
-    """Longest wait for another transaction's lock."""
+    command_timeout: Wait = timedelta(seconds=30)
+    """Longest wait for one statement, on the client and (Postgres) on the server. Ten days at most."""
+    lock_timeout: Wait = timedelta(seconds=10)
+    """Longest wait for another transaction's lock. Ten days at most."""
     retry_timeout: Seconds = timedelta(seconds=30)
     """How long a call whose transaction the database gave up on is repeated."""
     pgbouncer: bool = False
@@ -191,6 +195,8 @@ class Settings(BaseSettings):
             first = error.errors(include_input=False, include_url=False, include_context=False)[0]
             setting = str(first["loc"][0]) if first["loc"] else "settings"
             raise ConfigurationError(f"{setting}: {first['msg']}", setting=setting) from None
+        except Exception as error:  # noqa: BLE001 - a type of the caller's may raise anything when it is compared
+            raise ConfigurationError(f"an option is of a type that fails ({type(error).__qualname__})") from None
         settings._given = frozenset(given)
         return settings
 

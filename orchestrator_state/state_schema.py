@@ -18,10 +18,9 @@ from uuid import UUID
 
 from pydantic import BaseModel, RootModel
 
-from orchestrator_state.arguments import as_stored_name
+from orchestrator_state.arguments import as_configured_name, as_function
 from orchestrator_state.errors import (
     ConfigurationError,
-    InvalidPayload,
     NewerSchemaVersion,
     PayloadError,
     StateMismatch,
@@ -70,15 +69,14 @@ class StateSchema:
         """Raises `ConfigurationError` for what is no version or no model, or a type that pydantic does not know."""
         if type(version) is not int or not FIRST <= version < 2**31:
             raise ConfigurationError("the version of a schema is a whole number, 1 or more")
-        try:
-            self.workflow_name: Final = as_stored_name(workflow_name, "workflow_name")
-        except InvalidPayload as error:
-            raise ConfigurationError(str(error)) from None
+        self.workflow_name: Final = as_configured_name(workflow_name, "workflow_name")
         if outputs is not None and not isinstance(outputs, Mapping):
             raise ConfigurationError(f"outputs is a {type(outputs).__name__}; give a mapping of step ids to types")
         self.version: Final = version
         self.state: Final = None if state is None else as_model(state)
-        self.outputs: Final = dict(outputs or {})
+        self.outputs: Final = {
+            as_configured_name(step_id, "a key of outputs"): kind for step_id, kind in (outputs or {}).items()
+        }
         self.result: Final = result
         for kind in (*self.outputs.values(), *(() if result is None else (result,))):
             ValueType.of(kind)
@@ -90,7 +88,7 @@ class StateSchema:
 
     def upcast_outputs(self, step_id: str, version: int) -> Callable[[_Upcaster], _Upcaster]:
         """Register a function that makes a step's outputs of `version + 1` from those of `version`."""
-        return self._register(("outputs", step_id), version)
+        return self._register(("outputs", as_configured_name(step_id, "step_id")), version)
 
     def upcast_result(self, version: int) -> Callable[[_Upcaster], _Upcaster]:
         """Register a function that makes a handler's result of `version + 1` from one of `version`."""
@@ -153,14 +151,15 @@ class StateSchema:
 
         def register(upcaster: _Upcaster) -> _Upcaster:
             registered = self._upcasters.setdefault(key, {})
-            if version not in range(FIRST, self.version):
+            if type(version) is not int or not FIRST <= version < self.version:
+                found = version if type(version) is int and abs(version) < 2**31 else "like that"
                 raise ConfigurationError(
-                    f"{what}: there is nothing to upcast from version {version} of {self.workflow_name!r}, "
+                    f"{what}: there is nothing to upcast from version {found} of {self.workflow_name!r}, "
                     f"which is at {self.version}"
                 )
             if version in registered:
                 raise ConfigurationError(f"{what}: there is an upcaster from version {version} already")
-            if inspect.iscoroutinefunction(upcaster):
+            if inspect.iscoroutinefunction(as_function(upcaster, f"{what}: an upcaster")):
                 raise ConfigurationError(f"{what}: an upcaster is a plain function, not an async one")
             registered[version] = upcaster
             return upcaster

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.arguments import as_stored_name
+from orchestrator_state.arguments import as_configured_name
 from orchestrator_state.database import StoreSession, refuse_autocommit
-from orchestrator_state.errors import ConfigurationError, InvalidPayload
+from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads import Payloads
 from orchestrator_state.repositories import (
     CheckpointRepository,
@@ -52,15 +52,19 @@ class UnitOfWork:
         payloads: Payloads | None = None,
         schemas: Iterable[StateSchema] = NO_SCHEMAS,
     ) -> None:
-        """Raises `ConfigurationError` for a namespace that is no name, and for two schemas of one name.
+        """Raises `ConfigurationError` for what is none of these, and for two schemas of one name.
 
         So does the first statement, if the session's connection commits each by itself (AUTOCOMMIT).
         """
         if not isinstance(session, AsyncSession):
             raise ConfigurationError(f"session is a {type(session).__name__}; give an AsyncSession")
         self.session = session
-        namespace = _checked(namespace)
+        namespace = as_configured_name(namespace, "namespace")
+        if schema is not None:
+            schema = as_configured_name(schema, "schema")
         payloads = UndeclaredPayloads() if payloads is None else payloads
+        if not isinstance(payloads, Payloads):
+            raise ConfigurationError(f"payloads is a {type(payloads).__name__}; give Payloads([...])")
         if not isinstance(session.sync_session, StoreSession):
             refuse_autocommit(session)
         if payloads.offload is None:
@@ -90,10 +94,3 @@ class UnitOfWork:
 
     def _on_session(self, kind: type[_Repository]) -> _Repository:
         return kind(self.session, **self._options)
-
-
-def _checked(namespace: str) -> str:
-    try:
-        return as_stored_name(namespace, "namespace")
-    except InvalidPayload as error:
-        raise ConfigurationError(str(error)) from None

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration, as_handlers, as_positive
+from orchestrator_state.arguments import as_duration, as_flag, as_handlers, as_positive
 from orchestrator_state.concurrency import uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.execution import Pulse, RecoveredRun, Recovery, WorkerHealth
@@ -68,7 +68,7 @@ class Worker:
         if self._poll == 0:
             raise ConfigurationError("poll must be more than nothing")
         self._grace = as_duration(grace, "grace").total_seconds()
-        self._handle_signals = handle_signals
+        self._handle_signals = as_flag(handle_signals, "handle_signals")
         self._stopping = asyncio.Event()
         self._news = asyncio.Event()
         self._under_way: set[asyncio.Task[RecoveredRun]] = set()

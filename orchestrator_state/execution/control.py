@@ -34,7 +34,7 @@ class RunControl:
 
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
-        as_signal_name(name)
+        name = as_signal_name(name)
         encoded = await self._transactions.payloads.encode_aside(payload, "payload")
         signal_id = uuid4()
         place = SignalPlace(target, signal_id, self._transactions.settings.namespace, name)
@@ -104,11 +104,12 @@ class RunControl:
     async def fork(self, checkpoint_id: UUID | str, workflow_id: str | None) -> WorkflowState:
         origin = as_uuid(checkpoint_id, "checkpoint_id")
         # Of a name there is one fork of a checkpoint, also for a process that does not know whether it has made it.
-        fork_id = uuid4() if workflow_id is None else uuid5(origin, as_stored_name(workflow_id, "workflow_id"))
+        name = None if workflow_id is None else as_stored_name(workflow_id, "workflow_id")
+        fork_id = uuid4() if name is None else uuid5(origin, name)
 
         async def fork(uow: StoreUnit) -> WorkflowState:
             run = await _locked_owner(uow, origin)
-            if workflow_id is not None and (made := await uow.workflows.find(fork_id)) is not None:
+            if name is not None and (made := await uow.workflows.find(fork_id)) is not None:
                 return made
             # At the version of the patches that come with it: a resume upcasts them together.
             checkpoint = await uow.past.get_checkpoint(origin, run.stored.schema_version or FIRST)
@@ -118,7 +119,7 @@ class RunControl:
                 raise InvalidPayload("the snapshot is another workflow's state", path="snapshot.id")
             now = utc_now()
             state.id, state.version, state.status = fork_id, 0, WorkflowStatus.PENDING
-            state.workflow_id = workflow_id or f"{state.workflow_id[:210]}-fork-{fork_id}"
+            state.workflow_id = name or f"{state.workflow_id[:210]}-fork-{fork_id}"
             state.started_at = state.updated_at = now
             state.completed_at = state.error = None
             await uow.past.save_state(state, run.stored.schema_version or FIRST)

@@ -11,7 +11,7 @@ from orchestrator_state.payloads.context_dict import ContextDict, Touch
 from orchestrator_state.payloads.digests import check_digest
 from orchestrator_state.payloads.limits import MOST, Limits
 from orchestrator_state.payloads.sealing import PLAIN, Payloads, Sealed
-from orchestrator_state.payloads.texts import LONGEST_NAME, check_text, flaw_of, is_unicode
+from orchestrator_state.payloads.texts import LONGEST_NAME, check_text, flaw_of, is_unicode, text_of
 from orchestrator_state.payloads.typed.values import NotAccepted, ValueType, decode_value
 
 __all__ = [
@@ -48,4 +48,5 @@ __all__ = [
     "is_unicode",
     "new_key",
     "tags_of",
+    "text_of",
 ]

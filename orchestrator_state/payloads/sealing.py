@@ -59,6 +59,8 @@ class Payloads:
         for name, given in (("codecs", codecs), ("readers", readers)):
             if not isinstance(given, Iterable):
                 raise ConfigurationError(f"{name} is a {type(given).__name__}; give a list")
+        if type(strict) is not bool:
+            raise ConfigurationError(f"strict must be True or False, not a {type(strict).__name__}")
         if blobs is not None and not isinstance(blobs, BlobStore):
             raise ConfigurationError(f"blobs is a {type(blobs).__name__}; give a BlobStore")
         self._chain = Chain(codecs, readers)

@@ -17,6 +17,11 @@ _REMEDIES: Final = {
 }
 
 
+def text_of(value: object) -> str | None:
+    """The text itself, where `value` is of a subclass, with methods of its own; None if it is no text."""
+    return str.__str__(value) if isinstance(value, str) else None
+
+
 def is_unicode(text: str) -> bool:
     """Whether there is no lone surrogate in `text`. Bytes that were read leniently, and are no UTF-8, come as such."""
     if text.isascii():

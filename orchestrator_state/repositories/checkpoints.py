@@ -144,9 +144,10 @@ class CheckpointRepository(CheckpointReader):
 
     async def get(self, checkpoint_id: UUID | str) -> Checkpoint:
         """Raises `CheckpointNotFound`."""
-        checkpoint = await self.find(checkpoint_id)
+        of_id = as_uuid(checkpoint_id, "checkpoint_id")
+        checkpoint = await self.find(of_id)
         if checkpoint is None:
-            raise self._not_found(checkpoint_id)
+            raise self._not_found(of_id)
         return checkpoint
 
     async def find_latest(self, workflow_state_id: UUID | str) -> Checkpoint | None:

@@ -80,13 +80,10 @@ class StepRepository(Repository):
 
     async def get(self, workflow_state_id: UUID | str, step_id: str) -> StepState:
         """Raises `StepNotFound`."""
-        step = await self.find(workflow_state_id, step_id)
+        of_id, name = as_uuid(workflow_state_id, "workflow_state_id"), as_name(step_id, "step_id")
+        step = await self.find(of_id, name)
         if step is None:
-            raise StepNotFound(
-                f"workflow {workflow_state_id} has no step {step_id!r}",
-                workflow_state_id=workflow_state_id,
-                step_id=step_id,
-            )
+            raise StepNotFound(f"workflow {of_id} has no step {name!r}", workflow_state_id=of_id, step_id=name)
         return step
 
     def _step(self, row: Any) -> StepState:

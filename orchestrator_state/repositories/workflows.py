@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_name, as_uuid
+from orchestrator_state.arguments import as_instance, as_listener, as_name, as_uuid, as_uuids
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.errors import PayloadError, SchemaMismatch, WorkflowNotFound
 from orchestrator_state.models import WorkflowRow
@@ -58,7 +58,7 @@ class WorkflowRepository(StateWriter):
         `LeaseHeld` if it is a run that a worker owns now;
         `WorkflowNotFound` if the row is gone; `AlreadyExists` if another namespace has that id.
         """
-        check_state(state, self._schemas, self._payloads)
+        check_state(as_instance(state, WorkflowState, "state"), self._schemas, self._payloads)
         # In one go: somebody else may have it.
         await self._save(state, self._schemas.version_of(state.workflow_name), *state_columns(state, self._payloads))
 
@@ -68,9 +68,10 @@ class WorkflowRepository(StateWriter):
 
     async def get(self, workflow_state_id: UUID | str) -> WorkflowState:
         """Raises `WorkflowNotFound`."""
-        state = await self.find(workflow_state_id)
+        of_id = as_uuid(workflow_state_id, "workflow_state_id")
+        state = await self.find(of_id)
         if state is None:
-            raise self._workflow_not_found(workflow_state_id)
+            raise self._workflow_not_found(of_id)
         return state
 
     async def find_by_workflow_id(self, workflow_id: str) -> WorkflowState | None:
@@ -81,11 +82,10 @@ class WorkflowRepository(StateWriter):
 
     async def get_by_workflow_id(self, workflow_id: str) -> WorkflowState:
         """The most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
-        state = await self.find_by_workflow_id(workflow_id)
+        name = as_name(workflow_id, "workflow_id")
+        state = await self.find_by_workflow_id(name)
         if state is None:
-            raise WorkflowNotFound(
-                f"there is no workflow {workflow_id!r} in namespace {self._namespace!r}", workflow_id=workflow_id
-            )
+            raise WorkflowNotFound(f"there is no workflow {name!r} in namespace {self._namespace!r}", workflow_id=name)
         return state
 
     async def list_active(self, on_damaged: OnDamaged | None = None) -> list[WorkflowState]:
@@ -94,6 +94,7 @@ class WorkflowRepository(StateWriter):
         One that cannot be read does not hide the others: `on_damaged` is called with its error. By default that is
         logged, and the first of them is raised if there is nothing else to return.
         """
+        as_listener(on_damaged, "on_damaged")
         damaged: list[PayloadError] = []
         states = []
         for state in await self._stored_states(ACTIVE_STATES, damaged.append):
@@ -107,13 +108,13 @@ class WorkflowRepository(StateWriter):
             (on_damaged or _log_damage)(each)
         return states
 
-    async def delete(self, ids: Sequence[UUID]) -> None:
+    async def delete(self, ids: Sequence[UUID | str]) -> None:
         """Delete these workflows with their steps, checkpoints and signals. Those of other namespaces are left alone.
 
         Raises `LeaseHeld` if a worker owns one of them. A run that waits for one of them is woken.
         """
         parents: set[UUID] = set()
-        for chunk in chunks(ids):
+        for chunk in chunks(as_uuids(ids, "ids")):
             locked = await self._lock_free(chunk)
             await self._beside(RetentionRepository).delete_locked([row.id for row in locked])
             parents |= {row.parent_id for row in locked if row.parent_id is not None}

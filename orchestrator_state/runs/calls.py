@@ -15,9 +15,9 @@ from types import CodeType
 from typing import Any, Final, TypeGuard, TypeVar, cast
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration
+from orchestrator_state.arguments import as_pause
 from orchestrator_state.concurrency import Returned, Threads, call_apart
-from orchestrator_state.errors import AbnormalExit, ConfigurationError, InvalidPayload, PayloadError
+from orchestrator_state.errors import AbnormalExit, ConfigurationError, PayloadError
 from orchestrator_state.failures import note
 
 _T = TypeVar("_T")
@@ -49,7 +49,7 @@ class Retry:
             raise ConfigurationError("attempts must be a whole number, 1 or more: the calls in all")
         for each in fields(self):
             if each.name.startswith("wait_"):
-                object.__setattr__(self, each.name, _as_pause(getattr(self, each.name), each.name))
+                object.__setattr__(self, each.name, as_pause(getattr(self, each.name), each.name))
         if self.wait_initial > self.wait_max:  # type: ignore[operator]
             raise ConfigurationError("wait_initial must not be longer than wait_max")
         if not (_are_kinds(self.on) or _is_predicate(self.on)):
@@ -91,17 +91,6 @@ class Retry:
             note(error, f"the function that `Retry(on=…)` was given raised {name}, so the step was not called again")
             hooks.logger.warning("the function given to Retry(on=...) raised %s", name)
             return False
-
-
-def _as_pause(given: object, name: str) -> timedelta:
-    try:
-        pause = as_duration(given, name)
-        is_negative = given < type(given)()  # type: ignore[operator]
-    except InvalidPayload as error:
-        raise ConfigurationError(str(error)) from None
-    if is_negative:
-        raise ConfigurationError(f"{name} must not be negative")
-    return pause
 
 
 def _are_kinds(on: object) -> TypeGuard[Kinds]:

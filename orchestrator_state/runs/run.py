@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
-from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
+from orchestrator_state.arguments import as_duration, as_function, as_name, as_on_unknown, as_signal_name
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.runs.calls import ONCE, Retry
@@ -227,8 +227,7 @@ class Run(Generic[State]):
         `StateMismatch` if `returns` does not accept recorded ones.
         """
         as_function(fn, "the function of run.step")
-        if not (callable(on_unknown) or on_unknown in ("retry", "raise")):
-            raise ConfigurationError('on_unknown must be "retry", "raise", or a function that finds out')
+        on_unknown = as_on_unknown(on_unknown)
         numbered = self._steps.number(step_id)
         policy = ONCE if retry is None else Retry.of(retry)
         limit = None if timeout is None else as_duration(timeout, "timeout")
@@ -313,7 +312,8 @@ class Run(Generic[State]):
         let go of, and resumed when the signal is there. `returns` is as in `step`; a payload that it does not accept is
         consumed all the same, and raises `InvalidPayload`: the next call waits for the next signal.
         """
-        numbered = self._steps.number(f"signal:{as_signal_name(name)}")
+        name = as_signal_name(name)
+        numbered = self._steps.number(f"signal:{name}")
         limit = None if timeout is None else as_duration(timeout, "timeout")
         returns = self._steps.types.of_step(numbered, returns)
         work = partial(wait_for, self._steps, numbered, name, limit, returns)
@@ -365,7 +365,7 @@ class Run(Generic[State]):
         as_function(handler, "the handler of run.child")
         types = RunTypes.of(self._steps.transactions.schemas, self._steps.types.payloads, name, state, returns)
         started_with = None if context is None else types.context_text(context)
-        numbered = self._steps.number(f"child:{name}")
+        numbered = self._steps.number(f"child:{types.workflow_name}")
         # In the parent's record the result is the outputs of a step, so the parent's schema converts it.
         kind = self._steps.types.of_step(numbered, types.result)
         work = partial(child, self._steps, numbered, self._start_child, Child(handler, types, started_with), kind)

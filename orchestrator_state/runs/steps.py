@@ -61,7 +61,7 @@ class StepIds:
 
     def number(self, step_id: str) -> str:
         """The id of the next call of `step_id`, in the order of the calls. Raises `InvalidPayload`."""
-        as_stored_name(step_id, "step_id")
+        step_id = as_stored_name(step_id, "step_id")
         call = self._calls[step_id] = self._calls.get(step_id, 0) + 1
         numbered = step_id if call == 1 else f"{step_id}#{call}"
         if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):

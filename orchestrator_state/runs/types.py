@@ -44,7 +44,8 @@ class RunTypes:
         cls, schemas: Schemas, payloads: Payloads, workflow_name: str, state: Any = None, result: Any = None
     ) -> RunTypes:
         """The types given with a call, else those of the schema. Raises `ConfigurationError` if the states disagree."""
-        schema = schemas.find(as_stored_name(workflow_name, "workflow_name"))
+        workflow_name = as_stored_name(workflow_name, "workflow_name")
+        schema = schemas.find(workflow_name)
         model = None if state is None else as_model(state)
         if schema is not None and schema.state is not None:
             if model not in (None, schema.state):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import hooks, schema
+from orchestrator_state.arguments import as_flag
 from orchestrator_state.concurrency import Aside, running_loop
 from orchestrator_state.database import adopt_engine, open_database
 from orchestrator_state.errors import ConfigurationError
@@ -81,6 +82,8 @@ async def open_transactions(
 ) -> Transactions:
     """Connect, see that the schema is today's, and return the way to the database. See `StateStore.open`."""
     running_loop()
+    if migrate is not None:
+        as_flag(migrate, "migrate")
     database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
     database.enter()
     try:

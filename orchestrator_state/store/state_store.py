@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_duration, as_function, as_instance, as_listener, as_uuid
+from orchestrator_state.arguments import as_duration, as_flag, as_function, as_instance, as_listener, as_uuid
 from orchestrator_state.database import listening
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.errors import ConfigurationError
@@ -267,8 +267,9 @@ class StateStore:
         fail, and where. Nothing is written, damage is reported and not raised, and memory does not grow with the
         database. Each page of rows is a transaction of its own; then `progress(done, total)` is told how many rows.
         """
+        loads = as_flag(load, "load")
         counted = await row_counter(self._transactions, as_listener(progress, "progress"), CHECKED_TABLES)
-        return await verify(self._transactions, load=load, on_rows=counted)
+        return await verify(self._transactions, load=loads, on_rows=counted)
 
     async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
         """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.
@@ -278,8 +279,9 @@ class StateStore:
         leases stay as they are. Payloads that do not open, for example under an unknown key, are reported and stay.
         `dry_run` only counts. `progress` is as in `verify`.
         """
+        is_dry = as_flag(dry_run, "dry_run")
         counted = await row_counter(self._transactions, as_listener(progress, "progress"))
-        return await rekey(self._transactions, dry_run=dry_run, on_rows=counted)
+        return await rekey(self._transactions, dry_run=is_dry, on_rows=counted)
 
     # --- durable runs --------------------------------------------------------------------------------------------
 
@@ -352,7 +354,7 @@ class StateStore:
         types = self._executor.types_of(name, state, returns)
         wanted = await wanted_run(types, workflow_id, context, user_id, idempotency_key)
         patience = as_duration(0 if wait is None else wait, "wait")
-        outcome = await self._executor.run(wanted, handler, wait=patience, strict=strict)
+        outcome = await self._executor.run(wanted, handler, wait=patience, strict=as_flag(strict, "strict"))
         return outcome.result()
 
     async def start(

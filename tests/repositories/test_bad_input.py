@@ -24,6 +24,7 @@ from orchestrator_state import (
     WorkflowNotFound,
 )
 from orchestrator_state.payloads import encode
+from tests.support.odd_values import Odder
 from tests.support.raw_sql import contents
 from tests.support.statements import traffic_of
 from tests.support.workflows import LONG_AGO, a_workflow, checkpointed, nested, saved, unstorable_values
@@ -167,7 +168,7 @@ async def test_a_step_that_is_none_is_refused(store: StateStore, stranger: Any) 
     assert str(refused) == f"steps['load'] is a {type(stranger).__name__}, not a StepState"
 
 
-@pytest.mark.parametrize("key", ["\ud800", "a\0b", 1, None])
+@pytest.mark.parametrize("key", ["\ud800", "a\0b", 1, None, 10**5000], ids=["surrogate", "NUL", "1", "None", "long"])
 async def test_a_step_under_a_key_that_is_no_name_is_refused_in_words_that_can_be_printed(
     store: StateStore, key: Any
 ) -> None:
@@ -181,23 +182,24 @@ async def test_a_step_under_a_key_that_is_no_name_is_refused_in_words_that_can_b
 
 BAD_FIELDS: list[tuple[str, Any]] = [
     *((name, bad) for name in ("workflow_id", "workflow_name", "user_id") for bad in ("", "x" * 256, "a\0", "\ud800")),
-    *((name, bad) for name in ("started_at", "updated_at", "completed_at") for bad in (NAIVE, "yesterday")),
-    *(("status", bad) for bad in ("sleeping", None)),
+    *((name, bad) for name in ("started_at", "updated_at", "completed_at") for bad in (NAIVE, "yesterday", 0, 0.5)),
+    *(("status", bad) for bad in ("sleeping", None, nested(2000), Odder())),
     *(("error", bad) for bad in ("a\0", "\ud800", 7)),
-    *(("id", bad) for bad in ("wf-1", None)),
+    *(("id", bad) for bad in ("wf-1", None, str(uuid4()))),
+    *(("workflow_name", bad) for bad in (nested(2000), Odder())),
     *(("version", bad) for bad in (-1, "1")),
     ("steps", ["load"]),
 ]
 BAD_STEP_FIELDS: list[tuple[str, Any]] = [
     *(("step_id", bad) for bad in ("", "x" * 256, "a\0", "\ud800")),
-    *((name, bad) for name in ("started_at", "completed_at") for bad in (NAIVE, "yesterday")),
-    *(("status", bad) for bad in ("sleeping", "paused")),
+    *((name, bad) for name in ("started_at", "completed_at") for bad in (NAIVE, "yesterday", 0)),
+    *(("status", bad) for bad in ("sleeping", "paused", Odder())),
     *(("error", bad) for bad in ("a\0", "\ud800")),
     *(("retry_count", bad) for bad in (-1, 2**31, "3")),
 ]
 BAD_CHECKPOINT_FIELDS: list[tuple[str, Any]] = [
     *(("step_id", bad) for bad in ("", "x" * 256, "a\0", "\ud800")),
-    *(("timestamp", bad) for bad in (NAIVE, "yesterday")),
+    *(("timestamp", bad) for bad in (NAIVE, "yesterday", 0)),
     *(("id", bad) for bad in ("cp-1", None)),
     ("workflow_state_id", "wf-1"),
 ]

@@ -2,58 +2,24 @@
 
 import asyncio
 import gc
-import math
 import pickle
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
-from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
 from orchestrator_state import (
-    AesGcm,
-    BlobStore,
     ConfigurationError,
-    InvalidPayload,
-    KeyRing,
     LeaseHeld,
-    OrchestratorStateError,
-    Payloads,
     Run,
-    StateSchema,
     StateStore,
     Worker,
-    Zstd,
 )
+from tests.support.odd_values import Odder, but, refused
 from tests.support.running import Effect, row_of, steps_of
 from tests.support.workflows import checkpointed, saved
-
-ODD: list[Any] = [
-    *(None, -1, 0, 1.5, 10**30, math.nan, math.inf, True, b"bytes", "", "x" * 300, "a\0b", "\ud800"),
-    *(object(), [], {}, (), datetime(2020, 1, 1), timedelta(-1), timedelta.max, int),  # noqa: DTZ001
-]
-
-
-class Odder:
-    """It must not be compared, nor printed."""
-
-    __hash__ = None  # type: ignore[assignment]
-
-    def __eq__(self, other: object) -> bool:
-        raise ZeroDivisionError
-
-    def __str__(self) -> str:
-        raise SystemExit
-
-    __repr__ = __str__
-
-
-def but(*allowed: Any) -> list[Any]:
-    """Odd values, but those of these types."""
-    kept = [value for value in ODD if type(value) not in allowed]
-    return kept if float in allowed else [*kept, Odder()]
 
 
 async def steps(run: Run) -> int:
@@ -67,10 +33,6 @@ def in_a_run(store: StateStore, call: Callable[[Run], Any]) -> Any:
     return store.run("n", handler)
 
 
-def unknown(odd: Any, run: Run) -> Any:
-    return run.step("s", Effect(), on_unknown=odd)
-
-
 Call = Callable[[StateStore, Any], Any]
 NO_FUNCTIONS = but(type, float)
 NOT_CALLABLE: dict[str, Call] = {
@@ -81,66 +43,6 @@ NOT_CALLABLE: dict[str, Call] = {
     "run.transact": lambda store, odd: in_a_run(store, lambda run: run.transact("s", odd)),
     "run.child": lambda store, odd: in_a_run(store, lambda run: run.child("c", odd)),
 }
-WRONG: dict[str, tuple[list[Any], Call]] = {
-    "save": (but(), lambda store, odd: store.save_workflow_state(odd)),
-    "create_checkpoint": (but(), lambda store, odd: store.create_checkpoint(odd)),
-    "load": (but(), lambda store, odd: store.load_workflow_state(odd)),
-    "restore": (but(), lambda store, odd: store.restore_from_checkpoint(odd)),
-    "signal": (but(), lambda store, odd: store.signal(odd, "go")),
-    "cancel": (but(), lambda store, odd: store.cancel(odd)),
-    "fork": (but(), lambda store, odd: store.fork(odd)),
-    "delete_old_states": (but(timedelta), lambda store, odd: store.delete_old_states(odd)),
-    "progress of a deletion": (but(type(None), type), lambda store, odd: store.prune_checkpoints(keep=1, progress=odd)),
-    "progress of verify": (but(type(None), type), lambda store, odd: store.verify(progress=odd)),
-    "progress of rekey": (but(type(None), type), lambda store, odd: store.rekey(progress=odd)),
-    "on_damaged": (but(type(None), type), lambda store, odd: store.list_active_workflows(on_damaged=odd)),
-    "name of a run": (but(), lambda store, odd: store.run(odd, steps)),
-    "name of a start": (but(), lambda store, odd: store.start(odd)),
-    "returns": ([5, "int", "x" * 300, object(), Odder()], lambda store, odd: store.run("n", steps, returns=odd)),
-    "handlers": (but(dict), lambda store, odd: store.recover(odd)),
-    "handlers of a worker": (but(), Worker),
-    "name of a handler": ([None, 5, b"n", (), "", "x" * 300], lambda store, odd: store.recover({odd: steps})),
-    "concurrency": (but(int), lambda store, odd: store.recover({"n": steps}, concurrency=odd)),
-    "concurrency of a worker": (but(int), lambda store, odd: Worker(store, {"n": steps}, concurrency=odd)),
-    "store of a worker": (but(), lambda _, odd: Worker(odd, {"n": steps})),
-    "step id": (but(), lambda store, odd: in_a_run(store, lambda run: run.step(odd, Effect()))),
-    "on_unknown": (
-        [None, 5, "later", True],
-        lambda s, odd: in_a_run(s, lambda r: r.step("s", Effect(), on_unknown=odd)),
-    ),
-    "name of a child": (but(), lambda store, odd: in_a_run(store, lambda run: run.child(odd, steps))),
-    "payloads": (but(), lambda _, odd: StateStore.open(":memory:", payloads=odd)),
-    "schemas": (but(list, dict, tuple, str, bytes), lambda _, odd: StateStore.open(":memory:", schemas=odd)),
-    "hook": (but(type(None)), lambda _, odd: StateStore.open(":memory:", hook=odd)),
-    "name of a schema": (but(), lambda _, odd: StateSchema(odd)),
-    "outputs of a schema": (but(type(None), dict), lambda _, odd: StateSchema("n", outputs=odd)),
-    "codecs": (but(list, dict, tuple, str, bytes), lambda _, odd: Payloads(odd)),
-    "blobs": (but(type(None)), lambda _, odd: Payloads(blobs=odd)),
-    "keys": (but(), lambda _, odd: KeyRing(odd, primary="k")),
-    "ring": (but(), lambda _, odd: AesGcm(odd)),
-    "level": (but(int), lambda _, odd: Zstd(odd)),
-    "above": (but(int), lambda _, odd: BlobStore("memory://x", above=odd)),
-    "timeout of blobs": (but(timedelta), lambda _, odd: BlobStore("memory://x", timeout=odd)),
-}
-
-
-async def refused(call: Callable[[], Any], about: str) -> OrchestratorStateError:
-    try:
-        made = call()
-        if isinstance(made, Awaitable):
-            await asyncio.wait_for(made, 10)
-    except (ConfigurationError, InvalidPayload) as error:
-        return error
-    raise AssertionError(f"{about} was taken")
-
-
-@pytest.mark.parametrize("argument", WRONG)
-async def test_an_argument_of_a_wrong_kind_is_refused(store: StateStore, argument: str) -> None:
-    values, call = WRONG[argument]
-    for number, odd in enumerate(values):
-        await refused(lambda odd=odd: call(store, odd), f"{argument}: {number}, a {type(odd).__name__}")  # type: ignore[misc]
-    if "run" not in argument and "step" not in argument and "child" not in argument and argument != "on_unknown":
-        assert await store.list_active_workflows() == []
 
 
 @pytest.mark.parametrize("place", NOT_CALLABLE)

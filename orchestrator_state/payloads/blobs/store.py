@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 from orchestrator_state.concurrency import Threads
 from orchestrator_state.errors import ConfigurationError, MissingExtra, OrchestratorStateError, StoreUnavailable
+from orchestrator_state.payloads.texts import flaw_of, text_of
 
 _Result = TypeVar("_Result")
 
@@ -43,8 +44,11 @@ class BlobStore:
             raise ConfigurationError("above must be a whole number of bytes, at least 1")
         if type(timeout) is not timedelta or timeout <= timedelta():
             raise ConfigurationError("timeout must be a timedelta of more than nothing")
+        location = text_of(os.fspath(url) if isinstance(url, os.PathLike) else url)
+        if not location or flaw_of(location) is not None:
+            raise ConfigurationError("url must be the URL of a place that fsspec knows, such as file:///srv/blobs")
         self.above: Final = above
-        self._url = url
+        self._url = location
         self._options = storage_options
         self._timeout = timeout.total_seconds()
         self._marked = False

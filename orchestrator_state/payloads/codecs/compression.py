@@ -39,7 +39,7 @@ class Zstd:
             raise ConfigurationError("level, threshold and max_bytes must be whole numbers")
         lowest, highest = zstd.CompressionParameter.compression_level.bounds()
         if not lowest <= level <= highest:
-            raise ConfigurationError(f"level is {level}; it must be from {lowest} to {highest}")
+            raise ConfigurationError(f"level must be from {lowest} to {highest}")
         if threshold < 1 or max_bytes < 1:
             raise ConfigurationError("threshold and max_bytes must be at least 1")
         self._compress = zstd.compress

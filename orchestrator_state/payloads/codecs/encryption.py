@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final, NoReturn
 
 from orchestrator_state.errors import ConfigurationError, CorruptPayload, DecryptionFailed, MissingExtra
+from orchestrator_state.payloads.texts import is_unicode, text_of
 
 _KEY_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY_BYTES: Final = 32
@@ -39,10 +40,10 @@ class KeyRing:
     def __init__(self, keys: Mapping[str, bytes], primary: str) -> None:
         if not isinstance(keys, Mapping):
             raise ConfigurationError(f"keys is a {type(keys).__name__}; give a mapping of ids to keys")
-        self._keys = {_checked_id(key_id): _checked_key(key_id, key) for key_id, key in keys.items()}
-        if primary not in list(keys):  # a list: what is no key may not be hashable
+        self._keys = {(checked := _checked_id(key_id)): _checked_key(checked, key) for key_id, key in keys.items()}
+        self._primary = text_of(primary) or ""
+        if self._primary not in self._keys:
             raise ConfigurationError(f"the primary key is not in the ring, which has {_listed(self._keys)}")
-        self._primary = primary
 
     @property
     def primary(self) -> str:
@@ -58,13 +59,17 @@ class KeyRing:
     def for_namespace(self, namespace: str) -> KeyRing:
         """Return a ring with the same ids and, for each key, one derived for `namespace` by HKDF-SHA256 (RFC 5869).
 
-        One master key then serves all namespaces, and no payload of one opens in another. Raises `MissingExtra`.
+        One master key then serves all namespaces, and no payload of one opens in another. Raises `MissingExtra`, and
+        `ConfigurationError` for what is no namespace.
         """
+        name = text_of(namespace)
+        if name is None or not is_unicode(name):
+            raise ConfigurationError("the namespace of a ring is a text without lone surrogates")
         _require_cryptography()
         from cryptography.hazmat.primitives.hashes import SHA256
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-        info = b"orchestrator-state payloads of the namespace\0" + namespace.encode()
+        info = b"orchestrator-state payloads of the namespace\0" + name.encode()
         derived = {
             key_id: HKDF(algorithm=SHA256(), length=_KEY_BYTES, salt=None, info=info).derive(key)
             for key_id, key in self._keys.items()
@@ -122,10 +127,11 @@ class AesGcm:
 
 def _checked_id(key_id: object) -> str:
     # The error does not show the id: somebody may have swapped the ids and the keys, and then it would show a key.
-    if not isinstance(key_id, str) or not _KEY_ID.fullmatch(key_id):
+    checked = text_of(key_id) or ""
+    if not _KEY_ID.fullmatch(checked):
         message = "a key id must be 1 to 64 letters, digits, dots, dashes and underscores; one of the ring's is not"
         raise ConfigurationError(message)
-    return key_id
+    return checked
 
 
 def _checked_key(key_id: str, key: object) -> bytes:

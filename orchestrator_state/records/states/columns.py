@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any
+from uuid import UUID
 
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import InvalidPayload
@@ -45,7 +47,12 @@ def check_fields(model: WorkflowState | StepState | Checkpoint) -> None:
     Assignment is validated; `model_copy(update=…)` and changes of `__dict__` are not.
     """
     fields = {name: value for name, value in model.__dict__.items() if name != "steps"}
-    type(model)(**fields)
+    accepted = type(model)(**fields).__dict__
+    for name, value in fields.items():
+        kind = type(accepted[name])
+        # The constructor makes a time of a number, and an id of a text; here they would be stored as they are.
+        if issubclass(kind, datetime | UUID) and not isinstance(value, kind):
+            raise InvalidPayload(f"{type(model).__name__}: {name}: Input should be a {kind.__name__}", path=name)
 
 
 def _plain(status: object) -> object:
@@ -59,9 +66,15 @@ def all_step_columns(state: WorkflowState, payloads: Payloads) -> dict[str, Colu
     if not isinstance(state.steps, dict):
         raise InvalidPayload(f"steps is a {type(state.steps).__name__}, not a dict", path="steps")
     for key, step in state.steps.items():
-        path = f"steps[{key!r}]"
+        if not isinstance(key, str):
+            raise InvalidPayload(f"a key of steps is of type {type(key).__name__}; use str", path="steps")
+        path = f"steps[{str.__str__(key)!r}]"
         if not isinstance(step, StepState):
             raise InvalidPayload(f"{path} is a {type(step).__name__}, not a StepState", path=path)
+        if not isinstance(step.step_id, str):
+            raise InvalidPayload(
+                f"{path}.step_id must be a str, not {type(step.step_id).__name__}", path=f"{path}.step_id"
+            )
         if key != step.step_id:
             raise InvalidPayload(f"{path} holds the step {step.step_id!r}; key and step_id must agree", path=path)
         columns[key] = step_columns(step, path, payloads)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.domain import StepState, StepStatus, WorkflowState
 from orchestrator_state.errors import InvalidPayload, SchemaMismatch, StateMismatch
 from orchestrator_state.payloads import Payloads
@@ -62,7 +63,7 @@ def upcast_step(schema: StateSchema, step: StepState, found: int | None) -> None
 
 def check_state(state: WorkflowState, schemas: Schemas, payloads: Payloads) -> None:
     """Refuse to store what a load would not accept. Raises `InvalidPayload`."""
-    schema = schemas.find(state.workflow_name)
+    schema = schemas.find(as_stored_name(state.workflow_name, "workflow_name"))
     if schema is None:
         return
     try:
