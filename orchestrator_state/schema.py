@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
@@ -27,14 +27,13 @@ from orchestrator_state.models import (
 )
 from orchestrator_state.settings import Settings
 
-if TYPE_CHECKING:
-    from alembic.script import ScriptDirectory
-
-
 __all__ = [
     "head_revision",
     "migrations_directory",
 ]
+
+# The newest of the migrations. Alembic would tell, but to load it takes far longer than to open a store.
+_HEAD: Final = "20261128_requests"
 
 # Without these a table of that name is not the original software's.
 _ORIGINAL_COLUMNS: Final = {
@@ -77,24 +76,16 @@ def migrations_directory() -> Path:
     return inside if inside.is_dir() else package.parent / "migrations"
 
 
-def _scripts() -> ScriptDirectory:
-    from alembic.script import ScriptDirectory  # costs 100 ms, and only a look at the schema needs it
-
-    return ScriptDirectory(str(migrations_directory()))
-
-
-@cache
 def head_revision() -> str:
     """The newest revision in the package."""
-    head = _scripts().get_current_head()
-    if head is None:
-        raise ConfigurationError("the package holds no migrations; install it again")
-    return head
+    return _HEAD
 
 
 @cache
 def _known_revisions() -> frozenset[str]:
-    return frozenset(script.revision for script in _scripts().walk_revisions())
+    from alembic.script import ScriptDirectory
+
+    return frozenset(script.revision for script in ScriptDirectory(str(migrations_directory())).walk_revisions())
 
 
 async def inspect_schema(database: Database) -> SchemaState:
@@ -149,6 +140,8 @@ async def run_in_migration(run: Callable[[Connection], None]) -> None:
 
 
 async def _run(database: Database, direction: str, revision: str) -> None:
+    import alembic.command  # noqa: F401 - here, so that nobody waits for the lock while it is loaded
+
     async with database.migrating() as connection:
         await connection.run_sync(_alembic, direction, revision)
 

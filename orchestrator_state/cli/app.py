@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 
 from orchestrator_state import schema
 from orchestrator_state.cli.options import Schema, Url
@@ -86,7 +85,9 @@ def demo(
     ] = None,
 ) -> None:
     """Kill one of two workers with SIGKILL in the middle of a step, and watch the other finish its run."""
-    from orchestrator_state.demo import run_demo  # the demo is not needed by `db`
+    from rich.console import Console
+
+    from orchestrator_state.demo import run_demo  # neither is needed by `db`
 
     raise typer.Exit(run_demo(db=url, input_dir=input_dir, llm=llm, output=output, console=Console()))
 

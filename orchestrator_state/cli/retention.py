@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from orchestrator_state import StateStore
 from orchestrator_state.cli.application import OptionalApp, store_options
 from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
 from orchestrator_state.maintenance import DeletionProgress, OnProgress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
 
@@ -73,6 +74,9 @@ def _age(age: str) -> timedelta:
 
 def _progress() -> Progress:
     """On stderr, and only for somebody who watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

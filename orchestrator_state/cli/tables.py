@@ -1,18 +1,19 @@
-"""Tables of stored texts, for a terminal or a pipe."""
+"""Tables of stored texts, for a terminal or a pipe. What draws them is loaded with the first."""
 
 from __future__ import annotations
 
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _WIDTH_IN_A_PIPE: Final = 200
 
 
 def new_table(*columns: str) -> Table:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
@@ -21,6 +22,8 @@ def new_table(*columns: str) -> Table:
 
 def add_row(table: Table, *cells: object) -> None:
     """A row of plain text: what stands in brackets is no markup."""
+    from rich.text import Text
+
     table.add_row(*(Text(plain(str(cell))) for cell in cells))
 
 
@@ -30,4 +33,6 @@ def plain(text: str) -> str:
 
 
 def show_table(table: Table) -> None:
+    from rich.console import Console
+
     Console(width=None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE).print(table)
