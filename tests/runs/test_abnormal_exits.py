@@ -11,6 +11,7 @@ from pydantic import AfterValidator
 
 from orchestrator_state import (
     AbnormalExit,
+    Event,
     Happened,
     InvalidPayload,
     Run,
@@ -19,6 +20,7 @@ from orchestrator_state import (
     Worker,
     WorkflowStatus,
 )
+from tests.support.cases import case
 from tests.support.running import Effect, Gate, becomes, row_of, steps_of
 
 
@@ -108,9 +110,8 @@ EXCEPTIONS: dict[str, Callable[..., Any]] = {
     "ExceptionGroup": raising_async(ExceptionGroup("g", [ValueError("member")])),
     "TimeoutError": raising_async(TimeoutError()),
 }
-each_abnormal_exit = pytest.mark.parametrize("name", BEYOND_EXCEPTION)
 # Python makes a RuntimeError of a StopIteration that leaves a coroutine.
-each_in_a_coroutine = pytest.mark.parametrize("name", [name for name in BEYOND_EXCEPTION if "StopIter" not in name])
+IN_A_COROUTINE = [name for name in BEYOND_EXCEPTION if "StopIter" not in name]
 
 
 def class_of(name: str) -> str:
@@ -120,153 +121,163 @@ def class_of(name: str) -> str:
 # --- a step ---
 
 
-@pytest.mark.parametrize("name", [*BEYOND_EXCEPTION, *EXCEPTIONS])
-async def test_whatever_a_step_raises_is_counted_recorded_and_fails_the_run(store: StateStore, name: str) -> None:
-    function = (BEYOND_EXCEPTION | EXCEPTIONS)[name]
+async def test_whatever_a_step_raises_is_counted_recorded_and_fails_the_run(store: StateStore) -> None:
+    functions = BEYOND_EXCEPTION | EXCEPTIONS
 
     async def handler(run: Run) -> Any:
-        return await run.step("paid", function, retry=2)
+        return await run.step("paid", functions[run.workflow_id], retry=2)
 
-    raised = AbnormalExit if name in BEYOND_EXCEPTION else Exception
-    with pytest.raises(raised) as caught:
-        await store.run("n", handler, workflow_id="w")
-    step = (await steps_of(store, "w"))["paid"]
-    assert (step.status, step.retry_count) == ("failed", 2)
-    assert step.error.startswith(class_of(name))
-    row = await row_of(store, "w")
-    assert (row.status, row.error.partition("\n")[0]) == ("failed", step.error.partition("\n")[0])
-    if isinstance(caught.value, AbnormalExit):
-        assert type(caught.value.__cause__).__name__ == caught.value.raised == class_of(name)
+    async def outcome_of(name: str) -> Any:
+        with case(name), pytest.raises(AbnormalExit if name in BEYOND_EXCEPTION else Exception) as caught:
+            await store.run("n", handler, workflow_id=name)
+        return caught.value
+
+    outcomes = await asyncio.gather(*(outcome_of(name) for name in functions))
+    for name, outcome in zip(functions, outcomes, strict=True):
+        with case(name):
+            step = (await steps_of(store, name))["paid"]
+            assert (step.status, step.retry_count) == ("failed", 2)
+            assert step.error.startswith(class_of(name))
+            row = await row_of(store, name)
+            assert (row.status, row.error.partition("\n")[0]) == ("failed", step.error.partition("\n")[0])
+            if isinstance(outcome, AbnormalExit):
+                assert type(outcome.__cause__).__name__ == outcome.raised == class_of(name)
 
 
-@each_abnormal_exit
-async def test_a_handler_may_catch_what_its_step_raised_and_go_on(store: StateStore, name: str) -> None:
+async def test_a_handler_may_catch_what_its_step_raised_and_go_on(store: StateStore) -> None:
     async def handler(run: Run) -> str:
         try:
-            await run.step("paid", BEYOND_EXCEPTION[name])
+            await run.step("paid", BEYOND_EXCEPTION[run.workflow_id])
         except Exception:  # noqa: BLE001 - as a careless handler does
             return "caught"
         return "missed"
 
-    assert await store.run("n", handler) == "caught"
+    for name in BEYOND_EXCEPTION:
+        with case(name):
+            assert await store.run("n", handler, workflow_id=name) == "caught"
 
 
-@each_abnormal_exit
-async def test_a_worker_fails_the_run_at_once_and_goes_on_with_the_others(store: StateStore, name: str) -> None:
+async def test_a_worker_fails_the_run_at_once_and_goes_on_with_the_others(store: StateStore) -> None:
     calls = Effect()
 
     async def deadly(run: Run) -> None:
-        await run.step("note", calls)
-        await run.step("paid", BEYOND_EXCEPTION[name])
+        await run.step("note", calls, run.workflow_id)
+        await run.step("paid", BEYOND_EXCEPTION[run.workflow_id])
 
     async def healthy(run: Run) -> Any:
         return await run.step("paid", Effect(), "well")
 
-    await store.start("deadly", workflow_id="deadly")
     async with Worker(store, {"deadly": deadly, "healthy": healthy}, handle_signals=False, poll=0.05):
-        await becomes(lambda row: row.status == "failed", store, "deadly")
-        await store.start("healthy", workflow_id="healthy")
-        await becomes(lambda row: row.status == "completed", store, "healthy")
-    assert len(calls.calls) == 1
+        for name in BEYOND_EXCEPTION:
+            with case(name):
+                await store.start("deadly", workflow_id=name)
+                await becomes(lambda row: row.status == "failed", store, name)
+                await store.start("healthy", workflow_id=f"after {name}")
+                await becomes(lambda row: row.status == "completed", store, f"after {name}")
+    assert calls.calls == list(BEYOND_EXCEPTION)
 
 
-@each_abnormal_exit
-async def test_recover_reports_the_run_and_finishes_its_neighbours(store: StateStore, name: str) -> None:
+async def test_recover_reports_the_run_and_finishes_its_neighbours(store: StateStore) -> None:
     async def deadly(run: Run) -> None:
-        await run.step("paid", BEYOND_EXCEPTION[name])
+        await run.step("paid", BEYOND_EXCEPTION[run.workflow_id])
 
     async def healthy(run: Run) -> Any:
-        await run.sleep(0.1)
+        await run.sleep(0.01)
         return await run.step("paid", Effect(), "well")
 
-    await store.start("deadly", workflow_id="deadly")
-    await store.start("healthy", workflow_id="healthy")
+    for name in BEYOND_EXCEPTION:
+        await store.start("deadly", workflow_id=name)
+        await store.start("healthy", workflow_id=f"beside {name}")
     report = await store.recover({"deadly": deadly, "healthy": healthy})
-    assert [run.workflow_id for run in report.failed] == ["deadly"]
-    while (await row_of(store, "healthy")).status != "completed":
-        await store.recover({"healthy": healthy})
+    assert sorted(run.workflow_id for run in report.failed) == sorted(BEYOND_EXCEPTION)
+    for name in BEYOND_EXCEPTION:
+        while (await row_of(store, f"beside {name}")).status != "completed":
+            await store.recover({"healthy": healthy})
 
 
-@each_in_a_coroutine
-async def test_in_a_transaction_it_is_rolled_back_and_is_the_steps_failure(store: StateStore, name: str) -> None:
-    function = BEYOND_EXCEPTION[name]
-
-    async def write(_session: Any) -> Any:
-        result = function()
-        return await result if asyncio.iscoroutine(result) else result
-
+async def test_in_a_transaction_it_is_rolled_back_and_is_the_steps_failure(store: StateStore) -> None:
     async def handler(run: Run) -> Any:
+        function = BEYOND_EXCEPTION[run.workflow_id]
+
+        async def write(_session: Any) -> Any:
+            result = function()
+            return await result if asyncio.iscoroutine(result) else result
+
         return await run.transact("rows", write)
 
-    with pytest.raises(AbnormalExit):
-        await store.run("n", handler, workflow_id="w")
-    step = (await steps_of(store, "w"))["rows"]
-    assert (step.status, step.retry_count) == ("failed", 1)
-    assert step.error.startswith(class_of(name))
+    for name in IN_A_COROUTINE:
+        with case(name):
+            with pytest.raises(AbnormalExit):
+                await store.run("n", handler, workflow_id=name)
+            step = (await steps_of(store, name))["rows"]
+            assert (step.status, step.retry_count) == ("failed", 1)
+            assert step.error.startswith(class_of(name))
 
 
-@each_abnormal_exit
-async def test_whoever_should_find_out_about_a_step_may_raise_it_too(store: StateStore, name: str) -> None:
+async def test_whoever_should_find_out_about_a_step_may_raise_it_too(store: StateStore) -> None:
     async def handler(run: Run) -> Any:
         return await run.step("paid", Effect(), on_unknown=ask)
 
     async def interrupted(run: Run) -> Any:
         return await run.step("paid", gate, on_unknown="raise")
 
-    ask: Callable[..., Any] = BEYOND_EXCEPTION[name]
-    gate = Gate()
-    await cancelled_in(gate, store, interrupted)
-    with pytest.raises(AbnormalExit):
-        await store.run("n", handler, workflow_id="w")
-    assert (await steps_of(store, "w"))["paid"].status == "running", "its outcome still is unknown"
-
     async def find_out(_key: str) -> Happened:
         return Happened("found")
 
-    ask = find_out
-    assert await store.run("n", handler, workflow_id="w") == "found"
+    for name, ask in BEYOND_EXCEPTION.items():
+        with case(name):
+            gate = Gate()
+            await cancelled_in(gate, store, interrupted, name)
+            with pytest.raises(AbnormalExit):
+                await store.run("n", handler, workflow_id=name)
+            assert (await steps_of(store, name))["paid"].status == "running", "its outcome still is unknown"
+
+            ask = find_out  # noqa: PLW2901 - what the handler looks up from now on
+            assert await store.run("n", handler, workflow_id=name) == "found"
 
 
 # --- a handler ---
 
 
-@each_in_a_coroutine
-async def test_a_handler_that_raises_it_has_failed(store: StateStore, name: str) -> None:
-    function = BEYOND_EXCEPTION[name]
-
-    async def handler(_run: Run) -> Any:
-        result = function()
+async def test_a_handler_that_raises_it_has_failed(store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        result = BEYOND_EXCEPTION[run.workflow_id]()
         return await result if asyncio.iscoroutine(result) else result
 
-    with pytest.raises(AbnormalExit):
-        await store.run("n", handler, workflow_id="w")
-    row = await row_of(store, "w")
-    assert row.status == "failed"
-    assert row.error.startswith(class_of(name))
+    for name in IN_A_COROUTINE:
+        with case(name):
+            with pytest.raises(AbnormalExit):
+                await store.run("n", handler, workflow_id=name)
+            row = await row_of(store, name)
+            assert row.status == "failed"
+            assert row.error.startswith(class_of(name))
 
 
-@each_abnormal_exit
-async def test_a_childs_handler_that_raises_it_fails_its_parents_call_alone(store: StateStore, name: str) -> None:
-    async def child(run: Run) -> Any:
-        return await run.step("paid", BEYOND_EXCEPTION[name])
-
+async def test_a_childs_handler_that_raises_it_fails_its_parents_call_alone(store: StateStore) -> None:
     async def handler(run: Run) -> str:
+        name = run.workflow_id
+
+        async def child(run: Run) -> Any:
+            return await run.step("paid", BEYOND_EXCEPTION[name])
+
         try:
             await run.child("child", child)
         except AbnormalExit:
             return await run.step("other", Effect(), "went on")
         return "missed"
 
-    assert await store.run("n", handler, workflow_id="w") == "went on"
-    assert (await steps_of(store, "w"))["child:child"].error.startswith(class_of(name))
+    for name in BEYOND_EXCEPTION:
+        with case(name):
+            assert await store.run("n", handler, workflow_id=name) == "went on"
+            assert (await steps_of(store, name))["child:child"].error.startswith(class_of(name))
 
 
 # --- a cancellation from outside stays one ---
 
 
-async def cancelled_in(gate: Gate, store: StateStore, handler: Callable[[Run], Any]) -> None:
+async def cancelled_in(gate: Gate, store: StateStore, handler: Callable[[Run], Any], workflow_id: str = "w") -> None:
     """Cancel a run while it is in `gate`."""
-    task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
+    task = asyncio.create_task(store.run("n", handler, workflow_id=workflow_id))
     await gate.reached.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -475,18 +486,22 @@ async def test_a_step_that_raised_it_may_succeed_with_another_call(store: StateS
     assert (step.status, step.retry_count, step.error) == ("completed", 2, "SystemExit: 2")
 
 
-@pytest.mark.parametrize(
-    "error", [asyncio.CancelledError(), SystemExit(1), GeneratorExit(), StopIteration(), ValueError()]
-)
-async def test_what_a_hook_raises_harms_no_run(database_url: str, error: BaseException) -> None:
+async def test_what_a_hook_raises_harms_no_run(database_url: str) -> None:
     class Bad:
-        on_event = staticmethod(raising(error))
+        def on_event(self, event: Event) -> None:
+            told.append(type(error))
+            raise error
 
     async def handler(run: Run) -> Any:
         return await run.step("paid", Effect(), "done")
 
+    error: BaseException = ValueError()
+    told: list[type[BaseException]] = []
     async with StateStore.open(database_url, hook=Bad()) as store:
-        assert await store.run("n", handler, workflow_id="w") == "done"
+        for error in (asyncio.CancelledError(), SystemExit(1), GeneratorExit(), StopIteration(), ValueError()):
+            with case(repr(error)):
+                assert await store.run("n", handler, workflow_id=repr(error)) == "done"
+                assert told.count(type(error)) > 1
 
 
 async def test_what_code_returns_after_it_has_cancelled_its_own_task_is_its_answer(store: StateStore) -> None:
@@ -543,10 +558,12 @@ async def test_an_upcaster_that_exits_leaves_its_run_and_harms_no_neighbour(data
         }
 
 
-@pytest.mark.parametrize("how", ["step", "thread", "transact", "child", "handler", "group"])
-async def test_an_exception_that_must_not_be_asked_is_a_failure_like_others(store: StateStore, how: str) -> None:
+WAYS = ["step", "thread", "transact", "child", "group", "handler"]
+
+
+async def test_an_exception_that_must_not_be_asked_is_a_failure_like_others(store: StateStore) -> None:
     async def lying(run: Run) -> Any:
-        fail = raising_async(LyingError())
+        fail, how = raising_async(LyingError()), run.workflow_id
         if how == "step":
             await run.step("s", fail)
         if how == "thread":
@@ -562,9 +579,14 @@ async def test_an_exception_that_must_not_be_asked_is_a_failure_like_others(stor
     async def sound(run: Run) -> Any:
         return await run.step("s", Effect())
 
-    await store.start("lying", workflow_id="w")
-    await store.start("sound", workflow_id="neighbour")
-    report = await store.recover({"lying": lying, "sound": sound})
+    for how in WAYS:
+        with case(how):
+            await store.start("lying", workflow_id=how)
+            await store.start("sound", workflow_id=f"beside {how}")
+            report = await store.recover({"lying": lying, "sound": sound})
 
-    assert {run.workflow_id: run.outcome for run in report.runs} == {"w": "failed", "neighbour": "completed"}
-    assert (await row_of(store, "w")).status == WorkflowStatus.FAILED
+            assert {run.workflow_id: run.outcome for run in report.runs} == {
+                how: "failed",
+                f"beside {how}": "completed",
+            }
+            assert (await row_of(store, how)).status == WorkflowStatus.FAILED

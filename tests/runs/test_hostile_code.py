@@ -1,8 +1,9 @@
 """Code of the application's that raises the worst there is, wherever it is called from."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, ClassVar, NoReturn
 
 import pytest
 from pydantic import AfterValidator, BaseModel, GetCoreSchemaHandler, PlainSerializer
@@ -19,6 +20,7 @@ from orchestrator_state import (
     Worker,
 )
 from tests.runs.test_abnormal_exits import HostileError, LyingError
+from tests.support.cases import case
 from tests.support.running import Effect, becomes, row_of, steps_of
 
 
@@ -46,7 +48,6 @@ WORST: dict[str, type[BaseException]] = {
     "SystemExit": SystemExit,
     "GeneratorExit": GeneratorExit,
 }
-each = pytest.mark.parametrize("worst", WORST)
 
 
 def raising(worst: str) -> Callable[..., Any]:
@@ -76,93 +77,106 @@ def predicate(worst: str) -> dict[str, Any]:
     return {"retry": Retry(attempts=3, wait_initial=0, on=raising(worst)), "returns": validator("lying")["returns"]}
 
 
-@each
-@pytest.mark.parametrize("place", [validator, serializer, equality, predicate])
-async def test_what_belongs_to_a_steps_type_or_retry_fails_the_step_alone(
-    store: StateStore, place: Callable[[str], dict[str, Any]], worst: str
-) -> None:
-    paid = Effect()
+PLACES = [validator, serializer, equality, predicate]
+
+
+async def test_what_belongs_to_a_steps_type_or_retry_fails_the_step_alone(store: StateStore) -> None:
+    paid: dict[str, Effect] = defaultdict(Effect)
+    cases = {f"{place.__name__}, {worst}": (place, worst) for place in PLACES for worst in WORST}
 
     async def handler(run: Run) -> Any:
-        return await run.step("paid", paid, 1, **place(worst))
+        place, worst = cases[run.workflow_id]
+        return await run.step("paid", paid[run.workflow_id], 1, **place(worst))
 
     async def healthy(run: Run) -> Any:
         return await run.step("s", Effect(), "well")
 
-    await store.start("n", workflow_id="w")
     async with Worker(store, {"n": handler, "healthy": healthy}, handle_signals=False, poll=0.05):
-        await becomes(lambda row: row.status == "failed", store, "w")
-        await store.start("healthy", workflow_id="healthy")
-        await becomes(lambda row: row.status == "completed", store, "healthy")
-    assert (await steps_of(store, "w"))["paid"].status == "failed"
-    assert len(paid.calls) == 1
+        for name in cases:
+            with case(name):
+                await store.start("n", workflow_id=name)
+                await becomes(lambda row: row.status == "failed", store, name)
+                await store.start("healthy", workflow_id=f"after {name}")
+                await becomes(lambda row: row.status == "completed", store, f"after {name}")
+                assert (await steps_of(store, name))["paid"].status == "failed"
+                assert paid[name].calls == [1]
 
 
-@each
-async def test_a_hook_that_raises_is_logged_and_ignored(
-    database_url: str, worst: str, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_hook_that_raises_is_logged_and_ignored(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
     class Hook:
         def on_event(self, event: Event) -> None:
             raise WORST[worst]
 
+    worst = ""
     async with StateStore.open(database_url, hook=Hook()) as store:
-        assert await store.run("n", lambda run: run.step("s", Effect(), 1), workflow_id="w") == 1
-        assert (await row_of(store, "w")).status == "completed"
-    assert "a hook failed on StepCommitted" in caplog.text
+        for worst in WORST:
+            with case(worst):
+                caplog.clear()
+                assert await store.run("n", lambda run: run.step("s", Effect(), 1), workflow_id=worst) == 1
+                assert (await row_of(store, worst)).status == "completed"
+                assert "a hook failed on StepCommitted" in caplog.text
 
 
-@each
 @pytest.mark.parametrize("broken", ["encode", "decode"])
-async def test_a_codec_that_raises_harms_what_it_was_asked_for(database_url: str, worst: str, broken: str) -> None:
+async def test_a_codec_that_raises_harms_what_it_was_asked_for(database_url: str, broken: str) -> None:
     class Codec:
         tag = "broken"
-        is_broken = False
+        worst = ""
 
         def encode(self, data: bytes, name: bytes) -> bytes | None:
-            return raising(worst)(data) if self.is_broken and broken == "encode" else data
+            return raising(self.worst)(data) if self.worst and broken == "encode" else data
 
         def decode(self, data: bytes, name: bytes, parameter: str) -> bytes:
-            return raising(worst)(data) if self.is_broken and broken == "decode" else data
+            return raising(self.worst)(data) if self.worst and broken == "decode" else data
 
     codec = Codec()
     async with StateStore.open(database_url, payloads=Payloads(codecs=[codec])) as store:
-        await store.start("n", workflow_id="w")
-        codec.is_broken = True
-        report = await store.recover({"n": lambda run: run.step("s", Effect(), 1)})
-        assert [run.outcome for run in report.runs] in (["failed"], ["interrupted"])
-        codec.is_broken = False
-        assert (await row_of(store, "w")).lease_expires_at is None
+        for worst in WORST:
+            with case(worst):
+                await store.start(worst, workflow_id=worst)
+                codec.worst = worst
+                report = await store.recover({worst: lambda run: run.step("s", Effect(), 1)})
+                assert [run.outcome for run in report.runs] in (["failed"], ["interrupted"])
+                codec.worst = ""
+                assert (await row_of(store, worst)).lease_expires_at is None
 
 
-@each
-async def test_a_type_that_cannot_say_what_it_is_is_refused(store: StateStore, worst: str) -> None:
-    class Odd:
-        @classmethod
-        def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
-            raise WORST[worst]
-
+async def test_a_type_that_cannot_say_what_it_is_is_refused(store: StateStore) -> None:
     called = Effect()
-    with pytest.raises(ConfigurationError, match="Odd"):
-        await store.run("n", lambda run: run.step("s", called), returns=Odd)
-    with pytest.raises(ConfigurationError, match="Odd"):
-        await store.run("n", lambda run: run.step("s", called, returns=Odd), workflow_id="w")
+    for name, error in WORST.items():
+
+        class Odd:
+            worst: ClassVar = error
+
+            @classmethod
+            def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+                raise cls.worst
+
+        async def handler(run: Run, odd: type[Odd] = Odd) -> Any:
+            return await run.step("s", called, returns=odd)
+
+        with case(name):
+            with pytest.raises(ConfigurationError, match="Odd"):
+                await store.run("n", lambda run: run.step("s", called), returns=Odd)
+            with pytest.raises(ConfigurationError, match="Odd"):
+                await store.run("n", handler, workflow_id=name)
     assert called.calls == []
 
 
-@each
-async def test_a_model_of_the_state_that_raises_fails_its_run(store: StateStore, worst: str) -> None:
+async def test_a_model_of_the_state_that_raises_fails_its_run(store: StateStore) -> None:
     class Model(BaseModel):
-        count: Annotated[int, PlainSerializer(lambda count: raising(worst)(count) if count else count)] = 0
+        worst: Annotated[str, PlainSerializer(lambda worst: raising(worst)(worst) if worst else worst)] = ""
 
     async def handler(run: Run[Model]) -> Any:
         await run.step("first", Effect())
-        run.state.count = 1
+        run.state.worst = run.workflow_id
         await run.step("second", Effect())
 
-    with pytest.raises(InvalidPayload):
-        await store.run("n", handler, state=Model, workflow_id="w")
-    assert (await row_of(store, "w")).status == "failed"
+    for worst in WORST:
+        with case(worst):
+            with pytest.raises(InvalidPayload):
+                await store.run("n", handler, state=Model, workflow_id=worst)
+            assert (await row_of(store, worst)).status == "failed"
 
 
 async def test_a_fault_that_cannot_be_printed_leaves_the_run_like_any_other(

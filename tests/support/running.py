@@ -180,9 +180,10 @@ async def row_of(store: StateStore, workflow_id: str) -> Any:
 
 
 async def becomes(wanted: Callable[[Any], bool], store: StateStore, workflow_id: str) -> None:
-    """Wait until the workflow's row is as wanted; pytest's time limit is the end of it."""
-    while not wanted(await row_of(store, workflow_id)):  # noqa: ASYNC110 - what changes it is another worker
-        await asyncio.sleep(0.05)
+    """Wait until the workflow's row is as wanted; not until pytest's time limit, which does not say who waits."""
+    async with asyncio.timeout(60):
+        while not wanted(await row_of(store, workflow_id)):  # noqa: ASYNC110 - what changes it is another worker
+            await asyncio.sleep(0.05)
 
 
 async def steps_of(store: StateStore, workflow_id: str) -> dict[str, Any]:
