@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
+from sqlalchemy import delete
 
 from orchestrator_state import (
     AlreadyExists,
@@ -22,6 +23,8 @@ from orchestrator_state import (
     WorkflowState,
 )
 from orchestrator_state.database import FAR_FUTURE
+from orchestrator_state.models import workflow_states
+from tests.support.cases import case
 from tests.support.raw_sql import contents
 from tests.support.running import Gate, row_of
 
@@ -100,16 +103,16 @@ async def test_no_call_is_left_out(store: StateStore) -> None:
     assert public == set(CALLS)
 
 
-@pytest.mark.parametrize("name", CALLS)
-async def test_a_call_finds_and_changes_nothing_of_another_namespace(
-    store: StateStore, database_url: str, name: str
-) -> None:
+async def test_a_call_finds_and_changes_nothing_of_another_namespace(store: StateStore, database_url: str) -> None:
     theirs = await a_run(store, active=True)
     before = contents(database_url)
-    async with StateStore.open(database_url, namespace="other") as other, other.begin() as uow:
-        outcome = await outcome_of(CALLS[name], uow, theirs)
-    assert outcome in NOTHING or isinstance(outcome, NOT_FOUND)
-    assert contents(database_url) == before
+    async with StateStore.open(database_url, namespace="other") as other:
+        for name, call in CALLS.items():
+            with case(name):
+                async with other.begin() as uow:
+                    outcome = await outcome_of(call, uow, theirs)
+                assert outcome in NOTHING or isinstance(outcome, NOT_FOUND)
+                assert contents(database_url) == before
 
 
 async def test_a_new_state_with_the_id_of_another_namespaces_does_not_replace_it(
@@ -123,14 +126,17 @@ async def test_a_new_state_with_the_id_of_another_namespaces_does_not_replace_it
     assert contents(database_url) == before
 
 
-@pytest.mark.parametrize("name", CALLS)
-async def test_the_same_call_finds_or_changes_what_is_its_own(store: StateStore, database_url: str, name: str) -> None:
-    own = await a_run(store, active=True)
-    before = contents(database_url)
-    async with store.begin() as uow:
-        outcome = await outcome_of(CALLS[name], uow, own)
-    assert not isinstance(outcome, Exception)
-    assert outcome not in NOTHING or contents(database_url) != before
+async def test_the_same_call_finds_or_changes_what_is_its_own(store: StateStore, database_url: str) -> None:
+    for name, call in CALLS.items():
+        with case(name):
+            own = await a_run(store, active=True)
+            before = contents(database_url)
+            async with store.begin() as uow:
+                outcome = await outcome_of(call, uow, own)
+            assert not isinstance(outcome, Exception)
+            assert outcome not in NOTHING or contents(database_url) != before
+            async with store.begin() as uow:
+                await uow.session.execute(delete(workflow_states))
 
 
 @pytest.mark.parametrize("name", ["workflows.save", "workflows.delete"])

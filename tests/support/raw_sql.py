@@ -24,15 +24,20 @@ def execute(url: str, *statements: str) -> None:
                 for statement in statements:
                     connection.execute(statement)
     else:
-        run_in_own_loop(partial(_postgres, url, statements))
+        run_in_own_loop(partial(_on_postgres, url, statements))
 
 
 def fetch(url: str, query: str) -> Rows:
     """Return the rows of one query."""
+    return _fetch_all(url, [query])[0]
+
+
+def _fetch_all(url: str, queries: Sequence[str]) -> list[Rows]:
+    """The rows of each query, on one connection: one of Postgres's takes longer than all of them."""
     if url.startswith(SQLITE):
         with closing(sqlite3.connect(url.removeprefix(SQLITE))) as connection:
-            return connection.execute(query).fetchall()
-    return run_in_own_loop(partial(_postgres, url, [query]))
+            return [connection.execute(query).fetchall() for query in queries]
+    return run_in_own_loop(partial(_on_postgres, url, queries))
 
 
 def tables(url: str) -> list[str]:
@@ -47,11 +52,9 @@ def tables(url: str) -> list[str]:
 def contents(url: str) -> dict[str, Rows]:
     """All that is in the database: the columns, indexes and constraints under "", and the rows by table."""
     if url.startswith(SQLITE):
-        structure = fetch(url, "SELECT type, name, sql FROM sqlite_master ORDER BY type, name")
+        structure = "SELECT type, name, sql FROM sqlite_master ORDER BY type, name"
     else:
-        structure = fetch(
-            url,
-            """
+        structure = """
             SELECT table_name, column_name, data_type, is_nullable, column_default
             FROM information_schema.columns WHERE table_schema = 'public'
             UNION ALL
@@ -60,16 +63,17 @@ def contents(url: str) -> dict[str, Rows]:
             SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid), '', ''
             FROM pg_constraint WHERE connamespace = 'public'::regnamespace
             ORDER BY 1, 2, 3
-            """,
-        )
-    return {"": structure} | {name: sorted(fetch(url, f'SELECT * FROM "{name}"'), key=repr) for name in tables(url)}
+            """
+    names = tables(url)
+    found, *rows = _fetch_all(url, [structure, *(f'SELECT * FROM "{name}"' for name in names)])
+    return {"": found} | {name: sorted(of, key=repr) for name, of in zip(names, rows, strict=True)}
 
 
-async def _postgres(url: str, statements: Sequence[str]) -> Rows:
+async def _on_postgres(url: str, statements: Sequence[str]) -> list[Rows]:
     connection = await asyncpg.connect(url)
     try:
         async with connection.transaction():
             results = [await connection.fetch(statement) for statement in statements]
     finally:
         await asyncio.shield(connection.close())
-    return [tuple(row) for row in results[-1]]
+    return [[tuple(row) for row in rows] for rows in results]
