@@ -4,20 +4,24 @@ Each function is called with the session; some do to its connection what they sh
 """
 
 import asyncio
+import itertools
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import delete, insert, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, PendingRollbackError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import registry
 
 from orchestrator_state import ConfigurationError, StateStore, WorkflowStatus
+from tests.support.cases import case
 from tests.support.cutting_proxy import CuttingProxy, Fault
 from tests.support.engines import business, create_orders, opened_engine, orders
 from tests.support.running import count_rows, row_of, seconds, steps_of
@@ -66,6 +70,10 @@ class Counted:
         if self.calls == 1 or not self._only_first:
             await self._function(session)
         return "placed"
+
+
+async def transact(shop: StateStore, workflow_id: str, function: Function) -> Any:
+    return await shop.run("w", lambda run: run.transact("order", function), workflow_id=workflow_id)
 
 
 async def place(session: AsyncSession, order_id: int = 1) -> None:
@@ -118,8 +126,9 @@ async def swallows_a_flush_that_failed(session: AsyncSession) -> None:
 
 async def loses_patience_with_a_statement(session: AsyncSession) -> None:
     """As a function with a deadline of its own does: nothing is wrong with the database."""
-    async with asyncio.timeout(0.2):
-        await session.execute(slow(session))
+    statement = await slow(session)
+    async with asyncio.timeout(0.05):
+        await session.execute(statement)
 
 
 async def loses_patience_and_says_nothing(session: AsyncSession) -> None:
@@ -127,12 +136,11 @@ async def loses_patience_and_says_nothing(session: AsyncSession) -> None:
         await loses_patience_with_a_statement(session)
 
 
-def slow(session: AsyncSession) -> Any:
-    if is_postgres(session):
-        return text("SELECT pg_sleep(3)")
-    return text(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000000) SELECT max(i) FROM n"
-    )
+async def slow(session: AsyncSession) -> Any:
+    """A statement that takes long, and no time of the processor's."""
+    if not is_postgres(session):
+        await (await raw(session)).create_function("pg_sleep", 1, time.sleep)
+    return text("SELECT pg_sleep(1.5)")
 
 
 async def uses_a_session_that_it_has_closed(session: AsyncSession) -> None:
@@ -168,19 +176,20 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize("function", MISTAKES, ids=lambda function: function.__name__)
-async def test_a_mistake_of_the_functions_own_fails_the_step_at_once(shop: StateStore, function: Function) -> None:
-    await _fails_at_once(shop, function)
+async def test_a_mistake_of_the_functions_own_fails_the_step_at_once(shop: StateStore) -> None:
+    await _each_fails_at_once(shop, MISTAKES)
 
 
-async def _fails_at_once(shop: StateStore, function: Function) -> None:
-    counted = Counted(function)
-    async with asyncio.timeout(50):
-        with pytest.raises(OWN_ERRORS):
-            await shop.run("w", lambda run: run.transact("order", counted), workflow_id="w")
-    assert (counted.calls, (await row_of(shop, "w")).status) == (1, WorkflowStatus.FAILED)
-    assert (await steps_of(shop, "w"))["order"].retry_count == 1
-    assert await count_rows(shop, "orders") == 0
+async def _each_fails_at_once(shop: StateStore, functions: Sequence[Function]) -> None:
+    for function in functions:
+        with case(name := function.__name__):
+            counted = Counted(function)
+            async with asyncio.timeout(50):
+                with pytest.raises(OWN_ERRORS):
+                    await transact(shop, name, counted)
+            assert (counted.calls, (await row_of(shop, name)).status) == (1, WorkflowStatus.FAILED)
+            assert (await steps_of(shop, name))["order"].retry_count == 1
+            assert await count_rows(shop, "orders") == 0
 
 
 async def swallows_what_the_driver_refused(session: AsyncSession) -> None:
@@ -197,11 +206,10 @@ async def leaves_a_savepoint_open_in_which_a_statement_failed(session: AsyncSess
 
 
 @pytest.mark.parametrize("backend", ["postgres"])  # SQLite goes on after a statement that failed
-@pytest.mark.parametrize(
-    "function", [swallows_what_the_driver_refused, leaves_a_savepoint_open_in_which_a_statement_failed]
-)
-async def test_so_does_one_that_postgres_lets_nothing_follow(shop: StateStore, function: Function) -> None:
-    await _fails_at_once(shop, function)
+async def test_so_does_one_that_postgres_lets_nothing_follow(shop: StateStore) -> None:
+    await _each_fails_at_once(
+        shop, [swallows_what_the_driver_refused, leaves_a_savepoint_open_in_which_a_statement_failed]
+    )
 
 
 # --- what the database did, whatever the function made of it ----------------------------------------------------------
@@ -267,14 +275,13 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("backend", ["postgres"])
-@pytest.mark.parametrize("function", FAULTS, ids=lambda function: function.__name__)
-async def test_a_fault_is_no_failure_of_the_step_although_the_function_covers_it(
-    shop: StateStore, function: Function
-) -> None:
-    counted = Counted(function, only_first=True)
-    assert await shop.run("w", lambda run: run.transact("order", counted), workflow_id="w") == "placed"
-    assert counted.calls == 2
-    assert (await steps_of(shop, "w"))["order"].retry_count == 0
+async def test_a_fault_is_no_failure_of_the_step_although_the_function_covers_it(shop: StateStore) -> None:
+    for function in FAULTS:
+        with case(name := function.__name__):
+            counted = Counted(function, only_first=True)
+            assert await transact(shop, name, counted) == "placed"
+            assert counted.calls == 2
+            assert (await steps_of(shop, name))["order"].retry_count == 0
 
 
 async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_url: str, tmp_path: Path) -> None:
@@ -287,7 +294,7 @@ async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_
 
         counted = Counted(meets_silence, only_first=True)
         async with StateStore.open(proxy.url, command_timeout=seconds(3), lease_term=seconds(60)) as far:
-            assert await far.run("w", lambda run: run.transact("order", counted), workflow_id="w") == "placed"
+            assert await transact(far, "w", counted) == "placed"
             assert (counted.calls, (await steps_of(far, "w"))["order"].retry_count) == (2, 0)
 
 
@@ -335,24 +342,29 @@ WAYS = [
 ]
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
 @pytest.mark.parametrize("goes_on", [False, True], ids=["and ends", "and goes on"])
 async def test_a_function_that_ends_the_transaction_is_told_so_and_its_step_is_not_recorded_as_done(
-    shop: StateStore, way: Callable[[AsyncSession, str], Awaitable[None]], end: str, goes_on: bool
+    shop: StateStore, goes_on: bool
 ) -> None:
-    async def ends(session: AsyncSession) -> None:
-        await place(session)
-        await way(session, end)
-        if goes_on:
-            await place(session, 2)
-
-    counted = Counted(ends)
     refused = (ConfigurationError, InvalidRequestError) if goes_on else ConfigurationError
-    with pytest.raises(refused, match="transaction"):
-        await shop.run("w", lambda run: run.transact("order", counted), workflow_id="w")
-    assert (counted.calls, (await row_of(shop, "w")).status) == (1, WorkflowStatus.FAILED)
-    assert (await steps_of(shop, "w"))["order"].status == "failed"
+    for way, end in itertools.product(WAYS, ["COMMIT", "ROLLBACK"]):
+        with case(name := f"{end} {way.__name__}"):
+            counted = Counted(partial(_ends, way, end, goes_on=goes_on))
+            with pytest.raises(refused, match="transaction"):
+                await transact(shop, name, counted)
+            assert (counted.calls, (await row_of(shop, name)).status) == (1, WorkflowStatus.FAILED)
+            assert (await steps_of(shop, name))["order"].status == "failed"
+            async with shop.begin() as uow:
+                await uow.session.execute(delete(orders))
+
+
+async def _ends(
+    way: Callable[[AsyncSession, str], Awaitable[None]], end: str, session: AsyncSession, *, goes_on: bool
+) -> None:
+    await place(session)
+    await way(session, end)
+    if goes_on:
+        await place(session, 2)
 
 
 @pytest.mark.parametrize("backend", ["postgres"])
@@ -362,7 +374,7 @@ async def test_nor_does_it_help_to_chain_a_transaction_to_the_one_that_it_ends(s
         await session.execute(text("COMMIT AND CHAIN"))
 
     with pytest.raises(ConfigurationError, match="transaction"):
-        await shop.run("w", lambda run: run.transact("order", chains), workflow_id="w")
+        await transact(shop, "w", chains)
     assert (await steps_of(shop, "w"))["order"].status == "failed"
 
 
@@ -375,7 +387,7 @@ async def test_a_script_of_sqlites_commits_before_it_begins(shop: StateStore) ->
         await (await raw(session)).executescript("BEGIN; INSERT INTO orders VALUES (2, 'pen');")
 
     with pytest.raises(ConfigurationError, match="transaction"):
-        await shop.run("w", lambda run: run.transact("order", runs_a_script), workflow_id="w")
+        await transact(shop, "w", runs_a_script)
     assert (await steps_of(shop, "w"))["order"].status == "failed"
 
 
@@ -390,7 +402,7 @@ async def test_ddl_and_savepoints_belong_to_the_transaction(shop: StateStore) ->
             await place(session, 2)
         await session.execute(text("ALTER TABLE dishes ADD COLUMN price INTEGER"))
 
-    assert await shop.run("w", lambda run: run.transact("order", Counted(alters)), workflow_id="w") == "placed"
+    assert await transact(shop, "w", Counted(alters)) == "placed"
     assert await count_rows(shop, "orders") == 1
 
 
@@ -403,5 +415,5 @@ async def test_a_savepoint_that_is_left_open_ends_with_the_transaction(shop: Sta
             await session.begin_nested()
         await place(session)
 
-    assert await shop.run("w", lambda run: run.transact("order", Counted(leaves_it_open)), workflow_id="w") == "placed"
+    assert await transact(shop, "w", Counted(leaves_it_open)) == "placed"
     assert await count_rows(shop, "orders") == 1
