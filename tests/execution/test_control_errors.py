@@ -1,6 +1,7 @@
 """What user code raises is its failure, also if it is an error of ours that means something when we raise it."""
 
 import asyncio
+import itertools
 from collections.abc import Callable
 from typing import Annotated, Any, NoReturn
 from uuid import uuid4
@@ -15,7 +16,8 @@ from orchestrator_state import (
     Worker,
     errors,
 )
-from tests.support.running import Effect, Gate, becomes, row_of, steps_of
+from tests.support.cases import case
+from tests.support.running import Effect, Gate, all_become, all_steps, row_of
 
 HERE = "this run"
 ELSEWHERE = uuid4()
@@ -128,20 +130,16 @@ STEP: dict[str, str | None] = {
 }
 
 
-def each_made_by_hand() -> list[tuple[str, type[errors.OrchestratorStateError], str]]:
-    """What the runs are called, and what they raise."""
-    return [(f"{kind.__name__} with {about}", kind, about) for kind in CONTROL for about in ABOUT]
-
-
-@pytest.mark.parametrize("place", PLACES)
-async def test_a_control_error_that_user_code_raises_is_a_failure_like_any_other(store: StateStore, place: str) -> None:
-    """One worker, one run for each error, and a neighbour that completes."""
-    raises = {workflow_id: (kind, about) for workflow_id, kind, about in each_made_by_hand()}
+async def test_a_control_error_that_user_code_raises_is_a_failure_like_any_other(store: StateStore) -> None:
+    """One worker, one run for each error in each place, and a neighbour that completes."""
+    cases = itertools.product(PLACES, CONTROL, ABOUT)
+    raises = {f"{place}: {kind.__name__} with {about}": (place, kind, about) for place, kind, about in cases}
     calls: list[str] = []
 
     async def handler(run: Run) -> Any:
         calls.append(run.workflow_id)
-        return await PLACES[place](run, made_by_hand(*raises[run.workflow_id], run))
+        place, kind, about = raises[run.workflow_id]
+        return await PLACES[place](run, made_by_hand(kind, about, run))
 
     async def healthy(run: Run) -> Any:
         return await run.step("paid", Effect(), "well")
@@ -150,29 +148,29 @@ async def test_a_control_error_that_user_code_raises_is_a_failure_like_any_other
         await store.start("n", workflow_id=workflow_id)
     await store.start("healthy", workflow_id="healthy")
     async with Worker(store, {"n": handler, "healthy": healthy}, handle_signals=False, poll=0.05, concurrency=99):
-        for workflow_id in raises:
-            await becomes(lambda row: row.status == "failed", store, workflow_id)
-        await becomes(lambda row: row.status == "completed", store, "healthy")
+        await all_become("failed", store, raises)
+        await all_become("completed", store, ["healthy"])
     assert sorted(calls) == sorted(raises)
-    if (step_id := STEP.get(place, "s")) is not None:
-        for workflow_id in raises:
-            step = (await steps_of(store, workflow_id))[step_id]
-            assert (step.status, step.retry_count) == ("failed", 1)
+    steps = await all_steps(store)
+    for workflow_id, (place, _, _) in raises.items():
+        if (step_id := STEP.get(place, "s")) is not None:
+            step = steps[workflow_id, step_id]
+            assert (step.status, step.retry_count) == ("failed", 1), workflow_id
 
 
-@pytest.mark.parametrize("place", ["in_a_handler", "in_a_step", "in_a_transaction", "in_a_child"])
-async def test_whoever_started_the_run_is_raised_what_its_code_raised(store: StateStore, place: str) -> None:
+async def test_whoever_started_the_run_is_raised_what_its_code_raised(store: StateStore) -> None:
     async def handler(run: Run) -> Any:
         return await PLACES[place](run, mine)
 
-    for kind in CONTROL:
-        mine = kind("made by hand")
-        with pytest.raises(kind) as raised:
-            await asyncio.wait_for(store.run("n", handler, workflow_id=kind.__name__), 60)
-        assert raised.value is mine
-        row = await row_of(store, kind.__name__)
-        assert (row.status, row.error) == ("failed", f"{kind.__name__}: made by hand")
-        assert row.lease_expires_at is None
+    for place, kind in itertools.product(["in_a_handler", "in_a_step", "in_a_transaction", "in_a_child"], CONTROL):
+        with case(name := f"{kind.__name__} {place}"):
+            mine = kind("made by hand")
+            with pytest.raises(kind) as raised:
+                await asyncio.wait_for(store.run("n", handler, workflow_id=name), 60)
+            assert raised.value is mine
+            row = await row_of(store, name)
+            assert (row.status, row.error) == ("failed", f"{kind.__name__}: made by hand")
+            assert row.lease_expires_at is None
 
 
 async def test_recover_tells_a_failure_from_what_happened_to_a_run(store: StateStore) -> None:

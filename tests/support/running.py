@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -186,11 +186,32 @@ async def becomes(wanted: Callable[[Any], bool], store: StateStore, workflow_id:
             await asyncio.sleep(0.05)
 
 
+async def all_become(status: str, store: StateStore, workflow_ids: Collection[str]) -> None:
+    """Wait until all of these workflows have that status; not for ever, and then say which have not."""
+    w = workflow_states.c
+    others = select(w.workflow_id).where(w.workflow_id.in_(workflow_ids), w.status != status)
+    left: Sequence[Any] = []
+    try:
+        async with asyncio.timeout(60):
+            while left := await fetch(store, others):  # noqa: ASYNC110 - what changes it is another worker
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise AssertionError(f"not {status}: {sorted(row.workflow_id for row in left)}") from None
+
+
 async def steps_of(store: StateStore, workflow_id: str) -> dict[str, Any]:
     """All columns of its steps, by step id, in the order of their commits."""
     row = await row_of(store, workflow_id)
     query = select(step_states).where(step_states.c.workflow_state_id == row.id).order_by(step_states.c.position)
     return {step.step_id: step for step in await fetch(store, query)}
+
+
+async def all_steps(store: StateStore) -> dict[tuple[str, str], Any]:
+    """All columns of all steps there are, by workflow id and step id."""
+    query = select(step_states, workflow_states.c.workflow_id).join(
+        workflow_states, workflow_states.c.id == step_states.c.workflow_state_id
+    )
+    return {(step.workflow_id, step.step_id): step for step in await fetch(store, query)}
 
 
 async def checkpoints_of(store: StateStore, workflow_id: str) -> list[Checkpoint]:
