@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
@@ -10,9 +10,10 @@ import pytest
 
 from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUnavailable, Worker
 from orchestrator_state.runs import child_run_id
+from tests.support.cases import case
 from tests.support.held import comes_true
 from tests.support.interleaving import just_before
-from tests.support.running import Effect, becomes, row_of, seconds, vanish
+from tests.support.running import Effect, all_become, becomes, row_of, seconds, vanish
 from tests.support.statements import traffic_of
 
 FAN = 60
@@ -100,33 +101,40 @@ async def by_forgotten_tasks(*work: Callable[[], Awaitable[Any]]) -> None:
     await asyncio.gather(*tasks)
 
 
-JOINS = [by_gather, by_group, by_wait, by_as_completed, by_wait_for, by_forgotten_tasks]
+JOINS: dict[str, Any] = {
+    join.__name__: join for join in (by_gather, by_group, by_wait, by_as_completed, by_wait_for, by_forgotten_tasks)
+}
 
 
-@pytest.mark.parametrize("join", JOINS)
-async def test_a_branch_in_plain_code_is_not_cut_off_because_another_one_waits(store: StateStore, join: Any) -> None:
-    begun = 0
+async def start_all(store: StateStore, workflow_ids: Iterable[str]) -> None:
+    for workflow_id in workflow_ids:
+        await store.start("n", workflow_id=workflow_id)
+
+
+async def test_a_branch_in_plain_code_is_not_cut_off_because_another_one_waits(store: StateStore) -> None:
+    begun: list[str] = []
 
     async def handler(run: Run) -> None:
         async def plain() -> None:
-            nonlocal begun
-            begun += 1
+            begun.append(run.workflow_id)
             await asyncio.sleep(2.5)  # as a request that is no step
             await run.step("after", Effect())
 
-        await join(lambda: run.wait_for("go"), plain)
+        await JOINS[run.workflow_id](lambda: run.wait_for("go"), plain)
 
-    await store.start("n", workflow_id="w")
+    await start_all(store, JOINS)
     async with asyncio.timeout(60), Worker(store, {"n": handler}, poll=0.1, handle_signals=False):
-        await becomes(is_suspended, store, "w")
-        assert "after" in (await store.load_workflow_state_by_workflow_id("w")).steps
-        assert begun == 1
-        await store.signal((await row_of(store, "w")).id, "go")
-        await becomes(is_over, store, "w")
+        for join in JOINS:
+            with case(join):
+                await becomes(is_suspended, store, join)
+                assert "after" in (await store.load_workflow_state_by_workflow_id(join)).steps
+        assert sorted(begun) == sorted(JOINS)
+        for join in JOINS:
+            await store.signal((await row_of(store, join)).id, "go")
+        await all_become("completed", store, JOINS)
 
 
-@pytest.mark.parametrize("join", JOINS)
-async def test_nor_is_one_whose_tasks_have_still_to_hear_that_a_step_ended(store: StateStore, join: Any) -> None:
+async def test_nor_is_one_whose_tasks_have_still_to_hear_that_a_step_ended(store: StateStore) -> None:
     async def through_tasks(run: Run, levels: int) -> None:
         if levels:
             await asyncio.create_task(through_tasks(run, levels - 1))
@@ -138,11 +146,13 @@ async def test_nor_is_one_whose_tasks_have_still_to_hear_that_a_step_ended(store
             await through_tasks(run, 3)  # each wakes the next one in another turn of the loop
             await run.step("after", Effect())
 
-        await join(lambda: run.wait_for("go"), plain)
+        await JOINS[run.workflow_id](lambda: run.wait_for("go"), plain)
 
-    await store.start("n", workflow_id="w")
-    assert len((await store.recover({"n": handler})).suspended) == 1
-    assert "after" in (await store.load_workflow_state_by_workflow_id("w")).steps
+    for join in JOINS:
+        with case(join):
+            await store.start("n", workflow_id=join)
+            assert len((await store.recover({"n": handler})).suspended) == 1
+            assert "after" in (await store.load_workflow_state_by_workflow_id(join)).steps
 
 
 async def limited_by_timeout(wait: Awaitable[Any], seconds: float) -> None:
@@ -166,55 +176,62 @@ async def limited_by_as_completed(wait: Awaitable[Any], seconds: float) -> None:
         task.cancel()
 
 
-LIMITS = [limited_by_timeout, asyncio.wait_for, limited_by_wait, limited_by_as_completed]
+LIMITS: dict[str, Any] = {
+    limited.__name__: limited
+    for limited in (limited_by_timeout, asyncio.wait_for, limited_by_wait, limited_by_as_completed)
+}
 
 
-@pytest.mark.parametrize("limited", LIMITS)
-async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateStore, limited: Any) -> None:
+async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateStore) -> None:
     """A run that is let go of has forgotten it, and would wait for ever."""
 
     async def handler(run: Run) -> str:
         try:
-            await limited(run.wait_for("never"), 1.5)
+            await LIMITS[run.workflow_id.partition(" ")[0]](run.wait_for("never"), 1.5)
         except TimeoutError:
             return await run.step("late", Effect(), "late")
         return "in time"
 
-    await store.start("n", workflow_id="w")
+    await start_all(store, LIMITS)
     async with asyncio.timeout(30), Worker(store, {"n": handler}, poll=0.1, handle_signals=False):
-        await becomes(is_over, store, "w")
-    await store.start("n", workflow_id="recovered")
-    assert len((await store.recover({"n": handler})).completed) == 1
-    assert await store.run("n", handler, workflow_id="recovered") == "late"
+        await all_become("completed", store, LIMITS)
+    recovered = [f"{limited} recovered" for limited in LIMITS]
+    await start_all(store, recovered)
+    report = await store.recover({"n": handler})
+    assert sorted(run.workflow_id for run in report.completed) == sorted(recovered)
+    for workflow_id in (*LIMITS, *recovered):
+        with case(workflow_id):
+            assert await store.run("n", handler, workflow_id=workflow_id) == "late"
 
 
 @pytest.mark.parametrize("limit", [0.15, 0.4])  # seconds: due before, and after, the run would be let go of
-@pytest.mark.parametrize("limited", LIMITS)
-async def test_so_is_one_that_is_over_while_the_process_stands_still(
-    store: StateStore, limited: Any, limit: float
-) -> None:
-    store._executor._shared.exits._took = 0.05  # so the next look at all tasks is due in 0.2 seconds
-
+async def test_so_is_one_that_is_over_while_the_process_stands_still(store: StateStore, limit: float) -> None:
     async def handler(run: Run) -> str:
         asyncio.get_running_loop().call_later(0.1, time.sleep, 0.6)
         try:
-            await limited(run.wait_for("never"), limit)
+            await LIMITS[run.workflow_id](run.wait_for("never"), limit)
         except TimeoutError:
             return await run.step("late", Effect(), "late")
         return "in time"
 
-    await store.start("n", workflow_id="w")
-    assert len((await store.recover({"n": handler})).completed) == 1
+    for limited in LIMITS:
+        with case(limited):
+            store._executor._shared.exits._took = 0.05  # so the next look at all tasks is due in 0.2 seconds
+            await store.start("n", workflow_id=limited)
+            assert len((await store.recover({"n": handler})).completed) == 1
 
 
-@pytest.mark.parametrize("join", JOINS)
-async def test_a_run_is_let_go_of_however_it_joins_its_branches(store: StateStore, join: Any) -> None:
+async def test_a_run_is_let_go_of_however_it_joins_its_branches(store: StateStore) -> None:
     async def handler(run: Run) -> None:
-        await join(lambda: run.wait_for("a"), lambda: run.wait_for("b"), lambda: run.sleep(timedelta(days=1)))
+        await JOINS[run.workflow_id](
+            lambda: run.wait_for("a"), lambda: run.wait_for("b"), lambda: run.sleep(timedelta(days=1))
+        )
 
-    await store.start("n", workflow_id="w")
-    async with asyncio.timeout(30):
-        assert len((await store.recover({"n": handler})).suspended) == 1
+    for join in JOINS:
+        with case(join):
+            await store.start("n", workflow_id=join)
+            async with asyncio.timeout(30):
+                assert len((await store.recover({"n": handler})).suspended) == 1
 
 
 async def test_what_the_loop_calls_for_others_does_not_keep_a_run_that_waits(store: StateStore) -> None:
@@ -257,8 +274,6 @@ async def test_what_a_step_left_running_does_not_keep_its_run(store: StateStore)
 
 
 async def test_runs_that_wait_share_a_query_and_write_nothing(store: StateStore) -> None:
-    for n in range(50):
-        await store.start("n", workflow_id=f"w{n}")
     tasks = [asyncio.create_task(store.run("n", leaf, workflow_id=f"w{n}")) for n in range(50)]
     assert await comes_true(lambda: len(store._executor.lookout._watches) == 50)
     with traffic_of(store) as traffic:
@@ -266,8 +281,8 @@ async def test_runs_that_wait_share_a_query_and_write_nothing(store: StateStore)
         assert await comes_true(lambda: len(traffic.statements) > 1)
     assert traffic.commits == 0
     assert len(traffic.statements) < 50
-    for n in range(50):
-        await store.signal((await row_of(store, f"w{n}")).id, "go", n)
+    for state in await store.list_active_workflows():
+        await store.signal(state.id, "go", int(state.workflow_id.removeprefix("w")))
     assert await asyncio.gather(*tasks) == list(range(50))
 
 
