@@ -145,6 +145,26 @@ async def test_what_is_done_after_a_branch_failed_while_another_goes_on_counts_o
     assert state.context == {"attempts": 1, "log": ["order sent"]}
 
 
+async def test_what_a_step_does_once_its_branches_are_over_is_kept(store: StateStore) -> None:
+    """A branch replays, with its own step, the line before the fork: that is no news to what comes after it."""
+
+    async def handler(run: Run) -> Any:
+        run.append("log", "before")
+        await asyncio.gather(run.step("a", Effect()), run.step("b", Effect()))
+        await run.step("joined", lambda: run.append("log", "joined"))
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        run.append("log", "after")
+        return run.context["log"]
+
+    attempts: list[int] = []
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    assert await store.run("n", handler, workflow_id="w") == ["before", "joined", "after"]
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {"log": ["before", "joined", "after"]}
+
+
 async def test_branches_may_count_side_by_side(store: StateStore) -> None:
     """Each comes to its lines in an order of its own when the run is resumed."""
 

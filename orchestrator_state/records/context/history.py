@@ -12,6 +12,7 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from itertools import takewhile
@@ -33,6 +34,8 @@ _CHECKED_ALWAYS = 256 * 1024
 """A context that short is compared whole with each commit. Of a longer one, what somebody took up."""
 _LOOKED_AT_ALWAYS = 64 * 1024
 _MOST_HEADS = 16
+_NOTHING: Final = math.inf
+"""In place of the position of a patch: what was done was no replay of one."""
 
 
 class ContextHistory:
@@ -69,8 +72,8 @@ class ContextHistory:
         self._loose = {key for patch in of_branches for key in patch.loose}
         self._last = max(patches, default=-1)
         self._is_one_line = not of_branches
-        self._heads: dict[str | None, dict[Branch, int]] = {}
-        """Who took up a key last: one, or several who did not know of each other."""
+        self._heads: dict[str | None, dict[Branch, tuple[int, float]]] = {}
+        """Who took up a key last: one, or several who did not know of each other. And which patch they replayed so."""
         self._unsettled: set[str | None] = set()
         """What was taken up since it was last committed."""
         self._waiting: list[Change] = []
@@ -122,15 +125,15 @@ class ContextHistory:
         self._unsettled.add(key)
         self._know(key, place)
 
-    def _know(self, key: str | None, place: Place) -> None:
+    def _know(self, key: str | None, place: Place, replayed: float = _NOTHING) -> None:
         heads = self._heads.setdefault(key, {})
         if len(heads) > 1 or place.branch not in heads:  # somebody else has been there
-            heads = {branch: tick for branch, tick in heads.items() if not place.knows(branch, tick)}
+            heads = {branch: head for branch, head in heads.items() if not place.knows(branch, head[0])}
             if key is not None and len(heads) >= _MOST_HEADS:
                 self._loose.add(key)
                 heads = {}
             self._heads[key] = heads
-        heads[place.branch] = place.tick
+        heads[place.branch] = place.tick, replayed
 
     def _is_of(self, place: Place, key: str) -> bool:
         """Whether all that was ever done to `key` belongs to the past of `place`."""
@@ -139,10 +142,12 @@ class ContextHistory:
         # Nobody was seen to take it up: somebody kept the object in a variable.
         return key in self._unsettled or _ALL in self._unsettled or not self._branches.others_alive(place)
 
-    def _knows(self, place: Place, key: str) -> bool:
+    def _knows(self, place: Place, key: str, before: int = -1) -> bool:
+        """Whether all that was done to `key` belongs to the past of `place`, or is the replay of a patch `before`."""
         for heads in (self._heads.get(key), self._heads.get(_ALL)):
-            if heads and not all(map(place.knows, heads.keys(), heads.values())):
-                return False
+            for branch, (tick, replayed) in (heads or {}).items():
+                if replayed >= before and not place.knows(branch, tick):
+                    return False
         return True
 
     # --- what is recorded --------------------------------------------------------------------------------------------
@@ -170,8 +175,9 @@ class ContextHistory:
         for at in due:
             patch = self._patches.pop(at)
             patch.replayed.apply_to(self._replayed)
-            # In another order than then, other branches may have been at a key already: what they did stays.
-            taken = {key for key in patch.replayed.keys if self._knows(place, key)}
+            # In another order than then, other branches may have been at a key already: what they did stays. But where
+            # one has only replayed an earlier patch, this one was written in the knowledge of it.
+            taken = {key for key in patch.replayed.keys if self._knows(place, key, before=at)}
             touched |= taken
             made += [change.only(change.keys - taken) for change in patch.made]
         values = {key: self._replayed[key] for key in touched if key in self._replayed}
@@ -179,7 +185,7 @@ class ContextHistory:
         self._see(values, gone)
         self._put(values, gone, ahead)
         for key in touched:
-            self._know(key, place)
+            self._know(key, place, position)
         for key in {key for change in made for key in change.keys}:
             self._know(key, place)
         self._redo(made)
