@@ -2,6 +2,10 @@
 
 They are executed against the history of a context alone, without a database: a commit is an entry in a dict. A program
 is made of tuples; each of its lines and functions leaves a mark of its own, so that what counts twice is seen.
+
+Until it vanishes, a worker does what one does that goes on. So a program is not executed once for each moment at which
+its worker may vanish: one attempt goes to the end, and what was recorded after each of its commits is where another
+attempt begins.
 """
 
 import asyncio
@@ -9,7 +13,8 @@ import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 from orchestrator_state.records.context import ContextHistory, Patch, join
 
@@ -17,14 +22,15 @@ Statement = tuple[Any, ...]
 Program = tuple[Statement, ...]
 
 START: dict[str, Any] = {"n": 0, "log": ["start"], "deep": {"rows": [{"marks": []}], "words": "start" * 60}}
+_STORED: Final = {key: json.dumps(item, separators=(",", ":")) for key, item in START.items()}
+_INITIAL: Final = join(_STORED)
 
+_value: Final = cache(json.loads)
+_patch: Final = cache(Patch.from_json)
+"""Many programs come past the same texts; whoever asks for what they say leaves it as it is."""
 
 MADE = ("made", "found", "sorted", "table")
 """Keys that are made by whoever needs them first."""
-
-
-class Crash(BaseException):
-    """The worker is gone: nothing more is committed."""
 
 
 @dataclass
@@ -35,23 +41,23 @@ class Recorded:
     patches: dict[int, str] = field(default_factory=dict)
     marks: set[str] = field(default_factory=set)
     """Of functions whose step is recorded."""
-    committed: dict[str, str] = field(default_factory=lambda: _encoded(START))
+    committed: dict[str, str] = field(default_factory=_STORED.copy)
 
-
-def _encoded(value: dict[str, Any]) -> dict[str, str]:
-    return {key: json.dumps(item, separators=(",", ":")) for key, item in value.items()}
+    def copy(self) -> "Recorded":
+        return Recorded(self.steps.copy(), self.patches.copy(), self.marks.copy(), self.committed.copy())
 
 
 class Attempt:
     """One call of a program's handler. `speed` is how many turns of the loop a turn of a step's function takes."""
 
-    def __init__(self, recorded: Recorded, *, crash_after: int | None = None, speed: int = 1) -> None:
+    def __init__(self, recorded: Recorded, *, speed: int = 1) -> None:
         self.recorded = recorded
-        patches = {position: Patch.from_json(text) for position, text in recorded.patches.items()}
-        self.history = ContextHistory(join(_encoded(START)), recorded.committed, patches)
+        self.moments: list[Recorded] = []
+        """What a worker leaves that vanishes after the first commit of this attempt, after the second, and so on."""
+        patches = {position: _patch(text) for position, text in recorded.patches.items()}
+        self.history = ContextHistory(_INITIAL, recorded.committed, patches)
         assert not self.history.was_edited, "the patches lead to what is committed"
         self.executed: set[str] = set()
-        self._left = crash_after
         self._speed = speed
         self._tasks: list[asyncio.Task[Any]] = []
         self._turn = asyncio.Lock()
@@ -102,8 +108,6 @@ class Attempt:
                 self._commit(step_id)
 
     def _commit(self, step_id: str) -> None:
-        if self._left == 0:
-            raise Crash
         change, position = self.history.diff(), len(self.recorded.steps)
         self.recorded.steps[step_id] = position
         self.recorded.marks |= {mark for mark in self.executed if mark == f"{step_id}()"}
@@ -112,8 +116,7 @@ class Attempt:
         self.history.accept(change, position)
         self.recorded.committed = dict(self.history.committed)
         check(self.recorded.committed)
-        if self._left is not None:
-            self._left -= 1
+        self.moments.append(self.recorded.copy())
 
     async def run(self, program: Program, name: str = "") -> None:
         for number, statement in enumerate(program):
@@ -178,7 +181,8 @@ class Attempt:
     async def abandon(self) -> None:
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def pause(turns: int) -> None:
@@ -188,7 +192,7 @@ async def pause(turns: int) -> None:
 
 def check(context: dict[str, str]) -> list[str]:
     """The marks in a context, none of them twice."""
-    values = {key: json.loads(text) for key, text in context.items()}
+    values = {key: _value(text) for key, text in context.items()}
     counted = {key: count for key, count in values.items() if key not in START and key not in MADE}
     words = values["deep"]["words"].split()[1:]
     found = values.get("found", {})
@@ -204,42 +208,18 @@ def check(context: dict[str, str]) -> list[str]:
     return [*counted, *marks]
 
 
-async def execute(program: Program, crashes: Sequence[int], speeds: Sequence[int]) -> None:
-    """Run a program to the end, its worker vanishing after so many commits of each attempt; look at the context."""
-    recorded = Recorded()
-    attempt = Attempt(recorded)
-    for crash_after, speed in zip([*crashes, None], speeds, strict=False):
-        attempt = Attempt(recorded, crash_after=crash_after, speed=speed)
-        attempt.history.enter()
-        try:
-            await attempt.run(program)
-            await attempt.settle()
-        except (Crash, ValueError) as stop:
-            await attempt.abandon()
-            if crash_after is None and isinstance(stop, Crash):
-                raise
-            if isinstance(stop, ValueError):
-                break
-            continue
-        except BaseExceptionGroup:
-            await attempt.abandon()
-            continue
-        break
+async def execute(program: Program, recorded: Recorded, speed: int) -> list[Recorded]:
+    """Run a program to its end and look at the context. Returns the moments at which its worker may have vanished."""
+    attempt = Attempt(recorded, speed=speed)
+    attempt.history.enter()
+    try:
+        await attempt.run(program)
+        await attempt.settle()
+    finally:
+        await attempt.abandon()
     final = attempt.history.final()
-    values = {key: json.loads(text) for key, text in final.items()}
     marks = sorted(check(final))
     expected = sorted(attempt.executed | recorded.marks)
     assert marks == expected, f"{marks} instead of {expected}"
-    assert values["n"] == sum(key not in START and key not in MADE for key in values), "each counts once"
-
-
-def commits_of(program: Program) -> int:
-    """At most so many."""
-    total = 0
-    for statement in program:
-        if statement[0] == "step":
-            total += 1
-        for part in statement[1:]:
-            if type(part) is tuple and part:
-                total += commits_of(part if type(part[0]) is tuple else (part,))
-    return total
+    assert _value(final["n"]) == sum(key not in START and key not in MADE for key in final), "each counts once"
+    return attempt.moments
