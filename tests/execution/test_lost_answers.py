@@ -3,9 +3,10 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from orchestrator_state import (
     AesGcm,
@@ -18,8 +19,7 @@ from orchestrator_state import (
     Worker,
     WorkflowStatus,
 )
-from orchestrator_state.maintenance import retention
-from orchestrator_state.models import requests
+from orchestrator_state.models import checkpoints, requests, workflow_states
 from tests.support.absences import absence_of
 from tests.support.lost_answers import answer_lost
 from tests.support.running import (
@@ -244,18 +244,36 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
         assert raised.value.outcome_unknown
 
 
+async def fill_several_transactions(store: StateStore) -> None:
+    """Store more workflows, ended long ago and with two checkpoints each, than a clean-up deletes at once."""
+    times = {"started_at": LONG_AGO, "updated_at": LONG_AGO}
+    ended = [
+        {"id": uuid4(), "workflow_id": "old", "workflow_name": "n", "status": "completed", "context": "0", **times}
+        for _ in range(201)
+    ]
+    points = [
+        {
+            "id": uuid4(),
+            "workflow_state_id": row["id"],
+            "step_id": "s",
+            "timestamp": LONG_AGO,
+            "snapshot": "1",
+            "seq": seq,
+        }
+        for row in ended
+        for seq in (1, 2)
+    ]
+    async with store.begin() as uow:
+        await uow.session.execute(insert(workflow_states), ended)
+        await uow.session.execute(insert(checkpoints), points)
+
+
 @pytest.mark.parametrize("call", ["start", "run", "delete", "prune", "rekey", "recover"])
 async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unknown_too(
-    database_url: str, near: StateStore, monkeypatch: pytest.MonkeyPatch, call: str
+    database_url: str, near: StateStore, call: str
 ) -> None:
-    monkeypatch.setattr(retention, "_ROWS", 1)  # in a transaction
-    for number in range(3):
-        old = a_state(f"old {number}")
-        old.mark_completed()
-        old.updated_at = LONG_AGO
-        await near.save_workflow_state(old)
-        for _ in range(3):
-            await near.create_checkpoint(a_checkpoint(old))
+    if call in ("delete", "prune"):
+        await fill_several_transactions(near)
     await near.start("n")
     payloads = Payloads([AesGcm(KeyRing({"a": b"a" * 32}, "a"))] if call == "rekey" else [])
     async with StateStore.open(database_url, retry_timeout=seconds(0.3), payloads=payloads) as store:
@@ -284,12 +302,13 @@ async def test_the_ids_of_calls_are_forgotten_after_a_day(store: StateStore) -> 
     assert (await row_of(store, "w")).status == WorkflowStatus.PAUSED
 
 
-async def test_a_worker_forgets_them_now_and_then(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_forgets_them_now_and_then(store: StateStore) -> None:
     """For processes that live too short to come to it."""
-    monkeypatch.setattr("orchestrator_state.worker._TIDY", 0.1)
     await store.start("n", workflow_id="w")
     async with store.begin() as uow:
         await uow.session.execute(requests.update().values(made_at=LONG_AGO))
-    async with Worker(store, {"n": two_waits}, poll=0.1, handle_signals=False):
+    worker = Worker(store, {"n": two_waits}, poll=0.1, handle_signals=False)
+    worker._tidied_at = float("-inf")  # long ago
+    async with worker:
         while await count_rows(store, "requests"):  # noqa: ASYNC110 - the worker does it
             await asyncio.sleep(0.05)

@@ -2,9 +2,10 @@
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
 from orchestrator_state import DeletionProgress, Run, StateStore
 from orchestrator_state.maintenance import retention
@@ -109,16 +110,20 @@ async def test_a_parent_stays_while_one_that_descends_from_it_lives(store: State
     assert await names(store) == set()
 
 
-async def test_a_family_that_has_to_stay_does_not_stand_in_the_way_of_others(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(retention, "_WORKFLOWS", 1)
-    await store.run("parent", parent, workflow_id="w")
-    [(living,)] = await fetch(
-        store, select(workflow_states.c.id).where(workflow_states.c.workflow_name == "grandchild")
-    )
-    await change_row(store, living, status="paused")
+async def test_families_that_have_to_stay_do_not_stand_in_the_way_of_others(store: StateStore) -> None:
+    """They are the eldest, and as many as are looked at together."""
+    long_ago = datetime(2020, 1, 1, tzinfo=UTC)
+    statuses = {"parent": "failed", "child": "completed", "grandchild": "paused"}
+    rows: list[dict[str, Any]] = []
+    for _ in range(200):
+        above = None
+        for name, status in statuses.items():
+            row = {"id": uuid4(), "workflow_id": name, "workflow_name": name, "status": status, "context": "{}"}
+            rows.append(row | {"started_at": long_ago, "updated_at": long_ago, "parent_id": above})
+            above = row["id"]
+    async with store.begin() as uow:
+        await uow.session.execute(insert(workflow_states), rows)
     for number in range(3):
         await store.run("other", grandchild, workflow_id=f"other-{number}")
     assert await store.delete_old_states(the_future()) == 3
-    assert await names(store) == {"parent", "child", "grandchild"}
+    assert await names(store) == {*statuses}
