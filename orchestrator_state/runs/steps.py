@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import re
 import time
-from collections.abc import Awaitable, Callable, Container, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.errors import ConfigurationError, InvalidPayload, OutcomeUnknown
+from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
 from orchestrator_state.failures import describe
-from orchestrator_state.payloads import LONGEST_NAME, ValueType
+from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import FINAL, OpenStep
 from orchestrator_state.runs.calls import Retry, StepFunction, call, pause_before_next
 from orchestrator_state.runs.journal.journal import Journal
+from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting.exits import IN_STEP
@@ -35,50 +34,11 @@ OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 _LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
 
 
-# An id that ends as a number of ours does: `load#2`, `load#2#1`.
-_LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
-
-
 @dataclass(frozen=True, slots=True)
 class Happened:
     """What an `on_unknown` callable returns when the step did take effect: these are its outputs."""
 
     outputs: Any = None
-
-
-class StepIds:
-    """The ids that the calls of one attempt have on record: `load`, then `load#2`, `load#3`, …
-
-    No two calls share one, whatever the order in which they come, and come again when the run is resumed. So an id of
-    the caller's that ends as a number of ours does, such as `load#2`, always has a number of its own behind it:
-    `load#2#1`. `recorded` are the ids on record.
-    """
-
-    def __init__(self, recorded: Container[str]) -> None:
-        self.asked: Final[set[str]] = set()
-        self._recorded = recorded
-        self._calls: dict[str, int] = {}
-
-    def number(self, step_id: str) -> str:
-        """The id of the next call of `step_id`, in the order of the calls. Raises `InvalidPayload`."""
-        step_id = as_stored_name(step_id, "step_id")
-        call = self._calls[step_id] = self._calls.get(step_id, 0) + 1
-        numbered = step_id if call == 1 else f"{step_id}#{call}"
-        if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
-            numbered = f"{step_id}#1"
-        if len(numbered) > LONGEST_NAME:
-            raise InvalidPayload(
-                f"step_id is {len(numbered)} characters long; at most {LONGEST_NAME} fit", path="step_id"
-            )
-        self.asked.add(numbered)
-        return numbered
-
-    def _was_recorded_bare(self, step_id: str) -> bool:
-        """Whether it is on record without the number, as older software left it, and not as another id's repetition."""
-        base = step_id.rpartition("#")[0]
-        return step_id in self._recorded and not any(
-            other in known for known in (self._recorded, self.asked) for other in (base, f"{step_id}#1")
-        )
 
 
 class Steps:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator_state import InvalidPayload, Run, StateStore
-from orchestrator_state.runs.steps import StepIds
+from orchestrator_state.runs.step_ids import StepIds
 from tests.support.raw_sql import execute
 from tests.support.running import Effect, steps_of, vanish
 
