@@ -26,7 +26,7 @@ from tests.support.states import a_checkpoint, a_state
 
 pytestmark = pytest.mark.slow
 
-AT_ONCE = 6  # of its commits
+AT_ONCE = 3  # of its commits; most calls have fewer
 NOT_YET = UUID(int=0)
 A_MOMENT = 0.3  # seconds
 
