@@ -1,6 +1,7 @@
 """A cell that holds no value of its column's type harms its own run alone, whoever meets it."""
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
@@ -12,6 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from orchestrator_state import Checkpoint, Run, StateStore, Worker, WorkflowState
 from orchestrator_state.errors import CorruptPayload, InvalidTransition, OrchestratorStateError, PayloadError
+from tests.support.cases import case
 from tests.support.engines import opened_engine
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import becomes, row_of
@@ -67,24 +69,23 @@ async def assert_neighbours_are_served(store: StateStore) -> None:
     assert {"before", "after"}.isdisjoint(state.workflow_id for state in left)
 
 
-@pytest.mark.parametrize("column", TIMES)
-async def test_a_moment_that_is_none_stops_nobody_else(
-    store: StateStore, database_url: str, backend: str, column: str
-) -> None:
-    for value in NO_TIMES[backend]:
+async def assert_stops_nobody_else(store: StateStore, url: str, column: str, value: str) -> None:
+    with case(f"{column} = {value}"):
         (_, damaged, _) = await three_runs(store)
-        damage(database_url, column, value, where=f"id = '{damaged}'")
+        damage(url, column, value, where=f"id = '{damaged}'")
         await assert_neighbours_are_served(store)
-        execute(database_url, "DELETE FROM workflow_states")
+        execute(url, "DELETE FROM workflow_states")
 
 
-@pytest.mark.parametrize("value", NOT_OF_THE_TYPE)
-@pytest.mark.parametrize("column", OTHER_CELLS + TEXTS)
-async def test_a_cell_of_another_type_stops_nobody_else(sqlite_url: str, column: str, value: str) -> None:
+async def test_a_moment_that_is_none_stops_nobody_else(store: StateStore, database_url: str, backend: str) -> None:
+    for column, value in itertools.product(TIMES, NO_TIMES[backend]):
+        await assert_stops_nobody_else(store, database_url, column, value)
+
+
+async def test_a_cell_of_another_type_stops_nobody_else(sqlite_url: str) -> None:
     async with StateStore.open(sqlite_url) as store:
-        (_, damaged, _) = await three_runs(store)
-        damage(sqlite_url, column, value, where=f"id = '{damaged}'")
-        await assert_neighbours_are_served(store)
+        for column, value in itertools.product(OTHER_CELLS + TEXTS, NOT_OF_THE_TYPE):
+            await assert_stops_nobody_else(store, sqlite_url, column, value)
 
 
 @pytest.mark.parametrize("value", [*NOT_OF_THE_TYPE, "17", "upper(id)", "replace(id, '-', '')"])
@@ -101,17 +102,18 @@ async def test_a_run_whose_id_is_damaged_stops_nobody_and_is_reported(
         assert not (await store.verify()).is_sound
 
 
-@pytest.mark.parametrize("value", NOT_OF_THE_TYPE)
-@pytest.mark.parametrize("column", OTHER_CELLS + TEXTS)
-async def test_whoever_asks_for_a_damaged_run_is_told_in_our_words(sqlite_url: str, column: str, value: str) -> None:
+async def test_whoever_asks_for_a_damaged_run_is_told_in_our_words(sqlite_url: str) -> None:
     async with StateStore.open(sqlite_url) as store:
-        (_, damaged, _) = await three_runs(store)
-        damage(sqlite_url, column, value, where=f"id = '{damaged}'")
-        with contextlib.suppress(OrchestratorStateError):
-            await store.run("n", done, workflow_id="damaged", context={})
-        for ask in (store.pause, store.resume, store.cancel, partial(store.signal, name="go")):
-            with contextlib.suppress(OrchestratorStateError):
-                await ask(damaged)
+        for column, value in itertools.product(OTHER_CELLS + TEXTS, NOT_OF_THE_TYPE):
+            with case(f"{column} = {value}"):
+                (_, damaged, _) = await three_runs(store)
+                damage(sqlite_url, column, value, where=f"id = '{damaged}'")
+                with contextlib.suppress(OrchestratorStateError):
+                    await store.run("n", done, workflow_id="damaged", context={})
+                for ask in (store.pause, store.resume, store.cancel, partial(store.signal, name="go")):
+                    with contextlib.suppress(OrchestratorStateError):
+                        await ask(damaged)
+                execute(sqlite_url, "DELETE FROM workflow_states")
 
 
 @pytest.mark.parametrize("column", ["version", "lease_token", "attempts", "checkpoint_seq"])
@@ -387,16 +389,12 @@ async def test_a_list_of_nothing_but_damage_is_an_error_and_not_an_empty_one(
         await store.list_active_workflows()
 
 
-@pytest.mark.parametrize("column", TIMES)
 async def test_a_moment_that_is_none_stops_nobody_on_an_engine_of_the_applications(
-    database_url: str, backend: str, column: str
+    database_url: str, backend: str
 ) -> None:
     async with opened_engine(database_url) as engine, StateStore.open(engine=engine) as store:
-        for value in NO_TIMES[backend]:
-            (_, damaged, _) = await three_runs(store)
-            damage(database_url, column, value, where=f"id = '{damaged}'")
-            await assert_neighbours_are_served(store)
-            execute(database_url, "DELETE FROM workflow_states")
+        for column, value in itertools.product(TIMES, NO_TIMES[backend]):
+            await assert_stops_nobody_else(store, database_url, column, value)
 
 
 async def test_what_the_application_reads_on_its_own_engine_is_as_it_was(sqlite_url: str) -> None:
