@@ -6,11 +6,12 @@ Postgres all connections are cut and new ones refused; on SQLite another program
 
 import asyncio
 import sqlite3
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from sqlalchemy import text
@@ -26,11 +27,10 @@ from orchestrator_state import (
     WorkflowState,
     WorkflowStatus,
 )
+from tests.support.cases import case
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.engines import opened_engine
-from tests.support.running import Effect, becomes, row_of, seconds, steps_of
-
-AWAY = 0.5  # seconds
+from tests.support.running import Effect, all_become, row_of, seconds, steps_of
 
 
 class Outage:
@@ -38,15 +38,25 @@ class Outage:
 
     def __init__(self, url: str, take_away: Callable[[], object], give_back: Callable[[], object]) -> None:
         self.url = url
+        self.lasts = 0.5  # seconds
         self._take_away, self._give_back = take_away, give_back
-        self.times = 0
+        self._over = asyncio.Event()
 
     def begin(self) -> None:
-        """For `AWAY` seconds, once: whoever tries again later finds the database there."""
-        self.times += 1
-        if self.times == 1:
-            self._take_away()
-            asyncio.get_running_loop().call_later(AWAY, self._give_back)
+        self._over.clear()
+        self._take_away()
+        asyncio.get_running_loop().call_later(self.lasts, self._end)
+
+    def _end(self) -> None:
+        self._give_back()
+        self._over.set()
+
+    @asynccontextmanager
+    async def at(self, call: str) -> AsyncIterator[None]:
+        """One begins in this block, and is over at its end. What fails there is told with the name of the call."""
+        with case(call):
+            yield
+            await self._over.wait()
 
 
 @pytest.fixture
@@ -73,25 +83,30 @@ async def _of_sqlite(url: str) -> AsyncIterator[Outage]:
     other.close()
 
 
-PATIENCE: dict[str, dict[str, Any]] = {
-    "outlasted": {"retry_timeout": seconds(30)},
-    "outlasted on the application's engine": {"retry_timeout": seconds(30)},
-    "longer than anybody's patience": {"retry_timeout": seconds(0.2)},
+class Patience(NamedTuple):
+    retry_timeout: float  # seconds
+    outage: float
+
+
+PATIENCE = {
+    "outlasted": Patience(30, 0.25),
+    "outlasted on the application's engine": Patience(30, 0.25),
+    "longer than anybody's patience": Patience(0.2, 0.5),
 }
-
-
 _IMPATIENT: Any = {"connect_args": {"timeout": 0.1}}
 
 
 @pytest.fixture(params=PATIENCE)
 async def store(outage: Outage, request: pytest.FixtureRequest) -> AsyncIterator[StateStore]:
-    options: dict[str, Any] = {"pool_min": 2, "lock_timeout": seconds(0.1), "lease_term": seconds(6)}
-    place: dict[str, Any] = {"database": outage.url}
+    patience = PATIENCE[request.param]
+    outage.lasts = patience.outage
+    options: dict[str, Any] = {"retry_timeout": seconds(patience.retry_timeout), "lease_term": seconds(6)}
+    place: dict[str, Any] = {"database": outage.url, "pool_min": 2}
     async with AsyncExitStack() as stack:
         if request.param.endswith("engine"):
             impatient = _IMPATIENT if outage.url.startswith("sqlite") else {}
             place = {"engine": await stack.enter_async_context(opened_engine(outage.url, pool_size=5, **impatient))}
-        yield await stack.enter_async_context(StateStore.open(**place, **options, **PATIENCE[request.param]))
+        yield await stack.enter_async_context(StateStore.open(**place, **options, lock_timeout=seconds(0.1)))
 
 
 @pytest.fixture
@@ -152,17 +167,21 @@ CALLS: dict[str, Callable[[Run], Awaitable[Any]]] = {
 
 
 class Handler:
-    """Does one thing that is paid for, then meets the outage at `call`; what it sees of that it undoes."""
+    """Does one thing that is paid for, then meets an outage at the call that the run is named after."""
 
-    def __init__(self, outage: Outage, call: str) -> None:
-        self.paid, self.saw = Effect(), list[BaseException]()
-        self._outage, self._call = outage, CALLS[call]
+    def __init__(self, outage: Outage) -> None:
+        self.paid, self.saw = defaultdict[str, Effect](Effect), list[BaseException]()
+        self.signalled = defaultdict[str, asyncio.Event](asyncio.Event)
+        self._outage, self._met = outage, set[str]()
 
     async def __call__(self, run: Run) -> str:
-        await run.step("paid", self.paid, "answer")
-        self._outage.begin()
+        await run.step("paid", self.paid[run.workflow_id], "answer")
+        await self.signalled[run.workflow_id].wait()
+        if run.workflow_id not in self._met:  # whoever tries again later finds the database there
+            self._met.add(run.workflow_id)
+            self._outage.begin()
         try:
-            await self._call(run)
+            await CALLS[run.workflow_id](run)
         except OutcomeUnknown:
             return "done"  # the step's own, which asked for it
         except Exception as error:
@@ -170,40 +189,50 @@ class Handler:
             raise
         return "done"
 
+    def is_content_with(self, call: str) -> None:
+        assert (self.saw, self.paid[call].calls) == ([], ["answer"])
 
-@pytest.mark.parametrize("call", CALLS)
+
+async def started(near: StateStore, handler: Handler, call: str) -> None:
+    """There is the signal that it may wait for before it comes to the call."""
+    state = await near.start("w", workflow_id=call)
+    await near.signal(state.id, "go")
+    handler.signalled[call].set()
+
+
 async def test_an_outage_at_a_call_of_a_run_is_none_of_its_handlers_business(
-    store: StateStore, near: StateStore, outage: Outage, call: str
+    store: StateStore, near: StateStore, outage: Outage
 ) -> None:
-    handler = Handler(outage, call)
-    started = await store.start("w", workflow_id="w")
-    await store.signal(started.id, "go")
-    for _ in range(20):
-        with suppress(StoreUnavailable):
-            assert await store.run("w", handler, workflow_id="w", wait=30) == "done"
-            break
-        await asyncio.sleep(0.2)
-    assert (handler.saw, handler.paid.calls) == ([], ["answer"])
-    row = await row_of(near, "w")
-    assert (row.status, row.error) == (WorkflowStatus.COMPLETED, None)
-    assert all(step.status != "running" or call.startswith("step") for step in (await steps_of(near, "w")).values())
+    handler = Handler(outage)
+    for call in CALLS:
+        async with outage.at(call):
+            await started(near, handler, call)
+            for _ in range(60):
+                with suppress(StoreUnavailable):
+                    assert await store.run("w", handler, workflow_id=call, wait=30) == "done"
+                    break
+                await asyncio.sleep(0.1)
+            handler.is_content_with(call)
+            row = await row_of(near, call)
+            assert (row.status, row.error) == (WorkflowStatus.COMPLETED, None)
+            steps = await steps_of(near, call)
+            assert all(step.status != "running" or call.startswith("step") for step in steps.values())
 
 
-@pytest.mark.parametrize("call", CALLS)
 async def test_nor_does_it_end_the_worker_or_fail_what_it_has_under_way(
-    store: StateStore, near: StateStore, outage: Outage, call: str
+    store: StateStore, near: StateStore, outage: Outage
 ) -> None:
-    handler, neighbour = Handler(outage, call), Effect()
-    started = await store.start("w", workflow_id="w")
-    await store.signal(started.id, "go")
-    async with Worker(
-        store, {"w": handler, "n": lambda run: run.step("s", neighbour)}, poll=0.1, handle_signals=False
-    ) as worker:
-        await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, near, "w")
-        await near.start("n", workflow_id="n")
-        await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, near, "n")
-        assert worker.health().state == "working"
-    assert (handler.saw, handler.paid.calls) == ([], ["answer"])
+    handler, neighbour = Handler(outage), Effect()
+    handlers: dict[str, Any] = {"w": handler, "n": lambda run: run.step("s", neighbour)}
+    async with Worker(store, handlers, poll=0.1, handle_signals=False) as worker:
+        for call in CALLS:
+            async with outage.at(call):
+                await started(near, handler, call)
+                await all_become("completed", near, [call])
+                await near.start("n", workflow_id=f"after {call}")
+                await all_become("completed", near, [f"after {call}"])
+                assert worker.health().state == "working"
+                handler.is_content_with(call)
 
 
 # --- the calls of the store -------------------------------------------------------------------------------------------
@@ -212,47 +241,49 @@ async def test_nor_does_it_end_the_worker_or_fail_what_it_has_under_way(
 class Place:
     """Runs in all the conditions that a call may be about."""
 
-    def __init__(self, store: StateStore) -> None:
-        self.store = store
+    def __init__(self, store: StateStore, call: str) -> None:
+        self.store, self.call = store, call
 
     async def furnish(self) -> "Place":
-        async def work(run: Run) -> Any:
-            await run.step("s", Effect())
-            if run.workflow_id == "failed":
-                await run.step("declined", declined)
-            return "done"
-
-        self.work = work
         for name in ("completed", "failed"):
             with suppress(LookupError):
-                await self.store.run("w", work, workflow_id=name)
-        self.pending = (await self.store.start("w", workflow_id="pending")).id
-        self.completed = (await self.store.load_workflow_state_by_workflow_id("completed")).id
-        self.failed = (await self.store.load_workflow_state_by_workflow_id("failed")).id
+                await self.store.run("w", self.work, workflow_id=self.called(name))
+        self.pending = (await self.store.start("w", workflow_id=self.called("pending"))).id
+        self.completed = (await self.store.load_workflow_state_by_workflow_id(self.called("completed"))).id
+        self.failed = (await self.store.load_workflow_state_by_workflow_id(self.called("failed"))).id
         newest = await self.store.get_latest_checkpoint(self.completed)
         assert newest is not None
         self.checkpoint = newest.id
         return self
 
+    def called(self, name: str) -> str:
+        return f"{self.call}: {name}"
 
-def saved(_: Place) -> WorkflowState:
-    return WorkflowState(workflow_id="saved", workflow_name="by hand")
+    async def work(self, run: Run) -> Any:
+        await run.step("s", Effect())
+        if run.workflow_id == self.called("failed"):
+            await run.step("declined", declined)
+        return "done"
+
+
+def saved(at: Place) -> WorkflowState:
+    return WorkflowState(workflow_id=at.called("saved"), workflow_name="by hand")
 
 
 CONTROLS: dict[str, Callable[[StateStore, Place], Awaitable[Any]]] = {
-    "start": lambda store, _: store.start("w", workflow_id="another"),
-    "run": lambda store, at: store.run("w", at.work, workflow_id="another"),
-    "run of a completed one": lambda store, at: store.run("w", at.work, workflow_id="completed"),
+    "start": lambda store, at: store.start("w", workflow_id=at.called("another")),
+    "run": lambda store, at: store.run("w", at.work, workflow_id=at.called("another")),
+    "run of a completed one": lambda store, at: store.run("w", at.work, workflow_id=at.called("completed")),
     "recover": lambda store, at: store.recover({"w": at.work}),
     "signal": lambda store, at: store.signal(at.pending, "go"),
     "pause": lambda store, at: store.pause(at.pending),
     "resume": lambda store, at: store.resume(at.failed),
     "cancel": lambda store, at: store.cancel(at.pending),
-    "fork": lambda store, at: store.fork(at.checkpoint, workflow_id="fork"),
+    "fork": lambda store, at: store.fork(at.checkpoint, workflow_id=at.called("fork")),
     "rewind": lambda store, at: store.rewind(at.checkpoint),
     "save": lambda store, at: store.save_workflow_state(saved(at)),
     "load": lambda store, at: store.load_workflow_state(at.completed),
-    "load by name": lambda store, _: store.load_workflow_state_by_workflow_id("completed"),
+    "load by name": lambda store, at: store.load_workflow_state_by_workflow_id(at.called("completed")),
     "list": lambda store, _: store.list_active_workflows(),
     "create_checkpoint": lambda store, at: store.create_checkpoint(
         Checkpoint(workflow_state_id=at.completed, step_id="s", snapshot={})
@@ -266,16 +297,17 @@ CONTROLS: dict[str, Callable[[StateStore, Place], Awaitable[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("call", CONTROLS)
 async def test_an_outage_at_a_call_of_the_store_is_outlasted_or_a_typed_error(
-    store: StateStore, near: StateStore, outage: Outage, call: str, request: pytest.FixtureRequest
+    store: StateStore, near: StateStore, outage: Outage, request: pytest.FixtureRequest
 ) -> None:
-    place = await Place(store).furnish()
-    outage.begin()
     is_short = "outlasted" in request.node.callspec.id
-    try:
-        await CONTROLS[call](store, place)
-    except StoreUnavailable:
-        assert not is_short
-    for name in ("pending", "completed"):
-        assert (await row_of(near, name)).status != WorkflowStatus.FAILED
+    for call, control in CONTROLS.items():
+        async with outage.at(call):
+            place = await Place(near, call).furnish()
+            outage.begin()
+            try:
+                await control(store, place)
+            except StoreUnavailable:
+                assert not is_short
+            for name in ("pending", "completed"):
+                assert (await row_of(near, place.called(name))).status != WorkflowStatus.FAILED
