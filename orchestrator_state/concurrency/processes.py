@@ -35,9 +35,10 @@ class ProcessIdentity:
     def parse(cls, text: str | None) -> Self | None:
         try:
             machine, pid, started = (text or "").split("|")
-            return cls(machine, int(pid), started)
+            identity = cls(machine, int(pid), started)
         except ValueError:
             return None
+        return identity if identity.pid > 0 else None
 
     def __str__(self) -> str:
         return f"{self.machine}|{self.pid}|{self.started}"
@@ -51,9 +52,20 @@ class ProcessIdentity:
             # A zombie has let go of everything but its pid.
             return process.status() == psutil.STATUS_ZOMBIE or _started(process) != self.started
         except psutil.NoSuchProcess:
-            return True
+            return not _is_there(self.pid)
         except psutil.Error:
             return False
+
+
+def _is_there(pid: int) -> bool:
+    """Whether there is a process of that pid, also one that is hidden: as another user's, where /proc has `hidepid`."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _machine() -> str:
