@@ -2,7 +2,10 @@
 
 SQLAlchemy compiles each statement anew for each engine. A store for each tenant, or for each test, would spend more on
 that than on its first run. What is shared is a function of statement and dialect alone, as in `functools.cache`: no
-value, name of a database or connection is in it.
+name of a database or connection is in it.
+
+SQLAlchemy keeps a statement together with the values that stood in it when it was compiled. In ours these are at most
+ids, names, times and numbers: a payload, or its digest, is always given to a statement as a parameter.
 """
 
 from __future__ import annotations

@@ -8,10 +8,11 @@ id: the repetition waits until it has ended, one way or the other.
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Float, delete, literal, select
+from sqlalchemy import Float, Insert, delete, literal, select
 
 from orchestrator_state.database import conflict_aware_insert, database_now, database_time_in
 from orchestrator_state.models import RequestRow, requests
@@ -24,17 +25,18 @@ MOST_AT_ONCE: Final = 500
 _AGO: Final = literal(-KEPT.total_seconds(), Float)
 
 
+@cache
+def _note_call(dialect: str) -> Insert:
+    return conflict_aware_insert(dialect, requests).values(made_at=database_now()).on_conflict_do_nothing()
+
+
 class CallRepository(Repository):
     """The ids of calls, in the transaction of a session."""
 
     async def note(self, call_id: UUID, kind: str) -> bool:
         """Note that the call of that id takes effect with this transaction; False if an earlier attempt of it has."""
-        noted = await self._execute(
-            conflict_aware_insert(self._dialect, requests)
-            .values(id=call_id, namespace=self._namespace, kind=kind, made_at=database_now())
-            .on_conflict_do_nothing()
-        )
-        return rowcount(noted) == 1
+        values = {"id": call_id, "namespace": self._namespace, "kind": kind}
+        return rowcount(await self._execute(_note_call(self._dialect), values)) == 1
 
     async def forget_old(self) -> int:
         """Delete up to 500 ids that are older than a day, whosever they are; returns how many."""

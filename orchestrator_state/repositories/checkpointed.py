@@ -31,6 +31,9 @@ _STEPS: Final = select(StepRow).where(StepRow.workflow_state_id == _OF_ID).order
 _DELTAS: Final = select(CheckpointRow).where(
     CheckpointRow.workflow_state_id == _OF_ID, CheckpointRow.position.is_not(None)
 )
+_SET_CHECKPOINT: Final = update(CheckpointRow).where(CheckpointRow.id == bindparam("of_id"))
+_SET_WORKFLOW: Final = update(WorkflowRow).where(WorkflowRow.id == bindparam("of_id"))
+"""Both set the columns that they are given values for."""
 
 
 def has_unnumbered_checkpoints(workflow_state_id: ColumnElement[UUID]) -> ColumnElement[bool]:
@@ -68,13 +71,9 @@ class CheckpointedRepository(Repository):
     async def _number_checkpoints(self, workflow_state_id: UUID, free: int) -> int:
         """Number what older software inserted since, from `free` on, and return the next number."""
         for row in await self._rows(_UNNUMBERED, {"workflow_state_id": workflow_state_id}):
-            await self._execute(
-                update(CheckpointRow).where(CheckpointRow.id == row.id).values({CheckpointRow.seq: free})
-            )
+            await self._execute(_SET_CHECKPOINT, {"of_id": row.id, "seq": free})
             free += 1
-        await self._execute(
-            update(WorkflowRow).where(WorkflowRow.id == workflow_state_id).values({WorkflowRow.checkpoint_seq: free})
-        )
+        await self._execute(_SET_WORKFLOW, {"of_id": workflow_state_id, "checkpoint_seq": free})
         return free
 
     async def _delta_base(self, workflow_state_id: UUID) -> DeltaBase:
@@ -110,8 +109,5 @@ class CheckpointedRepository(Repository):
 
     async def _replace_deltas(self, whole: Sequence[tuple[UUID, Sealed]]) -> None:
         for checkpoint_id, sealed in whole:
-            await self._execute(
-                update(CheckpointRow)
-                .where(CheckpointRow.id == checkpoint_id)
-                .values(snapshot=sealed.text, snapshot_digest=sealed.digest, position=None)
-            )
+            whole_row = {"snapshot": sealed.text, "snapshot_digest": sealed.digest, "position": None}
+            await self._execute(_SET_CHECKPOINT, {"of_id": checkpoint_id} | whole_row)

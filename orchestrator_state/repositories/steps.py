@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from orchestrator_state.arguments import as_name, as_uuid
@@ -31,6 +31,10 @@ _STEPS_OF: Final = (
     .order_by(StepRow.position, StepRow.step_id)
 )
 _STEP_BY_ID: Final = _STEPS_OF.where(StepRow.step_id == bindparam("step_id"))
+SET_STEP: Final = update(StepRow).where(
+    StepRow.workflow_state_id == bindparam("of_workflow"), StepRow.step_id == bindparam("of_step")
+)
+"""Sets the columns that it is given values for."""
 
 
 @cache

@@ -24,13 +24,9 @@ from orchestrator_state.records import (
 )
 from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, FencedRepository
-from orchestrator_state.repositories.steps import record_step_once
+from orchestrator_state.repositories.steps import SET_STEP, record_step_once
 
 _position: Final = attrgetter("position")
-_CONVERT_STEP: Final = update(StepRow).where(
-    StepRow.workflow_state_id == bindparam("of_workflow"), StepRow.step_id == bindparam("of_step")
-)
-"""Sets the columns that it is given values for."""
 _CONVERTED: Final = ("outputs", "outputs_digest", "context_patch", "context_patch_digest")
 
 
@@ -123,7 +119,7 @@ class HistoryRepository(FencedRepository):
                 | {name: getattr(sealed, name) for name in _CONVERTED}
                 for sealed in self._sealed(lease, [step._replace(error=None) for step in steps])
             ]
-            await self._execute(_CONVERT_STEP, rows)
+            await self._execute(SET_STEP, rows)
 
     async def replace_steps(self, lease: Lease, damaged: Collection[str], steps: Collection[OpenStep]) -> None:
         """Put `steps` in the place of damaged rows. Raises `LeaseLost`."""
@@ -142,11 +138,9 @@ class HistoryRepository(FencedRepository):
         # A run that goes on has no result; older software takes one back without its digest.
         await self._write_fenced(lease, columns | {"result_digest": None}, renews_digests=True)
         for sealed in renewed:
-            await self._execute(
-                update(StepRow)
-                .where(StepRow.workflow_state_id == lease.workflow_state_id, StepRow.step_id == sealed.step_id)
-                .values({name: getattr(sealed, name) for name in (*_CONVERTED, "error", "error_digest")})
-            )
+            of_step = {"of_workflow": lease.workflow_state_id, "of_step": sealed.step_id}
+            values = {name: getattr(sealed, name) for name in (*_CONVERTED, "error", "error_digest")}
+            await self._execute(SET_STEP, of_step | values)
 
     async def keep_initial_context(self, workflow_state_id: UUID) -> None:
         """Before the context is replaced: a resumed handler starts with the first one."""

@@ -16,7 +16,7 @@ from orchestrator_state.models import SignalRow, WorkflowRow
 from orchestrator_state.records import Columns, FoundRun, Lease
 from orchestrator_state.repositories.claimable import FOUND, IS_ACTIVE, IS_FINISHED, LEASE_IS_FREE
 from orchestrator_state.repositories.counts import IS_WRITABLE
-from orchestrator_state.repositories.expressions import IN_NAMESPACE
+from orchestrator_state.repositories.expressions import IN_NAMESPACE, OF_WORKFLOW
 from orchestrator_state.repositories.runs.fence import (
     FENCE,
     RELEASED,
@@ -28,6 +28,22 @@ from orchestrator_state.repositories.runs.fence import (
 )
 from orchestrator_state.repositories.runs.requests import CANCEL, finishing, heeded, letting_go
 
+_SET_STATUS: Final = (
+    update(WorkflowRow)
+    .where(*OF_WORKFLOW)
+    .values(
+        RELEASED
+        | {
+            "version": one_more(WorkflowRow.version),
+            "lease_token": one_more(WorkflowRow.lease_token),
+            "updated_at": database_now(),
+            "digested_at": STILL_DIGESTED_AT,
+            "request": None,
+        }
+    )
+)
+"""Sets the columns that it is given values for as well."""
+_END: Final = _SET_STATUS.values(completed_at=database_now())
 _UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 _ANY_UNHEEDED: Final = select(WorkflowRow.id).where(IN_NAMESPACE, *_UNHEEDED).limit(1)
 
@@ -53,23 +69,9 @@ class RunRepository(FencedRepository):
 
         `completed_at` is now, if it is finished.
         """
-        if columns["status"] in FINISHED:
-            columns = columns | {"completed_at": database_now()}
-        await self._execute(
-            update(WorkflowRow)
-            .where(WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
-            .values(
-                await self._sealed_workflow(workflow_state_id, columns)
-                | RELEASED
-                | {
-                    "version": one_more(WorkflowRow.version),
-                    "lease_token": one_more(WorkflowRow.lease_token),
-                    "updated_at": database_now(),
-                    "digested_at": STILL_DIGESTED_AT,
-                    "request": None,
-                }
-            )
-        )
+        statement = _END if columns["status"] in FINISHED else _SET_STATUS
+        of_workflow = {"of_id": workflow_state_id, "of_namespace": self._namespace}
+        await self._execute(statement, of_workflow | await self._sealed_workflow(workflow_state_id, columns))
         if columns["status"] == WorkflowStatus.PENDING.value:
             await self._announce()
 

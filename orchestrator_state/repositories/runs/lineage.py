@@ -7,7 +7,7 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import and_, bindparam, func, select, update
 
 from orchestrator_state.database import database_now, one_more
 from orchestrator_state.domain import WorkflowStatus
@@ -19,6 +19,7 @@ from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import IS_WRITABLE
 from orchestrator_state.repositories.runs.fence import RELEASED, STILL_DIGESTED_AT
 from orchestrator_state.repositories.runs.requests import CANCEL, cancelled
+from orchestrator_state.repositories.steps import SET_STEP
 
 _REVIVED: Final[Columns] = RELEASED | {
     "status": WorkflowStatus.PENDING.value,
@@ -39,6 +40,8 @@ _CONTEXTS: Final = (
     WorkflowRow.initial_context,
     WorkflowRow.initial_context_digest,
 )
+_SET_LINEAGE: Final = update(WorkflowRow).where(WorkflowRow.id == bindparam("of_id"))
+"""Sets the columns that it is given values for."""
 
 
 class LineageRepository(Repository):
@@ -124,17 +127,14 @@ class LineageRepository(Repository):
             opening = partial(opener.workflow, "context", row.context, row.context_digest)
         first = await self._payloads.aside.call(opening, self._payloads.length([row.context, row.initial_context]))
         columns = columns | await self._sealed_workflow(fork_id, {"initial_context": first})
-        await self._execute(update(WorkflowRow).where(WorkflowRow.id == fork_id).values(columns))
+        await self._execute(_SET_LINEAGE, {"of_id": fork_id} | columns)
         for chunk in chunks(sorted(step_ids)):
             steps = select(StepRow).where(StepRow.workflow_state_id == source, StepRow.step_id.in_(chunk))
             for step in map(SealedStep.of, await self._rows_with_blobs(steps)):
                 sealing = partial(_sealed_patch, self._payloads, opener, step, fork_id)
                 sealed = await self._payloads.aside.call(sealing, self._payloads.length([step.context_patch]))
-                await self._execute(
-                    update(StepRow)
-                    .where(StepRow.workflow_state_id == fork_id, StepRow.step_id == step.step_id)
-                    .values(sealed | {"position": step.position})
-                )
+                of_step = {"of_workflow": fork_id, "of_step": step.step_id}
+                await self._execute(SET_STEP, of_step | sealed | {"position": step.position})
 
 
 def _sealed_patch(payloads: Payloads, opener: Opener, step: SealedStep, workflow_state_id: UUID) -> Columns:

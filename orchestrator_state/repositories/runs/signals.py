@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
+from typing import Final
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import Insert, select, update
 
 from orchestrator_state.database import conflict_aware_insert, database_now
 from orchestrator_state.domain import ACTIVE
@@ -16,8 +17,22 @@ from orchestrator_state.records import Signal, SignalPlace
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import next_count
-from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP
+from orchestrator_state.repositories.expressions import NOW_IF_ASLEEP, OF_WORKFLOW
 from orchestrator_state.repositories.runs.claims import MOST_LOOKS
+
+_TAKE_NUMBER: Final = (
+    update(WorkflowRow)
+    .where(*OF_WORKFLOW, IS_ACTIVE)
+    .values(signal_seq=next_count(WorkflowRow.signal_seq, SignalRow), wake_at=NOW_IF_ASLEEP)
+    .returning(WorkflowRow.signal_seq, WorkflowRow.status)
+)
+_STATUS: Final = select(WorkflowRow.status).where(*OF_WORKFLOW)
+
+
+@cache
+def _insert_signal(dialect: str) -> Insert:
+    insert = conflict_aware_insert(dialect, signals).values(sent_at=database_now())
+    return insert.on_conflict_do_nothing(index_elements=["id"])
 
 
 class SignalRepository(Repository):
@@ -53,35 +68,25 @@ class SignalRepository(Repository):
             return status
         place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
         sealed = place.seal(self._payloads, payload)
-        await self._execute(
-            conflict_aware_insert(self._dialect, signals)
-            .values(
-                id=signal_id,
-                workflow_state_id=workflow_state_id,
-                name=name,
-                payload=sealed.text,
-                payload_digest=sealed.digest,
-                sent_at=database_now(),
-                seq=seq,
-            )
-            .on_conflict_do_nothing(index_elements=["id"])
-        )
+        values = {
+            "id": signal_id,
+            "workflow_state_id": workflow_state_id,
+            "name": name,
+            "payload": sealed.text,
+            "payload_digest": sealed.digest,
+            "seq": seq,
+        }
+        await self._execute(_insert_signal(self._dialect), values)
         await self._announce()
         return status
 
     async def _take_number(self, workflow_state_id: UUID) -> tuple[int | None, str | None]:
         """The next signal's number, if the workflow is unfinished, and its status, if there is one. Wakes the run."""
-        of_workflow = (WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
-        number = (
-            update(WorkflowRow)
-            .where(*of_workflow, IS_ACTIVE)
-            .values(signal_seq=next_count(WorkflowRow.signal_seq, SignalRow), wake_at=NOW_IF_ASLEEP)
-            .returning(WorkflowRow.signal_seq, WorkflowRow.status)
-        )
+        of_workflow = {"of_id": workflow_state_id, "of_namespace": self._namespace}
         for _ in range(MOST_LOOKS):
-            if (row := await self._row(number)) is not None:
+            if (row := await self._row(_TAKE_NUMBER, of_workflow)) is not None:
                 return row.signal_seq, row.status
-            found = await self._row(select(WorkflowRow.status).where(*of_workflow))
+            found = await self._row(_STATUS, of_workflow)
             status: str | None = found.status if found else None
             if status not in ACTIVE:  # or it was resumed between the two statements
                 return None, status
