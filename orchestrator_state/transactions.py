@@ -150,7 +150,7 @@ class Transactions:
         if payloads.offload is not None:
             payloads.offload.discarded.clear()  # by a try before, which was rolled back
         async with self.database.writing(urgent=urgent) as session:
-            if idles is not Idling.BRIEFLY and self.database.is_direct:
+            if idles is not Idling.BRIEFLY and self.database.owned:
                 lend(session)
             uow, since = self._unit(session, payloads), time.monotonic()
             async with idling(session, idles, self.settings, is_limited=self.database.has_idle_limit):

@@ -2,6 +2,7 @@
 
 from orchestrator_state.database.adopted import refuse_autocommit
 from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
+from orchestrator_state.database.compiled import shared_cache
 from orchestrator_state.database.dialects import (
     conflict_aware_insert,
     counts_on,
@@ -83,6 +84,7 @@ __all__ = [
     "refuse_autocommit",
     "require_unicode",
     "setting_idle_limit",
+    "shared_cache",
     "statement_failed",
     "stored_bytes",
     "taken_name",

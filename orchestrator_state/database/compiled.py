@@ -5,7 +5,8 @@ that than on its first run. What is shared is a function of statement and dialec
 name of a database or connection is in it.
 
 SQLAlchemy keeps a statement together with the values that stood in it when it was compiled. In ours these are at most
-ids, names, times and numbers: a payload, or its digest, is always given to a statement as a parameter.
+ids, names, times and numbers: a payload, or its digest, is always given to a statement as a parameter. What is in the
+statements of the caller's code, nobody knows: those are kept by their store, and go with it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import Dialect, Executable
+from sqlalchemy import Connection, Dialect, Engine, Executable
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state.database.internals import LRUCache
 
@@ -21,6 +23,8 @@ _Compiled = TypeVar("_Compiled")
 
 # Twice as many as we have statements on both databases, and SQLAlchemy keeps half as many again.
 _MOST: Final = 1000
+_MOST_OF_CALLERS: Final = 500  # as SQLAlchemy's own engines
+_OPTION: Final = "compiled_cache"  # of SQLAlchemy's
 _PLAIN: Final = (bool, int, str, tuple, type(None))
 _shared: Final[LRUCache[Hashable, Any]] = LRUCache(_MOST)
 
@@ -42,6 +46,24 @@ def kind_of(dialect: Dialect) -> Hashable:
     return type(dialect), frozenset(said.items())
 
 
+def share_compiled(engine: AsyncEngine) -> None:
+    """Let what `engine` and its views compile be there for others, and use what they have compiled."""
+    engine.update_execution_options(**{_OPTION: SharedCache(engine.dialect)})
+
+
+def keep_compiled_apart(connection: Connection) -> None:
+    """Let what the caller's code executes on `connection` be kept by its engine alone."""
+    shared = shared_cache(connection.engine).get(_OPTION)
+    if shared is not None:
+        connection.execution_options(**{_OPTION: shared.of_callers_code})
+
+
+def shared_cache(engine: Engine | Connection) -> dict[str, SharedCache]:
+    """The execution option by which a statement of ours is compiled once, whoever has the connection."""
+    cache = engine.get_execution_options().get(_OPTION)
+    return {_OPTION: cache} if isinstance(cache, SharedCache) else {}
+
+
 class SharedCache(MutableMapping[Any, Any]):
     """The `compiled_cache` of an engine: what SQLAlchemy has compiled for any engine of its kind.
 
@@ -49,6 +71,7 @@ class SharedCache(MutableMapping[Any, Any]):
     """
 
     def __init__(self, dialect: Dialect) -> None:
+        self.of_callers_code: Final[LRUCache[Any, Any]] = LRUCache(_MOST_OF_CALLERS)
         self._dialect = dialect
         self._kind: Hashable = None
 

@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import require_own_loop, running_loop
 from orchestrator_state.database.beside import close_beside, close_what_comes_back, engine_beside, leave_connections
-from orchestrator_state.database.compiled import SharedCache
+from orchestrator_state.database.compiled import share_compiled
 from orchestrator_state.database.direct import heard
 from orchestrator_state.database.direct.batches import Batch
 from orchestrator_state.database.direct.driver import DriverStatements
@@ -66,7 +66,7 @@ class Database(ABC):
         self.statements: Final = DriverStatements(engine.dialect, schema)
         self.closed = False
         if owned:  # an application's engine may compile in ways of its own
-            engine.update_execution_options(compiled_cache=SharedCache(engine.dialect))
+            share_compiled(engine)
         self._pool = engine
         self._beside = engine_beside(engine)
         self.writer = self._as_writer(engine)

@@ -14,7 +14,7 @@ from sqlalchemy import CursorResult, Delete, Executable, Result, delete, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
-from orchestrator_state.database import ReadingSession, announce, database_errors
+from orchestrator_state.database import ReadingSession, announce, database_errors, shared_cache
 from orchestrator_state.errors import WorkflowNotFound
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.payloads import PLAIN, Payloads
@@ -166,7 +166,7 @@ def _on_connection(
     also takes it half as long again.
     """
     connection = session.connection(bind_arguments={**_OURS, "clause": statement})
-    return connection.execute(statement, parameters, execution_options=options)
+    return connection.execute(statement, parameters, execution_options={**options, **shared_cache(connection.engine)})
 
 
 def rowcount(result: Result[Any]) -> int:

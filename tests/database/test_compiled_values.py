@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from sqlalchemy import literal, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.sql.compiler import Compiled
 from sqlalchemy.sql.elements import BindParameter
@@ -45,8 +46,11 @@ async def _kid(run: Run[Any]) -> str:
     return marked()
 
 
-async def _write(_: AsyncSession) -> str:
-    return marked()
+async def _write(session: AsyncSession) -> str:
+    """As an application's code, whose statements may have any value in them."""
+    connection = await session.connection()
+    await connection.execute(select(literal(marked())))
+    return str((await session.execute(select(literal(marked()).label("b")))).scalar_one())
 
 
 def _fail() -> None:
@@ -138,6 +142,7 @@ async def _by_hand_too(store: StateStore) -> None:
     async with store.begin() as uow:
         await uow.workflows.save(_by_hand("in a unit"))
         await uow.checkpoints.add(_checkpoint_of(state))
+        await _write(uow.session)
     run = await store.load_workflow_state_by_workflow_id("all")
     run.context["by hand"] = marked()  # its checkpoints are made whole
     run.steps["b"].outputs = marked()

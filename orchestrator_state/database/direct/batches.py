@@ -10,6 +10,7 @@ from sqlalchemy import CursorResult, Executable, Result
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
+from orchestrator_state.database.compiled import shared_cache
 from orchestrator_state.database.direct.driver import DriverStatements
 from orchestrator_state.database.errors import database_errors
 
@@ -47,12 +48,14 @@ async def write_in(
 
 
 def _write_in_session(session: Session, batch: Batch[_Answer]) -> _Answer:
+    options = shared_cache(session.get_bind())
+
     def execute(statement: Executable, values: Mapping[str, Any]) -> Outcome:
-        result = cast(CursorResult[Any], session.execute(statement, values))
+        result = cast(CursorResult[Any], session.execute(statement, values, execution_options=options))
         return (result.first() if result.returns_rows else None), result.rowcount
 
     def execute_each(statement: Executable, values: list[dict[str, Any]]) -> None:
-        session.execute(statement, values)
+        session.execute(statement, values, execution_options=options)
 
     return batch.write(execute, execute_each)
 

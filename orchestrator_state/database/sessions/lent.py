@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from orchestrator_state.database.compiled import keep_compiled_apart
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import await_only
 from orchestrator_state.database.sessions.session import StoreSession
@@ -38,6 +39,7 @@ def lend(session: AsyncSession) -> None:
 def _note(session: StoreSession, _: SessionTransaction, connection: Connection) -> None:
     if _LENT in session.info:
         connection.info[_LENT] = True
+        keep_compiled_apart(connection)
 
 
 event.listen(StoreSession, "after_begin", _note)
