@@ -18,6 +18,8 @@ TESTS = (
     "test_adopted_engines.py",
     "test_cli.py::test_every_command_explains_itself",
     "test_cli.py::test_what_is_no_command_is_refused_with_the_usage",
+    "test_compiled.py",
+    "test_compiled_values.py",
     "test_encrypted_store.py",
     "test_library_internals.py",
     "test_opening.py",

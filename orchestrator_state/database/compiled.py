@@ -42,8 +42,11 @@ def compiled_once(
 
 def kind_of(dialect: Dialect) -> Hashable:
     """Equal for two dialects that compile statements alike: of one class, with equal options, and of equal servers."""
+    kind = type(dialect)
     said = {name: value for name, value in vars(dialect).items() if isinstance(value, _PLAIN)}
-    return type(dialect), frozenset(said.items())
+    # What a dialect has worked out of the rest, and remembers, it has only once it has compiled something.
+    worked_out = {name for name in said if hasattr(getattr(kind, name, None), "__get__")}
+    return kind, frozenset((name, value) for name, value in said.items() if name not in worked_out)
 
 
 def share_compiled(engine: AsyncEngine) -> None:

@@ -10,8 +10,8 @@ Each function runs in SQLAlchemy's greenlet, where a connection may have to be o
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cached_property, partial
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -92,8 +92,13 @@ class DriverStatements(dict[Executable, DriverStatement]):
 
     def __init__(self, dialect: Dialect, schema: str | None) -> None:
         super().__init__()
-        self._kind = (kind_of(dialect), schema)
+        self._dialect, self._schema = dialect, schema
         self._compile = partial(DriverStatement, dialect=dialect, schema=schema)
+
+    @cached_property
+    def _kind(self) -> Hashable:
+        """Only at the first statement, since a dialect knows its server when it has connected for the first time."""
+        return kind_of(self._dialect), self._schema
 
     def __missing__(self, statement: Executable) -> DriverStatement:
         compiled = self[statement] = compiled_once(self._kind, statement, self._compile)
