@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +30,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.models import workflow_states
 from orchestrator_state.records import Lease
-from tests.support.running import LONG_AGO, Effect, Gate, becomes, change_row, fetch, row_of, seconds
+from tests.support.running import LONG_AGO, Effect, Gate, all_steps, change_row, fetch, row_of, seconds
 
 NOBODY = UUID("00000000-0000-4000-8000-000000000000")
 GOES_ON: Mapping[str, Mapping[str, str]] = {
@@ -66,77 +66,87 @@ class Runs:
     def handlers(self) -> dict[str, Any]:
         return {"n": self}
 
-    def open(self, workflow_id: str) -> None:
-        self.gates[workflow_id].opened.set()
+    def open(self, *workflow_ids: str) -> None:
+        for workflow_id in workflow_ids:
+            self.gates[workflow_id].opened.set()
 
     # --- phases ---
 
-    async def pending(self, workflow_id: str) -> None:
-        self.open(workflow_id)
-        await self.store.start("n", workflow_id=workflow_id)
+    async def pending(self, *workflow_ids: str) -> None:
+        self.open(*workflow_ids)
+        for workflow_id in workflow_ids:
+            await self.store.start("n", workflow_id=workflow_id)
 
-    async def in_a_step(self, workflow_id: str) -> None:
-        self._run(workflow_id)
-        await self.gates[workflow_id].reached.wait()
+    async def in_a_step(self, *workflow_ids: str) -> None:
+        self._run(*workflow_ids)
+        for workflow_id in workflow_ids:
+            await self.gates[workflow_id].reached.wait()
 
     in_a_step_whose_owner_vanishes = in_a_step
 
-    async def abandoned(self, workflow_id: str) -> None:
-        await self.in_a_step(workflow_id)
-        await self.vanish(workflow_id)
+    async def abandoned(self, *workflow_ids: str) -> None:
+        await self.in_a_step(*workflow_ids)
+        await self.vanish(*workflow_ids)
 
-    async def waiting(self, workflow_id: str) -> None:
-        self.open(workflow_id)
-        self._run(workflow_id)
-        await self._has_worked(workflow_id)
+    async def waiting(self, *workflow_ids: str) -> None:
+        self.open(*workflow_ids)
+        self._run(*workflow_ids)
+        await self._have_worked(*workflow_ids)
 
-    async def lingering(self, workflow_id: str) -> None:
-        await self.pending(workflow_id)
-        await self._has_worked(workflow_id)
+    async def lingering(self, *workflow_ids: str) -> None:
+        await self.pending(*workflow_ids)
+        await self._have_worked(*workflow_ids)
 
-    async def suspended(self, workflow_id: str) -> None:
-        await self.pending(workflow_id)
-        await self.store.recover(self.handlers)
-        await becomes(lambda row: row.wake_at is not None, self.store, workflow_id)
+    async def suspended(self, *workflow_ids: str) -> None:
+        await self.pending(*workflow_ids)
+        assert len((await self.store.recover(self.handlers)).suspended) == len(workflow_ids)
 
-    async def paused(self, workflow_id: str) -> None:
-        await self.suspended(workflow_id)
-        await self.store.pause((await row_of(self.store, workflow_id)).id)
+    async def paused(self, *workflow_ids: str) -> None:
+        await self.suspended(*workflow_ids)
+        for row in await self.rows(*workflow_ids):
+            await self.store.pause(row.id)
 
-    async def failed(self, workflow_id: str) -> None:
-        self.failing.add(workflow_id)
-        self.open(workflow_id)
-        with pytest.raises(LookupError):
-            await self.store.run("n", self, workflow_id=workflow_id)
+    async def failed(self, *workflow_ids: str) -> None:
+        self.failing.update(workflow_ids)
+        await self.pending(*workflow_ids)
+        assert len((await self.store.recover(self.handlers)).failed) == len(workflow_ids)
 
-    async def completed(self, workflow_id: str) -> None:
-        self.open(workflow_id)
-        state = await self.store.start("n", workflow_id=workflow_id)
-        await self.store.signal(state.id, "answer", 1)
-        await self.store.run("n", self, workflow_id=workflow_id)
+    async def completed(self, *workflow_ids: str) -> None:
+        await self.pending(*workflow_ids)
+        for row in await self.rows(*workflow_ids):
+            await self.store.signal(row.id, "answer", 1)
+        assert len((await self.store.recover(self.handlers)).completed) == len(workflow_ids)
 
-    async def cancelled(self, workflow_id: str) -> None:
-        await self.suspended(workflow_id)
-        await self.store.cancel((await row_of(self.store, workflow_id)).id)
+    async def cancelled(self, *workflow_ids: str) -> None:
+        await self.suspended(*workflow_ids)
+        for row in await self.rows(*workflow_ids):
+            await self.store.cancel(row.id)
 
-    async def vanish(self, workflow_id: str) -> None:
-        row = await row_of(self.store, workflow_id)
-        await change_row(self.store, row.id, lease_owner=NOBODY, lease_expires_at=LONG_AGO)
+    async def vanish(self, *workflow_ids: str) -> None:
+        for row in await self.rows(*workflow_ids):
+            await change_row(self.store, row.id, lease_owner=NOBODY, lease_expires_at=LONG_AGO)
 
-    def _run(self, workflow_id: str) -> None:
-        self.tasks.append(asyncio.create_task(self.store.run("n", self, workflow_id=workflow_id)))
+    def _run(self, *workflow_ids: str) -> None:
+        for workflow_id in workflow_ids:
+            self.tasks.append(asyncio.create_task(self.store.run("n", self, workflow_id=workflow_id)))
 
-    async def _has_worked(self, workflow_id: str) -> None:
-        await self.gates[workflow_id].reached.wait()
-        row = await row_of(self.store, workflow_id)
-        while "work" not in (await self.store.load_workflow_state(row.id)).steps:  # noqa: ASYNC110 - a worker's commit
+    async def _have_worked(self, *workflow_ids: str) -> None:
+        for workflow_id in workflow_ids:
+            await self.gates[workflow_id].reached.wait()
+        worked = {(workflow_id, "work") for workflow_id in workflow_ids}
+        while not worked <= {*await all_steps(self.store)}:  # noqa: ASYNC110 - a worker's commit
             await asyncio.sleep(0.02)
 
     # --- requests ---
 
+    async def rows(self, *workflow_ids: str) -> Sequence[Any]:
+        return await fetch(self.store, select(workflow_states).where(workflow_states.c.workflow_id.in_(workflow_ids)))
+
     async def ask(self, request: str, workflow_id: str) -> bool:
+        return await self.ask_of((await row_of(self.store, workflow_id)).id, request)
+
+    async def ask_of(self, run_id: UUID, request: str) -> bool:
         """Whether it was not refused."""
-        row = await row_of(self.store, workflow_id)
         store = self.store
         calls: dict[str, Callable[[UUID], Awaitable[Any]]] = {
             "pause": store.pause,
@@ -146,7 +156,7 @@ class Runs:
             "rewind": self._rewind,
         }
         try:
-            await calls[request](row.id)
+            await calls[request](run_id)
         except Conflict:
             return False
         return True
@@ -156,19 +166,22 @@ class Runs:
         assert checkpoint is not None
         await self.store.rewind(checkpoint.id)
 
-    async def end(self, workflow_id: str) -> str:
-        """Let the run go on where it may, to its end, and return the status it has then."""
-        answered = False
-        while True:
-            row = await row_of(self.store, workflow_id)
-            if row.lease_expires_at is None and row.status not in ("pending", "running"):
-                return str(row.status)
-            if not answered:
-                with contextlib.suppress(InvalidTransition):
-                    await self.store.signal(row.id, "answer", 1)
-                answered = True
+    async def end(self, *workflow_ids: str) -> dict[str, str]:
+        """Let the runs go on where they may, to their ends, and return the status that each has then."""
+        answered: set[UUID] = set()
+        while going := [row for row in await self.rows(*workflow_ids) if not is_at_its_end(row)]:
+            for row in going:
+                if row.id not in answered:
+                    answered.add(row.id)
+                    with contextlib.suppress(InvalidTransition):
+                        await self.store.signal(row.id, "answer", 1)
             await self.store.recover(self.handlers)
             await asyncio.sleep(0.05)
+        return {row.workflow_id: str(row.status) for row in await self.rows(*workflow_ids)}
+
+
+def is_at_its_end(row: Any) -> bool:
+    return row.lease_expires_at is None and row.status not in ("pending", "running")
 
 
 @pytest.fixture
@@ -201,15 +214,14 @@ async def test_two_requests_count_in_their_order_and_nothing_takes_back_a_cancel
             await stack.enter_async_context(
                 Worker(runs.store, runs.handlers, poll=0.1, concurrency=len(pairs), handle_signals=False)
             )
-        await asyncio.gather(*(getattr(runs, phase)(workflow_id) for workflow_id in pairs))
-        for workflow_id, pair in pairs.items():
-            for request in pair:
-                await runs.ask(request, workflow_id)
+        await getattr(runs, phase)(*pairs)
+        for row in await runs.rows(*pairs):
+            for request in pairs[row.workflow_id]:
+                await runs.ask_of(row.id, request)
         if phase == "in_a_step_whose_owner_vanishes":
-            await asyncio.gather(*map(runs.vanish, pairs))
-        for workflow_id in pairs:
-            runs.open(workflow_id)
-        ends = dict(zip(pairs, await asyncio.gather(*map(runs.end, pairs)), strict=True))
+            await runs.vanish(*pairs)
+        runs.open(*pairs)
+        ends = await runs.end(*pairs)
     assert ends == {workflow_id: expected(phase, pair) for workflow_id, pair in pairs.items()}
     [(left,)] = await fetch(runs.store, select(func.count()).where(workflow_states.c.request.is_not(None)))
     assert left == 0
@@ -232,10 +244,8 @@ async def test_a_fork_has_nothing_to_do_with_what_was_asked_of_its_source(runs: 
     checkpoint = await runs.store.get_latest_checkpoint(row.id)
     assert checkpoint is not None
     await runs.store.fork(checkpoint.id, workflow_id="fork")
-    runs.open("w")
-    runs.open("fork")
-    assert await runs.end("fork") == "completed"
-    assert await runs.end("w") == "cancelled"
+    runs.open("w", "fork")
+    assert await runs.end("w", "fork") == {"w": "cancelled", "fork": "completed"}
 
 
 # --- the moment in which a worker lets go ---
