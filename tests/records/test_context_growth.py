@@ -15,7 +15,7 @@ from orchestrator_state.records.context.patches import Patch
 from tests.support.raw_sql import execute
 from tests.support.running import Effect, row_of, steps_of, vanish
 
-ROWS = [{"id": n, "name": f"row {n}", "marks": [0]} for n in range(3000)]
+ROWS = [{"id": n, "name": f"row {n * 7919**23}", "marks": [0]} for n in range(1000)]  # few and long: that is faster
 MANY: dict[str, Any] = {"rows": ROWS, "n": 0}
 
 
@@ -36,8 +36,8 @@ async def test_of_a_nested_value_a_commit_stores_what_changed(store: StateStore)
             del context["deep"]["by_name"][f"old {n}"]
             context["transcript"] += f" word {n}"
             await run.step("step", Effect())
-            state = await store.load_workflow_state(run.id)
-            assert attempts or state.context == context
+            if not attempts:
+                assert (await store.load_workflow_state(run.id)).context == context
         if not attempts:
             attempts.append(1)
             vanish()
@@ -79,12 +79,12 @@ async def test_a_commit_stores_as_much_as_was_changed(store: StateStore, named: 
     expected: dict[str, Any] = {"rows": ROWS, "text": WORDS}
 
     async def handler(run: Run) -> None:
-        for n in range(8):
+        for n in range(6):
             run.context["inner"][key] = change(run.context["inner"][key], n)
+            await run.step("step", Effect())
             if not attempts:
                 expected[key] = change(expected[key], n)
-            await run.step("step", Effect())
-            assert (await store.load_workflow_state(run.id)).context["inner"] == expected or attempts
+                assert (await store.load_workflow_state(run.id)).context["inner"] == expected
         if not attempts:
             attempts.append(1)
             vanish()
@@ -92,7 +92,7 @@ async def test_a_commit_stores_as_much_as_was_changed(store: StateStore, named: 
     attempts: list[int] = []
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w", context={"inner": {"rows": ROWS, "text": WORDS}})
-    assert sum(map(len, await patches_of(store))) < 8 * 400
+    assert sum(map(len, await patches_of(store))) < 6 * 400
     await store.run("n", handler, workflow_id="w")
     assert (await store.load_workflow_state_by_workflow_id("w")).context["inner"] == expected
 
