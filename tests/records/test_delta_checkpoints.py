@@ -4,7 +4,7 @@ import asyncio
 import json
 from contextlib import suppress
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -127,7 +127,7 @@ async def test_deltas_read_as_the_whole_snapshots_of_the_same_run(
         snapshots: list[Any] = []
         for small in (10**9, -1):
             _set_cadence(monkeypatch, small=small, least_added=10**9)
-            program, workflow_id = Program(operations), f"{small}-{id(operations)}-{len(snapshots)}"
+            program, workflow_id = Program(operations), uuid4().hex
             await until_done(lambda: store.run("n", program, workflow_id=workflow_id, context={"n": 0}))  # noqa: B023
             made = await checkpoints_of(store, workflow_id)
             kinds = await positions_of(store, (await row_of(store, workflow_id)).id)
@@ -169,13 +169,13 @@ async def test_a_delta_does_not_grow_with_the_run(store: StateStore) -> None:
 
 async def test_whole_ones_come_between_and_add_up_to_less_than_twice_the_state(database_url: str) -> None:
     async with StateStore.open(database_url, keep_checkpoints=1000) as store:
-        await count_to(store, 300, size=2000)
+        await count_to(store, 100, size=6000)
         kinds = await positions_of(store, (await row_of(store, "w")).id)
         async with store.begin() as uow:
             query = select(checkpoints.c.snapshot).where(checkpoints.c.position.is_(None))
             whole = sum(map(len, (await uow.session.execute(query)).scalars()))
     assert 4 <= kinds.count(None) <= 12
-    assert whole < 2.1 * 300 * 2100
+    assert whole < 2.1 * 100 * 6100
 
 
 # --- what they refer to changes ----------------------------------------------------------------------------------
