@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, Protocol
 from uuid import UUID, uuid4
 
@@ -113,7 +114,7 @@ class LeaseKeeper:
                     await uow.runs.release(run.lease)
 
         if claim:
-            letting_go = self._transactions.write(release, patience=patience)
+            letting_go = partial(self._transactions.write, release, patience=patience)
             await uninterrupted(_trying(letting_go, "what was claimed could not be let go of"))
 
     def has(self, workflow_state_id: UUID) -> bool:
@@ -189,7 +190,7 @@ class LeaseKeeper:
         while self._held:
             await asyncio.sleep(pause if is_answered else pause / _TRIES_PER_PAUSE)
             if self._renewal is None or self._renewal.done():
-                self._renewal = asyncio.create_task(_trying(self._renew()), name="orchestrator_state renewal")
+                self._renewal = asyncio.create_task(_trying(self._renew), name="orchestrator_state renewal")
             await asyncio.wait({self._renewal}, timeout=max(pause, self._time_left()))
             is_answered = self._renewal.done() and self._renewal.result()
             self._give_up_overdue()
@@ -214,7 +215,7 @@ class LeaseKeeper:
 
     async def _renew_one_by_one(self, ids: Sequence[UUID]) -> None:
         for workflow_state_id in ids:
-            await _trying(self._renew_among([workflow_state_id], wait=True))
+            await _trying(partial(self._renew_among, [workflow_state_id], wait=True))
 
     async def _renew_among(self, ids: Collection[UUID], *, wait: bool) -> list[UUID]:
         """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
@@ -260,10 +261,10 @@ def _store_closed() -> StoreUnavailable:
     return StoreUnavailable("the store is closed; open another")
 
 
-async def _trying(work: Awaitable[object], otherwise: str = "leases could not be renewed") -> bool:
-    """Whether it succeeded."""
+async def _trying(work: Callable[[], Awaitable[object]], otherwise: str = "leases could not be renewed") -> bool:
+    """Whether it succeeded. Not called at all, if the task is cancelled before it has begun."""
     try:
-        await work
+        await work()
     except Exception as error:  # noqa: BLE001 - whatever it is, the next try may succeed within the term
         hooks.logger.warning("%s (%s)", otherwise, type(error).__name__)
         return False

@@ -1,6 +1,7 @@
 """Leases: one owner at a time, whoever claims, renews, dawdles or vanishes."""
 
 import asyncio
+import gc
 import threading
 import time
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from orchestrator_state import (
     StoreUnavailable,
 )
 from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.execution.leases import _trying
 from orchestrator_state.models import requests, workflow_states
 from orchestrator_state.records import Lease, RunNames
 from orchestrator_state.runs.run import Handler
@@ -478,6 +480,28 @@ async def test_many_leases_are_renewed_in_several_transactions(
     for gate in gates:
         gate.opened.set()
     await asyncio.gather(*tasks)
+
+
+async def test_a_renewal_that_is_stopped_before_it_has_begun_is_not_reported_as_forgotten(database_url: str) -> None:
+    """As closing the store does; Python warns of what was made to be awaited and never was."""
+    stopped = asyncio.Event()
+
+    def stopping(loop: asyncio.AbstractEventLoop, work: Any, **options: Any) -> asyncio.Task[Any]:
+        task = asyncio.Task(work, loop=loop, **options)
+        if work.__name__ == _trying.__name__ and not stopped.is_set():
+            task.cancel()
+            stopped.set()
+        return task
+
+    async with StateStore.open(database_url, lease_term=seconds(3)) as store:
+        gate = Gate()
+        running = asyncio.create_task(store.run("n", lambda run: run.step("s", gate), workflow_id="w"))
+        await gate.reached.wait()
+        asyncio.get_running_loop().set_task_factory(stopping)
+        await stopped.wait()
+        gate.opened.set()
+        await running
+    gc.collect()
 
 
 # --- a process that was frozen ---
