@@ -209,38 +209,39 @@ def test_the_message_can_be_printed_whatever_the_keys(key: str) -> None:
         assert "\0" not in str(error)
 
 
-# --- small and large values are checked in two ways, which must agree ---
+# --- values are checked in two ways, which must agree ---
 
-LARGE = "x" * 1_000_000  # in any place it makes the value one that is checked place by place
+PLACE_BY_PLACE = 8 * 10**99
+"""An integer that long, in any place, makes the value one that is checked place by place."""
 
 
 @settings(max_examples=100, deadline=None)
 @given(json_values)
-def test_beside_a_large_value_any_json_value_is_accepted_as_it_is_alone(value: Any) -> None:
-    assert encode([value, LARGE], "context") == f'[{encode(value, "context")},"{LARGE}"]'
+def test_place_by_place_any_json_value_is_accepted_as_it_is_at_once(value: Any) -> None:
+    assert encode([value, PLACE_BY_PLACE], "context") == f"[{encode(value, 'context')},{PLACE_BY_PLACE}]"
 
 
 @settings(max_examples=200, deadline=None)
 @given(unstorable_values())
-def test_beside_a_large_value_any_other_value_is_refused_as_it_is_alone(value: Any) -> None:
-    assert str(refusal_of([value, LARGE])) == str(refusal_of([value]))
+def test_place_by_place_any_other_value_is_refused_as_it_is_at_once(value: Any) -> None:
+    assert str(refusal_of([value, PLACE_BY_PLACE])) == str(refusal_of([value]))
 
 
 @pytest.mark.parametrize("levels", [Limits().depth - 1, Limits().depth])
-def test_beside_a_large_value_the_depth_is_limited_as_it_is_alone(levels: int) -> None:
+def test_place_by_place_the_depth_is_limited_as_it_is_at_once(levels: int) -> None:
     def outcome(*beside: Any) -> bool:
         try:
             return bool(encode([nested(levels), *beside], "context"))
         except InvalidPayload:
             return False
 
-    assert outcome() is outcome(LARGE) is (levels < Limits().depth)
+    assert outcome() is outcome(PLACE_BY_PLACE) is (levels < Limits().depth)
 
 
-# Beside such an integer a value is checked place by place, and so counted before it is written.
+# What is checked place by place is counted before it is written.
 @settings(max_examples=100, deadline=None)
-@example({"a": [1, ""]}, 8 * 10**99)
-@given(json_values, st.sampled_from([0, 8 * 10**99]))
+@example({"a": [1, ""]}, PLACE_BY_PLACE)
+@given(json_values, st.sampled_from([0, PLACE_BY_PLACE]))
 def test_the_limit_is_exact_for_any_value(value: Any, integer: int) -> None:
     value = [value, integer]
     size = len(encode(value, "context").encode())
