@@ -48,6 +48,10 @@ def forks() -> Iterator[Statement]:
         if one is other or fails(one) or fails(other):  # else a group starts the same tasks, and waits for both of them
             yield "group", one, other
     for branch in BRANCHES:
+        if any(statement[0] == "step" for statement in branch):
+            yield "later", *branch
+            yield "gather", (("later", *branch),), (("step", 1, "append"),)
+            yield "beside", ("later", *branch)
         yield "beside", *branch
         yield from (("timeout", limit, *branch) for limit in (2, 4, 9))
 
@@ -56,10 +60,6 @@ def leaves_a_branch(fork: Statement) -> bool:
     """Whether one may still be at work when the handler goes on."""
     kind, *branches = fork
     return kind == "beside" or (kind == "gather" and any(map(fails, branches)))
-
-
-def has_a_limit(program: Program) -> bool:
-    return any(statement[0] == "timeout" for statement in program)
 
 
 def programs(change: str) -> Iterator[Program]:
@@ -85,13 +85,12 @@ async def test_in_every_small_program_each_change_counts_once_wherever_the_worke
 async def wherever_it_vanishes(program: Program, speeds: tuple[int, ...], recorded: Recorded, *crashes: int) -> None:
     """After each commit of the first attempt, and again after the first commit of the second one.
 
-    Not after the last one where a branch has a limit: what it comes to only in the next attempt, within the limit then,
-    can take the place of what the handler's last step has done to the same key.
+    Where that is the first to execute a part of the program: after each of its commits, wherever the first ended.
     """
     with case(f"{program} with crashes after {crashes}"):
-        moments = await execute(program, recorded, speeds[len(crashes)])
-    for number, left in enumerate(moments[: -1 if has_a_limit(program) else None], 1):
-        if not crashes or (*crashes, number) == (1, 1):
+        moments = await execute(program, recorded, speeds[len(crashes)], is_first=not crashes)
+    for number, left in enumerate(moments, 1):
+        if not crashes or (*crashes, number) == (1, 1) or (len(crashes) == 1 and "later" in repr(program)):
             await wherever_it_vanishes(program, speeds, left, *crashes, number)
 
 

@@ -50,8 +50,9 @@ class Recorded:
 class Attempt:
     """One call of a program's handler. `speed` is how many turns of the loop a turn of a step's function takes."""
 
-    def __init__(self, recorded: Recorded, *, speed: int = 1) -> None:
+    def __init__(self, recorded: Recorded, *, speed: int = 1, is_first: bool = False) -> None:
         self.recorded = recorded
+        self._is_first = is_first
         self.moments: list[Recorded] = []
         """What a worker leaves that vanishes after the first commit of this attempt, after the second, and so on."""
         patches = {position: _patch(text) for position, text in recorded.patches.items()}
@@ -115,7 +116,8 @@ class Attempt:
             self.recorded.patches[position] = change.patch.to_json()
         self.history.accept(change, position)
         self.recorded.committed = dict(self.history.committed)
-        check(self.recorded.committed)
+        lost = self.recorded.marks - {*check(self.recorded.committed)}
+        assert not lost, f"a commit takes back what recorded steps did: {lost}"
         self.moments.append(self.recorded.copy())
 
     async def run(self, program: Program, name: str = "") -> None:
@@ -128,10 +130,10 @@ class Attempt:
                 await pause(turns)
             case ("line", str(how)):
                 self.change(how, name)
-            case ("step", int(turns), change):
-                await self.step(name, turns, change)
-            case ("failing", int(turns), change):
-                await self.step(name, turns, change, fails=True)
+            case ("step" | "failing" as kind, int(turns), change):
+                await self.step(name, turns, change, fails=kind == "failing")
+            case ("later", *inside):
+                await self._later(tuple(inside), name)
             case ("timeout", int(limit), *inside):
                 await self._limited(limit, tuple(inside), name)
             case ("gather", *branches):
@@ -146,6 +148,12 @@ class Attempt:
                 self._start(tuple(inside), f"{name}x")
             case _:
                 raise AssertionError(statement)
+
+    async def _later(self, inside: Program, name: str) -> None:
+        """In the first attempt its time had not come, or its first step had failed."""
+        if not self._is_first:
+            with contextlib.suppress(ValueError):
+                await self.run(inside, name)
 
     async def _grouped(self, branches: Sequence[Program], name: str) -> None:
         try:
@@ -208,9 +216,9 @@ def check(context: dict[str, str]) -> list[str]:
     return [*counted, *marks]
 
 
-async def execute(program: Program, recorded: Recorded, speed: int) -> list[Recorded]:
+async def execute(program: Program, recorded: Recorded, speed: int, *, is_first: bool) -> list[Recorded]:
     """Run a program to its end and look at the context. Returns the moments at which its worker may have vanished."""
-    attempt = Attempt(recorded, speed=speed)
+    attempt = Attempt(recorded, speed=speed, is_first=is_first)
     attempt.history.enter()
     try:
         await attempt.run(program)

@@ -23,9 +23,11 @@ _LONGEST_LOOK: Final = 0.0003  # seconds, of the processor: some hundred tasks
 class Branch:
     """One task of a handler."""
 
-    __slots__ = ("_task",)
+    __slots__ = ("_task", "taken")
 
     def __init__(self, task: asyncio.Task[object] | None) -> None:
+        self.taken: set[str | None] = set()
+        """What it has taken up since its last step."""
         # Not the task itself: a place is kept in the task's own context.
         self._task = None if task is None else ref(task)
 
@@ -41,16 +43,25 @@ class Branch:
 class Place:
     """How far a branch has come. `tick` grows with all that it does; `last` is the newest of its past's patches."""
 
-    __slots__ = ("branch", "branches", "call", "last", "parent", "tick")
+    __slots__ = ("branch", "branches", "call", "last", "newest", "parent", "tick")
 
     def __init__(
-        self, branches: Branches, branch: Branch, tick: int, parent: Place | None, last: int, call: int | None = None
+        self,
+        branches: Branches,
+        branch: Branch,
+        tick: int,
+        parent: Place | None,
+        last: int,
+        newest: int = -1,
+        call: int | None = None,
     ) -> None:
         self.branches = branches
         self.branch = branch
         self.tick = tick
         self.parent = parent
         self.last = last
+        self.newest = newest
+        """The recorded step that it has come past most recently: with a patch, or without one but ahead of others."""
         self.call = call
         """While the branch waits for a step: the tick of that call. The step may use tasks and threads of its own."""
 
@@ -90,14 +101,15 @@ class Branches:
             return place
         return self._started(task, place)
 
-    def advance(self, past: int = -1) -> Place:
-        """The place of whoever is calling, once it has done something more, or come past the patch at a position."""
+    def advance(self, past: int = -1, *, step: int = -1) -> Place:
+        """The place of whoever is calling, once it has done more, or come past a patch, or a step without one."""
         place = self.here()
-        last = max(place.last, past)
+        last, step = max(place.last, past), max(past, step)
+        newest = place.newest if step < 0 else step
         if place.call is not None:
-            place.last = last
+            place.last, place.newest = last, newest
             return place
-        place = Place(self, place.branch, next(self._ticks), place.parent, last)
+        place = Place(self, place.branch, next(self._ticks), place.parent, last, newest)
         _place.set(place)
         return place
 
@@ -105,13 +117,13 @@ class Branches:
         """From now on the calling branch waits for a step: whoever does something does it for that step."""
         before = self.here()
         tick = next(self._ticks)
-        place = Place(self, before.branch, tick, before.parent, before.last, tick)
+        place = Place(self, before.branch, tick, before.parent, before.last, before.newest, tick)
         _place.set(place)
         return place
 
     def end_call(self, place: Place) -> None:
         """The step that began at `place` is over."""
-        _place.set(Place(self, place.branch, place.tick, place.parent, place.last))
+        _place.set(Place(self, place.branch, place.tick, place.parent, place.last, place.newest))
 
     def enter(self) -> None:
         """What this task starts from now on are branches of ours, also before they have done anything."""
@@ -142,6 +154,7 @@ class Branches:
         if len(self._known) >= 64:
             self._known = [known for known in self._known if known.is_alive]
         self._known.append(branch)
-        place = Place(self, branch, next(self._ticks), parent, -1 if parent is None else parent.last)
+        last, newest = (-1, -1) if parent is None else (parent.last, parent.newest)
+        place = Place(self, branch, next(self._ticks), parent, last, newest)
         _place.set(place)
         return place

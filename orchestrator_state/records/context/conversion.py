@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.records.context.change import NOTHING, Change
 from orchestrator_state.records.context.differences import change_between
 from orchestrator_state.records.context.encoded import Encoded
@@ -25,13 +26,19 @@ def converted(
         def part(change: Change, before: Encoded = before, last: Encoded = last) -> Change:
             return change_between(last, convert(change.apply(before))) if change.keys else NOTHING
 
+        def part_made(made: Change, part: Callable[[Change], Change] = part) -> Change:
+            try:
+                return part(made)
+            except CorruptPayload:  # it was done to what a line of the handler had made
+                return NOTHING
+
         after = patch.change.apply(before)
         ways[position] = Patch(
             change_between(last, new := convert(after)),
             patch.unseen,
             patch.after,
             None if patch.kept is None else part(patch.kept),
-            tuple(part(made) for made in patch.made),
+            tuple(part_made(made) for made in patch.made_between(before, after)),
         )
         before, last = after, new
     return first, ways, last

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from orchestrator_state.payloads import decode, encode
 from orchestrator_state.records.context.change import NULL, Change
-from orchestrator_state.records.context.encoded import PATH, Encoded, is_number, raw_items, split
+from orchestrator_state.records.context.encoded import PATH, Encoded, is_number, items_of, raw_items, split
 from orchestrator_state.records.context.text_edits import Edit, edit_between
 
 _WHOLE: Final = 256
@@ -55,6 +56,20 @@ def items_added(before: str | None, after: str) -> str | None:
     if after.startswith(head) and after[len(head)] == ",":
         return after[len(head) + 1 : -1]
     return None
+
+
+def items_besides(items: str, recorded: str, known: Iterable[str]) -> str:
+    """Those of `items` that the list `recorded` has not, beyond what it has of the lists `known`."""
+    there = Counter(items_of(recorded))
+    for text in known:
+        there -= Counter(items_of(text))
+    new = []
+    for item in items_of(f"[{items}]"):
+        if there[item]:
+            there[item] -= 1
+        else:
+            new.append(item)
+    return ",".join(new)
 
 
 class _Growth:

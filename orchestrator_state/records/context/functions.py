@@ -22,6 +22,7 @@ class Functions:
         self._open: dict[str | None, tuple[int, Encoded]] = {}
         """By key, the call that took it up last, and what it found."""
         self._done: dict[int, list[Change]] = {}
+        self._alone: dict[int, set[str]] = {}
         self.were_seen = False
         """Whether a function has taken up anything: else there is nothing to `forget`."""
 
@@ -38,6 +39,15 @@ class Functions:
         if call is not None:
             self._open[key] = call, now
             self.were_seen = True
+
+    def touch_alone(self, key: str, call: int) -> None:
+        """The function of `call` takes up a long `key` that nobody has changed since the last commit."""
+        self._alone.setdefault(call, set()).add(key)
+        self.were_seen = True
+
+    def alone(self, call: int) -> frozenset[str]:
+        """See `touch_alone`: if any of these has changed, the function of `call` did that."""
+        return frozenset(self._alone.get(call, ()))
 
     def pause(self, keys: Iterable[str]) -> dict[str | None, int]:
         """What is done to `keys` from now on is no function's doing, until `go_on` with what this returns."""
@@ -60,6 +70,7 @@ class Functions:
 
     def forget(self, call: int) -> None:
         self._done.pop(call, None)
+        self._alone.pop(call, None)
         if self._open:
             self._open = {key: opened for key, opened in self._open.items() if opened[0] != call}
 

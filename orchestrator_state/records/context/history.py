@@ -12,30 +12,27 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
-from orchestrator_state.records.context.branches import Branch, Branches, Place
+from orchestrator_state.records.context.branches import Branches, Place
 from orchestrator_state.records.context.change import Change
-from orchestrator_state.records.context.differences import items_added, same_kind
+from orchestrator_state.records.context.differences import growth_between, items_added, items_besides, same_kind
 from orchestrator_state.records.context.encoded import Decoded, Encoded, split
 from orchestrator_state.records.context.functions import Functions
 from orchestrator_state.records.context.held import ContextValue, PlainContext
 from orchestrator_state.records.context.looks import ContextChange, Look, length_of
-from orchestrator_state.records.context.patches import Patch, apply_all
+from orchestrator_state.records.context.order import ANY, Order
+from orchestrator_state.records.context.patches import GROWN, Patch, apply_all
 
-_ALL = None
-"""In place of a key: any of them."""
 _CHECKED_ALWAYS = 256 * 1024
 """A context that short is compared whole with each commit. Of a longer one, what somebody took up."""
 _LOOKED_AT_ALWAYS = 64 * 1024
-_MOST_HEADS = 16
-_NOTHING: Final = math.inf
-"""In place of the position of a patch: what was done was no replay of one."""
 
 
 class ContextHistory:
@@ -68,12 +65,13 @@ class ContextHistory:
         """Of the committed context's JSON."""
         # By position; ordered, since of a dict whose first items are gone the first one is long in coming.
         self._patches = OrderedDict(sorted(patches.items()))
+        self._first = next(iter(self._patches), math.inf)
+        """The position of the first patch that is still to be replayed."""
         of_branches = [patch for patch in patches.values() if patch.after is not None]
         self._loose = {key for patch in of_branches for key in patch.loose}
         self._last = max(patches, default=-1)
         self._is_one_line = not of_branches
-        self._heads: dict[str | None, dict[Branch, tuple[int, float]]] = {}
-        """Who took up a key last: one, or several who did not know of each other. And which patch they replayed so."""
+        self._order = Order(self._loose)
         self._unsettled: set[str | None] = set()
         """What was taken up since it was last committed."""
         self._waiting: list[Change] = []
@@ -122,33 +120,20 @@ class ContextHistory:
         # A long value is not looked at for a function that nobody is beside.
         if len(self._seen.get(key or "", "")) <= _LOOKED_AT_ALWAYS or self._branches.others_alive(place):
             self._functions.touch(key, place.call)
+        elif key is not None and place.call is not None and not {key, ANY} & self._unsettled:
+            self._functions.touch_alone(key, place.call)
         self._unsettled.add(key)
-        self._know(key, place)
-
-    def _know(self, key: str | None, place: Place, replayed: float = _NOTHING) -> None:
-        heads = self._heads.setdefault(key, {})
-        if len(heads) > 1 or place.branch not in heads:  # somebody else has been there
-            heads = {branch: head for branch, head in heads.items() if not place.knows(branch, head[0])}
-            if key is not None and len(heads) >= _MOST_HEADS:
-                self._loose.add(key)
-                heads = {}
-            self._heads[key] = heads
-        heads[place.branch] = place.tick, replayed
+        place.branch.taken.add(key)
+        self._order.take(key, place)
+        if place.newest > self._first:
+            self._order.take_ahead([key], place.newest)
 
     def _is_of(self, place: Place, key: str) -> bool:
         """Whether all that was ever done to `key` belongs to the past of `place`."""
-        if key in self._loose or not self._knows(place, key):
+        if key in self._loose or not self._order.is_past(key, place):
             return False
         # Nobody was seen to take it up: somebody kept the object in a variable.
-        return key in self._unsettled or _ALL in self._unsettled or not self._branches.others_alive(place)
-
-    def _knows(self, place: Place, key: str, before: int = -1) -> bool:
-        """Whether all that was done to `key` belongs to the past of `place`, or is the replay of a patch `before`."""
-        for heads in (self._heads.get(key), self._heads.get(_ALL)):
-            for branch, (tick, replayed) in (heads or {}).items():
-                if replayed >= before and not place.knows(branch, tick):
-                    return False
-        return True
+        return key in self._unsettled or ANY in self._unsettled or not self._branches.others_alive(place)
 
     # --- what is recorded --------------------------------------------------------------------------------------------
 
@@ -167,28 +152,62 @@ class ContextHistory:
         """Move on to what the step at `position` committed, and to what its branch had come past by then."""
         due = self._due(position)
         if not due:
-            self._branches.here()  # so that whoever calls is known to be there
+            self.come_past(position)
             return
         place = self._branches.advance(position)
         touched: set[str] = set()
         made: list[Change] = []  # of functions
         for at in due:
             patch = self._patches.pop(at)
+            self._first = next(iter(self._patches), math.inf)
+            before = {key: self._replayed[key] for key in patch.brief if key in self._replayed} if patch.made else {}
             patch.replayed.apply_to(self._replayed)
-            # In another order than then, other branches may have been at a key already: what they did stays. But where
-            # one has only replayed an earlier patch, this one was written in the knowledge of it.
-            taken = {key for key in patch.replayed.keys if self._knows(place, key, before=at)}
-            touched |= taken
-            made += [change.only(change.keys - taken) for change in patch.made]
+            touched |= {key for key in patch.replayed.keys if self._is_in_force(patch, place, key, at)}
+            if patch.made:
+                made += patch.made_between(before, self._replayed)
+            if at > self._first:
+                self._order.save_ahead(patch.keys, at)
+        self._settle(place, position)
+        if made:
+            made = [change.only(change.keys - touched) for change in made]
         values = {key: self._replayed[key] for key in touched if key in self._replayed}
         gone = touched - values.keys()
         self._see(values, gone)
         self._put(values, gone, ahead)
         for key in touched:
-            self._know(key, place, position)
+            self._order.take(key, place, position)
         for key in {key for change in made for key in change.keys}:
-            self._know(key, place)
+            self._order.take(key, place)
         self._redo(made)
+
+    def come_past(self, position: int) -> None:
+        """The calling branch has come past a step that is recorded without a patch."""
+        place = self._branches.here()  # so that whoever calls is known to be there
+        if max(position, place.newest) > self._first:
+            self._branches.advance(step=position)
+        self._settle(place, position)
+
+    def _settle(self, place: Place, at: int) -> None:
+        """The branch of `place` has come to the end of the step `at`."""
+        taken = place.branch.taken
+        if taken:
+            if at > self._first:
+                self._order.take_ahead(taken, at)
+            taken.clear()
+
+    def _is_in_force(self, patch: Patch, place: Place, key: str, at: int) -> bool:
+        """Whether the handler finds at `key` what the patch `at` says. Else there is news, and that stays."""
+        order = self._order
+        if order.is_plain(key, place) or not (
+            (is_news := order.is_news(key, place, at)) or order.may_be_news(key, place, at)
+        ):
+            return True
+        now = self.held.snapshot(key).get(key)
+        if not is_news and now == self._seen.get(key):  # it was only looked at
+            return True
+        if now != self._replayed.get(key) or any(key in change.keys for change in patch.made):
+            return False
+        return order.is_met(key, place, at)
 
     def _due(self, position: int) -> list[int]:
         """The patches in the past of the step at `position`, and its own, that are still to be replayed; in order."""
@@ -264,21 +283,25 @@ class ContextHistory:
         self._redo()
         place = self._branches.here()
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)
-        made = self._made(place)
+        outstanding = frozenset(key for patch in self._patches.values() for key in patch.keys)
+        own = frozenset(key for key in (*seen, *gone) if key not in outstanding and self._is_of(place, key))
+        made, is_alone = self._made(place, own, seen)
         if not (seen or gone or made):
             return None
         before = {key: self._committed[key] for key in (*seen, *gone) if key in self._committed}
         after = dict(before)
         merged: Encoded = {}
-        outstanding = frozenset(key for patch in self._patches.values() for key in patch.change.keys)
+        by_function = frozenset(key for change in made for key in change.keys)
         for key, text in seen.items():
-            if self._is_recorded(key, text):
+            if key not in by_function and not any(self._made_outstanding(key)) and self._is_recorded(key, text):
                 continue
             theirs, items = before.get(key), items_added(self._seen.get(key), text)
-            if key in outstanding and items is not None and theirs is not None and items_added(theirs, text) is None:
-                merged[key] = items
-            else:
+            if key not in outstanding:
                 after[key] = text
+            elif items is None or theirs is None or items_added(theirs, text) is not None:
+                after[key] = self._with_outstanding(key, text)
+            elif items := self._not_recorded(key, items, theirs):
+                merged[key] = items
         for key in gone:
             after.pop(key, None)
         return Look(
@@ -289,20 +312,51 @@ class ContextHistory:
             merged=merged,
             outstanding=outstanding,
             made=made,
-            own=frozenset(key for key in (*seen, *gone) if self._is_of(place, key)),
+            is_alone=is_alone,
+            own=own,
             last=place.last,
             is_one_line=self._is_one_line and place.last == self._last and not self._patches,
             length=self.length,
         )
 
-    def _made(self, place: Place) -> tuple[Change, ...]:
-        """What the step's function did, where others may do something to it, or have."""
-        done = self._functions.done(place.tick)
-        if not done:
-            return ()
-        if not self._branches.others_possible(place):
-            done = tuple(growth.only(key for key in growth.keys if not self._is_of(place, key)) for growth in done)
-        return tuple(growth for growth in done if growth.keys)
+    def _made(self, place: Place, own: frozenset[str], seen: Encoded) -> tuple[tuple[Change, ...], bool]:
+        """What the step's function did, and whether no other branch can have been beside it."""
+        made = [growth for growth in self._functions.done(place.tick) if growth.keys]
+        alone = self._functions.alone(place.tick) & seen.keys()
+        if not (made or alone):
+            return (), False
+        is_alone = not self._branches.others_possible(place)
+        brief = alone & own if is_alone else frozenset()
+        for key in alone - brief:
+            before = {key: self._seen[key]} if key in self._seen else {}
+            made.append(growth_between(before, {key: seen[key]}))
+        return (*made, *([Change(edited=dict.fromkeys(brief, GROWN))] if brief else [])), is_alone
+
+    def _with_outstanding(self, key: str, text: str) -> str:
+        """What the functions of steps did that the handler has not come back to is done to `text`, so that it stays."""
+        after = {key: text}
+        for change in self._made_outstanding(key):
+            after, _ = self._done_to(after, key, change) or (after, ())
+        return after.get(key, text)
+
+    def _not_recorded(self, key: str, items: str, theirs: str) -> str:
+        """Those of the `items` new to a list that a line, or a function cut short, has not added in an earlier attempt.
+
+        Such a one is known by its value alone: two that are equal count as one, until the handler has come so far.
+        """
+        made = [change.appended.get(key, "") for change in self._made_outstanding(key)]
+        return items_besides(items, theirs, [self._seen[key], *(f"[{more}]" for more in made)])
+
+    def _made_outstanding(self, key: str) -> Iterator[Change]:
+        """What the functions of steps did to `key` that the handler has not come back to, in the order of commits."""
+        context = {key: self._replayed[key]} if key in self._replayed else {}
+        for patch in self._patches.values():
+            before = context
+            with contextlib.suppress(CorruptPayload, InvalidPayload):
+                context = patch.replayed.only([key]).apply(before)
+            for change in patch.made_between(before, context):
+                if key in change.keys:
+                    yield change.only([key])
 
     def accept(self, change: ContextChange, position: int) -> None:
         """`change` is committed, with the calling branch's step at `position`."""
@@ -312,12 +366,16 @@ class ContextHistory:
             self._committed.pop(key, None)
         self.length = change.length
         patch = change.patch
-        self._unsettled -= {*change.seen, *change.gone, _ALL}
-        if patch is not None:
+        self._unsettled -= {*change.seen, *change.gone, ANY}
+        if position > self._first:
+            self._order.save_ahead({*change.seen, *change.gone, *(() if patch is None else patch.keys)}, position)
+        if patch is None:
+            self.come_past(position)
+        else:
             self._loose |= patch.loose
             self._is_one_line = self._is_one_line and patch.after is None
             self._last = max(self._last, position)
-            self._branches.advance(position)
+            self._settle(self._branches.advance(position), position)
 
     def committed_with(self, change: ContextChange) -> Encoded:
         """Everybody's context once `change` is committed."""
@@ -331,6 +389,8 @@ class ContextHistory:
         patch.change.apply_to(self._seen)
         patch.change.apply_to(self._committed)
         self.length = length_of(self._committed)
+        if position > self._first:
+            self._order.save_ahead(patch.keys, position)
         self._loose |= patch.loose
         self._is_one_line = self._is_one_line and patch.after is None
         self._last = max(self._last, position)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from orchestrator_state.records.context.change import Change
-from orchestrator_state.records.context.differences import change_between
+from orchestrator_state.records.context.differences import change_between, growth_between
 from orchestrator_state.records.context.encoded import Encoded
-from orchestrator_state.records.context.patches import Patch
+from orchestrator_state.records.context.patches import AS_RECORDED, GROWN, Patch
+from orchestrator_state.records.context.text_edits import Edit
+
+_BRIEF: Final = 256
+"""Characters: what a function did is told as it is if that is no longer."""
 
 
 @dataclass(slots=True, repr=False)
@@ -39,6 +45,9 @@ class Look:
     outstanding: frozenset[str]
     """Keys that such steps have changed."""
     made: tuple[Change, ...]
+    """What the step's function did."""
+    is_alone: bool
+    """Whether no other branch can have been beside it."""
     own: frozenset[str]
     """Changed keys of which all that was ever done to them belongs to the past of the calling branch."""
     last: int
@@ -66,9 +75,31 @@ class Look:
         if not (change.keys or self.made):
             return None
         is_whole = change.keys <= self.own
-        if self.is_one_line and is_whole and not self.made:
-            return Patch(change)
-        return Patch(change, after=self.last, kept=None if is_whole else change.only(self.own), made=self.made)
+        made = self._made_in_brief() if self.is_alone else self.made
+        if self.is_one_line and is_whole and (self.is_alone or not made):
+            return Patch(change, made=made)
+        return Patch(change, after=self.last, kept=None if is_whole else change.only(self.own), made=made)
+
+    def _made_in_brief(self) -> tuple[Change, ...]:
+        """`made`, without long parts that the record tells anyway."""
+        times = Counter(key for made in self.made for key in made.keys)
+        result = []
+        for made in self.made:
+            keys = [key for key in made.keys & self.own if times[key] == 1]
+            brief = {key: edit for key in keys if (edit := self._in_brief(key, made)) is not None}
+            result.append(replace(made.only(made.keys - brief.keys()), edited=brief) if brief else made)
+        return tuple(result)
+
+    def _in_brief(self, key: str, made: Change) -> Edit | None:
+        if key in made.edited:
+            return made.edited[key]
+        part = made.only([key])
+        if sum(map(len, part.to_parts().values())) <= _BRIEF:
+            return None
+        before, after = ({key: context[key]} if key in context else {} for context in (self.before, self.after))
+        if part == growth_between(before, after):
+            return GROWN
+        return AS_RECORDED if part.changed else None
 
 
 def length_of(context: Encoded) -> int:

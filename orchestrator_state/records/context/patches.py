@@ -15,9 +15,15 @@ import msgspec
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import decode, encode
 from orchestrator_state.records.context.change import Change, inside, no_patch
+from orchestrator_state.records.context.differences import growth_between
 from orchestrator_state.records.context.encoded import PATH, Encoded, items_of, join, split
+from orchestrator_state.records.context.text_edits import Edit
 
 _FORM: Final = 2
+GROWN: Final = Edit(0, 0, ())
+"""In `Patch.made`, in place of a long part: all that the patch says of the key. Nothing is an edit of no text."""
+AS_RECORDED: Final = Edit(0, 1, ())
+"""The same: the key was set to what the patch leaves there."""
 _EMPTY: Final = {"set": "{}", "append": "{}", "drop": "[]"}
 
 
@@ -57,6 +63,11 @@ class Patch:
         return self.change if self.kept is None else self.kept
 
     @property
+    def keys(self) -> frozenset[str]:
+        """What it says anything of. A function's doing may have been saved with the commit of another branch."""
+        return self.change.keys.union(*(change.keys for change in self.made)) if self.made else self.change.keys
+
+    @property
     def loose(self) -> frozenset[str]:
         """Keys that are the handler's own business: it has changed them in branches side by side."""
         if self.kept is None and not self.made:
@@ -69,8 +80,17 @@ class Patch:
         kept = None if self.kept is None else self.kept.only(self.kept.keys - {key})
         return replace(self, change=self.change.only(self.change.keys - {key}), kept=kept)
 
+    @property
+    def brief(self) -> frozenset[str]:
+        """Keys of which `made` does not say in full what was done to them."""
+        return frozenset().union(*(change.edited for change in self.made)) if self.made else frozenset()
+
+    def made_between(self, before: Encoded, after: Encoded) -> tuple[Change, ...]:
+        """`made`, told in full: the patch makes `after` of `before`."""
+        return tuple(_in_full(change, before, after) if change.edited else change for change in self.made)
+
     def to_json(self) -> str:
-        if self.after is None and self.change.is_simple:
+        if self.after is None and self.change.is_simple and not self.made:
             parts = _EMPTY | self.change.to_parts()
             return join(parts | {"unseen": encode(list(self.unseen), "context")} if self.unseen else parts)
         parts = {"change": join(self.change.to_parts())}
@@ -107,6 +127,26 @@ class Patch:
             raise no_patch()
         made = tuple(map(_read, items_of(parts.get("made", "[]"))))
         return cls(_read(parts["change"]), (), after, _read(parts["kept"]) if "kept" in parts else None, made)
+
+
+def _in_full(made: Change, before: Encoded, after: Encoded) -> Change:
+    grown = [key for key, edit in made.edited.items() if edit == GROWN]
+    set_to = [key for key, edit in made.edited.items() if edit == AS_RECORDED]
+    growth = growth_between(_part(before, grown), _part(after, grown))
+    told = made.only(made.keys - {*grown, *set_to})
+    return Change(
+        {**told.changed, **growth.changed, **_part(after, set_to)},
+        {**told.appended, **growth.appended},
+        (*told.dropped, *growth.dropped),
+        {**told.extended, **growth.extended},
+        {**told.added, **growth.added},
+        {**told.within, **growth.within},
+        told.edited,
+    )
+
+
+def _part(context: Encoded, keys: Iterable[str]) -> Encoded:
+    return {key: context[key] for key in keys if key in context}
 
 
 def _read(text: str) -> Change:

@@ -169,6 +169,8 @@ class Journal:
         self._entries.committed(entry)
         if entry.context is not None:
             self.history.accept(entry.context, step.position)
+        elif step.status in FINAL:
+            self.history.come_past(step.position)
         if step.status in FINAL:
             self.has_progressed = True
             if self.on_progress is not None:
@@ -185,6 +187,8 @@ class Journal:
         self._remember(step)
         if step.context_patch is not None:
             self.history.adopt(Patch.from_json(step.context_patch), step.position)
+        elif step.status in FINAL:
+            self.history.come_past(step.position)
 
     def _remember(self, step: OpenStep) -> None:
         """`step` is on record."""
