@@ -3,7 +3,7 @@
 import alembic.command
 
 import orchestrator_state
-from tests.chaos import boundaries, cancellations, claims, freezes, kills, restarts, workers
+from tests.chaos import boundaries, cancellations, claims, freezes, kills, restarts, workers, workload
 
 __all__ = [
     "alembic",
@@ -15,4 +15,5 @@ __all__ = [
     "orchestrator_state",
     "restarts",
     "workers",
+    "workload",
 ]

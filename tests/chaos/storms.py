@@ -7,11 +7,11 @@ import contextlib
 import os
 import random
 import signal
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, TypeVar
@@ -20,10 +20,10 @@ from orchestrator_state import InvalidTransition, StateStore, StoreUnavailable, 
 from tests.chaos.reckoning import Notes, Order, reckon
 from tests.chaos.report import Report
 from tests.chaos.witness import create_ledger
-from tests.chaos.workload import LAST, NAME, Job, command
+from tests.chaos.workload import LAST, NAME, Job, work_as
+from tests.support.children import FORKS
 
 _T = TypeVar("_T")
-_ROOT: Final = Path(__file__).parents[2]
 _CUSTOMERS: Final = 6
 
 
@@ -32,56 +32,63 @@ class DoesNotStart(Exception):
 
 
 class WorkerProcess:
-    """A worker, started again whenever it has been killed."""
+    """A worker, started again whenever it has been killed.
+
+    As other children it is forked from a server that has imported everything, which takes most of a start. Under a
+    command of its own, or in another environment, it is a Python started anew.
+    """
 
     def __init__(self, job: Job, wrapper: list[str], environment: dict[str, str]) -> None:
         self.job = job
         self.wrapper = wrapper
         """A command before the worker's own."""
         self._environment = environment
-        self.process: subprocess.Popen[str]
+        self._process: BaseProcess | None = None
 
     async def start(self) -> None:
         """Returns once it works."""
-        self.process = await asyncio.to_thread(self._popen)
-        stdout = self.process.stdout
-        assert stdout is not None
-        line = await asyncio.to_thread(stdout.readline)
-        if line != "ready\n":
-            raise DoesNotStart(f"a worker does not start: {line!r}, exit status {self.process.poll()}")
-
-    def _popen(self) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [*self.wrapper, *command(self.job)],
-            cwd=_ROOT,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        if await asyncio.to_thread(self._started) != b"ready":
+            self._running.join()
+            raise DoesNotStart(f"a worker does not start: exit status {self.exit_code}")
 
     def kill(self) -> None:
-        self.send(signal.SIGKILL)
-        self.process.wait()
-        self._forget_output()
+        with contextlib.suppress(ProcessLookupError):
+            self.send(signal.SIGKILL)
+        self._running.kill()  # if it has no group of its own yet
+        self._running.join()
 
     def send(self, number: signal.Signals) -> None:
         """To the worker, and to what it was started under."""
-        os.killpg(self.process.pid, number)
+        assert self._running.pid is not None
+        os.killpg(self._running.pid, number)
 
     @property
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
+    def exit_code(self) -> int | None:
+        """None while it runs."""
+        return self._running.exitcode
 
     def close(self) -> None:
-        if self.is_alive:
-            self.send(signal.SIGCONT)
+        if self._process is not None:
             self.kill()
-        self._forget_output()
+            self._process.close()
+            self._process = None
 
-    def _forget_output(self) -> None:
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+    @property
+    def _running(self) -> BaseProcess:
+        assert self._process is not None
+        return self._process
+
+    def _started(self) -> bytes:
+        """Start it, and return the first that it says; nothing if it ended."""
+        self.close()
+        ours, theirs = FORKS.Pipe(duplex=False)
+        with ours:
+            with theirs:
+                self._process = FORKS.Process(
+                    target=work_as, args=(self.job, self.wrapper, self._environment, theirs), daemon=True
+                )
+                self._process.start()
+            return os.read(ours.fileno(), len(b"ready"))
 
 
 @dataclass(kw_only=True)
@@ -146,6 +153,7 @@ class Scene:
     wrapper: tuple[str, ...] = ()
     """A command that starts the worker's."""
     environment: dict[str, str] = field(default_factory=dict)
+    """More of the workers' environment."""
     job: dict[str, Any] = field(default_factory=dict)
     """More of the workers' `Job`."""
 
@@ -181,7 +189,9 @@ async def _weather(scene: Scene, storm: Storm, report: Report) -> None:
             finally:
                 is_over.set()
             healed_at = monotonic()
-            report.find("other", *(f"a worker ended by itself: {w.process.poll()}" for w in workers if not w.is_alive))
+            report.find(
+                "other", *(f"a worker ended by itself: {w.exit_code}" for w in workers if w.exit_code is not None)
+            )
             await asyncio.gather(*crowd)
             await _all_finished(auditor, world, healed_at, scene.term + scene.patience)
         notes = Notes.of(scene.directory, are_timers_checked=scene.are_timers_checked)
@@ -192,18 +202,16 @@ async def _weather(scene: Scene, storm: Storm, report: Report) -> None:
 async def _workers(scene: Scene) -> AsyncIterator[list[WorkerProcess]]:
     job = Job(url=scene.workers_url or scene.url, journal="", term=scene.term, **scene.job)
     workers = []
-    environment = {**os.environ, **scene.environment}
     for number in range(scene.workers):
         own = replace(job, journal=str(scene.directory / f"{number}.diary"))
-        workers.append(WorkerProcess(own, list(scene.wrapper), environment))
+        workers.append(WorkerProcess(own, list(scene.wrapper), scene.environment))
     try:
         for worker in workers:
             await worker.start()
         yield workers
     finally:
         for worker in workers:
-            with contextlib.suppress(AttributeError):
-                worker.close()
+            worker.close()
 
 
 async def _all_finished(auditor: StateStore, world: World, healed_at: float, patience: float) -> None:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Iterator
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from tests.chaos.flaws import Flaw, plant
 from tests.chaos.witness import book
 
 _T = TypeVar("_T")
+_ROOT: Final = Path(__file__).parents[2]
 
 LAPS: Final = 3
 LAST: Final = 2
@@ -157,9 +159,18 @@ async def _open(job: Job) -> StateStore:
             await asyncio.sleep(0.2)
 
 
-def command(job: Job) -> list[str]:
-    """What starts this worker as a process of its own."""
-    return [sys.executable, "-m", "tests.chaos.workload", json.dumps(asdict(job))]
+def work_as(job: Job, wrapper: list[str], environment: dict[str, str], pipe: Connection) -> None:
+    """Work in this process, at the head of a group of its own, with the pipe for standard output.
+
+    What only a new Python can take up, a command before it or an environment, makes this process one.
+    """
+    os.setsid()
+    os.dup2(pipe.fileno(), sys.stdout.fileno())
+    if wrapper or environment:
+        command = [*wrapper, sys.executable, "-m", "tests.chaos.workload", json.dumps(asdict(job))]
+        os.chdir(_ROOT)
+        os.execvpe(command[0], command, {**os.environ, **environment})
+    asyncio.run(work(job))
 
 
 if __name__ == "__main__":
