@@ -208,7 +208,10 @@ class Attempt:
         steps.require_all_awaited()
         self._look_for_unused(steps)
         encoded, result = await self._types.encode(self._types.result, result, "result")
-        await self._shared.endings.complete(self._run, encoded, await steps.journal.final_context())
+        journal = steps.journal
+        # Of a task left behind. What a commit under way saves would be done a second time to a context that holds it.
+        async with journal.in_order:
+            await self._shared.endings.complete(self._run, encoded, await journal.final_context())
         return result
 
     def _look_for_unused(self, steps: Steps) -> None:
