@@ -79,14 +79,16 @@ async def fork(pipe: Connection, url: str, ids: list[UUID], *, own_store: bool, 
     pipe.send("done")
 
 
-async def fork_in_a_unit(pipe: Connection, url: str, ids: list[UUID]) -> None:
+async def fork_in_a_unit(pipe: Connection, url: str, ids: list[UUID], *, own_store: bool) -> None:
     """Fork in the middle of a write. The fork saves after the end of that write."""
     store = await StateStore.open(url, pool_timeout=timedelta(seconds=5))
     told, tell = os.pipe()
 
     async def in_fork() -> None:
         os.read(told, 1)
-        await save_often(store, ids[1])
+        brief = timedelta(seconds=1)
+        mine = await StateStore.open(url, lock_timeout=brief, retry_timeout=brief) if own_store else store
+        await save_often(mine, ids[1])
 
     async with store.begin() as uow:
         await uow.workflows.save(a_state("parent's"))
@@ -130,11 +132,12 @@ def test_after_a_fork_neither_parent_nor_fork_loses_what_was_acknowledged(
     assert asyncio.run(counts(database_url, ids)) == [SAVES * mine, SAVES * forks, SAVES * 2]
 
 
+@pytest.mark.parametrize("own_store", [False, True], ids=["the same store", "a store of the fork's own"])
 def test_a_fork_in_the_middle_of_a_write_works_or_is_refused_and_the_write_goes_on(
-    database_url: str, backend: str
+    database_url: str, backend: str, *, own_store: bool
 ) -> None:
     ids = asyncio.run(saved(database_url, "parent's", "fork's"))
-    with child(fork_in_a_unit, database_url, ids) as process:
+    with child(partial(fork_in_a_unit, own_store=own_store), database_url, ids) as process:
         code = process.hear()
         process.finish()
     assert code == (REFUSED if backend == "sqlite" else 0)

@@ -16,7 +16,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine import ExceptionContext
@@ -177,7 +177,7 @@ class SqliteDatabase(Database):
         self._turn = Turns()
 
 
-_databases: Final = WeakSet[SqliteDatabase]()
+_databases: Final = WeakKeyDictionary[SqliteDatabase, SqliteFile]()
 
 
 def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
@@ -222,14 +222,26 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
     event.listen(engine.sync_engine, "connect", lambda connection, _: _prepare(connection, pragmas, file))
     put_back_sqlite(engine.sync_engine, pragmas)
     hear_errors(engine.sync_engine, _fail_the_whole_unit)
-    for inherited in _databases:
-        with suppress(ConfigurationError):
-            inherited.leave_the_parent_alone()
+    _leave_the_parents_alone(file)
     database = SqliteDatabase(
         engine, settings, owned=True, connections=connections, threads=threads, temporary=temporary
     )
-    _databases.add(database)
+    _databases[database] = file
     return database
+
+
+def _leave_the_parents_alone(file: SqliteFile) -> None:
+    """In a forked child: raise `ConfigurationError` if the parent was using a store of the same file.
+
+    What that store held at the fork, SQLite would take for held in this process for ever. Other files are nobody's
+    business here: that the parent was using one of them is said to who uses its store.
+    """
+    for inherited, of_parent in _databases.items():
+        try:
+            inherited.leave_the_parent_alone()
+        except ConfigurationError:
+            if of_parent.is_same(file):
+                raise
 
 
 def _temporary_directory() -> tempfile.TemporaryDirectory[str]:

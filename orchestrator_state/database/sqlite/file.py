@@ -61,6 +61,13 @@ class SqliteFile:
         """For SQLite, which must not make the file: where one was deleted an empty one would stand."""
         return f"file:{quote(os.fsencode(self.path))}?mode=rw"
 
+    def is_same(self, other: SqliteFile) -> bool:
+        """Whether both paths lead to one file."""
+        try:
+            return self.path.samefile(other.path)
+        except OSError:  # there is none yet
+            return False
+
     def before_opening(self) -> None:
         """Make the file if this is the first time, or raise `AccessLost` if it is not the same."""
         if self._opened is None:
