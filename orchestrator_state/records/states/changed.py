@@ -59,8 +59,9 @@ class ChangedRows:
             self.columns, self.steps = self.columns | columns, steps
         if self.removed and saved.has_patches:  # what they did to the context would go with them
             self.columns["context"] = columns["context"]
-        if "context" in self.columns:
-            self.columns["context_position"] = saved.next_position - 1
+        if self.removed or "context" in self.columns:
+            # Of the steps that are left: new ones will stand in the place of those that went.
+            self.columns["context_position"] = max(self.positions.values(), default=-1)
         self.columns |= {"updated_at": columns["updated_at"], "digested_at": columns["updated_at"]}
 
 

@@ -41,10 +41,6 @@ class SavedRows:
     may_have_deltas: bool = False
     has_patches: bool = False
 
-    @property
-    def next_position(self) -> int:
-        return max(self.positions.values(), default=-1) + 1
-
     def payload(self, key: str | None) -> str | None:
         """The stored outputs of a step, or the context for None; None for a step that is not there."""
         if key is None:
