@@ -129,7 +129,7 @@ class Settings(BaseSettings):
     synchronous: Literal["FULL", "NORMAL"] = "FULL"
     """SQLite only. NORMAL is faster and loses acknowledged commits when the power fails."""
 
-    keep_checkpoints: int = Field(default=10, ge=1)
+    keep_checkpoints: int = Field(default=10, ge=1, le=2**63 - 1)
     """Newest checkpoints kept for each workflow."""
     checkpoint_every: int = Field(default=1, ge=0)
     """A run makes a checkpoint with every n-th step; 0 for none."""

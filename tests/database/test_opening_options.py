@@ -1,5 +1,6 @@
 """Every option of `StateStore.open` and of the environment: what it does, and what it must not be."""
 
+import sys
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from typing import Any
@@ -7,11 +8,12 @@ from typing import Any
 import pytest
 from sqlalchemy import create_engine, exc, text
 
-from orchestrator_state import ConfigurationError, SchemaOutOfDate, StateStore, StoreUnavailable, schema
+from orchestrator_state import ConfigurationError, Run, SchemaOutOfDate, StateStore, StoreUnavailable, schema
 from tests.support.engines import opened_engine
 from tests.support.held import comes_true
 from tests.support.old_databases import FIRST, downgrade, make_first_revision
 from tests.support.raw_sql import contents, fetch
+from tests.support.running import Effect, checkpoints_of
 from tests.support.workflows import checkpointed, saved
 
 
@@ -152,6 +154,7 @@ async def most_at_once(store: StateStore, wanted: int) -> int:
         ("namespace", {"namespace": "a\0b"}),
         ("namespace", {"namespace": "lone \ud800 surrogate"}),
         ("keep_checkpoints", {"keep_checkpoints": 0}),
+        ("keep_checkpoints", {"keep_checkpoints": 2**63}),
         ("synchronous", {"synchronous": "OFF"}),
         ("pgbouncer", {"pgbouncer": "perhaps"}),
     ],
@@ -161,6 +164,20 @@ def test_an_option_out_of_bounds_is_refused_at_once_and_by_name(setting: str, op
     """Before anything is awaited, so that the traceback ends at the call."""
     with pytest.raises(ConfigurationError, match=setting):
         StateStore.open(":memory:", **options)
+
+
+async def test_all_checkpoints_can_be_kept(database_url: str) -> None:
+    """`sys.maxsize` is the most that both databases count to; of more, each step would fail its run."""
+
+    async def handler(run: Run) -> None:
+        await run.step("a", Effect())
+        await run.checkpoint()
+
+    async with StateStore.open(database_url, keep_checkpoints=sys.maxsize) as store:
+        await store.run("n", handler, workflow_id="w")
+        state = await store.load_workflow_state_by_workflow_id("w")
+        await checkpointed(store, state)
+        assert len(await checkpoints_of(store, "w")) == 3
 
 
 # --- environment ------------------------------------------------------------------------------------------------
