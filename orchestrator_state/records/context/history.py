@@ -372,10 +372,7 @@ class ContextHistory:
         if patch is None:
             self.come_past(position)
         else:
-            self._loose |= patch.loose
-            self._is_one_line = self._is_one_line and patch.after is None
-            self._last = max(self._last, position)
-            self._settle(self._branches.advance(position), position)
+            self._add(patch, position)
 
     def committed_with(self, change: ContextChange) -> Encoded:
         """Everybody's context once `change` is committed."""
@@ -391,10 +388,14 @@ class ContextHistory:
         self.length = length_of(self._committed)
         if position > self._first:
             self._order.save_ahead(patch.keys, position)
+        self._add(patch, position)
+
+    def _add(self, patch: Patch, position: int) -> None:
+        """`patch` is on record, and the calling branch has come past it."""
         self._loose |= patch.loose
         self._is_one_line = self._is_one_line and patch.after is None
         self._last = max(self._last, position)
-        self._branches.advance(position)
+        self._settle(self._branches.advance(position), position)
 
     def final(self, *, at_once: bool = True) -> Encoded:
         """The handler's context, all of it. Raises `InvalidPayload`; and `LongValues`, unless `at_once`."""
