@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from orchestrator_state import Run, RunCancelled, RunPaused, StateStore, StoreUn
 from orchestrator_state.runs import child_run_id
 from tests.support.cases import case
 from tests.support.held import comes_true
-from tests.support.interleaving import just_before
+from tests.support.interleaving import just_after, just_before
 from tests.support.running import Effect, all_become, becomes, row_of, seconds, vanish
 from tests.support.statements import traffic_of
 
@@ -343,6 +344,30 @@ async def test_waiting_goes_on_while_the_database_is_away(store: StateStore) -> 
             await failed.wait()
             await store.signal(state.id, "go", 1)
             assert await task == 1
+
+
+async def test_a_look_that_outlasted_an_outage_is_followed_by_no_long_rest(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = await store.start("n", workflow_id="w")
+    answered = asyncio.Event()
+    clock = SimpleNamespace(monotonic=time.monotonic)
+
+    async def fails_after_an_hour() -> None:
+        later = time.monotonic() + 3600
+        clock.monotonic = lambda: later
+        raise StoreUnavailable("away", transient=True)
+
+    async def sees_nothing() -> None:
+        answered.set()
+
+    monkeypatch.setattr("orchestrator_state.runs.waiting.lookout.time", clock)
+    task = asyncio.create_task(store.run("n", leaf, workflow_id="w"))
+    async with asyncio.timeout(20):
+        with just_before(store, " AS kind", fails_after_an_hour), just_after(store, " AS kind", sees_nothing):
+            await answered.wait()
+        await store.signal(state.id, "go", 1)
+        assert await task == 1
 
 
 async def test_a_detached_branch_that_waits_ends_with_its_run(store: StateStore) -> None:

@@ -17,7 +17,7 @@ from orchestrator_state import hooks
 from orchestrator_state.concurrency import ProcessIdentity
 from orchestrator_state.records import Lease, Owner
 from orchestrator_state.repositories.runs import Awaited, News
-from orchestrator_state.transactions import Transactions
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _PAUSE: Final = 0.25  # seconds between two looks, jittered
 _SHORTEST_PAUSE: Final = 0.01  # also for those who were told that there is something
@@ -95,6 +95,7 @@ class Lookout:
         self._pid = os.getpid()
         self._watches: set[Watch] = set()
         self._told = asyncio.Event()
+        self._took = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -126,18 +127,15 @@ class Lookout:
             await asyncio.wait({self._task})
 
     async def _look_on(self) -> None:
-        took = 0.0
         while self._watches:
-            await asyncio.sleep(max(_SHORTEST_PAUSE, _REST * took))
+            await asyncio.sleep(max(_SHORTEST_PAUSE, _REST * self._took))
             await self._pause()
-            began = time.monotonic()
             watches = list(self._watches)
             try:
                 news = await self._look(watches)
             except Exception as error:  # noqa: BLE001 - the database may be away; what comes is there when it is back
                 hooks.logger.warning("cannot look for what runs wait for (%s)", type(error).__name__)
                 news = News()
-            took = time.monotonic() - began
             for watch in watches:
                 watch.tell(news)
 
@@ -146,6 +144,13 @@ class Lookout:
             async with asyncio.timeout(_PAUSE * random.uniform(0.8, 1.2)):  # noqa: S311 - spreads load, guards nothing
                 await self._told.wait()
         self._told.clear()
+
+    async def _ask(self, uow: StoreUnit, awaited: Awaited) -> News:
+        """One attempt. Those before it that failed are no sign of a database that has much to do."""
+        began = time.monotonic()
+        news = await uow.waits.look(awaited)
+        self._took = time.monotonic() - began
+        return news
 
     async def _look(self, watches: Iterable[Watch]) -> News:
         children = {watch.child for watch in watches if watch.child is not None}
@@ -158,7 +163,7 @@ class Lookout:
             idle=[child for child in children if not self._leases.has(child)],
             owner=self._leases.owner.id,
         )
-        news = await self._transactions.read(lambda uow: uow.waits.look(awaited))
+        news = await self._transactions.read(lambda uow: self._ask(uow, awaited))
         identities = (ProcessIdentity.parse(process) for process in news.owners)
         if any(identity is not None and identity.is_dead() for identity in identities):
             news.ready |= children  # each may be the dead one's, and is taken over at once
