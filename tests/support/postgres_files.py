@@ -28,7 +28,7 @@ _UNDERTAKER: Final = """
 cat >/dev/null
 pid=$(head -n 1 "$1/data/postmaster.pid" 2>/dev/null) && kill -CONT "$pid" && kill -QUIT "$pid"
 for _ in 1 2 3 4 5 6 7 8 9 10; do
-    [ -e "$1/data/postmaster.pid" ] || break
+    [ -e "$1/data/postmaster.pid" ] && kill -0 "$pid" || break
     sleep 0.5
 done
 rm -rf "$1"
