@@ -23,7 +23,7 @@ import msgspec
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import Payloads, encode
-from orchestrator_state.records.context.encoded import Encoded, join, split
+from orchestrator_state.records.context.changes.encoded import Encoded, join, split
 from orchestrator_state.records.context.patches import Patch
 from orchestrator_state.records.opening import Opener
 from orchestrator_state.records.runs import StoredRun

@@ -13,7 +13,7 @@ from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import LONGEST_NAME, Payloads, decode
 from orchestrator_state.records.cells import corrupt_cells, is_count, is_integer, is_step_id, is_time
-from orchestrator_state.records.context.encoded import Encoded, split
+from orchestrator_state.records.context.changes.encoded import Encoded, split
 from orchestrator_state.records.context.history import ContextHistory
 from orchestrator_state.records.context.patches import Patch, apply_all
 from orchestrator_state.records.opening import Opener

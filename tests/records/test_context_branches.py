@@ -64,6 +64,13 @@ def leaves_a_branch(fork: Statement) -> bool:
 
 def programs(change: str) -> Iterator[Program]:
     line, step = ("line", change), ("step", 1, None)
+    saves, changes_later = (
+        (step,),
+        (("step", 12, change),),
+    )  # what was done before they parted; and what the other saved
+    for fork in itertools.permutations([saves, changes_later]):
+        yield line, ("gather", *fork), line, step
+        yield line, ("gather", *fork, (*saves, line)), line, step
     for fork in forks():
         yield ("line", "append"), fork, line, ("pause", 9), ("step", 1, "append"), ("line", "append")
         yield fork, ("pause", 7), line, step, line, step
@@ -181,6 +188,48 @@ async def test_what_a_step_does_once_its_branches_are_over_is_kept(store: StateS
         await store.run("n", handler, workflow_id="w")
     assert await store.run("n", handler, workflow_id="w") == ["before", "joined", "after"]
     assert (await store.load_workflow_state_by_workflow_id("w")).context == {"log": ["before", "joined", "after"]}
+
+
+@pytest.mark.parametrize("key", ["n", "log", "text", "rows", "made"])
+async def test_what_another_branch_has_saved_of_the_time_before_the_fork_stays(store: StateStore, key: str) -> None:
+    """The function's change comes after that, so its step's commit saves what the function did, and that alone."""
+    start = {"n": 0, "log": ["start"], "text": "word " * 200, "rows": [{"at": number} for number in range(50)]}
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        saved = asyncio.Event()
+
+        def change(who: str) -> None:
+            match run.context.get(key):
+                case int(n):
+                    run.context[key] = n + 1
+                case str(text):
+                    run.context[key] = f"{who} {text}"
+                case list(items):
+                    items.insert(len(items) // 2 if key == "rows" else len(items), who)
+                case None:
+                    run.context[key] = [who]
+
+        async def slow() -> None:
+            await saved.wait()
+            change("function")
+
+        async def quick() -> None:
+            await run.step("quick", Effect())
+            saved.set()
+
+        change("line")
+        await asyncio.gather(run.step("slow", slow), quick())
+        value = copy.deepcopy(run.context[key])
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return value
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context=start)
+    saved = (await store.load_workflow_state_by_workflow_id("w")).context
+    assert await store.run("n", handler, workflow_id="w") == saved[key] != start.get(key)
 
 
 async def test_branches_may_count_side_by_side(store: StateStore) -> None:

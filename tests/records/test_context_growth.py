@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from orchestrator_state import PayloadTooLarge, Run, StateStore
 from orchestrator_state.records.context import PlainContext
-from orchestrator_state.records.context.differences import change_between, growth_between
+from orchestrator_state.records.context.changes.differences import change_between, growth_between
 from orchestrator_state.records.context.patches import Patch
 from tests.support.raw_sql import execute
 from tests.support.running import Effect, row_of, steps_of, vanish

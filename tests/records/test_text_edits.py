@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator_state import CorruptPayload, PayloadError
+from orchestrator_state.records.context.changes.text_edits import Edit, edit_between
 from orchestrator_state.records.context.patches import Patch
-from orchestrator_state.records.context.text_edits import Edit, edit_between
 
 TEXT = " ".join(f"word {n * 7919 % 10007}," for n in range(3000))
 PIECES = st.sampled_from(["a", "b,", "aaaa bbbb ", TEXT[:200], TEXT[100:400], "\u00e9\u4e2d,", "\\u0000"])

@@ -1,7 +1,7 @@
 """The context of a run: what handlers change in it, and how that is recorded."""
 
+from orchestrator_state.records.context.changes.encoded import Decoded, Encoded, decoded, join, split
 from orchestrator_state.records.context.conversion import converted
-from orchestrator_state.records.context.encoded import Decoded, Encoded, decoded, join, split
 from orchestrator_state.records.context.held import LongValues, PlainContext, TypedContext
 from orchestrator_state.records.context.history import ContextHistory
 from orchestrator_state.records.context.looks import ContextChange, Look

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, SchemaMismatch
-from orchestrator_state.records.context.change import NOTHING, Change
-from orchestrator_state.records.context.differences import change_between, growth_between
-from orchestrator_state.records.context.encoded import Encoded
+from orchestrator_state.records.context.changes.change import NOTHING, Change
+from orchestrator_state.records.context.changes.differences import change_between, growth_between
+from orchestrator_state.records.context.changes.encoded import Encoded
 from orchestrator_state.records.context.patches import Patch
 
 _Convert = Callable[[Encoded], Encoded]

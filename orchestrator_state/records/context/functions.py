@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from orchestrator_state.records.context.change import Change
-from orchestrator_state.records.context.differences import growth_between
-from orchestrator_state.records.context.encoded import Encoded
+from orchestrator_state.records.context.changes.change import Change
+from orchestrator_state.records.context.changes.differences import growth_between
+from orchestrator_state.records.context.changes.encoded import Encoded
 
 
 class Functions:

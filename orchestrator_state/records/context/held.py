@@ -20,7 +20,7 @@ from orchestrator_state.payloads import (
     decode,
     decode_long,
 )
-from orchestrator_state.records.context.encoded import Decoded, Encoded, join, split
+from orchestrator_state.records.context.changes.encoded import Decoded, Encoded, join, split
 
 _MANY: Final = 1000
 """Whoever goes through the values of a dict with more keys than this counts as holding all of them."""

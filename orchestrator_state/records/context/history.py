@@ -12,7 +12,6 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,9 +20,10 @@ from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.records.context.branches import Branches, Place
-from orchestrator_state.records.context.change import Change
-from orchestrator_state.records.context.differences import growth_between, items_added, items_besides, same_kind
-from orchestrator_state.records.context.encoded import Decoded, Encoded, split
+from orchestrator_state.records.context.changes.change import Change
+from orchestrator_state.records.context.changes.differences import growth_between, items_added, items_besides, same_kind
+from orchestrator_state.records.context.changes.encoded import Decoded, Encoded, split
+from orchestrator_state.records.context.committed import CommittedValues
 from orchestrator_state.records.context.functions import Functions
 from orchestrator_state.records.context.held import ContextValue, PlainContext
 from orchestrator_state.records.context.looks import ContextChange, Look, length_of
@@ -59,7 +59,7 @@ class ContextHistory:
         self.begin_call: Final = self._branches.begin_call
         """The calling branch waits for a step: what is done until `end_call` is done by the step's function."""
         self._seen = dict(start)
-        self._replayed = dict(start)
+        self._commits = CommittedValues(start, patches)
         self._committed = dict(committed)
         self.length = length_of(committed)
         """Of the committed context's JSON."""
@@ -141,12 +141,11 @@ class ContextHistory:
         """What a `replay` will put into a plain context, values of at least so many characters."""
         if not isinstance(self.held, PlainContext):
             return {}
-        changes = [self._patches[at].replayed for at in self._due(position)]
-        keys = {key for change in changes for key in change.keys}
-        values = {key: self._replayed[key] for key in keys if key in self._replayed}
-        for change in changes:
-            change.apply_to(values)
-        return {key: text for key, text in values.items() if len(text) >= least}
+        found: Encoded = {}
+        for key in {key for at in self._due(position) for key in self._patches[at].replayed.keys}:
+            for _, _, after in self._commits.way(key, position):
+                found |= after
+        return {key: text for key, text in found.items() if len(text) >= least}
 
     def replay(self, position: int, ahead: Decoded | None = None) -> None:
         """Move on to what the step at `position` committed, and to what its branch had come past by then."""
@@ -160,17 +159,16 @@ class ContextHistory:
         for at in due:
             patch = self._patches.pop(at)
             self._first = next(iter(self._patches), math.inf)
-            before = {key: self._replayed[key] for key in patch.brief if key in self._replayed} if patch.made else {}
-            patch.replayed.apply_to(self._replayed)
-            touched |= {key for key in patch.replayed.keys if self._is_in_force(patch, place, key, at)}
             if patch.made:
-                made += patch.made_between(before, self._replayed)
+                made += patch.made_between(*self._commits.around(patch.brief, at))
+            moved = self._commits.move_on(patch.replayed.keys, at, patch.unseen)
+            touched.update(key for key in moved if self._is_in_force(patch, place, key, at))
             if at > self._first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
         if made:
             made = [change.only(change.keys - touched) for change in made]
-        values = {key: self._replayed[key] for key in touched if key in self._replayed}
+        values = self._commits.part(touched)
         gone = touched - values.keys()
         self._see(values, gone)
         self._put(values, gone, ahead)
@@ -205,7 +203,7 @@ class ContextHistory:
         now = self.held.snapshot(key).get(key)
         if not is_news and now == self._seen.get(key):  # it was only looked at
             return True
-        if now != self._replayed.get(key) or any(key in change.keys for change in patch.made):
+        if now != self._commits.get(key) or any(key in change.keys for change in patch.made):
             return False
         return order.is_met(key, place, at)
 
@@ -349,12 +347,14 @@ class ContextHistory:
 
     def _made_outstanding(self, key: str) -> Iterator[Change]:
         """What the functions of steps did to `key` that the handler has not come back to, in the order of commits."""
-        context = {key: self._replayed[key]} if key in self._replayed else {}
-        for patch in self._patches.values():
-            before = context
-            with contextlib.suppress(CorruptPayload, InvalidPayload):
-                context = patch.replayed.only([key]).apply(before)
-            for change in patch.made_between(before, context):
+        way: dict[int, tuple[Encoded, Encoded]] | None = None
+        for at, patch in self._patches.items():
+            made = patch.made
+            if key in patch.brief:
+                if way is None:
+                    way = {at: (before, after) for at, before, after in self._commits.way(key)}
+                made = patch.made_between(*way.get(at, ({}, {})))
+            for change in made:
                 if key in change.keys:
                     yield change.only([key])
 

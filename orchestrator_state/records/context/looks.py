@@ -6,11 +6,11 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from orchestrator_state.records.context.change import Change
-from orchestrator_state.records.context.differences import change_between, growth_between
-from orchestrator_state.records.context.encoded import Encoded
+from orchestrator_state.records.context.changes.change import Change
+from orchestrator_state.records.context.changes.differences import change_between, growth_between
+from orchestrator_state.records.context.changes.encoded import Encoded
+from orchestrator_state.records.context.changes.text_edits import Edit
 from orchestrator_state.records.context.patches import AS_RECORDED, GROWN, Patch
-from orchestrator_state.records.context.text_edits import Edit
 
 _BRIEF: Final = 256
 """Characters: what a function did is told as it is if that is no longer."""

@@ -14,10 +14,10 @@ import msgspec
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.payloads import decode, encode
-from orchestrator_state.records.context.change import Change, inside, no_patch
-from orchestrator_state.records.context.differences import growth_between
-from orchestrator_state.records.context.encoded import PATH, Encoded, items_of, join, split
-from orchestrator_state.records.context.text_edits import Edit
+from orchestrator_state.records.context.changes.change import Change, inside, no_patch
+from orchestrator_state.records.context.changes.differences import growth_between
+from orchestrator_state.records.context.changes.encoded import PATH, Encoded, items_of, join, split
+from orchestrator_state.records.context.changes.text_edits import Edit
 
 _FORM: Final = 2
 GROWN: Final = Edit(0, 0, ())

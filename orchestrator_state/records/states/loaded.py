@@ -20,7 +20,7 @@ from orchestrator_state.records.cells import (
     is_text,
     is_time,
 )
-from orchestrator_state.records.context.encoded import join, split
+from orchestrator_state.records.context.changes.encoded import join, split
 from orchestrator_state.records.context.patches import Patch, apply_all
 from orchestrator_state.records.identities import Columns
 from orchestrator_state.records.opening import Opener, or_null

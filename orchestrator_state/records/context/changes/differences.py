@@ -7,9 +7,9 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from orchestrator_state.payloads import decode, encode
-from orchestrator_state.records.context.change import NULL, Change
-from orchestrator_state.records.context.encoded import PATH, Encoded, is_number, items_of, raw_items, split
-from orchestrator_state.records.context.text_edits import Edit, edit_between
+from orchestrator_state.records.context.changes.change import NULL, Change
+from orchestrator_state.records.context.changes.encoded import PATH, Encoded, is_number, items_of, raw_items, split
+from orchestrator_state.records.context.changes.text_edits import Edit, edit_between
 
 _WHOLE: Final = 256
 """A value that short is stored whole: a change inside of it is not much shorter."""

@@ -12,8 +12,8 @@ from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import decode, encode
-from orchestrator_state.records.context.encoded import PATH, Encoded, is_number, items_of, join, split
-from orchestrator_state.records.context.text_edits import Edit
+from orchestrator_state.records.context.changes.encoded import PATH, Encoded, is_number, items_of, join, split
+from orchestrator_state.records.context.changes.text_edits import Edit
 
 _PARTS: Final = frozenset({"set", "append", "extend", "add", "drop", "within", "edit"})
 NULL: Final = "null"

@@ -1,0 +1,1 @@
+"""Values as JSON texts, and what differs between two of them."""
