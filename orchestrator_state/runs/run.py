@@ -273,7 +273,8 @@ class Run(Generic[State]):
         """Return `await fn(session, *args)`, whose rows commit together with the step: exactly once.
 
         `session` is an `AsyncSession`: add and flush, and leave the commit to the run. If the database gives up on the
-        transaction, all of it is repeated. It is open while `fn` runs, so `fn` should do nothing but write rows.
+        transaction, all of it is repeated, and what `fn` did to the context is taken back before. It is open while `fn`
+        runs, so `fn` should do nothing but write rows.
         `returns` is as in `step`.
         """
         as_function(fn, TRANSACT)

@@ -98,6 +98,7 @@ class _Transact:
         steps, journal, begun = self._steps, self._journal, self.begun
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, limit)
+        journal.history.begin_trial()
         hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
         within = IN_STEP.set((steps.room, begun.step_id))
         try:

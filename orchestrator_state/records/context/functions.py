@@ -7,11 +7,31 @@ and the moment somebody else did, or its end.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
+from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.records.context.changes.change import Change
 from orchestrator_state.records.context.changes.differences import growth_between
 from orchestrator_state.records.context.changes.encoded import Encoded
+
+
+@dataclass(slots=True, repr=False)
+class _Trial:
+    """What a function that may be called once more found at a key, and what others did there meanwhile."""
+
+    found: Encoded
+    others: list[Change] = field(default_factory=list)
+    left: Encoded = field(default_factory=dict)
+    """What was there when the function had last been at it."""
+
+    def without_it(self, now: Encoded) -> Encoded:
+        """What would be there now without the function. Raises `CorruptPayload` if that cannot be told."""
+        context = self.found
+        for change in (*self.others, growth_between(self.left, now)):
+            context = change.apply(context)
+        return context
 
 
 class Functions:
@@ -22,7 +42,9 @@ class Functions:
         self._open: dict[str | None, tuple[int, Encoded]] = {}
         """By key, the call that took it up last, and what it found."""
         self._done: dict[int, list[Change]] = {}
-        self._alone: dict[int, set[str]] = {}
+        self._alone: dict[int, Encoded] = {}
+        self._trials: dict[int, dict[str | None, _Trial]] = {}
+        """Of calls whose function may be called once more."""
         self.were_seen = False
         """Whether a function has taken up anything: else there is nothing to `forget`."""
 
@@ -37,12 +59,12 @@ class Functions:
         if found is not None:
             self._close(key, now)
         if call is not None:
-            self._open[key] = call, now
+            self._begin(key, call, now)
             self.were_seen = True
 
-    def touch_alone(self, key: str, call: int) -> None:
-        """The function of `call` takes up a long `key` that nobody has changed since the last commit."""
-        self._alone.setdefault(call, set()).add(key)
+    def touch_alone(self, call: int, now: Encoded) -> None:
+        """The function of `call` takes up a long key that is as the last commit left it: `now`."""
+        self._alone.setdefault(call, {}).update(now)
         self.were_seen = True
 
     def alone(self, call: int) -> frozenset[str]:
@@ -59,23 +81,61 @@ class Functions:
     def go_on(self, paused: Mapping[str | None, int]) -> None:
         """See `pause`."""
         for key, call in paused.items():
-            self._open[key] = call, self._snapshot(key)
+            self._begin(key, call, self._snapshot(key))
 
     def done(self, call: int) -> tuple[Change, ...]:
         """What the function of `call` has done so far, one change after the other."""
-        if self._open:
-            for key in [key for key, (by, _) in self._open.items() if by == call]:
-                self._close(key, self._snapshot(key))
+        self._close_all(call)
         return tuple(self._done.get(call, ()))
+
+    # --- a function that is called once more -------------------------------------------------------------------------
+
+    def may_be_repeated(self, call: int) -> bool:
+        return call in self._trials
+
+    def begin_trial(self, call: int) -> None:
+        """The function of `call` is about to be called, and perhaps once more after that."""
+        self._trials[call] = {}
+        self.were_seen = True
+
+    def take_back(self, call: int, is_its_own: Callable[[str], bool]) -> tuple[Encoded, list[str]]:
+        """What has to be put, and what has to go, so that the function of `call` has done nothing yet."""
+        self._close_all(call)
+        values = {key: text for key, text in self._alone.get(call, {}).items() if is_its_own(key)}
+        gone: list[str] = []
+        for key, trial in self._trials.get(call, {}).items():
+            now = self._snapshot(key)
+            with contextlib.suppress(CorruptPayload):  # somebody made another kind of value of it, which stays
+                before = trial.without_it(now)
+                values |= {key: text for key, text in before.items() if now.get(key) != text}
+                gone += now.keys() - before.keys()
+        self.forget(call)
+        return values, gone
 
     def forget(self, call: int) -> None:
         self._done.pop(call, None)
         self._alone.pop(call, None)
+        self._trials.pop(call, None)
         if self._open:
             self._open = {key: opened for key, opened in self._open.items() if opened[0] != call}
+
+    def _begin(self, key: str | None, call: int, now: Encoded) -> None:
+        self._open[key] = call, now
+        if (trials := self._trials.get(call)) is not None:
+            if (trial := trials.get(key)) is None:
+                trials[key] = _Trial(now)
+            else:
+                trial.others.append(growth_between(trial.left, now))
+
+    def _close_all(self, call: int) -> None:
+        if self._open:
+            for key in [key for key, (by, _) in self._open.items() if by == call]:
+                self._close(key, self._snapshot(key))
 
     def _close(self, key: str | None, now: Encoded) -> None:
         call, before = self._open.pop(key)
         change = growth_between(before, now)
         if change.keys:
             self._done.setdefault(call, []).append(change)
+        if (trials := self._trials.get(call)) is not None:
+            trials[key].left = now

@@ -12,13 +12,16 @@ to them: they come to the same lines again, perhaps later, and a change that was
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from itertools import takewhile
 from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.payloads import NotAccepted
 from orchestrator_state.records.context.branches import Branches, Place
 from orchestrator_state.records.context.changes.change import Change
 from orchestrator_state.records.context.changes.differences import growth_between, items_added, items_besides, same_kind
@@ -114,14 +117,29 @@ class ContextHistory:
             self._functions.forget(place.tick)
         self._branches.end_call(place)
 
+    def begin_trial(self) -> None:
+        """The function of the calling step is about to be called, perhaps once more: what it did is taken back."""
+        place = self._branches.here()
+        if place.call is None:
+            return
+        if self._functions.may_be_repeated(place.call):
+            values, gone = self._functions.take_back(place.call, partial(self._order.is_past, place=place))
+            with contextlib.suppress(NotAccepted):  # the model will not be stored either
+                self._put(values, gone)
+        self._functions.begin_trial(place.call)
+
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""
         place = self._branches.advance()
+        call = place.call
         # A long value is not looked at for a function that nobody is beside.
         if len(self._seen.get(key or "", "")) <= _LOOKED_AT_ALWAYS or self._branches.others_alive(place):
-            self._functions.touch(key, place.call)
-        elif key is not None and place.call is not None and not {key, ANY} & self._unsettled:
-            self._functions.touch_alone(key, place.call)
+            self._functions.touch(key, call)
+        elif key is not None and call is not None and key not in self._functions.alone(call):
+            if not {key, ANY} & self._unsettled:
+                self._functions.touch_alone(call, {key: self._seen[key]})
+            elif self._functions.may_be_repeated(call):
+                self._functions.touch(key, call)
         self._unsettled.add(key)
         place.branch.taken.add(key)
         self._order.take(key, place)

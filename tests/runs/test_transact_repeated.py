@@ -1,0 +1,168 @@
+"""What the function of `run.transact` does to the context counts once, however often the database has it repeated."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from orchestrator_state import Run, StateStore
+from tests.support.fated_commits import FatedCommits
+from tests.support.running import Effect, vanish
+
+START: dict[str, Any] = {
+    "n": 1,
+    "log": ["start"],
+    "text": "start",
+    "deep": {"rows": [{"marks": []}], "left": 1},
+    "gone": [1],
+    "long": {"text": "word " * 20_000, "n": 0},
+}
+
+
+def count(context: dict[str, Any]) -> None:
+    context["n"] += 1
+
+
+def make(context: dict[str, Any]) -> None:
+    context.setdefault("made", []).append("function")
+
+
+def change_inside(context: dict[str, Any]) -> None:
+    context["deep"]["rows"][0]["marks"].append("function")
+    del context["deep"]["left"]
+
+
+def change_inside_of_a_long_one(context: dict[str, Any]) -> None:
+    context["long"]["n"] += 1
+    context["long"]["n"] += 1
+
+
+def go_through_all(context: dict[str, Any]) -> None:
+    for items in context.values():
+        if isinstance(items, list):
+            items.append("function")
+
+
+CHANGES: list[Callable[[dict[str, Any]], object]] = [
+    count,
+    make,
+    change_inside,
+    change_inside_of_a_long_one,
+    lambda context: context["log"].append("function"),
+    lambda context: context["log"].pop(0) if context["log"] else None,
+    lambda context: context.update(text=f"function, {context['text']}", other=len(context)),
+    lambda context: context.pop("gone", None),
+    go_through_all,
+]
+
+
+async def outcome(store: StateStore, workflow_id: str, change: Any, *, line: Any = None, refused: int) -> Any:
+    """What the context is after the step, in the handler and in the store; and once more after a resume."""
+    commits = FatedCommits(store)
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        async def work(session: AsyncSession) -> None:
+            change(run.context)
+
+        if not attempts:
+            commits.fates += ["refused"] * refused
+        if line is not None:
+            line(run.context)
+        await run.transact("work", work)
+        seen = dict(run.context)
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return seen
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id=workflow_id, context=START)
+    assert commits.faults == refused, "or else nothing was repeated"
+    saved = (await store.load_workflow_state_by_workflow_id(workflow_id)).context
+    assert saved == await store.run("n", handler, workflow_id=workflow_id)
+    return saved
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_it_counts_once(store: StateStore, change: Any) -> None:
+    for number, line in enumerate([None, change_inside_of_a_long_one, lambda context: context["log"].append("line")]):
+        expected = await outcome(store, f"undisturbed {number}", change, line=line, refused=0)
+        assert await outcome(store, f"repeated {number}", change, line=line, refused=2) == expected
+
+
+async def test_what_other_branches_did_in_between_stays(store: StateStore) -> None:
+    commits = FatedCommits(store)
+    changed, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(run: Run) -> Any:
+        async def work(session: AsyncSession) -> None:
+            run.context["n"] += 1
+            run.append("log", "function")
+            if not changed.is_set():
+                changed.set()
+                await goes_on.wait()
+            run.append("log", "function, too")
+            run.context["deep"]["rows"][0]["marks"].append("function")
+
+        async def beside() -> None:
+            await changed.wait()
+            run.context["n"] += 1
+            run.append("log", "beside")
+            run.context["deep"]["left"] += 1
+            goes_on.set()
+
+        commits.fates += ["refused"]
+        await asyncio.gather(run.transact("work", work), beside())
+        return run.context
+
+    found = await store.run("n", handler, workflow_id="w", context=START)
+    assert commits.faults == 1
+    assert sorted(found["log"]) == ["beside", "function", "function, too", "start"]
+    assert found["n"] == 3
+    assert found["deep"] == {"rows": [{"marks": ["function"]}], "left": 2}
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == found
+
+
+class Orders(BaseModel):
+    placed: int = 0
+    log: list[str] = []
+
+
+async def test_it_counts_once_in_a_typed_state(store: StateStore) -> None:
+    commits = FatedCommits(store)
+
+    async def handler(run: Run[Orders]) -> Any:
+        async def work(session: AsyncSession) -> None:
+            run.state.placed += 1
+            run.state.log.append("function")
+
+        run.state.log.append("line")
+        commits.fates += ["refused"]
+        await run.transact("work", work)
+        return run.state.model_dump()
+
+    assert await store.run("n", handler, workflow_id="w", state=Orders) == {"placed": 1, "log": ["line", "function"]}
+    assert commits.faults == 1
+
+
+async def test_it_counts_once_if_only_the_answer_was_lost(store: StateStore) -> None:
+    """Then the function is not called once more, and what it did is not taken back."""
+    commits = FatedCommits(store)
+    work = Effect()
+
+    async def handler(run: Run) -> Any:
+        async def place(session: AsyncSession) -> None:
+            await work()
+            count(run.context)
+
+        commits.fates += ["answer lost"]
+        await run.transact("work", place)
+        await run.step("after", Effect())
+        return run.context["n"]
+
+    assert await store.run("n", handler, workflow_id="w", context=START) == 2
+    assert (commits.faults, len(work.calls)) == (1, 1)
