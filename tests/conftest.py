@@ -16,6 +16,7 @@ import pytest
 
 from orchestrator_state import StateStore
 from tests.support.chance import a_seed
+from tests.support.forked_programs import ForkedPrograms, interpreter
 from tests.support.pgbouncer import pgbouncer, through
 from tests.support.places import roomy_memory
 from tests.support.postgres_server import Postgres, PrivatePostgres, run_in_own_loop
@@ -244,6 +245,13 @@ def empty_postgres_url(postgres: Postgres) -> Iterator[str]:
 def empty_database_url(request: pytest.FixtureRequest, backend: str) -> str:
     """The URL of a database without any schema, on the backend of this run of the test."""
     return str(request.getfixturevalue(f"empty_{backend}_url"))
+
+
+@pytest.fixture(scope="session")
+def forked_programs() -> Iterator[ForkedPrograms]:
+    """Runs programs under `-W error`, each in a process of its own that has the package loaded."""
+    with interpreter() as programs:
+        yield programs
 
 
 @pytest.fixture

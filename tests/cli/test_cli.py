@@ -12,6 +12,7 @@ import pytest
 from orchestrator_state import schema
 from orchestrator_state.cli import main
 from tests.support import command_line
+from tests.support.forked_programs import ForkedPrograms
 from tests.support.old_databases import FIRST
 from tests.support.raw_sql import contents, execute, fetch, tables
 from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port
@@ -167,10 +168,15 @@ def test_what_is_no_command_is_refused_with_the_usage(run: Run) -> None:
 
 
 def test_the_command_is_a_process_that_ends_by_itself_and_needs_no_working_directory(
-    empty_database_url: str, tmp_path: Path
+    empty_database_url: str, tmp_path: Path, forked_programs: ForkedPrograms
 ) -> None:
-    done = command_line.run("db", "upgrade", cwd=tmp_path, DATABASE_URL=empty_database_url)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"the schema is at {HEAD}\n", "")
-    done = command_line.run("db", "check", "--url", "mysql://localhost/db", cwd=tmp_path)
+    done = command_line.run(forked_programs, "db", "upgrade", cwd=tmp_path, DATABASE_URL=empty_database_url)
+    assert done == (0, f"the schema is at {HEAD}\n", "")
+    done = command_line.run(forked_programs, "db", "check", "--url", "mysql://localhost/db", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"error: .*\n", done.stderr)
+
+
+def test_the_command_loads_all_that_it_needs(empty_sqlite_url: str, tmp_path: Path) -> None:
+    done = command_line.run_anew("db", "upgrade", cwd=tmp_path, DATABASE_URL=empty_sqlite_url)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"the schema is at {HEAD}\n", "")

@@ -6,8 +6,6 @@ import pickle
 import pwd
 import random
 import socket
-import subprocess
-import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
@@ -21,6 +19,7 @@ from orchestrator_state import AccessLost, ConfigurationError, OrchestratorState
 from orchestrator_state.database.urls import locate
 from orchestrator_state.settings import Settings
 from tests.support.command_line import environment
+from tests.support.forked_programs import ForkedPrograms
 from tests.support.tcp_postgres import PASSWORD, TcpPostgres, free_port
 from tests.support.workflows import saved
 
@@ -287,20 +286,22 @@ except ConfigurationError as error:
     [(0o444, 0o777, "read-only"), (0o444, 0o555, "SQLite file"), (0o000, 0o777, "SQLite file"), (0o666, 0o777, "")],
     ids=["read-only file", "read-only directory", "unreadable file", "nothing wrong"],
 )
-def test_a_file_that_may_not_be_written(sqlite_template: Path, file_mode: int, directory_mode: int, said: str) -> None:
+def test_a_file_that_may_not_be_written(
+    sqlite_template: Path,
+    file_mode: int,
+    directory_mode: int,
+    said: str,
+    tmp_path: Path,
+    forked_programs: ForkedPrograms,
+) -> None:
     nobody = pwd.getpwnam("nobody")
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "flows.db"
         path.write_bytes(sqlite_template.read_bytes())
         path.chmod(file_mode)
         Path(name).chmod(directory_mode)
-        done = subprocess.run(
-            [sys.executable, "-c", OPEN_AND_SAVE, str(path), str(nobody.pw_uid), str(nobody.pw_gid)],
-            env=environment(),
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
+        done = forked_programs.run(
+            OPEN_AND_SAVE, str(path), str(nobody.pw_uid), str(nobody.pw_gid), cwd=tmp_path, env=environment()
         )
         Path(name).chmod(0o755)
         path.chmod(0o644)

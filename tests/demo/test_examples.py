@@ -2,12 +2,12 @@
 
 import ast
 import os
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
+from tests.support.forked_programs import ForkedPrograms
 
 pytestmark = pytest.mark.process
 
@@ -23,16 +23,10 @@ def promised_output(example: Path) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.stem)
-def test_an_example_prints_what_its_docstring_says(example: Path, empty_database_url: str, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(example)],
-        cwd=tmp_path,
-        env=os.environ | {"DATABASE_URL": empty_database_url},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+def test_an_example_prints_what_its_docstring_says(
+    example: Path, empty_database_url: str, tmp_path: Path, forked_programs: ForkedPrograms
+) -> None:
+    done = forked_programs.run(example, cwd=tmp_path, env=os.environ | {"DATABASE_URL": empty_database_url})
     assert done.stderr == ""
     assert done.stdout == promised_output(example)
     assert done.returncode == 0

@@ -11,6 +11,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from tests.support.forked_programs import Ended, ForkedPrograms
+
 Command = Callable[..., tuple[int, str, str]]
 """Arguments in; exit status, standard output and standard error out."""
 
@@ -56,8 +58,13 @@ def environment(**extra: str) -> dict[str, str]:
     return kept | {"PYTHONWARNINGS": "error", "COLUMNS": "200"} | extra
 
 
-def run(*arguments: str, cwd: Path | None = None, **extra_environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command to its end."""
+def run(programs: ForkedPrograms, *arguments: str, cwd: Path, **extra_environment: str) -> Ended:
+    """Run the command to its end, in a process that has the package loaded."""
+    return programs.run(ENTER, *arguments, cwd=cwd, env=environment(**extra_environment))
+
+
+def run_anew(*arguments: str, cwd: Path, **extra_environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command to its end, in a process that has everything to load yet."""
     return subprocess.run(
         [sys.executable, "-c", ENTER, *arguments],
         cwd=cwd,
