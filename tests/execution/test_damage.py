@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import select
 
-from orchestrator_state import Checkpoint, CorruptPayload, PayloadError, Run, StateStore
+from orchestrator_state import Checkpoint, CorruptPayload, PayloadError, Retry, Run, StateStore
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from tests.support.damage import (
@@ -35,6 +35,9 @@ from tests.support.running import Effect, Log, change_step, checkpoints_of, fetc
 # --- workflows with every kind of payload ---
 
 
+AGAIN_AT_ONCE = Retry(attempts=2, wait_initial=0, wait_jitter=0)
+
+
 class Steps:
     """A handler with a payload in every column; it ends as `end` does."""
 
@@ -47,7 +50,7 @@ class Steps:
         run.context["n"] = 1
         await run.step("z", self.effect, "z", {"from": run.workflow_id, "z": "ä"})
         run.append("log", f"{run.workflow_id} appended")
-        await run.step("a", self.effect, "a", {"from": run.workflow_id, "a": "é"}, retry=2)
+        await run.step("a", self.effect, "a", {"from": run.workflow_id, "a": "é"}, retry=AGAIN_AT_ONCE)
         run.append("log", "again")
         await run.step("b", self.effect, "b", "b")
         self.contexts.append(run.context)

@@ -234,7 +234,7 @@ async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_
     checkpoint.snapshot = state.to_snapshot()
     for each in (a_checkpoint(state), checkpoint):
         await near.create_checkpoint(each)
-    async with StateStore.open(database_url, retry_timeout=seconds(0.3)) as store:
+    async with StateStore.open(database_url, retry_timeout=seconds(0.1)) as store:
         with (
             absence_of(store) as absence,
             answer_lost(store, absence.begin),
@@ -276,7 +276,7 @@ async def test_when_the_database_goes_away_after_the_effect_the_outcome_is_unkno
         await fill_several_transactions(near)
     await near.start("n")
     payloads = Payloads([AesGcm(KeyRing({"a": b"a" * 32}, "a"))] if call == "rekey" else [])
-    async with StateStore.open(database_url, retry_timeout=seconds(0.3), payloads=payloads) as store:
+    async with StateStore.open(database_url, retry_timeout=seconds(0.1), payloads=payloads) as store:
         calls: dict[str, Callable[[], Awaitable[Any]]] = {
             "rekey": store.rekey,
             "recover": lambda: store.recover({"n": two_waits}),
