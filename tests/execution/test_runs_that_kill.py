@@ -125,6 +125,17 @@ async def test_what_was_under_way_by_its_own_word_is_named(database_url: str) ->
 # --- who is tried with whom ---
 
 
+def let_turns_be_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The turns of suspects and of all others. They are still several times as long as what is done in them."""
+    monkeypatch.setattr("orchestrator_state.execution.suspects._PATIENCE", 0.8)
+    monkeypatch.setattr("orchestrator_state.execution.suspects._ALONE", 1.2)
+
+
+@pytest.fixture
+def short_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    let_turns_be_short(monkeypatch)
+
+
 class Together:
     """A handler that notes how many of its runs are in their first step at the same time.
 
@@ -218,6 +229,7 @@ def test_one_that_is_tried_alone_waits_until_the_others_have_ended() -> None:
     assert suspects.choose([suspect], beside=0) == [suspect.workflow_state_id]
 
 
+@pytest.mark.usefixtures("short_turns")
 async def test_those_that_have_never_vanished_need_not_wait_for_suspects(store: StateStore) -> None:
     gate, fresh = Gate(), Gate()
 
@@ -308,7 +320,7 @@ async def poison(run: Run) -> None:
 
 async def innocent(run: Run) -> str:
     await run.step("first", Effect())
-    await run.step("slow", asyncio.sleep, 0.5)
+    await run.step("slow", asyncio.sleep, 0.15)
     return "fine"
 
 
@@ -316,6 +328,7 @@ HANDLERS = {"poison": poison, "innocent": innocent}
 
 
 async def recover_all(pipe: Connection, url: str) -> None:
+    let_turns_be_short(pytest.MonkeyPatch())  # for as long as this process lives
     async with StateStore.open(url, max_attempts=6) as store:
         await store.recover(HANDLERS)
     pipe.send("recovered")

@@ -162,7 +162,10 @@ async def test_a_worker_that_is_cancelled_lets_go_of_its_runs(store: StateStore)
     assert not [task for task in asyncio.all_tasks() if "orchestrator_state" in task.get_name()]
 
 
-async def test_a_worker_finishes_the_run_of_a_neighbour_that_was_killed(database_url: str) -> None:
+async def test_a_worker_finishes_the_run_of_a_neighbour_that_was_killed(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_state.worker._LOOK_FOR_THE_DEAD", 0.2)
     async with StateStore.open(database_url) as store:
         await store.start("work", workflow_id="w")
         with Child(work, Job(url=database_url)) as neighbour:
@@ -267,10 +270,10 @@ async def test_listening_takes_no_connection_of_the_pool_and_ends_with_the_worke
 
 async def test_an_idle_worker_sends_at_most_two_statements_a_second(store: StateStore) -> None:
     async with Worker(store, {"quick": _nothing}, handle_signals=False):
-        await asyncio.sleep(1.5)  # it has found its feet
+        await asyncio.sleep(1)  # it has found its feet
         with traffic_of(store) as traffic:
             began = time.monotonic()
-            await asyncio.sleep(6)
+            await asyncio.sleep(3.5)  # it has looked for the dead, too
             assert await comes_true(lambda: len(traffic.statements) >= 3)
             seconds = time.monotonic() - began
             assert len(traffic.statements) <= 2 * seconds + 1
@@ -307,7 +310,7 @@ async def test_a_run_whose_database_was_away_for_longer_than_its_lease_is_stoppe
         return await run.step("s", taken_up if stopped.cancelled else stopped, "done")
 
     async with (
-        StateStore.open(server.url(), migrate=True, lease_term=seconds(3)) as store,
+        StateStore.open(server.url(), migrate=True, lease_term=seconds(1.5)) as store,
         Worker(store, {"w": handler}, poll=0.2, handle_signals=False),
     ):
         await store.start("w", workflow_id="w")

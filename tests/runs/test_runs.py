@@ -243,7 +243,7 @@ async def test_wait_outlasts_the_lease_of_a_worker_that_vanished(database_url: s
     async def handler(run: Run) -> Any:
         return await run.step("under way", gate, "taken over")
 
-    async with StateStore.open(database_url, lease_term=seconds(3)) as store:
+    async with StateStore.open(database_url, lease_term=seconds(1)) as store:
         task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
         await gate.reached.wait()
         heartbeat = store._executor.keeper._heartbeat
@@ -266,13 +266,13 @@ async def test_a_heartbeat_keeps_the_lease_of_a_step_that_takes_longer_than_its_
         return await run.step("under way", gate, "mine")
 
     async with (
-        StateStore.open(database_url, lease_term=seconds(3)) as store,
+        StateStore.open(database_url, lease_term=seconds(2)) as store,
         StateStore.open(database_url) as other,
     ):
         task = asyncio.create_task(store.run("n", handler, workflow_id="w"))
         await gate.reached.wait()
         taken = (await row_of(other, "w")).lease_expires_at
-        await becomes(lambda row: row.lease_expires_at > taken + seconds(3.1), other, "w")
+        await becomes(lambda row: row.lease_expires_at > taken + seconds(2.1), other, "w")
         with pytest.raises(LeaseHeld):
             await other.run("n", handler, workflow_id="w")
         gate.opened.set()
