@@ -32,6 +32,12 @@ def is_over(row: Any) -> bool:
     return row.status not in ("pending", "running")
 
 
+@pytest.fixture
+def short_linger(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How long a worker keeps a run that waits."""
+    monkeypatch.setattr("orchestrator_state.worker._LINGER", seconds(0.2))
+
+
 # --- suspension needs no lucky instant ---
 
 
@@ -47,6 +53,7 @@ async def test_a_wide_fan_out_of_waiting_children_is_let_go_of(store: StateStore
     assert is_suspended(await row_of(store, "w"))
 
 
+@pytest.mark.usefixtures("short_linger")
 async def test_a_wide_fan_out_is_let_go_of_by_a_worker_and_ends(store: StateStore) -> None:
     await store.start("wide", workflow_id="w")
     async with asyncio.timeout(120), Worker(store, {"wide": wide, "leaf": leaf}, poll=0.1, handle_signals=False):
@@ -112,6 +119,7 @@ async def start_all(store: StateStore, workflow_ids: Iterable[str]) -> None:
         await store.start("n", workflow_id=workflow_id)
 
 
+@pytest.mark.usefixtures("short_linger")
 async def test_a_branch_in_plain_code_is_not_cut_off_because_another_one_waits(store: StateStore) -> None:
     begun: list[str] = []
 
@@ -183,6 +191,7 @@ LIMITS: dict[str, Any] = {
 }
 
 
+@pytest.mark.usefixtures("short_linger")
 async def test_a_time_limit_of_asyncios_is_kept_while_a_run_waits(store: StateStore) -> None:
     """A run that is let go of has forgotten it, and would wait for ever."""
 
