@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import asyncpg
 import pytest
 
 from orchestrator_state import StateStore
@@ -120,6 +121,17 @@ def postgres() -> Iterator[Postgres]:
         return
     with PrivatePostgres() as server:
         yield server
+
+
+@pytest.fixture
+def soon_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that does not answer is closed after a moment, for which SQLAlchemy waits two seconds."""
+    close = asyncpg.Connection.close
+
+    async def close_soon(connection: asyncpg.Connection, **waits: float) -> None:
+        await close(connection, **{name: min(limit, 0.2) for name, limit in waits.items()})
+
+    monkeypatch.setattr(asyncpg.Connection, "close", close_soon)
 
 
 @pytest.fixture

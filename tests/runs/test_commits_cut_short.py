@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -18,15 +19,17 @@ from sqlalchemy import select, text
 
 from orchestrator_state import Run, StateStore, Worker
 from orchestrator_state.models import workflow_states
+from tests.support.cases import case, gathered
 from tests.support.cutting_proxy import COMMIT
 from tests.support.held import checked_out, comes_true
 from tests.support.postgres_proxy import Link, PostgresProxy
 from tests.support.running import LONG_AGO, Effect, Gate, change_row, fetch, seconds
 from tests.support.states import a_checkpoint, a_state
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("soon_given_up")]
 
-AT_ONCE = 3  # of its commits; most calls have fewer
+COMMITS_AT_ONCE = 3  # of one call; most have fewer
+SCENES_AT_ONCE = 8  # they mostly wait
 NOT_YET = UUID(int=0)
 A_MOMENT = 0.3  # seconds
 
@@ -233,7 +236,7 @@ class Call:
     check: Callable[[Scene], Awaitable[None]]
 
 
-CALLS = {
+DRIVING = {
     "run, new": Call(nothing, lambda s: s.store.run("n", s.handler, workflow_id="w", wait=30), is_done),
     "run, by key": Call(nothing, lambda s: s.store.run("n", s.handler, idempotency_key="w", wait=30), is_done),
     "run, known": Call(pending, lambda s: s.store.run("n", s.handler, workflow_id="w", wait=30), is_done),
@@ -241,6 +244,8 @@ CALLS = {
     "recover": Call(pending, recover, is_done),
     "recover, hopeless": Call(hopeless, lambda s: s.store.recover({"n": s.handler}), becomes("failed")),
     "Worker": Call(pending, work, is_done),
+}
+ASKING = {
     "start": Call(nothing, lambda s: s.store.start("n", workflow_id="w"), becomes("pending")),
     "signal": Call(family, lambda s: _to_child(s.store.signal, s, "go"), parent_goes_on),
     "pause": Call(pending, lambda s: s.store.pause(s.target), becomes("paused")),
@@ -251,10 +256,13 @@ CALLS = {
     "cancel, a child": Call(family, lambda s: _to_child(s.store.cancel, s), parent_goes_on),
     "fork": Call(failed, lambda s: s.store.fork(s.checkpoint, workflow_id="f"), becomes("failed", "pending")),
     "rewind": Call(failed, lambda s: s.store.rewind(s.checkpoint), becomes("pending")),
+}
+KEEPING = {
     "delete": Call(old, lambda s: s.store.delete_old_states(LONG_AGO + seconds(1)), becomes()),
     "prune": Call(old, lambda s: s.store.prune_checkpoints(keep=1), each_has_one_checkpoint),
     "save": Call(nothing, save, nothing),
 }
+CALLS = DRIVING | ASKING | KEEPING
 
 
 async def _to_child(call: Callable[..., Awaitable[None]], scene: Scene, *arguments: str) -> None:
@@ -291,7 +299,7 @@ async def cut_short(url: str, name: str, number: int) -> list[str] | None:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="late-")))
         proxy = await stack.enter_async_context(LateProxy(url, directory).running())
         near = await stack.enter_async_context(StateStore.open(url, namespace=namespace))
-        distant = StateStore.open(proxy.url, namespace=namespace, pool_min=1, pool_max=4, command_timeout=seconds(3))
+        distant = StateStore.open(proxy.url, namespace=namespace, pool_min=1, pool_max=4, command_timeout=seconds(1))
         store = await stack.enter_async_context(distant)
         scene = Scene(store, near)
         await call.prepare(scene)
@@ -314,15 +322,28 @@ async def cut_short(url: str, name: str, number: int) -> list[str] | None:
     return [f"{name}, cancelled in commit {number}: {each}" for each in found]
 
 
-@pytest.mark.parametrize("name", CALLS)
+async def wrong_after(url: str, name: str, at_once: asyncio.Semaphore) -> list[str]:
+    """What is wrong after the call was cut short in each of its commits."""
+
+    async def of(number: int) -> list[str] | None:
+        async with at_once:
+            with case(f"{name}, commit {number}"):
+                return await cut_short(url, name, number)
+
+    outcomes: list[list[str] | None] = []
+    while None not in outcomes:
+        numbers = range(len(outcomes) + 1, len(outcomes) + COMMITS_AT_ONCE + 1)
+        outcomes += await gathered(of(number) for number in numbers)
+    assert outcomes[0] is not None, f"{name} has no commit"
+    return [wrong for found in outcomes for wrong in found or []]
+
+
+@pytest.mark.parametrize("calls", [DRIVING, ASKING, KEEPING], ids=["driving", "asking", "keeping"])
 async def test_a_call_that_is_cancelled_in_any_of_its_commits_leaves_nothing_undone(
-    postgres_url: str, name: str
+    postgres_url: str, calls: dict[str, Call]
 ) -> None:
     async with StateStore.open(postgres_url) as store, store.begin() as uow:
         await uow.session.execute(text("CREATE TABLE payments (who TEXT)"))
-    outcomes: list[list[str] | None] = []
-    while None not in outcomes:
-        numbers = range(len(outcomes) + 1, len(outcomes) + AT_ONCE + 1)
-        outcomes += await asyncio.gather(*(cut_short(postgres_url, name, number) for number in numbers))
-    assert outcomes[0] is not None, "it has no commit"
-    assert [wrong for found in outcomes for wrong in found or []] == []
+    at_once = asyncio.Semaphore(SCENES_AT_ONCE)
+    found = await gathered(wrong_after(postgres_url, name, at_once) for name in calls)
+    assert list(chain.from_iterable(found)) == []
