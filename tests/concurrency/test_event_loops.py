@@ -10,6 +10,7 @@ from uuid import uuid4
 import pytest
 
 from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, Worker
+from tests.support.running import Gate
 from tests.support.states import a_state
 
 
@@ -73,18 +74,17 @@ def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:
 async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(
     store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
 ) -> None:
-    under_way = asyncio.Event()
+    gate = Gate()
 
     async def slow(run: Run) -> int:
-        await run.step("load", lambda: 1)
-        under_way.set()
-        await asyncio.sleep(0.2)
+        await run.step("load", gate)
         return await run.step("load", lambda: 2)
 
     running = asyncio.create_task(store.run("n", slow, workflow_id="mine"))
-    await under_way.wait()
+    await gate.reached.wait()
     with pytest.raises(ConfigurationError, match="another event loop"):
         await asyncio.to_thread(in_another_loop, lambda: call(store))
+    gate.opened.set()
     assert await running == 2
     await store.save_workflow_state(a_state())
     assert len(await store.list_active_workflows()) == 1

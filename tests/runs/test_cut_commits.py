@@ -23,6 +23,8 @@ from tests.support.running import Effect, steps_of
 from tests.support.running import checkpoints_of as runs_checkpoints
 from tests.support.states import a_checkpoint, a_state, checkpoints_of, is_stored
 
+pytestmark = pytest.mark.usefixtures("soon_given_up")
+
 CUTS = (Fault.CUT_BEFORE, Fault.CUT_AFTER, Fault.SILENCE_AFTER)
 
 
@@ -36,7 +38,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    seconds = timedelta(seconds=2)
+    seconds = timedelta(seconds=1)
     async with StateStore.open(proxy.url, pool_min=1, command_timeout=seconds) as store:
         yield store
 

@@ -20,7 +20,7 @@ from tests.support.lost_answers import answer_lost
 from tests.support.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
 from tests.support.statements import rewritten
 
-pytestmark = pytest.mark.slow  # a commit is late after seconds
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("soon_given_up")]  # a commit is late after seconds
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    async with StateStore.open(proxy.url, pool_min=2, command_timeout=seconds(3)) as store:
+    async with StateStore.open(proxy.url, pool_min=2, command_timeout=seconds(1)) as store:
         yield store
 
 
@@ -52,7 +52,7 @@ async def test_the_late_intent_of_a_wait_does_not_undo_its_timeout(distant: Stat
 
     async def handler(run: Run) -> str:
         try:
-            await run.wait_for("go", timeout=2)
+            await run.wait_for("go", timeout=1)
             return "approved"
         except TimeoutError:
             await run.step("fallback", fallback)
@@ -108,7 +108,8 @@ async def test_a_run_that_is_created_after_its_caller_was_cancelled_is_let_go_of
     task = asyncio.create_task(distant.run("n", lambda run: run.step("s", Effect()), workflow_id="late"))
     assert await comes_true(lambda: proxy.faults == 1)
     task.cancel()
-    await asyncio.wait({task}, timeout=4)  # longer than it takes to give up the connection
+    await proxy.given_up.wait()
+    await asyncio.wait({task}, timeout=0.5)
     await proxy.deliver()
     await asyncio.wait({task})
     assert task.cancelled()

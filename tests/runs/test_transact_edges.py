@@ -6,7 +6,7 @@ Each function is called with the session; some do to its connection what they sh
 import asyncio
 import itertools
 import sqlite3
-import time
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -35,6 +35,8 @@ class Order:
 
 
 _mapping.map_imperatively(Order, orders)
+
+PATIENCE = 0.05  # seconds
 
 Function = Callable[[AsyncSession], Awaitable[object]]
 
@@ -127,7 +129,7 @@ async def swallows_a_flush_that_failed(session: AsyncSession) -> None:
 async def loses_patience_with_a_statement(session: AsyncSession) -> None:
     """As a function with a deadline of its own does: nothing is wrong with the database."""
     statement = await slow(session)
-    async with asyncio.timeout(0.05):
+    async with asyncio.timeout(PATIENCE):
         await session.execute(statement)
 
 
@@ -137,10 +139,12 @@ async def loses_patience_and_says_nothing(session: AsyncSession) -> None:
 
 
 async def slow(session: AsyncSession) -> Any:
-    """A statement that takes long, and no time of the processor's."""
+    """A statement that takes longer than anybody's patience, and no time of the processor's."""
+    over = threading.Event()
     if not is_postgres(session):
-        await (await raw(session)).create_function("pg_sleep", 1, time.sleep)
-    return text("SELECT pg_sleep(1.5)")
+        await (await raw(session)).create_function("pg_sleep", 1, over.wait)
+    asyncio.get_running_loop().call_later(10 * PATIENCE, over.set)  # by the same clock
+    return text("SELECT pg_sleep(30)")
 
 
 async def uses_a_session_that_it_has_closed(session: AsyncSession) -> None:
@@ -284,6 +288,7 @@ async def test_a_fault_is_no_failure_of_the_step_although_the_function_covers_it
             assert (await steps_of(shop, name))["order"].retry_count == 0
 
 
+@pytest.mark.usefixtures("soon_given_up")
 async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_url: str, tmp_path: Path) -> None:
     """The driver gives up on it with a `TimeoutError`, as if it were the function's own."""
     async with CuttingProxy(postgres_url, tmp_path).running() as proxy, opened(postgres_url, "ours"):
@@ -293,7 +298,7 @@ async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_
             await session.execute(text("SELECT 'anybody'"))
 
         counted = Counted(meets_silence, only_first=True)
-        async with StateStore.open(proxy.url, command_timeout=seconds(3), lease_term=seconds(60)) as far:
+        async with StateStore.open(proxy.url, command_timeout=seconds(1), lease_term=seconds(60)) as far:
             assert await transact(far, "w", counted) == "placed"
             assert (counted.calls, (await steps_of(far, "w"))["order"].retry_count) == (2, 0)
 

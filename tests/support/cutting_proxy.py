@@ -32,6 +32,8 @@ class CuttingProxy(PostgresProxy):
         self._marker = COMMIT
         self._then: Callable[[], Awaitable[None]] | None = None
         self._due, self._delivered = asyncio.Event(), asyncio.Event()
+        self.given_up = asyncio.Event()
+        """Set once the client has closed the connection of a COMMIT that is held back."""
         self.faults = 0
 
     def fail_next_commit(
@@ -74,6 +76,8 @@ class CuttingProxy(PostgresProxy):
             await link.client.read()
 
     async def _deliver_late(self, data: bytes, link: Link) -> None:
+        await link.client.read()
+        self.given_up.set()
         await self._due.wait()
         link.to_server.write(data)
         assert await link.answer(), "the server is to answer what was held back"
