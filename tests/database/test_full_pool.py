@@ -10,11 +10,12 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker, WorkflowState, WorkflowStatus
+from tests.support.cases import case, gathered
 from tests.support.engines import opened_engine
 from tests.support.running import becomes, row_of, seconds, steps_of
 
-FULL_FOR = 0.8  # seconds: several times what a call waits for a connection
-SHORT = 0.2
+FULL_FOR = 0.5  # seconds: several times what a call waits for a connection
+SHORT = 0.1
 
 
 class Shop:
@@ -25,12 +26,14 @@ class Shop:
         self.near = near
         self._engine = engine
         self._taken = AsyncExitStack()
+        self.freed = asyncio.Event()
 
     async def fill_the_pool(self) -> None:
         await self._taken.enter_async_context(self._engine.connect())
 
     async def free_the_pool(self) -> None:
         await self._taken.aclose()
+        self.freed.set()
 
     async def fill_for_a_while(self) -> None:
         await self.fill_the_pool()
@@ -39,7 +42,10 @@ class Shop:
         )
 
 
-@pytest.fixture(params=["ours", "the application's"])
+WHOSE = ["ours", "the application's"]  # the engine with the pool
+
+
+@pytest.fixture(params=WHOSE)
 async def shop(database_url: str, request: pytest.FixtureRequest) -> AsyncIterator[Shop]:
     async with _opened(database_url, request.param) as shop:
         yield shop
@@ -92,28 +98,53 @@ NEXT: dict[str, Callable[[Run], Awaitable[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", NEXT)
-async def test_a_step_under_way_is_not_cut_off_because_its_neighbour_needs_a_connection(shop: Shop, what: str) -> None:
-    """Whatever stops one branch of a run cancels the others, and what they have paid for is paid for again."""
-    calls = 0
+class Pair:
+    """A run of which one branch has paid for something, and the other comes to a call while the pool is full."""
 
-    async def paid() -> str:
-        nonlocal calls
-        calls += 1
-        await asyncio.sleep(FULL_FOR + 0.4)
+    def __init__(self, shop: Shop, what: str) -> None:
+        self._shop, self._what = shop, what
+        self._go_on, self.under_way = asyncio.Event(), asyncio.Event()
+        self.calls = 0
+
+    async def start(self) -> None:
+        started = await self._shop.near.start("w", workflow_id=self._what)
+        await self._shop.near.signal(started.id, "go")
+        self._run = asyncio.create_task(self._shop.store.run("w", self._handler, workflow_id=self._what))
+        under_way = asyncio.create_task(self.under_way.wait())
+        await asyncio.wait({self._run, under_way}, return_when=asyncio.FIRST_COMPLETED)
+
+    async def end(self) -> None:
+        with case(self._what):
+            self._go_on.set()
+            assert await self._run == "answer"
+            assert (self.calls, (await row_of(self._shop.near, self._what)).attempts) == (1, 0)
+
+    async def _handler(self, run: Run) -> Any:
+        return (await asyncio.gather(run.step("paid", self._paid), self._neighbour(run)))[0]
+
+    async def _paid(self) -> str:
+        self.calls += 1
+        self.under_way.set()
+        await self._shop.freed.wait()
+        await asyncio.sleep(SHORT)
         return "answer"
 
-    async def neighbour(run: Run) -> None:
-        await shop.fill_for_a_while()
-        await NEXT[what](run)
+    async def _neighbour(self, run: Run) -> None:
+        await self._go_on.wait()
+        await self._shop.fill_for_a_while()
+        await NEXT[self._what](run)
 
-    async def handler(run: Run) -> Any:
-        return (await asyncio.gather(run.step("paid", paid), neighbour(run)))[0]
 
-    started = await shop.store.start("w", workflow_id="w")
-    await shop.store.signal(started.id, "go")
-    assert await shop.store.run("w", handler, workflow_id="w") == "answer"
-    assert (calls, (await row_of(shop.near, "w")).attempts) == (1, 0)
+@pytest.mark.parametrize("whose", WHOSE)
+async def test_a_step_under_way_is_not_cut_off_because_its_neighbour_needs_a_connection(
+    database_url: str, whose: str
+) -> None:
+    """Whatever stops one branch of a run cancels the others, and what they have paid for is paid for again."""
+    async with AsyncExitStack() as stack:
+        pairs = [Pair(await stack.enter_async_context(_opened(database_url, whose)), what) for what in NEXT]
+        for pair in pairs:
+            await pair.start()
+        await gathered(pair.end() for pair in pairs)
 
 
 async def test_a_failure_is_recorded_once_there_is_a_connection(shop: Shop) -> None:
@@ -131,7 +162,7 @@ async def test_a_worker_goes_on_looking(shop: Shop) -> None:
     await shop.store.start("w", workflow_id="w")
     await shop.fill_for_a_while()
     async with Worker(shop.store, {"w": lambda run: run.step("s", lambda: "done")}, poll=0.1, handle_signals=False):
-        await asyncio.sleep(FULL_FOR + 0.4)
+        await shop.freed.wait()
         await becomes(lambda row: row.status == WorkflowStatus.COMPLETED, shop.near, "w")
 
 
@@ -149,16 +180,17 @@ CALLS: dict[str, Callable[[StateStore, WorkflowState], Awaitable[Any]]] = {
 }
 
 
-@pytest.mark.parametrize("call", CALLS)
-async def test_a_call_of_the_store_fails_fast_and_says_which_settings_are_about_it(shop: Shop, call: str) -> None:
+async def test_a_call_of_the_store_fails_fast_and_says_which_settings_are_about_it(shop: Shop) -> None:
     state = await shop.store.start("w", workflow_id="w")
-    await shop.fill_the_pool()
-    async with asyncio.timeout(30):
-        with pytest.raises(StoreUnavailable, match=r"pool_max.*pool_size.*pool_timeout") as refusal:
-            await CALLS[call](shop.store, state)
-    assert (refusal.value.crowded, refusal.value.outcome_unknown) == (True, False)
-    await shop.free_the_pool()
-    assert (await row_of(shop.near, "w")).status == WorkflowStatus.PENDING, "it had no effect"
+    for name, call in CALLS.items():
+        with case(name):
+            await shop.fill_the_pool()
+            async with asyncio.timeout(30):
+                with pytest.raises(StoreUnavailable, match=r"pool_max.*pool_size.*pool_timeout") as refusal:
+                    await call(shop.store, state)
+            assert (refusal.value.crowded, refusal.value.outcome_unknown) == (True, False)
+            await shop.free_the_pool()
+            assert (await row_of(shop.near, "w")).status == WorkflowStatus.PENDING, "it had no effect"
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])  # where the writers of a process take turns
