@@ -57,12 +57,17 @@ def _row_of(test: str, rows: Sequence[Any]) -> Any:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `--fast`, leave out what is marked `process` or `slow`."""
+    """Begin with what is marked `process` or `slow`; with `--fast`, leave it out.
+
+    Much of its time it waits, and it is shared out among the workers from the start: what they end with is short.
+    """
+    marked = [item for item in items if {"process", "slow"} & {mark.name for mark in item.iter_markers()}]
+    chosen = set(marked)
+    others = [item for item in items if item not in chosen]
     if config.getoption("--fast"):
-        left_out = [item for item in items if {"process", "slow"} & {mark.name for mark in item.iter_markers()}]
-        config.hook.pytest_deselected(items=left_out)
-        unwanted = set(left_out)
-        items[:] = [item for item in items if item not in unwanted]
+        config.hook.pytest_deselected(items=marked)
+        marked = []
+    items[:] = marked + others
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
