@@ -333,8 +333,15 @@ def test_stored_text_that_is_not_json_is_corrupt(text: str) -> None:
 def test_text_cut_at_any_byte_is_corrupt(value: Any) -> None:
     whole = encode(value, "context").encode()
     for length in range(min(len(whole), 2000)):
-        with pytest.raises(CorruptPayload):
-            decode(whole[:length], "context")
+        assert is_corrupt(whole[:length])
+
+
+def is_corrupt(text: bytes) -> bool:
+    try:
+        decode(text, "context")
+    except CorruptPayload:
+        return True
+    return False
 
 
 @settings(max_examples=100, deadline=None)

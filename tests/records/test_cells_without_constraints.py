@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,11 +18,12 @@ from orchestrator_state.errors import OrchestratorStateError
 from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
 from tests.support.cases import case
 from tests.support.payload_samples import encrypted
-from tests.support.raw_sql import execute
+from tests.support.raw_sql import execute, fetch
 from tests.support.running import change_row
 
 TABLES = (workflow_states, step_states, checkpoints, signals, requests)
-NAMES = ("before", "damaged", "after")
+Change = tuple[str, str]
+"""A column, and what it is set to."""
 
 
 async def waits(run: Run) -> Any:
@@ -52,33 +53,42 @@ def loosen(url: str, table: Table) -> None:
     )
 
 
-def damage(url: str, table: Table, column: str, value: str, run_id: UUID) -> None:
-    """Of the run's row, or of one of those that hang on it."""
+def damage(url: str, table: Table, changes: Sequence[tuple[Change, UUID]]) -> None:
+    """Each in a row of its own: the run's, or one of those that hang on it."""
     key = f"CAST({[*table.primary_key][-1].name} AS TEXT)"
     owner = "id" if table is workflow_states else "workflow_state_id"
-    of_run = "kind = 'start'" if table is requests else f"{owner} = '{run_id}'"
-    one = f"SELECT min({key}) FROM {table.name} WHERE {of_run}"
-    change = f"UPDATE {table.name} SET {column} = {value} WHERE {of_run} AND {key} = ({one})"
+    # A request says nothing of whose it is; each run has been started by one.
+    starts = iter(fetch(url, "SELECT CAST(id AS TEXT) FROM requests WHERE kind = 'start' ORDER BY made_at"))
+    statements = []
+    for (column, value), run_id in changes:
+        if table is requests:
+            (request,) = next(starts)
+            of_run = f"{key} = '{request}'"
+        else:
+            of_run = f"{owner} = '{run_id}'"
+        one = f"SELECT min({key}) FROM {table.name} WHERE {of_run}"
+        statements.append(f"UPDATE {table.name} SET {column} = {value} WHERE {of_run} AND {key} = ({one})")
     if url.startswith("sqlite"):  # whose own connections enforce no foreign keys
         with closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection, connection:
-            connection.execute(change)
+            for statement in statements:
+                assert connection.execute(statement).rowcount == 1
     else:
-        execute(url, change)
+        execute(url, *statements)
 
 
-async def three_runs(store: StateStore) -> list[UUID]:
+async def runs_of(store: StateStore, names: Sequence[str]) -> list[UUID]:
     """Each with a step, a checkpoint, and a signal that nobody has asked for."""
-    ids = [(await store.start("n", workflow_id=name, context={"of": name})).id for name in NAMES]
+    ids = [(await store.start("n", workflow_id=name, context={"of": name})).id for name in names]
     await store.recover({"n": waits})
     for run_id in ids:
         await store.signal(run_id, "other")
     return ids
 
 
-def asked_of(store: StateStore, run_id: UUID, checkpoint_id: UUID) -> Iterator[Any]:
+def asked_of(store: StateStore, name: str, run_id: UUID, checkpoint_id: UUID) -> Iterator[Any]:
     """All that one can ask of a run and its checkpoint."""
     yield partial(store.load_workflow_state, run_id)
-    yield partial(store.load_workflow_state_by_workflow_id, "damaged")
+    yield partial(store.load_workflow_state_by_workflow_id, name)
     yield partial(store.get_latest_checkpoint, run_id)
     yield partial(store.restore_from_checkpoint, checkpoint_id)
     yield partial(store.create_checkpoint, Checkpoint(workflow_state_id=run_id, step_id="c", snapshot={}))
@@ -87,44 +97,46 @@ def asked_of(store: StateStore, run_id: UUID, checkpoint_id: UUID) -> Iterator[A
     yield partial(store.signal, run_id, "once more")
     yield partial(store.pause, run_id)
     yield partial(store.resume, run_id)
-    yield partial(store.start, "n", workflow_id="damaged")
-    yield partial(store.run, "n", done, workflow_id="damaged")
+    yield partial(store.start, "n", workflow_id=name)
+    yield partial(store.run, "n", done, workflow_id=name)
     yield partial(store.rewind, checkpoint_id)
     yield partial(store.cancel, run_id)
 
 
-async def assert_harms_itself_alone(store: StateStore, ids: list[UUID], checkpoint_id: UUID) -> None:
+async def assert_neighbours_are_served(store: StateStore, neighbours: Sequence[UUID]) -> None:
     await store.verify(load=True)
     await store.rekey()
     listed = await store.list_active_workflows(on_damaged=lambda _: None)
     assert {"before", "after"} <= {state.workflow_id for state in listed}
-    for run_id in (ids[0], ids[2]):
+    for run_id in neighbours:
         await store.signal(run_id, "go")
     recovered = await store.recover({"n": waits})
     assert {"before", "after"} <= {run.workflow_id for run in recovered.completed}
     for run in (*recovered.runs, *recovered.unknown):
         assert run.error is None or isinstance(run.error, OrchestratorStateError)
-    for ask in asked_of(store, ids[1], checkpoint_id):
-        with contextlib.suppress(OrchestratorStateError):
-            await ask()
+
+
+async def assert_harm_their_runs_alone(
+    store: StateStore, database_url: str, table: Table, changes: Sequence[Change]
+) -> None:
+    """Each change in a run of its own, all of them between two runs that are sound."""
+    names = [f"{column} = {value}" for column, value in changes]
+    ids = await runs_of(store, ["before", *names, "after"])
+    damaged = ids[1:-1]
+    latest = [await store.get_latest_checkpoint(run_id) for run_id in damaged]
+    damage(database_url, table, [*zip(changes, damaged, strict=True)])
+    await assert_neighbours_are_served(store, [ids[0], ids[-1]])
+    for name, run_id, checkpoint in zip(names, damaged, latest, strict=True):
+        assert checkpoint is not None
+        with case(f"{table}.{name}"):
+            for ask in asked_of(store, name, run_id, checkpoint.id):
+                with contextlib.suppress(OrchestratorStateError):
+                    await ask()
     await store.prune_checkpoints(keep=1)
     await store.delete_old_states(datetime.now(UTC) + timedelta(days=1))
     assert not {"before", "after"} & {
         state.workflow_id for state in await store.list_active_workflows(on_damaged=lambda _: None)
     }
-
-
-async def assert_harms_its_run_alone(
-    store: StateStore, database_url: str, table: Table, column: str, value: str
-) -> None:
-    """In a database without any other rows, whoever had them before."""
-    with case(f"{value} in {table}.{column}"):
-        execute(database_url, *(f"DELETE FROM {each.name}" for each in reversed(TABLES)))
-        ids = await three_runs(store)
-        latest = await store.get_latest_checkpoint(ids[1])
-        assert latest is not None
-        damage(database_url, table, column, value, ids[1])
-        await assert_harms_itself_alone(store, ids, latest.id)
 
 
 def integers_of(table: Table) -> list[str]:
@@ -136,17 +148,16 @@ async def test_null_in_a_column_that_may_have_none_harms_its_run_alone(database_
     """The other tables keep their constraints."""
     loosen(database_url, table)
     async with StateStore.open(database_url) as store:
-        for column in table.c:
-            if not column.nullable:
-                await assert_harms_its_run_alone(store, database_url, table, column.name, "NULL")
+        changes = [(column.name, "NULL") for column in table.c if not column.nullable]
+        await assert_harm_their_runs_alone(store, database_url, table, changes)
 
 
 @pytest.mark.parametrize("table", [table for table in TABLES if integers_of(table)], ids=str)
 async def test_a_number_out_of_all_bounds_harms_its_run_alone(
     store: StateStore, database_url: str, table: Table
 ) -> None:
-    for column, value in itertools.product(integers_of(table), ("-5", "2147483647")):
-        await assert_harms_its_run_alone(store, database_url, table, column, value)
+    changes = [*itertools.product(integers_of(table), ("-5", "2147483647"))]
+    await assert_harm_their_runs_alone(store, database_url, table, changes)
 
 
 async def test_a_context_that_was_replaced_by_null_is_unprotected(database_url: str) -> None:
