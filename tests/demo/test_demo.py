@@ -78,6 +78,7 @@ async def find_the_finished_run(database_url: str, namespace: str) -> None:
         assert checkpoint.step_id == "write"
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_steps_that_are_lost_or_changed_at_the_kill_fail_the_demo(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control: the database is changed behind the demo's back just before it looks, and just after."""
     looks: list[UUID] = []

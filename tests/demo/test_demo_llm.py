@@ -73,6 +73,7 @@ def demo(llm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[int
     return status, shown.getvalue()
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_the_demo_keeps_its_promise_with_a_model_that_never_answers_twice_the_same(
     endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -87,6 +88,7 @@ def test_the_demo_keeps_its_promise_with_a_model_that_never_answers_twice_the_sa
     assert asked == 13
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_a_model_that_cannot_be_reached_ends_the_demo_with_status_two_and_no_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
