@@ -238,6 +238,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.process
 def test_a_function_that_hangs_for_ever_does_not_keep_the_interpreter_from_ending(sqlite_url: str) -> None:
     command = [sys.executable, "-c", SCRIPT, sqlite_url]
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
@@ -258,5 +259,6 @@ if child:
 """
 
 
+@pytest.mark.process
 def test_a_forked_child_has_threads_of_its_own() -> None:
     subprocess.run([sys.executable, "-c", FORK], check=True, timeout=60)

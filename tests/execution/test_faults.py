@@ -44,6 +44,7 @@ async def restart(server: PrivatePostgres, mode: Any) -> None:
     await asyncio.to_thread(server.start)
 
 
+@pytest.mark.process
 async def test_the_next_call_after_a_restart_of_the_server_just_works(mortal_postgres: PrivatePostgres) -> None:
     async with StateStore.open(mortal_postgres.url()) as store:
         state = a_state()
@@ -61,6 +62,7 @@ async def test_the_next_call_after_a_restart_of_the_server_just_works(mortal_pos
         assert state.version == 2
 
 
+@pytest.mark.process
 async def test_a_server_that_dies_under_load_gives_typed_errors_only_and_keeps_what_it_acknowledged(
     mortal_postgres: PrivatePostgres,
 ) -> None:
@@ -158,6 +160,7 @@ async def until_somebody_waits(connection: asyncpg.Connection) -> None:
         await connection.execute("SELECT pg_stat_clear_snapshot()")
 
 
+@pytest.mark.process
 async def test_a_save_that_is_the_victim_of_a_deadlock_is_repeated(mortal_postgres: PrivatePostgres) -> None:
     async with StateStore.open(mortal_postgres.url(), pool_min=1) as store:
         state = a_state()

@@ -28,6 +28,7 @@ def frozen(server: PrivatePostgres) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.process
 async def test_of_a_frozen_server_it_says_so_in_time_and_leaves_nothing_behind(
     private_postgres: Callable[..., PrivatePostgres],
 ) -> None:

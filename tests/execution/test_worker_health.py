@@ -83,6 +83,7 @@ async def test_a_table_that_is_gone_for_a_while_ends_no_worker_and_fails_no_run(
             assert worker.health().last_error == "SchemaChanged"
 
 
+@pytest.mark.process
 async def test_a_login_that_is_refused_for_a_while_ends_no_worker(
     private_postgres: Callable[..., PrivatePostgres],
 ) -> None:
@@ -123,6 +124,7 @@ async def test_whatever_goes_wrong_with_a_look_ends_no_worker(
     assert "a secret" not in caplog.text
 
 
+@pytest.mark.process
 async def test_a_worker_that_cannot_reach_its_database_stops_when_it_is_told_to(
     private_postgres: Callable[..., PrivatePostgres],
 ) -> None:

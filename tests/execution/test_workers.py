@@ -282,6 +282,7 @@ async def test_an_idle_worker_sends_at_most_two_statements_a_second(store: State
 # --- a database that goes away -----------------------------------------------------------------------------------
 
 
+@pytest.mark.process
 async def test_a_worker_survives_a_restart_of_its_database_and_hears_again(
     private_postgres: Callable[..., PrivatePostgres],
 ) -> None:
@@ -301,6 +302,7 @@ async def test_a_worker_survives_a_restart_of_its_database_and_hears_again(
         assert (await is_over(store, "after")).status == WorkflowStatus.COMPLETED
 
 
+@pytest.mark.process
 async def test_a_run_whose_database_was_away_for_longer_than_its_lease_is_stopped_and_taken_up_again(
     private_postgres: Callable[..., PrivatePostgres],
 ) -> None:

@@ -6,6 +6,7 @@ from scripts.measure_road import FIGURES, measure, print_table
 from scripts.road.operations import OPERATIONS
 
 
+@pytest.mark.slow
 async def test_each_operation_has_figures_that_make_sense(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     roads = await measure(sqlite_url, size=2, cpu_rounds=1)
     assert list(roads) == list(OPERATIONS)
