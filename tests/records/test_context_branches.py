@@ -232,6 +232,74 @@ async def test_what_another_branch_has_saved_of_the_time_before_the_fork_stays(s
     assert await store.run("n", handler, workflow_id="w") == saved[key] != start.get(key)
 
 
+CHANGES: dict[str, Callable[[Run, str], object]] = {
+    "counter": lambda run, mark: run.context.update(k=run.context.get("k", 0) + 1),
+    "list": lambda run, mark: run.append("k", mark),
+    "object": lambda run, mark: run.context.setdefault("k", {}).update({mark: 1}),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+async def test_a_line_stays_though_the_step_before_it_is_no_longer_asked_for(store: StateStore, kind: str) -> None:
+    """Another branch's commit had saved it: the next step of its own branch says nothing of it."""
+    is_new, change = False, CHANGES[kind]
+
+    async def handler(run: Run) -> Any:
+        is_changed, is_saved = asyncio.Event(), asyncio.Event()
+
+        async def one() -> None:
+            if not is_new:
+                await run.step("removed", lambda: change(run, "function"))
+            change(run, "line")
+            is_changed.set()
+            await run.step("next", slow)
+
+        async def slow() -> None:
+            await is_saved.wait()
+            run.context["next"] = True
+
+        async def other() -> None:
+            await is_changed.wait()
+            await run.step("saves", Effect())
+            is_saved.set()
+
+        await asyncio.gather(one(), other())
+        if not is_new:
+            vanish()
+        return run.context["k"]
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    is_new = True
+    saved = (await store.load_workflow_state_by_workflow_id("w")).context["k"]
+    assert leaves(await store.run("n", handler, workflow_id="w")) == leaves(saved)
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+async def test_what_a_function_did_stays_though_a_step_before_the_fork_is_no_longer_asked_for(
+    store: StateStore, kind: str
+) -> None:
+    is_new, change = False, CHANGES[kind]
+
+    async def handler(run: Run) -> Any:
+        async def line() -> None:
+            change(run, "line")
+
+        if not is_new:
+            await run.step("removed", lambda: change(run, "before"))
+        branches = [line(), run.step("kept", lambda: change(run, "function"))]
+        await asyncio.gather(*(reversed(branches) if is_new else branches))
+        if not is_new:
+            vanish()
+        return run.context["k"]
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w")
+    is_new = True
+    saved = (await store.load_workflow_state_by_workflow_id("w")).context["k"]
+    assert leaves(await store.run("n", handler, workflow_id="w")) == leaves(saved)
+
+
 async def test_branches_may_count_side_by_side(store: StateStore) -> None:
     """Each comes to its lines in an order of its own when the run is resumed."""
 

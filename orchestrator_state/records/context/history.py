@@ -172,6 +172,7 @@ class ContextHistory:
             self.come_past(position)
             return
         place = self._branches.advance(position)
+        outdone = self._outdone(due)
         touched: set[str] = set()
         made: list[Change] = []  # of functions
         for at in due:
@@ -180,12 +181,13 @@ class ContextHistory:
             if patch.made:
                 made += patch.made_between(*self._commits.around(patch.brief, at))
             moved = self._commits.move_on(patch.replayed.keys, at, patch.unseen)
-            touched.update(key for key in moved if self._is_in_force(patch, place, key, at))
+            moved = [key for key in moved if key not in outdone and self._is_in_force(patch, place, key, at)]
+            touched.update(moved)
+            if made:
+                made = [change.only(change.keys.difference(moved)) for change in made]
             if at > self._first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
-        if made:
-            made = [change.only(change.keys - touched) for change in made]
         values = self._commits.part(touched)
         gone = touched - values.keys()
         self._see(values, gone)
@@ -210,6 +212,17 @@ class ContextHistory:
             if at > self._first:
                 self._order.take_ahead(taken, at)
             taken.clear()
+
+    def _outdone(self, due: list[int]) -> frozenset[str]:
+        """Keys that steps have changed which the handler no longer asks for, and its lines as well.
+
+        The last step that is due, which it does ask for, says nothing of them: another branch had saved what the lines
+        did after those steps. So the lines count.
+        """
+        if len(due) == 1 or (last := self._patches[due[-1]]).after is None:
+            return frozenset()
+        keys = frozenset(key for at in due[:-1] for key in self._patches[at].replayed.keys) - last.replayed.keys
+        return frozenset(key for key in keys if self.held.snapshot(key).get(key) != self._seen.get(key))
 
     def _is_in_force(self, patch: Patch, place: Place, key: str, at: int) -> bool:
         """Whether the handler finds at `key` what the patch `at` says. Else there is news, and that stays."""
