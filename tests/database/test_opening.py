@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from orchestrator_state import ConfigurationError, SchemaOutOfDate, StateStore, WorkflowNotFound
+from tests.support.cases import case
 from tests.support.workflows import a_workflow, saved
 
 AWKWARD = ["a b.db", "100%.db", "%20.db", "what?.db", "#1.db", "größe🚀.db", 'it\'s "quoted".db', "semi;colon&x=1.db"]
@@ -35,43 +36,38 @@ def files(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize(
-    "database",
-    [
-        "flows.db",
-        "./flows.db",
-        "../here/flows.db",
-        Path("flows.db"),
-        "sqlite:///flows.db",
-        "sqlite:///./flows.db",
-        "SQLite:///flows.db",
-        "sqlite+aiosqlite:///flows.db",
-    ],
-)
-async def test_a_relative_path_is_relative_to_the_working_directory(
-    here: Path, database: str | os.PathLike[str]
-) -> None:
-    await save_and_load(database)
-    assert files(here) == ["flows.db"]
+FORMS: list[str | Path] = [
+    "flows.db",
+    "./flows.db",
+    "../here/flows.db",
+    Path("flows.db"),
+    "sqlite:///flows.db",
+    "sqlite:///./flows.db",
+    "SQLite:///flows.db",
+    "sqlite+aiosqlite:///flows.db",
+]
 
 
-@pytest.mark.parametrize("form", ["{}", "sqlite:///{}", "sqlite+aiosqlite:///{}"])
-async def test_an_absolute_path_means_that_file(here: Path, tmp_path: Path, form: str) -> None:
-    await save_and_load(form.format(tmp_path / "flows.db"))
-    assert files(tmp_path) == ["flows.db"]
+async def test_a_relative_path_is_relative_to_the_working_directory(here: Path) -> None:
+    for database in FORMS:
+        with case(database):
+            await save_and_load(database)
+            assert files(here) == ["flows.db"]
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-async def test_a_path_is_taken_as_it_is_written(here: Path, name: str) -> None:
-    await save_and_load(name)
-    await save_and_load(here / name)
-    assert files(here) == [name]
+async def test_an_absolute_path_means_that_file(here: Path, tmp_path: Path) -> None:
+    for form in ("{}", "sqlite:///{}", "sqlite+aiosqlite:///{}"):
+        with case(form):
+            await save_and_load(form.format(tmp_path / "flows.db"))
+            assert files(tmp_path) == ["flows.db"]
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-async def test_a_url_is_percent_decoded(here: Path, name: str) -> None:
-    await save_and_load(f"sqlite:///{quote(name)}")
-    assert files(here) == [name]
+async def test_a_path_is_taken_as_it_is_written_and_a_url_is_percent_decoded(here: Path, name: str) -> None:
+    for database in (name, here / name, f"sqlite:///{quote(name)}"):
+        with case(database):
+            await save_and_load(database)
+            assert files(here) == [name]
 
 
 async def test_without_a_database_it_is_workflows_db(here: Path) -> None:
