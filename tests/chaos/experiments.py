@@ -38,6 +38,8 @@ class Place:
     scale: float = 1.0
     patience: float = 5.0
     """Seconds beyond the lease term in which every run has to end after the last fault."""
+    away: float = 2.0
+    """Seconds for which a server is away, at most."""
 
     def times(self, rounds: int) -> int:
         return max(1, round(rounds * self.scale))
@@ -142,7 +144,7 @@ async def crashed_server(place: Place) -> Report:
     """On a server that writes to disk as in production: what it acknowledged, it has after a crash."""
     with PrivatePostgres(fsync="on") as server:
         async with _database_on(server) as url:
-            storm = faults.server_crashes(server, place.times(6))
+            storm = faults.server_crashes(server, place.times(6), place.away)
             return await weather(place.scene(url=url), "pg_ctl stop -m immediate", storm)
 
 
@@ -165,8 +167,9 @@ async def failed_over(place: Place, *, is_flawed: bool = False) -> Report:
             pass
         hosts = f"{primary.sockets},{standby.sockets}"
         both = f"{primary.url().partition('?')[0]}?host={hosts}&target_session_attrs=primary"
-        scene = place.flawed(url=both) if is_flawed else place.scene(url=both)
-        return await weather(scene, name, faults.failover(primary, standby, is_late=is_flawed))
+        scene = place.flawed(url=both, term=1.0) if is_flawed else place.scene(url=both)
+        away = 0.2 if is_flawed else place.away
+        return await weather(scene, name, faults.failover(primary, standby, away=away, is_late=is_flawed))
 
 
 async def bad_network(place: Place) -> Report:
@@ -195,7 +198,7 @@ async def impatient_customers(place: Place) -> Report:
 
 async def impatient_customers_control(place: Place) -> Report:
     name = "calls cancelled at random, and taken for ones that did nothing"
-    return await weather(place.flawed(jumps_to_conclusions=True), name, faults.impatience(6, 0.5))
+    return await weather(place.flawed(jumps_to_conclusions=True), name, faults.impatience(3, 0.5))
 
 
 async def any_sequence_of_calls(place: Place) -> Report:
@@ -211,7 +214,7 @@ async def any_sequence_of_calls_control(place: Place) -> Report:
 
 
 async def frozen_workers(place: Place) -> Report:
-    term = 2.0
+    term = 1.2
     storm = faults.freezes(place.times(8), term * 1.5)
     return await weather(place.scene(term=term), "SIGSTOP of workers past the lease", storm)
 

@@ -42,15 +42,18 @@ def freezes(rounds: int, seconds: float) -> Storm:
     return storm
 
 
-def server_crashes(server: PrivatePostgres, rounds: int) -> Storm:
-    """Stop the server in the middle of everything, as `pg_ctl stop -m immediate` does, and start it a while later."""
+def server_crashes(server: PrivatePostgres, rounds: int, away: float = 2.0) -> Storm:
+    """Stop the server in the middle of everything, as `pg_ctl stop -m immediate` does, and start it a while later.
+
+    `away`: seconds until then, at most.
+    """
 
     async def storm(world: World) -> None:
         await asyncio.to_thread(server.execute, "CHECKPOINT")  # a lazy server has the empty tables, at least
         for _ in range(rounds):
             await world.pause(0.3, 1.5)
             await asyncio.to_thread(server.stop, "immediate")
-            await world.pause(0.0, 2.0)
+            await world.pause(0.0, away)
             await asyncio.to_thread(server.start)
             world.report.rounds += 1
 
@@ -106,16 +109,16 @@ def impatience(seconds: float, probability: float) -> Storm:
     return storm
 
 
-def failover(primary: PrivatePostgres, standby: PrivatePostgres, *, is_late: bool = False) -> Storm:
-    """Kill the primary, and promote the standby a while later. A late one has not received the last commits."""
+def failover(primary: PrivatePostgres, standby: PrivatePostgres, *, away: float = 2.0, is_late: bool = False) -> Storm:
+    """Kill the primary, and promote the standby at most `away` seconds later. A late one lacks the last commits."""
 
     async def storm(world: World) -> None:
-        await world.pause(1.0, 2.0)
+        await world.pause(0.5, 1.5)
         if is_late:
             primary.stop_sending()
-            await asyncio.sleep(1)
+            await asyncio.sleep(0.5)
         await asyncio.to_thread(primary.kill)
-        await world.pause(0.0, 2.0)
+        await world.pause(0.0, away)
         await asyncio.to_thread(standby.promote)
         world.report.rounds += 1
 

@@ -13,7 +13,7 @@ from tests.chaos.flaws import plant
 from tests.chaos.report import Report
 
 _STEPS: Final = 6
-_TERM: Final = timedelta(seconds=2)
+_TERM: Final = timedelta(seconds=1.2)
 _PATIENCE: Final = timedelta(seconds=0.6)
 """Of the second worker with a lock that the frozen one holds: on SQLite nobody can write until it wakes."""
 _TIMEOUT: Final = timedelta(seconds=1)
