@@ -1,6 +1,7 @@
 """Faults of a moment under an open store: what was paid for is kept, nothing is called twice, and no run fails."""
 
 import asyncio
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import asyncpg
 import pytest
 
 from orchestrator_state import AesGcm, KeyRing, Payloads, Run, StateStore, StoreUnavailable, Worker, WorkflowStatus
+from tests.support.cases import case, gathered
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.held import checked_out, comes_true
 from tests.support.postgres_proxy import Link, PostgresProxy
@@ -76,7 +78,7 @@ async def test_every_call_outlasts_a_server_that_cannot_be_reached(proxy: Cuttin
         lambda: distant.start("w", workflow_id="another"),
         lambda: distant.pause(state.id),
     ):
-        go_away(proxy, 0.5)
+        go_away(proxy, 0.25)
         await call()
 
 
@@ -301,31 +303,35 @@ def waiting(store: StateStore) -> int:
     return sum(bool(watch.signals) for watch in store._executor.lookout._watches)
 
 
-@pytest.mark.parametrize("waits", WAITS)
-async def test_an_outage_while_it_waits_is_none_of_the_handlers_business(
-    proxy: CuttingProxy, postgres_url: str, waits: str
-) -> None:
+async def test_an_outage_while_it_waits_is_none_of_the_handlers_business(postgres_url: str) -> None:
+    await gathered(_outage_while_it_waits(postgres_url, waits) for waits in WAITS)
+
+
+async def _outage_while_it_waits(url: str, waits: str) -> None:
     """Whether the run outlasts it or is left, its handler sees nothing of it, and it ends as if there had been none."""
     handler = Compensating(WAITS[waits])
-    async with (
-        StateStore.open(postgres_url) as near,
-        StateStore.open(proxy.url, pool_min=2, retry_timeout=seconds(0.3), lease_term=seconds(6)) as far,
-    ):
-        running = asyncio.create_task(far.run("w", handler, workflow_id="w"))
-        branches = 2 if waits in ("a group", "a gather") else 1
-        assert await comes_true(lambda: waiting(far) == branches)
-        go_away(proxy)
-        await asyncio.sleep(AWAY + 0.5)
-        row = await row_of(near, "w")
-        assert (handler.saw, row.status, row.error) == ([], WorkflowStatus.RUNNING, None)
-        target = await row_of(near, f"{row.id}/child:kid") if waits == "a child" else row
-        for name in ("go", "go as well"):
-            await near.signal(target.id, name)
-        with suppress(StoreUnavailable):
-            await running
-        assert await near.run("w", handler, workflow_id="w", wait=60) == "done"
-        assert handler.saw == []
-        assert "undo" not in await steps_of(near, "w")
+    options: Any = {"pool_min": 2, "retry_timeout": seconds(0.3), "lease_term": seconds(6)}
+    with case(waits), tempfile.TemporaryDirectory(prefix="outage-") as directory:
+        async with (
+            CuttingProxy(url, Path(directory)).running() as proxy,
+            StateStore.open(url, namespace=waits) as near,
+            StateStore.open(proxy.url, namespace=waits, **options) as far,
+        ):
+            running = asyncio.create_task(far.run("w", handler, workflow_id=waits))
+            branches = 2 if waits in ("a group", "a gather") else 1
+            assert await comes_true(lambda: waiting(far) == branches)
+            go_away(proxy)
+            await asyncio.sleep(AWAY + 0.5)
+            row = await row_of(near, waits)
+            assert (handler.saw, row.status, row.error) == ([], WorkflowStatus.RUNNING, None)
+            target = await row_of(near, f"{row.id}/child:kid") if waits == "a child" else row
+            for name in ("go", "go as well"):
+                await near.signal(target.id, name)
+            with suppress(StoreUnavailable):
+                await running
+            assert await near.run("w", handler, workflow_id=waits, wait=60) == "done"
+            assert handler.saw == []
+            assert "undo" not in await steps_of(near, waits)
 
 
 async def test_a_fault_that_the_handler_met_by_a_call_of_its_own_fails_no_run_in_whatever_group(
