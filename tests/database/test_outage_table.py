@@ -1,13 +1,17 @@
 """An outage at each call that needs the database: it reaches no handler, fails no run, and ends no worker.
 
 A short one is outlasted. One that is longer than anybody's patience lets go of the run, for whoever comes next. On
-Postgres all connections are cut and new ones refused; on SQLite another program keeps the file to itself.
+Postgres all connections are cut and new ones refused; on SQLite another program keeps the file to itself. The calls
+come one after the other, on several lanes side by side: a lane has its own store, and outages that the others do not
+notice.
 """
 
 import asyncio
+import shutil
 import sqlite3
+import tempfile
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +31,7 @@ from orchestrator_state import (
     WorkflowState,
     WorkflowStatus,
 )
-from tests.support.cases import case
+from tests.support.cases import case, gathered
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.engines import opened_engine
 from tests.support.running import Effect, all_become, row_of, seconds, steps_of
@@ -36,15 +40,15 @@ from tests.support.running import Effect, all_become, row_of, seconds, steps_of
 class Outage:
     """Takes the database away from the store at `url`, and gives it back."""
 
-    def __init__(self, url: str, take_away: Callable[[], object], give_back: Callable[[], object]) -> None:
+    def __init__(self, url: str, take_away: Callable[[], Awaitable[None]], give_back: Callable[[], object]) -> None:
         self.url = url
         self.lasts = 0.5  # seconds
         self._take_away, self._give_back = take_away, give_back
         self._over = asyncio.Event()
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         self._over.clear()
-        self._take_away()
+        await self._take_away()
         asyncio.get_running_loop().call_later(self.lasts, self._end)
 
     def _end(self) -> None:
@@ -59,27 +63,31 @@ class Outage:
             await self._over.wait()
 
 
-@pytest.fixture
-async def outage(backend: str, database_url: str, tmp_path: Path) -> AsyncIterator[Outage]:
-    async with _of_sqlite(database_url) if backend == "sqlite" else _of_postgres(database_url, tmp_path) as outage:
-        yield outage
-
-
 @asynccontextmanager
-async def _of_postgres(url: str, directory: Path) -> AsyncIterator[Outage]:
-    async with CuttingProxy(url, directory).running() as proxy:
+async def _of_postgres(url: str) -> AsyncIterator[Outage]:
+    with tempfile.TemporaryDirectory(prefix="outage-") as directory:
+        async with CuttingProxy(url, Path(directory)).running() as proxy:
 
-        def take_away() -> None:
-            proxy.refusing = True
-            proxy.cut_off()
+            async def take_away() -> None:
+                proxy.refusing = True
+                proxy.cut_off()
 
-        yield Outage(proxy.url, take_away, lambda: setattr(proxy, "refusing", False))
+            yield Outage(proxy.url, take_away, lambda: setattr(proxy, "refusing", False))
 
 
 @asynccontextmanager
 async def _of_sqlite(url: str) -> AsyncIterator[Outage]:
-    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=10)
-    yield Outage(url, lambda: other.execute("BEGIN EXCLUSIVE"), lambda: other.execute("ROLLBACK"))
+    other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, timeout=0)
+
+    async def take_away() -> None:
+        """Without blocking this thread: who has the file may need it, to come to the end of a transaction."""
+        while True:
+            with suppress(sqlite3.OperationalError):
+                other.execute("BEGIN EXCLUSIVE")
+                return
+            await asyncio.sleep(0.001)
+
+    yield Outage(url, take_away, lambda: other.execute("ROLLBACK"))
     other.close()
 
 
@@ -96,24 +104,60 @@ PATIENCE = {
 _IMPATIENT: Any = {"connect_args": {"timeout": 0.1}}
 
 
+LANES = 6
+
+
+class Lane(NamedTuple):
+    store: StateStore
+    near: StateStore
+    """A store that no outage touches, to look with."""
+    outage: Outage
+
+
 @pytest.fixture(params=PATIENCE)
-async def store(outage: Outage, request: pytest.FixtureRequest) -> AsyncIterator[StateStore]:
-    patience = PATIENCE[request.param]
+async def lanes(
+    backend: str, database_url: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Sequence[Lane]]:
+    """On Postgres each has its own namespace, on SQLite its own file: that is locked as a whole."""
+    async with AsyncExitStack() as stack:
+        lanes = []
+        for number in range(LANES):
+            if backend == "sqlite":
+                url = f"sqlite:///{shutil.copyfile(database_url.removeprefix('sqlite:///'), tmp_path / f'{number}.db')}"
+                outage = await stack.enter_async_context(_of_sqlite(url))
+            else:
+                url = database_url
+                outage = await stack.enter_async_context(_of_postgres(url))
+            opened = _lane(url, f"lane {number}", outage, request.param)
+            lanes.append(await stack.enter_async_context(opened))
+        yield lanes
+
+
+@asynccontextmanager
+async def _lane(url: str, namespace: str, outage: Outage, kind: str) -> AsyncIterator[Lane]:
+    patience = PATIENCE[kind]
     outage.lasts = patience.outage
     options: dict[str, Any] = {"retry_timeout": seconds(patience.retry_timeout), "lease_term": seconds(6)}
     place: dict[str, Any] = {"database": outage.url, "pool_min": 2}
     async with AsyncExitStack() as stack:
-        if request.param.endswith("engine"):
+        near = await stack.enter_async_context(StateStore.open(url, namespace=namespace))
+        if kind.endswith("engine"):
             impatient = _IMPATIENT if outage.url.startswith("sqlite") else {}
             place = {"engine": await stack.enter_async_context(opened_engine(outage.url, pool_size=5, **impatient))}
-        yield await stack.enter_async_context(StateStore.open(**place, **options, lock_timeout=seconds(0.1)))
+        opened = StateStore.open(**place, **options, lock_timeout=seconds(0.1), namespace=namespace)
+        yield Lane(await stack.enter_async_context(opened), near, outage)
 
 
-@pytest.fixture
-async def near(database_url: str) -> AsyncIterator[StateStore]:
-    """A store that no outage touches, to look with."""
-    async with StateStore.open(database_url) as near:
-        yield near
+async def on_lanes(lanes: Sequence[Lane], calls: Iterable[str], meets: Callable[[Lane, str], Awaitable[None]]) -> None:
+    """Let each call meet an outage, on the next lane that is free."""
+    left = iter(calls)
+
+    async def drive(lane: Lane) -> None:
+        for call in left:
+            async with lane.outage.at(call):
+                await meets(lane, call)
+
+    await gathered(drive(lane) for lane in lanes)
 
 
 # --- the calls of a run -----------------------------------------------------------------------------------------------
@@ -179,7 +223,7 @@ class Handler:
         await self.signalled[run.workflow_id].wait()
         if run.workflow_id not in self._met:  # whoever tries again later finds the database there
             self._met.add(run.workflow_id)
-            self._outage.begin()
+            await self._outage.begin()
         try:
             await CALLS[run.workflow_id](run)
         except OutcomeUnknown:
@@ -200,39 +244,46 @@ async def started(near: StateStore, handler: Handler, call: str) -> None:
     handler.signalled[call].set()
 
 
-async def test_an_outage_at_a_call_of_a_run_is_none_of_its_handlers_business(
-    store: StateStore, near: StateStore, outage: Outage
-) -> None:
-    handler = Handler(outage)
-    for call in CALLS:
-        async with outage.at(call):
-            await started(near, handler, call)
-            for _ in range(60):
-                with suppress(StoreUnavailable):
-                    assert await store.run("w", handler, workflow_id=call, wait=30) == "done"
-                    break
-                await asyncio.sleep(0.1)
+async def test_an_outage_at_a_call_of_a_run_is_none_of_its_handlers_business(lanes: Sequence[Lane]) -> None:
+    async def meets(lane: Lane, call: str) -> None:
+        handler = Handler(lane.outage)
+        await started(lane.near, handler, call)
+        for _ in range(60):
+            with suppress(StoreUnavailable):
+                assert await lane.store.run("w", handler, workflow_id=call, wait=30) == "done"
+                break
+            await asyncio.sleep(0.1)
+        handler.is_content_with(call)
+        row = await row_of(lane.near, call)
+        assert (row.status, row.error) == (WorkflowStatus.COMPLETED, None)
+        steps = await steps_of(lane.near, call)
+        assert all(step.status != "running" or call.startswith("step") for step in steps.values())
+
+    await on_lanes(lanes, CALLS, meets)
+
+
+async def test_nor_does_it_end_the_worker_or_fail_what_it_has_under_way(lanes: Sequence[Lane]) -> None:
+    async with AsyncExitStack() as workers:
+        working = {lane: await workers.enter_async_context(at_work(lane)) for lane in lanes}
+
+        async def meets(lane: Lane, call: str) -> None:
+            handler, worker = working[lane]
+            await started(lane.near, handler, call)
+            await all_become("completed", lane.near, [call])
+            await lane.near.start("n", workflow_id=f"after {call}")
+            await all_become("completed", lane.near, [f"after {call}"])
+            assert worker.health().state == "working"
             handler.is_content_with(call)
-            row = await row_of(near, call)
-            assert (row.status, row.error) == (WorkflowStatus.COMPLETED, None)
-            steps = await steps_of(near, call)
-            assert all(step.status != "running" or call.startswith("step") for step in steps.values())
+
+        await on_lanes(lanes, CALLS, meets)
 
 
-async def test_nor_does_it_end_the_worker_or_fail_what_it_has_under_way(
-    store: StateStore, near: StateStore, outage: Outage
-) -> None:
-    handler, neighbour = Handler(outage), Effect()
+@asynccontextmanager
+async def at_work(lane: Lane) -> AsyncIterator[tuple[Handler, Worker]]:
+    handler, neighbour = Handler(lane.outage), Effect()
     handlers: dict[str, Any] = {"w": handler, "n": lambda run: run.step("s", neighbour)}
-    async with Worker(store, handlers, poll=0.1, handle_signals=False) as worker:
-        for call in CALLS:
-            async with outage.at(call):
-                await started(near, handler, call)
-                await all_become("completed", near, [call])
-                await near.start("n", workflow_id=f"after {call}")
-                await all_become("completed", near, [f"after {call}"])
-                assert worker.health().state == "working"
-                handler.is_content_with(call)
+    async with Worker(lane.store, handlers, poll=0.1, handle_signals=False) as worker:
+        yield handler, worker
 
 
 # --- the calls of the store -------------------------------------------------------------------------------------------
@@ -298,16 +349,18 @@ CONTROLS: dict[str, Callable[[StateStore, Place], Awaitable[Any]]] = {
 
 
 async def test_an_outage_at_a_call_of_the_store_is_outlasted_or_a_typed_error(
-    store: StateStore, near: StateStore, outage: Outage, request: pytest.FixtureRequest
+    lanes: Sequence[Lane], request: pytest.FixtureRequest
 ) -> None:
     is_short = "outlasted" in request.node.callspec.id
-    for call, control in CONTROLS.items():
-        async with outage.at(call):
-            place = await Place(near, call).furnish()
-            outage.begin()
-            try:
-                await control(store, place)
-            except StoreUnavailable:
-                assert not is_short
-            for name in ("pending", "completed"):
-                assert (await row_of(near, place.called(name))).status != WorkflowStatus.FAILED
+
+    async def meets(lane: Lane, call: str) -> None:
+        place = await Place(lane.near, call).furnish()
+        await lane.outage.begin()
+        try:
+            await CONTROLS[call](lane.store, place)
+        except StoreUnavailable:
+            assert not is_short
+        for name in ("pending", "completed"):
+            assert (await row_of(lane.near, place.called(name))).status != WorkflowStatus.FAILED
+
+    await on_lanes(lanes, CONTROLS, meets)
