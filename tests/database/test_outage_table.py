@@ -36,6 +36,8 @@ from tests.support.cutting_proxy import CuttingProxy
 from tests.support.engines import opened_engine
 from tests.support.running import Effect, all_become, row_of, seconds, steps_of
 
+pytestmark = pytest.mark.slow  # an outage at each call
+
 
 class Outage:
     """Takes the database away from the store at `url`, and gives it back."""
