@@ -5,22 +5,23 @@ fork of it, as `__main__`, and ends as every process of Python's does. So it inh
 module that it did not ask for but those below, no thread, no event loop, no connection.
 """
 
-import json
 import os
-import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-LOADED: Final = ("alembic.command", "aiosqlite", "asyncpg", "sqlalchemy.dialects.sqlite.aiosqlite")
-LOADED_TOO: Final = ("sqlalchemy.dialects.postgresql.asyncpg", "orchestrator_state", "orchestrator_state.cli")
+LOADED: Final = (
+    *("aiosqlite", "alembic.command", "asyncpg", "orchestrator_state", "orchestrator_state.cli"),
+    *("sqlalchemy.dialects.postgresql.asyncpg", "sqlalchemy.dialects.sqlite.aiosqlite"),
+)
 _ROOT: Final = Path(__file__).parents[2]
 _START: Final = "import sys; from tests.support.forked_programs import serve; serve(int(sys.argv[1]))"
 _PATIENCE: Final = 60.0  # seconds until a program counts as hanging
@@ -35,9 +36,8 @@ class Ended(NamedTuple):
 class ForkedPrograms:
     """The interpreter, at the other end of a pipe."""
 
-    def __init__(self, pipe: socket.socket) -> None:
+    def __init__(self, pipe: Connection) -> None:
         self._pipe = pipe
-        self._lines = pipe.makefile("rw")
 
     def run(self, program: Path | str, *arguments: str, cwd: Path, env: Mapping[str, str]) -> Ended:
         """Run a file, or the text of a program, to its end."""
@@ -50,28 +50,28 @@ class ForkedPrograms:
                 "env": dict(env),
                 "outputs": [str(output) for output in outputs],
             }
-            print(json.dumps(job), file=self._lines, flush=True)
-            return Ended(self._end_of(int(self._hear())), *(output.read_text() for output in outputs))
+            self._pipe.send(job)
+            return Ended(self._end_of(self._hear()), *(output.read_text() for output in outputs))
 
     def _end_of(self, pid: int) -> int:
         try:
-            return int(self._hear())
+            return self._hear()
         except TimeoutError:
             os.killpg(pid, signal.SIGKILL)
             self._hear()
             raise
 
-    def _hear(self) -> str:
-        if not select.select([self._pipe], [], [], _PATIENCE)[0]:
+    def _hear(self) -> int:
+        if not self._pipe.poll(_PATIENCE):
             raise TimeoutError("the program hangs")
-        return self._lines.readline()
+        return int(self._pipe.recv())
 
 
 @contextmanager
 def interpreter() -> Iterator[ForkedPrograms]:
-    ours, theirs = socket.socketpair()
+    ours, theirs = Pipe()
     with ours, theirs:
-        interpreter = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-W", "error", "-c", _START, str(theirs.fileno())],
             cwd=_ROOT,
             stdin=subprocess.DEVNULL,
@@ -80,9 +80,11 @@ def interpreter() -> Iterator[ForkedPrograms]:
             start_new_session=True,
         )
         theirs.close()
-        yield ForkedPrograms(ours)
-    interpreter.kill()
-    interpreter.wait()
+        try:
+            yield ForkedPrograms(ours)
+        finally:
+            process.kill()
+            process.wait()
 
 
 def serve(number: int) -> None:
@@ -90,18 +92,20 @@ def serve(number: int) -> None:
 
     In a fork: run the program, and return. Who has called this has nothing left to do, so that the process ends.
     """
-    for name in LOADED + LOADED_TOO:
+    for name in LOADED:
         import_module(name)
-    pipe = socket.socket(fileno=number)
-    lines = pipe.makefile("rw")
-    for line in lines:
-        if not (pid := os.fork()):
-            lines.close()
-            pipe.close()
-            _become(json.loads(line))
+    pipe: Connection[Any, Any] = Connection(number)
+    while True:
+        try:
+            job = pipe.recv()
+        except EOFError:
             return
-        print(pid, file=lines, flush=True)
-        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), file=lines, flush=True)
+        if not (pid := os.fork()):
+            pipe.close()
+            _become(job)
+            return
+        pipe.send(pid)
+        pipe.send(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 
 def _become(job: dict[str, Any]) -> None:
