@@ -130,6 +130,7 @@ STEP: dict[str, str | None] = {
 }
 
 
+@pytest.mark.slow
 async def test_a_control_error_that_user_code_raises_is_a_failure_like_any_other(store: StateStore) -> None:
     """One worker, one run for each error in each place, and a neighbour that completes."""
     cases = itertools.product(PLACES, CONTROL, ABOUT)
