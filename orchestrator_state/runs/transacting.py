@@ -65,6 +65,8 @@ class _Transact:
         self._args = args
         self._returns = returns
         self._tries = 0
+        self._entries: list[Entry] = []
+        """Of the tries that were written, perhaps to no effect."""
 
     async def outputs(self) -> Any:
         """What the function returned, or what is on record of a try that did commit."""
@@ -73,7 +75,7 @@ class _Transact:
             try:
                 outputs, entry, ack = await self._transactions.write(self._try, idles=Idling.AS_IT_SAYS)
             except _AlreadyRecorded as already:
-                journal.adopt(already.step)
+                journal.adopt(already.step, self._entries)
                 return await self._steps.recorded(self._returns, already.step)
             except (LeaseLost, StoreUnavailable):
                 raise
@@ -110,6 +112,7 @@ class _Transact:
         entry = await journal.entry(journal.completed(begun, encoded))
         if (cancelled := cancelled or entry.cancelled) is not None:
             raise cancelled
+        self._entries.append(entry)
         try:
             ack = await journal.write(uow, entry)
         except StoreUnavailable as error:
@@ -138,5 +141,5 @@ class _Transact:
             self._steps.switch.trip(error)
             return None
         if step is not None:
-            self._journal.adopt(step)
+            self._journal.adopt(step, self._entries)
         return step

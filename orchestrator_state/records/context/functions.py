@@ -50,6 +50,8 @@ class Functions:
 
     def touch(self, key: str | None, call: int | None) -> None:
         """The function of `call`, or a line of the handler, takes up `key`."""
+        if self._alone:
+            self._end_alone(key, call)
         found = self._open.get(key)
         if found is None and call is None:
             return
@@ -67,12 +69,25 @@ class Functions:
         self._alone.setdefault(call, {}).update(now)
         self.were_seen = True
 
-    def alone(self, call: int) -> frozenset[str]:
+    def _end_alone(self, key: str | None, call: int | None) -> None:
+        """See `touch_alone`: somebody else comes to `key` now."""
+        for by, found in self._alone.items():
+            if key in found and by != call:
+                self._begin(key, by, {key: found.pop(key)})
+
+    def alone(self, call: int) -> Encoded:
         """See `touch_alone`: if any of these has changed, the function of `call` did that."""
-        return frozenset(self._alone.get(call, ()))
+        return self._alone.get(call, {})
+
+    def is_at(self, key: str, call: int) -> bool:
+        """Whether the function of `call` has taken up `key`, and nobody else since."""
+        return key in self._alone.get(call, ()) or (key in self._open and self._open[key][0] == call)
 
     def pause(self, keys: Iterable[str]) -> dict[str | None, int]:
         """What is done to `keys` from now on is no function's doing, until `go_on` with what this returns."""
+        if self._alone:
+            for put in keys:
+                self._end_alone(put, None)
         paused = {key: self._open[key][0] for key in (*keys, None) if key in self._open} if self._open else {}
         for key in paused:
             self._close(key, self._snapshot(key))

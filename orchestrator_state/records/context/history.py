@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from functools import partial
 from itertools import takewhile
 from typing import Any, Final
@@ -75,8 +75,9 @@ class ContextHistory:
         self._last = max(patches, default=-1)
         self._is_one_line = not of_branches
         self._order = Order(self._loose)
-        self._unsettled: set[str | None] = set()
-        """What was taken up since it was last committed."""
+        self._touches = 0
+        self._unsettled: dict[str | None, int] = {}
+        """What was taken up since it was last committed, and by which touch."""
         self._waiting: list[Change] = []
         """What functions of recorded steps did to values that are not there yet."""
         self._held: ContextValue | None = None
@@ -135,12 +136,15 @@ class ContextHistory:
         # A long value is not looked at for a function that nobody is beside.
         if len(self._seen.get(key or "", "")) <= _LOOKED_AT_ALWAYS or self._branches.others_alive(place):
             self._functions.touch(key, call)
-        elif key is not None and call is not None and key not in self._functions.alone(call):
-            if not {key, ANY} & self._unsettled:
+        elif key is not None and call is not None and not self._functions.is_at(key, call):
+            may_be_repeated = self._functions.may_be_repeated(call)
+            is_own = key not in self._loose and self._order.is_past(key, place)
+            if self._unsettled.keys().isdisjoint((key, ANY)) and (is_own or not may_be_repeated):
                 self._functions.touch_alone(call, {key: self._seen[key]})
-            elif self._functions.may_be_repeated(call):
+            elif may_be_repeated or not is_own:
                 self._functions.touch(key, call)
-        self._unsettled.add(key)
+        self._touches += 1
+        self._unsettled[key] = self._touches
         place.branch.taken.add(key)
         self._order.take(key, place)
         if place.newest > self._first:
@@ -295,7 +299,7 @@ class ContextHistory:
         return self.unchanged() if look is None else look.change()
 
     def unchanged(self) -> ContextChange:
-        return ContextChange(None, {}, (), length=self.length)
+        return ContextChange(None, {}, (), length=self.length, touches=self._touches)
 
     @property
     def is_untouched(self) -> bool:
@@ -314,7 +318,7 @@ class ContextHistory:
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)
         outstanding = frozenset(key for patch in self._patches.values() for key in patch.keys)
         own = frozenset(key for key in (*seen, *gone) if key not in outstanding and self._is_of(place, key))
-        made, is_alone = self._made(place, own, seen)
+        made, is_alone = self._made(place, own, seen, gone)
         if not (seen or gone or made):
             return None
         before = {key: self._committed[key] for key in (*seen, *gone) if key in self._committed}
@@ -346,19 +350,23 @@ class ContextHistory:
             last=place.last,
             is_one_line=self._is_one_line and place.last == self._last and not self._patches,
             length=self.length,
+            touches=self._touches,
         )
 
-    def _made(self, place: Place, own: frozenset[str], seen: Encoded) -> tuple[tuple[Change, ...], bool]:
+    def _made(
+        self, place: Place, own: frozenset[str], seen: Encoded, gone: Collection[str]
+    ) -> tuple[tuple[Change, ...], bool]:
         """What the step's function did, and whether no other branch can have been beside it."""
         made = [growth for growth in self._functions.done(place.tick) if growth.keys]
-        alone = self._functions.alone(place.tick) & seen.keys()
+        alone = self._functions.alone(place.tick)
+        now = {key: seen.get(key) or self._seen[key] for key in alone if key not in gone and key in self._seen}
+        alone = {key: old for key, old in alone.items() if now.get(key) != old}
         if not (made or alone):
             return (), False
         is_alone = not self._branches.others_possible(place)
-        brief = alone & own if is_alone else frozenset()
-        for key in alone - brief:
-            before = {key: self._seen[key]} if key in self._seen else {}
-            made.append(growth_between(before, {key: seen[key]}))
+        brief = {key for key, old in alone.items() if is_alone and key in own and old == self._seen.get(key)}
+        if told := {key: old for key, old in alone.items() if key not in brief}:
+            made.append(growth_between(told, {key: now[key] for key in told if key in now}))
         return (*made, *([Change(edited=dict.fromkeys(brief, GROWN))] if brief else [])), is_alone
 
     def _with_outstanding(self, key: str, text: str) -> str:
@@ -397,7 +405,9 @@ class ContextHistory:
             self._committed.pop(key, None)
         self.length = change.length
         patch = change.patch
-        self._unsettled -= {*change.seen, *change.gone, ANY}
+        for taken in (*change.seen, *change.gone, ANY):
+            if self._unsettled.get(taken, math.inf) <= change.touches:
+                del self._unsettled[taken]
         if position > self._first:
             self._order.save_ahead({*change.seen, *change.gone, *(() if patch is None else patch.keys)}, position)
         if patch is None:
@@ -411,15 +421,6 @@ class ContextHistory:
         for key in change.dropped:
             context.pop(key, None)
         return context
-
-    def adopt(self, patch: Patch, position: int) -> None:
-        """`patch` turned out to be committed."""
-        patch.change.apply_to(self._seen)
-        patch.change.apply_to(self._committed)
-        self.length = length_of(self._committed)
-        if position > self._first:
-            self._order.save_ahead(patch.keys, position)
-        self._add(patch, position)
 
     def _add(self, patch: Patch, position: int) -> None:
         """`patch` is on record, and the calling branch has come past it."""

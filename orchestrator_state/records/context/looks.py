@@ -29,6 +29,8 @@ class ContextChange:
     dropped: tuple[str, ...] = ()
     length: int = 0
     """Of everybody's context as JSON."""
+    touches: int = 0
+    """How often somebody had taken up something when this was seen: what comes after that is not part of it."""
 
 
 @dataclass(slots=True, kw_only=True, repr=False)
@@ -55,6 +57,7 @@ class Look:
     is_one_line: bool
     length: int
     """Of everybody's context, so far."""
+    touches: int
 
     @property
     def size(self) -> int:
@@ -69,7 +72,7 @@ class Look:
             change = replace(change, appended={**change.appended, **self.merged})
         committed = {key: text for key, text in after.items() if self.before.get(key) != text}
         length = self.length + length_of(after) - length_of(self.before)
-        return ContextChange(self._patch(change), self.seen, self.gone, committed, change.dropped, length)
+        return ContextChange(self._patch(change), self.seen, self.gone, committed, change.dropped, length, self.touches)
 
     def _patch(self, change: Change) -> Patch | None:
         if not (change.keys or self.made):

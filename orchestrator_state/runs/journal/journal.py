@@ -14,7 +14,7 @@ from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
 from orchestrator_state.records import FINAL, Ack, ClaimedRun, Columns, OpenStep
-from orchestrator_state.records.context import ContextHistory, Decoded, Patch, decoded
+from orchestrator_state.records.context import ContextHistory, Decoded, decoded
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy, Checkpoints
 from orchestrator_state.runs.journal.entries import Entries, Entry
 from orchestrator_state.runs.journal.group_commit import GroupCommit
@@ -181,12 +181,13 @@ class Journal:
         if self.hook is not None:
             self._tell(hooks.StepCommitted, step)
 
-    def adopt(self, step: OpenStep) -> None:
-        """`step` turned out to be durable: a commit of unknown outcome took effect."""
+    def adopt(self, step: OpenStep, tries: Sequence[Entry]) -> None:
+        """`step` turned out to be durable: a commit of unknown outcome took effect, which was one of the `tries`."""
         self.lease.advance()
         self._remember(step)
-        if step.context_patch is not None:
-            self.history.adopt(Patch.from_json(step.context_patch), step.position)
+        found = (entry.context for entry in reversed(tries) if entry.step.context_patch == step.context_patch)
+        if (context := next(found, None)) is not None:
+            self.history.accept(context, step.position)
         elif step.status in FINAL:
             self.history.come_past(step.position)
 
