@@ -24,12 +24,17 @@ class CommittedValues:
     def __init__(self, start: Encoded, patches: Mapping[int, Patch]) -> None:
         """`patches` are by step position."""
         self._values = dict(start)
+        in_order = sorted(patches.items())
+        self._in_line: OrderedDict[int, Change] | None = None
+        """Of a handler without branches, which comes past each commit in turn: the changes that are to come."""
         self._to_come: dict[str, OrderedDict[int, Change]] = {}
-        """By key, the changes of it that it has not been moved past, by position and in that order."""
-        for position in sorted(patches):
-            change = patches[position].change
-            for key in change.keys:
-                self._to_come.setdefault(key, OrderedDict())[position] = change
+        """With branches: by key, the changes of it that it has not been moved past, by position and in that order."""
+        if all(patch.after is None for patch in patches.values()):
+            self._in_line = OrderedDict((position, patch.change) for position, patch in in_order)
+            return
+        for position, patch in in_order:
+            for key in patch.change.keys:
+                self._to_come.setdefault(key, OrderedDict())[position] = patch.change
 
     def get(self, key: str) -> str | None:
         """Where it stands now."""
@@ -39,26 +44,32 @@ class CommittedValues:
         """Where these stand now, without those that are not there."""
         return {key: self._values[key] for key in keys if key in self._values}
 
-    def move_on(self, keys: Iterable[str], position: int, unseen: Collection[int] = ()) -> list[str]:
-        """Move `keys` on to what the commit at `position` left there; without the commits `unseen`, which come later.
+    def move_on(self, position: int, patch: Patch) -> Collection[str]:
+        """Move the keys that the handler finds changed when it comes back to `patch` on to what that commit left there.
 
-        Returns those of them that the commit changed, and that were not past it.
+        Commits that the patch has not seen come later. Returns those keys that were not past the commit.
         """
-        moved = [key for key in keys if key in self._to_come and position in self._to_come[key]]
-        if not moved:
-            return moved
+        keys = patch.replayed.keys
+        if self._in_line is not None:
+            self._in_line.pop(position).apply_to(self._values)
+            return keys
+        moved = [key for key in keys if position in self._to_come.get(key, ())]
         for key in moved:
-            if next(iter(self._to_come[key])) != position:
-                self._move_up_to(key, position, unseen)
-        changes = [self._to_come[key].pop(position) for key in moved]  # the same one for all of them
-        _apply(changes[0], moved, self._values)
+            to_come = self._to_come[key]
+            for at in list(takewhile(position.__gt__, to_come)):
+                if at not in patch.unseen:
+                    to_come.pop(at).only([key]).apply_to(self._values)
+            del to_come[position]
+        patch.change.only(moved).apply_to(self._values)
         return moved
 
-    def _move_up_to(self, key: str, position: int, unseen: Collection[int]) -> None:
-        to_come = self._to_come[key]
-        for at in list(takewhile(position.__gt__, to_come)):
-            if at not in unseen:
-                _apply(to_come.pop(at), [key], self._values)
+    def until(self, keys: Iterable[str], position: int) -> Encoded:
+        """What the commits up to `position` left at these keys, those that are to come with them."""
+        found: Encoded = {}
+        for key in keys:
+            for _, _, after in self.way(key, position):
+                found |= after
+        return found
 
     def around(self, keys: Iterable[str], position: int) -> tuple[Encoded, Encoded]:
         """What was at these keys before the commit at `position`, and after it. For keys that are not past it."""
@@ -74,11 +85,8 @@ class CommittedValues:
     def way(self, key: str, last: float = math.inf) -> Iterator[tuple[int, Encoded, Encoded]]:
         """What is to come at `key`: the position of each commit up to `last`, what was there before, and after."""
         after = self.part([key])
-        for at in takewhile(last.__ge__, self._to_come.get(key, ())):
-            before, after = after, dict(after)
-            _apply(self._to_come[key][at], [key], after)
-            yield at, before, after
-
-
-def _apply(change: Change, keys: Collection[str], context: Encoded) -> None:
-    (change if len(change.keys) == len(keys) else change.only(keys)).apply_to(context)
+        to_come = self._to_come.get(key, OrderedDict()) if self._in_line is None else self._in_line
+        for at in takewhile(last.__ge__, to_come):
+            if key in to_come[at].keys:
+                before, after = after, to_come[at].only([key]).apply(after)
+                yield at, before, after

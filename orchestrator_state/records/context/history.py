@@ -163,11 +163,8 @@ class ContextHistory:
         """What a `replay` will put into a plain context, values of at least so many characters."""
         if not isinstance(self.held, PlainContext):
             return {}
-        found: Encoded = {}
-        for key in {key for at in self._due(position) for key in self._patches[at].replayed.keys}:
-            for _, _, after in self._commits.way(key, position):
-                found |= after
-        return {key: text for key, text in found.items() if len(text) >= least}
+        keys = {key for at in self._due(position) for key in self._patches[at].replayed.keys}
+        return {key: text for key, text in self._commits.until(keys, position).items() if len(text) >= least}
 
     def replay(self, position: int, ahead: Decoded | None = None) -> None:
         """Move on to what the step at `position` committed, and to what its branch had come past by then."""
@@ -176,7 +173,7 @@ class ContextHistory:
             self.come_past(position)
             return
         place = self._branches.advance(position)
-        outdone = self._outdone(due)
+        outdone = self._outdone(due) if len(due) > 1 else None
         touched: set[str] = set()
         made: list[Change] = []  # of functions
         for at in due:
@@ -184,11 +181,13 @@ class ContextHistory:
             self._first = next(iter(self._patches), math.inf)
             if patch.made:
                 made += patch.made_between(*self._commits.around(patch.brief, at))
-            moved = self._commits.move_on(patch.replayed.keys, at, patch.unseen)
-            moved = [key for key in moved if key not in outdone and self._is_in_force(patch, place, key, at)]
-            touched.update(moved)
+            moved = self._commits.move_on(at, patch)
+            in_force = {key for key in moved if self._is_in_force(patch, place, key, at)}
+            if outdone:
+                in_force -= outdone
+            touched |= in_force
             if made:
-                made = [change.only(change.keys.difference(moved)) for change in made]
+                made = [change.only(change.keys - in_force) for change in made]
             if at > self._first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
@@ -198,9 +197,10 @@ class ContextHistory:
         self._put(values, gone, ahead)
         for key in touched:
             self._order.take(key, place, position)
-        for key in {key for change in made for key in change.keys}:
-            self._order.take(key, place)
-        self._redo(made)
+        if made or self._waiting:
+            for key in {key for change in made for key in change.keys}:
+                self._order.take(key, place)
+            self._redo(made)
 
     def come_past(self, position: int) -> None:
         """The calling branch has come past a step that is recorded without a patch."""
@@ -223,7 +223,7 @@ class ContextHistory:
         The last step that is due, which it does ask for, says nothing of them: another branch had saved what the lines
         did after those steps. So the lines count.
         """
-        if len(due) == 1 or (last := self._patches[due[-1]]).after is None:
+        if (last := self._patches[due[-1]]).after is None:
             return frozenset()
         keys = frozenset(key for at in due[:-1] for key in self._patches[at].replayed.keys) - last.replayed.keys
         return frozenset(key for key in keys if self.held.snapshot(key).get(key) != self._seen.get(key))
