@@ -106,6 +106,32 @@ async def test_a_function_in_whose_midst_another_branch_commits_has_done_all_of_
     assert await marks_of(store, body) == [["slow", "slow, too"]] * 2
 
 
+async def test_a_function_that_follows_a_line_is_told_from_it_beside_a_branch_that_begins_with_plain_code(
+    store: StateStore,
+) -> None:
+    async def body(run: Run, is_first: bool) -> None:
+        changed, saved = asyncio.Event(), asyncio.Event()
+
+        async def slow() -> None:
+            change(run, "slow")
+            changed.set()
+            await saved.wait()
+
+        async def one() -> None:
+            change(run, "line")
+            await run.step("slow", slow)
+
+        async def other() -> None:
+            if is_first:
+                await changed.wait()
+            await run.step("other", Effect())
+            saved.set()
+
+        await asyncio.gather(one(), other())
+
+    assert await marks_of(store, body) == [["line", "slow"]] * 2
+
+
 async def test_what_a_repeated_transaction_did_is_taken_back_although_another_branch_came_to_it(
     store: StateStore,
 ) -> None:

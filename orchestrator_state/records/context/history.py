@@ -141,7 +141,7 @@ class ContextHistory:
             is_own = key not in self._loose and self._order.is_past(key, place)
             if self._unsettled.keys().isdisjoint((key, ANY)) and (is_own or not may_be_repeated):
                 self._functions.touch_alone(call, {key: self._seen[key]})
-            elif may_be_repeated or not is_own:
+            elif may_be_repeated or not is_own or self._branches.others_possible(place):
                 self._functions.touch(key, call)
         self._touches += 1
         self._unsettled[key] = self._touches
