@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections import OrderedDict
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
-from itertools import takewhile
 from typing import Any, Final
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
@@ -26,11 +24,11 @@ from orchestrator_state.records.context.branches import Branches, Place
 from orchestrator_state.records.context.changes.change import Change
 from orchestrator_state.records.context.changes.differences import growth_between, items_added, items_besides, same_kind
 from orchestrator_state.records.context.changes.encoded import Decoded, Encoded, split
-from orchestrator_state.records.context.committed import CommittedValues
 from orchestrator_state.records.context.functions import Functions
 from orchestrator_state.records.context.held import ContextValue, PlainContext
 from orchestrator_state.records.context.looks import ContextChange, Look, length_of
 from orchestrator_state.records.context.order import ANY, Order
+from orchestrator_state.records.context.outstanding import Outstanding
 from orchestrator_state.records.context.patches import GROWN, Patch, apply_all
 
 _CHECKED_ALWAYS = 256 * 1024
@@ -62,14 +60,10 @@ class ContextHistory:
         self.begin_call: Final = self._branches.begin_call
         """The calling branch waits for a step: what is done until `end_call` is done by the step's function."""
         self._seen = dict(start)
-        self._commits = CommittedValues(start, patches)
+        self._outstanding = Outstanding(start, patches)
         self._committed = dict(committed)
         self.length = length_of(committed)
         """Of the committed context's JSON."""
-        # By position; ordered, since of a dict whose first items are gone the first one is long in coming.
-        self._patches = OrderedDict(sorted(patches.items()))
-        self._first = next(iter(self._patches), math.inf)
-        """The position of the first patch that is still to be replayed."""
         of_branches = [patch for patch in patches.values() if patch.after is not None]
         self._loose = {key for patch in of_branches for key in patch.loose}
         self._last = max(patches, default=-1)
@@ -97,7 +91,7 @@ class ContextHistory:
     @property
     def patches(self) -> Mapping[int, Patch]:
         """What is still to be replayed, by step position."""
-        return self._patches
+        return self._outstanding.patches
 
     def hold(self, held: ContextValue) -> None:
         """Let the handler have `held`, which shows the start, in place of a dict. It tells `touch` who takes it up."""
@@ -147,7 +141,7 @@ class ContextHistory:
         self._unsettled[key] = self._touches
         place.branch.taken.add(key)
         self._order.take(key, place)
-        if place.newest > self._first:
+        if place.newest > self._outstanding.first:
             self._order.take_ahead([key], place.newest)
 
     def _is_of(self, place: Place, key: str) -> bool:
@@ -163,12 +157,14 @@ class ContextHistory:
         """What a `replay` will put into a plain context, values of at least so many characters."""
         if not isinstance(self.held, PlainContext):
             return {}
-        keys = {key for at in self._due(position) for key in self._patches[at].replayed.keys}
-        return {key: text for key, text in self._commits.until(keys, position).items() if len(text) >= least}
+        outstanding = self._outstanding
+        keys = outstanding.keys_replayed(outstanding.due(position))
+        return {key: text for key, text in outstanding.values.until(keys, position).items() if len(text) >= least}
 
     def replay(self, position: int, ahead: Decoded | None = None) -> None:
         """Move on to what the step at `position` committed, and to what its branch had come past by then."""
-        due = self._due(position)
+        outstanding = self._outstanding
+        due = outstanding.due(position)
         if not due:
             self.come_past(position)
             return
@@ -177,21 +173,20 @@ class ContextHistory:
         touched: set[str] = set()
         made: list[Change] = []  # of functions
         for at in due:
-            patch = self._patches.pop(at)
-            self._first = next(iter(self._patches), math.inf)
+            patch = outstanding.come_back_to(at)
             if patch.made:
-                made += patch.made_between(*self._commits.around(patch.brief, at))
-            moved = self._commits.move_on(at, patch)
+                made += patch.made_between(*outstanding.values.around(patch.brief, at))
+            moved = outstanding.values.move_on(at, patch)
             in_force = {key for key in moved if self._is_in_force(patch, place, key, at)}
             if outdone:
                 in_force -= outdone
             touched |= in_force
             if made:
                 made = [change.only(change.keys - in_force) for change in made]
-            if at > self._first:
+            if at > outstanding.first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
-        values = self._commits.part(touched)
+        values = outstanding.values.part(touched)
         gone = touched - values.keys()
         self._see(values, gone)
         self._put(values, gone, ahead)
@@ -205,7 +200,7 @@ class ContextHistory:
     def come_past(self, position: int) -> None:
         """The calling branch has come past a step that is recorded without a patch."""
         place = self._branches.here()  # so that whoever calls is known to be there
-        if max(position, place.newest) > self._first:
+        if max(position, place.newest) > self._outstanding.first:
             self._branches.advance(step=position)
         self._settle(place, position)
 
@@ -213,7 +208,7 @@ class ContextHistory:
         """The branch of `place` has come to the end of the step `at`."""
         taken = place.branch.taken
         if taken:
-            if at > self._first:
+            if at > self._outstanding.first:
                 self._order.take_ahead(taken, at)
             taken.clear()
 
@@ -223,9 +218,9 @@ class ContextHistory:
         The last step that is due, which it does ask for, says nothing of them: another branch had saved what the lines
         did after those steps. So the lines count.
         """
-        if (last := self._patches[due[-1]]).after is None:
+        if self._outstanding.patches[due[-1]].after is None:
             return frozenset()
-        keys = frozenset(key for at in due[:-1] for key in self._patches[at].replayed.keys) - last.replayed.keys
+        keys = self._outstanding.keys_replayed(due[:-1]) - self._outstanding.keys_replayed(due[-1:])
         return frozenset(key for key in keys if self.held.snapshot(key).get(key) != self._seen.get(key))
 
     def _is_in_force(self, patch: Patch, place: Place, key: str, at: int) -> bool:
@@ -238,20 +233,9 @@ class ContextHistory:
         now = self.held.snapshot(key).get(key)
         if not is_news and now == self._seen.get(key):  # it was only looked at
             return True
-        if now != self._commits.get(key) or any(key in change.keys for change in patch.made):
+        if now != self._outstanding.values.get(key) or any(key in change.keys for change in patch.made):
             return False
         return order.is_met(key, place, at)
-
-    def _due(self, position: int) -> list[int]:
-        """The patches in the past of the step at `position`, and its own, that are still to be replayed; in order."""
-        line: list[int] = []
-        while (patch := self._patches.get(position)) is not None:
-            if patch.after is None:
-                earlier = takewhile(position.__ge__, self._patches)
-                return [*(at for at in earlier if at not in patch.unseen), *reversed(line)]
-            line.append(position)
-            position = patch.after
-        return line[::-1]
 
     def _redo(self, made: Iterable[Change] = ()) -> None:
         """Do to the handler's context what the functions of steps did, whatever else was done to it by now.
@@ -282,6 +266,9 @@ class ContextHistory:
         return {key: after[key]}, []
 
     def _put(self, values: Encoded, gone: Iterable[str], ahead: Decoded | None = None) -> None:
+        if not self._functions.were_seen:
+            self.held.put(values, gone, ahead)
+            return
         paused = self._functions.pause((*values, *gone))
         self.held.put(values, gone, ahead)
         self._functions.go_on(paused)
@@ -316,7 +303,7 @@ class ContextHistory:
         self._redo()
         place = self._branches.here()
         seen, gone = self.held.changes(self._seen, everywhere=self.length <= _CHECKED_ALWAYS, at_once=at_once)
-        outstanding = frozenset(key for patch in self._patches.values() for key in patch.keys)
+        outstanding = self._outstanding.keys
         own = frozenset(key for key in (*seen, *gone) if key not in outstanding and self._is_of(place, key))
         made, is_alone = self._made(place, own, seen, gone)
         if not (seen or gone or made):
@@ -326,7 +313,7 @@ class ContextHistory:
         merged: Encoded = {}
         by_function = frozenset(key for change in made for key in change.keys)
         for key, text in seen.items():
-            if key not in by_function and not any(self._made_outstanding(key)) and self._is_recorded(key, text):
+            if key not in by_function and not any(self._outstanding.made_at(key)) and self._is_recorded(key, text):
                 continue
             theirs, items = before.get(key), items_added(self._seen.get(key), text)
             if key not in outstanding:
@@ -348,7 +335,7 @@ class ContextHistory:
             is_alone=is_alone,
             own=own,
             last=place.last,
-            is_one_line=self._is_one_line and place.last == self._last and not self._patches,
+            is_one_line=self._is_one_line and place.last == self._last and not self._outstanding.patches,
             length=self.length,
             touches=self._touches,
         )
@@ -372,7 +359,7 @@ class ContextHistory:
     def _with_outstanding(self, key: str, text: str) -> str:
         """What the functions of steps did that the handler has not come back to is done to `text`, so that it stays."""
         after = {key: text}
-        for change in self._made_outstanding(key):
+        for change in self._outstanding.made_at(key):
             after, _ = self._done_to(after, key, change) or (after, ())
         return after.get(key, text)
 
@@ -381,21 +368,8 @@ class ContextHistory:
 
         Such a one is known by its value alone: two that are equal count as one, until the handler has come so far.
         """
-        made = [change.appended.get(key, "") for change in self._made_outstanding(key)]
+        made = [change.appended.get(key, "") for change in self._outstanding.made_at(key)]
         return items_besides(items, theirs, [self._seen[key], *(f"[{more}]" for more in made)])
-
-    def _made_outstanding(self, key: str) -> Iterator[Change]:
-        """What the functions of steps did to `key` that the handler has not come back to, in the order of commits."""
-        way: dict[int, tuple[Encoded, Encoded]] | None = None
-        for at, patch in self._patches.items():
-            made = patch.made
-            if key in patch.brief:
-                if way is None:
-                    way = {at: (before, after) for at, before, after in self._commits.way(key)}
-                made = patch.made_between(*way.get(at, ({}, {})))
-            for change in made:
-                if key in change.keys:
-                    yield change.only([key])
 
     def accept(self, change: ContextChange, position: int) -> None:
         """`change` is committed, with the calling branch's step at `position`."""
@@ -408,7 +382,7 @@ class ContextHistory:
         for taken in (*change.seen, *change.gone, ANY):
             if self._unsettled.get(taken, math.inf) <= change.touches:
                 del self._unsettled[taken]
-        if position > self._first:
+        if position > self._outstanding.first:
             self._order.save_ahead({*change.seen, *change.gone, *(() if patch is None else patch.keys)}, position)
         if patch is None:
             self.come_past(position)
