@@ -28,16 +28,16 @@ help: ## show this list
 demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
 	@.venv/bin/orchestrator-state demo
 
-# Four on two cores: half of the time a test waits, for a lease to end or a process to start; and who has none left
-# takes from the others. Each process that is started imports the package: from bytecode, which lies in .venv.
+# Six on two cores: much of its time a test waits, for a lease to end or a process to start. Each process that is started
+# imports the package: from bytecode, which lies in .venv.
 pytest := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.venv/bytecode .venv/bin/python -m pytest \
-	-n 4 --dist worksteal
+	-n 6 --dist worksteal
 
 test: $(installed) ## every test, on SQLite and on a real Postgres
 	@$(pytest)
 
 test-fast: $(installed) ## each test once, not in all its rows, on the one database or the other; no processes, nothing slow
-	@$(pytest) -n 6 --fast
+	@$(pytest) --fast
 
 test-process: $(installed) ## the tests that start, kill and freeze processes and servers
 	@$(pytest) -m process

@@ -50,6 +50,7 @@ def row_of(postgres: Postgres) -> Callable[..., Awaitable[Row]]:
     return row
 
 
+@pytest.mark.slow
 async def test_a_proof_is_ok_if_nothing_was_found_and_a_control_if_something_was(
     row_of: Callable[..., Awaitable[Row]],
 ) -> None:
