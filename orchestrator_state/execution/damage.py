@@ -48,7 +48,9 @@ async def fall_back(
     step_ids = tuple(recorded.damaged) or tuple(sorted(mended.replaced))
     fell_back = hooks.FellBack(workflow_state_id=run.id, step_ids=step_ids, seq=seq)
     what = f"steps {step_ids} are" if step_ids else "context is"
-    hooks.logger.warning("run %s: its damaged %s taken from checkpoint %s", run.id, what, seq)
+    instead = "run again" if step_ids else "made anew from the recorded steps"
+    source = f"in no checkpoint, and {instead}" if seq is None else f"taken from checkpoint {seq}"
+    hooks.logger.warning("run %s: its damaged %s %s", run.id, what, source)
     hooks.tell(hook, lambda: fell_back)
     return mended.steps, mended.history, fell_back
 

@@ -341,6 +341,20 @@ async def test_a_run_that_cannot_be_saved_fails_alone(database_url: str) -> None
     assert handler.calls == []
 
 
+async def test_a_damaged_step_that_no_checkpoint_has_runs_again_and_the_log_says_so(
+    database_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = Steps(done)
+    async with StateStore.open(database_url, checkpoint_every=0) as store:
+        row = await a_run(store, "mine")
+        await OUTPUTS.write(store, row.id, ("torn", "torn"))
+        with caplog.at_level(logging.WARNING, "orchestrator_state"):
+            report = await store.recover({"n": handler})
+    assert [run.fell_back and run.fell_back.seq for run in report.completed] == [None]
+    assert {*handler.calls} == {"a"}
+    assert f"run {row.id}: its damaged steps ('a',) are in no checkpoint, and run again" in caplog.messages
+
+
 @pytest.mark.parametrize("place", [CONTEXT, OUTPUTS], ids=str)
 async def test_a_flipped_bit_that_leaves_no_text_is_damage_like_any_other(sqlite_url: str, place: Place) -> None:
     """SQLite hands out whatever its file holds. Postgres refuses such a text, and a page that fails its checksum."""
