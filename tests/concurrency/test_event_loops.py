@@ -4,12 +4,14 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, Worker
+from tests.support.cases import case
 from tests.support.running import Gate
 from tests.support.states import a_state
 
@@ -70,10 +72,7 @@ def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(
-    store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
-) -> None:
+async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(store: StateStore) -> None:
     gate = Gate()
 
     async def slow(run: Run) -> int:
@@ -82,8 +81,9 @@ async def test_a_call_in_another_loop_is_refused_at_once_and_harms_nobody(
 
     running = asyncio.create_task(store.run("n", slow, workflow_id="mine"))
     await gate.reached.wait()
-    with pytest.raises(ConfigurationError, match="another event loop"):
-        await asyncio.to_thread(in_another_loop, lambda: call(store))
+    for name, call in CALLS.items():
+        with case(name), pytest.raises(ConfigurationError, match="another event loop"):
+            await asyncio.to_thread(in_another_loop, partial(call, store))
     gate.opened.set()
     assert await running == 2
     await store.save_workflow_state(a_state())
@@ -95,12 +95,10 @@ def without_a_loop(call: Callable[[], Awaitable[Any]]) -> None:
     next(call().__await__())
 
 
-@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
-async def test_a_call_where_no_loop_of_asyncio_runs_is_refused(
-    store: StateStore, call: Callable[[StateStore], Awaitable[Any]]
-) -> None:
-    with pytest.raises(ConfigurationError, match="no event loop"):
-        await asyncio.to_thread(without_a_loop, lambda: call(store))
+async def test_a_call_where_no_loop_of_asyncio_runs_is_refused(store: StateStore) -> None:
+    for name, call in CALLS.items():
+        with case(name), pytest.raises(ConfigurationError, match="no event loop"):
+            await asyncio.to_thread(without_a_loop, partial(call, store))
 
 
 async def test_to_open_a_store_where_no_loop_of_asyncio_runs_is_refused(database_url: str) -> None:

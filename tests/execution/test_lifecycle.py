@@ -1,11 +1,11 @@
 """A store from its opening to its end: exit, close, and a small pool."""
 
 import asyncio
-import subprocess
-import sys
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,6 +13,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, StoreUnavailable
+from tests.support.forked_programs import ForkedPrograms
 from tests.support.held import checked_out, comes_true
 from tests.support.postgres_server import Postgres
 from tests.support.running import row_of
@@ -23,8 +24,10 @@ pytestmark = pytest.mark.process
 # --- Exit -------------------------------------------------------------------------------------------------------
 
 LEFT_OPEN = """
-import asyncio, sys
+import asyncio, sys, warnings
 from orchestrator_state import StateStore, WorkflowState
+
+warnings.simplefilter("ignore")
 
 async def main():
     store = await StateStore.open(sys.argv[1])
@@ -46,9 +49,10 @@ else:
 
 
 @pytest.mark.parametrize("how", ["after a call", "in a unit"])
-def test_a_store_left_open_does_not_keep_the_interpreter_from_ending(database_url: str, how: str) -> None:
-    command = [sys.executable, "-W", "ignore", "-c", LEFT_OPEN, database_url, how]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+def test_a_store_left_open_does_not_keep_the_interpreter_from_ending(
+    forked_programs: ForkedPrograms, database_url: str, tmp_path: Path, how: str
+) -> None:
+    done = forked_programs.run(LEFT_OPEN, database_url, how, cwd=tmp_path, env=os.environ)
     assert (done.returncode, done.stdout) == (0, "saved\n"), done.stderr
 
     async def names() -> list[str]:
