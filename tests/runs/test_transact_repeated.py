@@ -59,7 +59,9 @@ CHANGES: list[Callable[[dict[str, Any]], object]] = [
 ]
 
 
-async def outcome(store: StateStore, workflow_id: str, change: Any, *, line: Any = None, refused: int) -> Any:
+async def outcome(
+    store: StateStore, workflow_id: str, change: Any, *, line: Any = None, start: Any = START, refused: int
+) -> Any:
     """What the context is after the step, in the handler and in the store; and once more after a resume."""
     commits = FatedCommits(store)
     attempts: list[int] = []
@@ -80,7 +82,7 @@ async def outcome(store: StateStore, workflow_id: str, change: Any, *, line: Any
         return seen
 
     with pytest.raises(asyncio.CancelledError):
-        await store.run("n", handler, workflow_id=workflow_id, context=START)
+        await store.run("n", handler, workflow_id=workflow_id, context=start)
     assert commits.faults == refused, "or else nothing was repeated"
     saved = (await store.load_workflow_state_by_workflow_id(workflow_id)).context
     assert saved == await store.run("n", handler, workflow_id=workflow_id)
@@ -92,6 +94,47 @@ async def test_it_counts_once(store: StateStore, change: Any) -> None:
     for number, line in enumerate([None, change_inside_of_a_long_one, lambda context: context["log"].append("line")]):
         expected = await outcome(store, f"undisturbed {number}", change, line=line, refused=0)
         assert await outcome(store, f"repeated {number}", change, line=line, refused=2) == expected
+
+
+async def test_it_counts_once_also_of_who_goes_through_more_keys_than_are_told_apart(store: StateStore) -> None:
+    many: dict[str, list[str]] = {f"list {number}": [] for number in range(1_001)}
+
+    def go_through(context: dict[str, Any]) -> None:
+        context["log"].append("before")
+        for items in context.values():
+            items.append("function")
+        context["log"].append("after")
+        context["new"] = len(context)
+
+    expected = await outcome(store, "undisturbed", go_through, start={**many, "log": []}, refused=0)
+    assert await outcome(store, "repeated", go_through, start={**many, "log": []}, refused=2) == expected
+
+
+async def test_what_other_branches_did_to_one_of_many_keys_stays(store: StateStore) -> None:
+    commits = FatedCommits(store)
+    changed, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def handler(run: Run) -> Any:
+        async def work(session: AsyncSession) -> None:
+            for items in run.context.values():
+                items.append("function")
+            changed.set()
+            await goes_on.wait()
+
+        async def beside() -> None:
+            await changed.wait()
+            run.context["theirs"].append("beside")
+            goes_on.set()
+
+        commits.fates += ["refused"]
+        await asyncio.gather(run.transact("work", work), beside())
+        return run.context
+
+    many: dict[str, list[str]] = {f"list {number}": [] for number in range(1_001)}
+    found = await store.run("n", handler, workflow_id="w", context={**many, "theirs": []})
+    assert commits.faults == 1
+    assert "beside" in found.pop("theirs")
+    assert found == {key: ["function"] for key in many}
 
 
 async def test_what_other_branches_did_in_between_stays(store: StateStore) -> None:
@@ -132,18 +175,23 @@ class Orders(BaseModel):
     log: list[str] = []
 
 
-async def test_it_counts_once_in_a_typed_state(store: StateStore) -> None:
+@pytest.mark.parametrize("is_kept", [False, True])
+async def test_it_counts_once_in_a_typed_state(store: StateStore, is_kept: bool) -> None:
+    """Also of a handler that keeps the state in a variable, which is good for the whole attempt."""
     commits = FatedCommits(store)
 
     async def handler(run: Run[Orders]) -> Any:
+        state = run.state
+
         async def work(session: AsyncSession) -> None:
-            run.state.placed += 1
-            run.state.log.append("function")
+            of = state if is_kept else run.state
+            of.placed += 1
+            of.log.append("function")
 
         run.state.log.append("line")
         commits.fates += ["refused"]
         await run.transact("work", work)
-        return run.state.model_dump()
+        return state.model_dump()
 
     assert await store.run("n", handler, workflow_id="w", state=Orders) == {"placed": 1, "log": ["line", "function"]}
     assert commits.faults == 1

@@ -34,17 +34,29 @@ class _Trial:
         return context
 
 
-class Functions:
-    """`snapshot` tells what is at a key now; with None, everywhere."""
+@dataclass(slots=True, repr=False)
+class _Trials:
+    """Of a function that may be called once more."""
 
-    def __init__(self, snapshot: Callable[[str | None], Encoded]) -> None:
+    whole: Encoded | None
+    """What was everywhere before it got hold of everything at once; None if it has not."""
+    by_key: dict[str | None, _Trial] = field(default_factory=dict)
+    others: set[str | None] = field(default_factory=set)
+    """Keys that others took up meanwhile."""
+
+
+class Functions:
+    """`snapshot` tells what is at a key now; with None, everywhere, if that is one value. `everything` does anyway."""
+
+    def __init__(self, snapshot: Callable[[str | None], Encoded], everything: Callable[[], Encoded]) -> None:
         self._snapshot = snapshot
+        self._everything = everything
         self._open: dict[str | None, tuple[int, Encoded]] = {}
         """By key, the call that took it up last, and what it found."""
         self._done: dict[int, list[Change]] = {}
         self._alone: dict[int, Encoded] = {}
-        self._trials: dict[int, dict[str | None, _Trial]] = {}
-        """Of calls whose function may be called once more."""
+        self._trials: dict[int, _Trials] = {}
+        """By call."""
         self.were_seen = False
         """Whether a function has taken up anything: else there is nothing to `forget`."""
 
@@ -52,6 +64,8 @@ class Functions:
         """The function of `call`, or a line of the handler, takes up `key`."""
         if self._alone:
             self._end_alone(key, call)
+        if self._trials:
+            self._note_others((key,), call)
         found = self._open.get(key)
         if found is None and call is None:
             return
@@ -88,6 +102,8 @@ class Functions:
         if self._alone:
             for put in keys:
                 self._end_alone(put, None)
+        if self._trials:
+            self._note_others(keys, None)
         paused = {key: self._open[key][0] for key in (*keys, None) if key in self._open} if self._open else {}
         for key in paused:
             self._close(key, self._snapshot(key))
@@ -108,17 +124,34 @@ class Functions:
     def may_be_repeated(self, call: int) -> bool:
         return call in self._trials
 
-    def begin_trial(self, call: int) -> None:
-        """The function of `call` is about to be called, and perhaps once more after that."""
-        self._trials[call] = {}
+    def begin_trial(self, call: int, in_hand: Encoded | None) -> None:
+        """The function of `call` is about to be called, and perhaps once more after that.
+
+        `in_hand` is everything, if the function may have hold of it already.
+        """
+        self._trials[call] = _Trials(in_hand)
         self.were_seen = True
+
+    def _note_others(self, keys: Iterable[str | None], call: int | None) -> None:
+        for by, trials in self._trials.items():
+            if by != call:
+                trials.others.update(keys)
 
     def take_back(self, call: int, is_its_own: Callable[[str], bool]) -> tuple[Encoded, list[str]]:
         """What has to be put, and what has to go, so that the function of `call` has done nothing yet."""
         self._close_all(call)
-        values = {key: text for key, text in self._alone.get(call, {}).items() if is_its_own(key)}
+        trials, alone = self._trials[call], self._alone.get(call, {})
+        values = {key: text for key, text in alone.items() if is_its_own(key)}
         gone: list[str] = []
-        for key, trial in self._trials.get(call, {}).items():
+        if trials.whole is not None and None not in trials.others:
+            trials.by_key.pop(None, None)
+            was, is_now = trials.whole, self._everything()
+            for put in (was.keys() | is_now.keys()) - trials.others - trials.by_key.keys() - alone.keys():
+                if put not in was:
+                    gone.append(put)
+                elif was[put] != is_now.get(put):
+                    values[put] = was[put]
+        for key, trial in trials.by_key.items():
             now = self._snapshot(key)
             with contextlib.suppress(CorruptPayload):  # somebody made another kind of value of it, which stays
                 before = trial.without_it(now)
@@ -137,8 +170,10 @@ class Functions:
     def _begin(self, key: str | None, call: int, now: Encoded) -> None:
         self._open[key] = call, now
         if (trials := self._trials.get(call)) is not None:
-            if (trial := trials.get(key)) is None:
-                trials[key] = _Trial(now)
+            if key is None and trials.whole is None:
+                trials.whole = now or self._everything()
+            if (trial := trials.by_key.get(key)) is None:
+                trials.by_key[key] = _Trial(now)
             else:
                 trial.others.append(growth_between(trial.left, now))
 
@@ -153,4 +188,4 @@ class Functions:
         if change.keys:
             self._done.setdefault(call, []).append(change)
         if (trials := self._trials.get(call)) is not None:
-            trials[key].left = now
+            trials.by_key[key].left = now

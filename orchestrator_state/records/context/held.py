@@ -49,6 +49,13 @@ class ContextValue(Protocol):
     def snapshot(self, key: str | None) -> Encoded:
         """What it is now at `key`, or everywhere, unchecked."""
 
+    @property
+    def is_in_hand(self) -> bool:
+        """Whether somebody may change it anywhere from now on without telling `Touch`."""
+
+    def everything(self) -> Encoded:
+        """What it is now, unchecked."""
+
     def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         """What is now other than in `seen`, and which keys are gone; without `everywhere`, where somebody took it up.
 
@@ -100,6 +107,11 @@ class PlainContext:
             return {}
         value = self._value.plain()
         return {key: _unchecked(value[key]) or "null"} if key in value else {}
+
+    is_in_hand = False
+
+    def everything(self) -> Encoded:
+        return {key: _unchecked(item) or "null" for key, item in self._value.plain().items()}
 
     def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         value = self._value.plain()
@@ -200,6 +212,13 @@ class TypedContext:
             return split(self._type.dump(self._value, "state", self._encode), "state")
         except InvalidPayload:
             return {}
+
+    @property
+    def is_in_hand(self) -> bool:
+        return self._is_taken
+
+    def everything(self) -> Encoded:
+        return self.snapshot(None)
 
     def changes(self, seen: Encoded, *, everywhere: bool, at_once: bool = True) -> tuple[Encoded, tuple[str, ...]]:
         if not (everywhere or self._is_taken):

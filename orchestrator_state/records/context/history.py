@@ -75,7 +75,7 @@ class ContextHistory:
         self._waiting: list[Change] = []
         """What functions of recorded steps did to values that are not there yet."""
         self._held: ContextValue | None = None
-        self._functions = Functions(self._snapshot)
+        self._functions = Functions(self._snapshot, self._everything)
 
     @property
     def held(self) -> ContextValue:
@@ -100,6 +100,9 @@ class ContextHistory:
     def _snapshot(self, key: str | None) -> Encoded:
         return self.held.snapshot(key)
 
+    def _everything(self) -> Encoded:
+        return self.held.everything()
+
     # --- who does what -----------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -121,7 +124,7 @@ class ContextHistory:
             values, gone = self._functions.take_back(place.call, partial(self._order.is_past, place=place))
             with contextlib.suppress(NotAccepted):  # the model will not be stored either
                 self._put(values, gone)
-        self._functions.begin_trial(place.call)
+        self._functions.begin_trial(place.call, self._everything() if self.held.is_in_hand else None)
 
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""
