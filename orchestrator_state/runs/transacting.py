@@ -67,6 +67,8 @@ class _Transact:
         self._tries = 0
         self._entries: list[Entry] = []
         """Of the tries that were written, perhaps to no effect."""
+        self._is_written = True
+        """Whether the last call of the function came to that."""
 
     async def outputs(self) -> Any:
         """What the function returned, or what is on record of a try that did commit."""
@@ -75,7 +77,7 @@ class _Transact:
             try:
                 outputs, entry, ack = await self._transactions.write(self._try, idles=Idling.AS_IT_SAYS)
             except _AlreadyRecorded as already:
-                journal.adopt(already.step, self._entries)
+                journal.adopt(already.step, self._entries, is_last=self._is_written)
                 return await self._steps.recorded(self._returns, already.step)
             except (LeaseLost, StoreUnavailable):
                 raise
@@ -101,6 +103,7 @@ class _Transact:
         limit = idle_limit(self._transactions.settings.lease_term)
         await self._refuse_to_repeat(uow, limit)
         journal.history.begin_trial()
+        self._is_written = False
         hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
         within = IN_STEP.set((steps.room, begun.step_id))
         try:
@@ -113,6 +116,7 @@ class _Transact:
         if (cancelled := cancelled or entry.cancelled) is not None:
             raise cancelled
         self._entries.append(entry)
+        self._is_written = True
         try:
             ack = await journal.write(uow, entry)
         except StoreUnavailable as error:
@@ -141,5 +145,5 @@ class _Transact:
             self._steps.switch.trip(error)
             return None
         if step is not None:
-            self._journal.adopt(step, self._entries)
+            self._journal.adopt(step, self._entries, is_last=self._is_written)
         return step

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from orchestrator_state import LeaseLost, Run, StateStore, StoreUnavailable
 from orchestrator_state.records import Ack, Lease
@@ -96,6 +97,57 @@ async def test_a_late_context_does_not_overwrite_the_final_one(distant: StateSto
     before = await row_of(distant, "w")
     await proxy.deliver()
     assert await row_of(distant, "w") == before
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+@pytest.mark.parametrize("is_unique", [True, False])
+async def test_the_context_is_that_of_the_try_whose_late_commit_was_found(
+    distant: StateStore, proxy: CuttingProxy, is_unique: bool, is_alone: bool
+) -> None:
+    """The function is being called again when it arrives; what it does then, perhaps only a part, is not on record."""
+    calls: list[int] = []
+    changed = asyncio.Event()
+
+    async def handler(run: Run) -> Any:
+        async def place(session: AsyncSession) -> int:
+            calls.append(len(calls) + 1)
+            if calls == [1]:
+                proxy.fail_next_commit(Fault.HELD)
+            run.context["token"] = calls[-1]
+            run.append("log", calls[-1])
+            if calls != [1]:
+                changed.set()
+                await asyncio.sleep(0)
+                await proxy.deliver()
+            if is_unique:
+                await session.execute(text("INSERT INTO places VALUES (7)"))
+            run.append("log", "end")
+            return calls[-1]
+
+        async def beside() -> None:
+            if not resumed:
+                await changed.wait()
+            run.append("log", "beside")
+
+        await asyncio.gather(run.transact("place", place), *([] if is_alone else [beside()]))
+        await run.step("after", Effect())
+        if not resumed:
+            resumed.append(True)
+            vanish()
+        return run.context
+
+    resumed: list[bool] = []
+    async with distant.begin() as uow:
+        await uow.session.execute(text("CREATE TABLE places (id INTEGER PRIMARY KEY)"))
+    with pytest.raises(asyncio.CancelledError):
+        await distant.run("n", handler, workflow_id="w", context={"log": []})
+    assert calls == [1, 2]
+    for found in (
+        (await distant.load_workflow_state_by_workflow_id("w")).context,
+        await distant.run("n", handler, workflow_id="w"),
+    ):
+        assert found["token"] == 1
+        assert sorted(found["log"], key=str) == [1, *([] if is_alone else ["beside"]), "end"]
 
 
 # --- the fence itself, on both databases -------------------------------------------------------------------------

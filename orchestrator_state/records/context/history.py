@@ -118,13 +118,29 @@ class ContextHistory:
     def begin_trial(self) -> None:
         """The function of the calling step is about to be called, perhaps once more: what it did is taken back."""
         place = self._branches.here()
-        if place.call is None:
-            return
-        if self._functions.may_be_repeated(place.call):
-            values, gone = self._functions.take_back(place.call, partial(self._order.is_past, place=place))
+        if place.call is not None:
+            self._take_back(place, place.call)
+            self._functions.begin_trial(place.call, self._everything() if self.held.is_in_hand else None)
+
+    def _take_back(self, place: Place, call: int) -> None:
+        if self._functions.may_be_repeated(call):
+            values, gone = self._functions.take_back(call, partial(self._order.is_past, place=place))
             with contextlib.suppress(NotAccepted):  # the model will not be stored either
                 self._put(values, gone)
-        self._functions.begin_trial(place.call, self._everything() if self.held.is_in_hand else None)
+
+    def return_to(self, change: ContextChange | None) -> None:
+        """What the function of the calling step did in its last try is replaced by what it did in that of `change`."""
+        place = self._branches.here()
+        if place.call is None:
+            return
+        self._take_back(place, place.call)
+        if change is None:
+            return
+        own = {key for key in (*change.seen, *change.gone) if self._order.is_past(key, place)}
+        self._put({key: text for key, text in change.seen.items() if key in own}, own.intersection(change.gone))
+        if change.patch is not None:
+            made = change.patch.made_between(self._committed, self.committed_with(change))
+            self._redo(each.only(each.keys - own) for each in made)
 
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""

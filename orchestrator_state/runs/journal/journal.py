@@ -181,12 +181,19 @@ class Journal:
         if self.hook is not None:
             self._tell(hooks.StepCommitted, step)
 
-    def adopt(self, step: OpenStep, tries: Sequence[Entry]) -> None:
-        """`step` turned out to be durable: a commit of unknown outcome took effect, which was one of the `tries`."""
+    def adopt(self, step: OpenStep, tries: Sequence[Entry], *, is_last: bool) -> None:
+        """`step` turned out to be durable: a commit of unknown outcome took effect, which was one of the `tries`.
+
+        `is_last`: whether the function has not been called again after the last of them.
+        """
         self.lease.advance()
         self._remember(step)
-        found = (entry.context for entry in reversed(tries) if entry.step.context_patch == step.context_patch)
-        if (context := next(found, None)) is not None:
+        found = (entry for entry in reversed(tries) if entry.step.context_patch == step.context_patch)
+        entry = next(found, None)
+        context = None if entry is None else entry.context
+        if not (is_last and tries and entry is tries[-1]):
+            self.history.return_to(context)
+        if context is not None:
             self.history.accept(context, step.position)
         elif step.status in FINAL:
             self.history.come_past(step.position)
