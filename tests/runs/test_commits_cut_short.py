@@ -28,26 +28,30 @@ from tests.support.states import a_checkpoint, a_state
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("soon_given_up")]
 
-COMMITS_AT_ONCE = 3  # of one call; most have fewer
 SCENES_AT_ONCE = 8  # they mostly wait
 NOT_YET = UUID(int=0)
+NEVER = 1000  # more commits than any call has
 A_MOMENT = 0.3  # seconds
 
 
 class LateProxy(PostgresProxy):
-    """Lets the server have the n-th COMMIT since `arm` once its client has given up the connection, and tidies up."""
+    """Lets the server have the n-th COMMIT since `arm` once its client has given up the connection, and tidies up.
+
+    `seen` is how many there were.
+    """
 
     def __init__(self, url: str, directory: Path) -> None:
         super().__init__(url, directory)
-        self._left = 0
+        self._left = self.seen = 0
         self.reached, self.delivered = asyncio.Event(), asyncio.Event()
 
     def arm(self, number: int) -> None:
-        self._left = number
+        self._left, self.seen = number, 0
 
     async def pass_on(self, link: Link) -> None:
         while data := await link.message():
             self._left -= COMMIT in data
+            self.seen += COMMIT in data
             if self._left or COMMIT not in data:
                 link.to_server.write(data)
                 continue
@@ -292,8 +296,11 @@ async def wrong_in(scene: Scene) -> list[str]:
     return found
 
 
-async def cut_short(url: str, name: str, number: int) -> list[str] | None:
-    """Cancel the call in its n-th COMMIT, and make it again. Returns what is wrong then; None if it has not so many."""
+async def cut_short(url: str, name: str, number: int) -> list[str] | int:
+    """Cancel the call in its n-th COMMIT, and make it again.
+
+    Returns what is wrong then. If it has not so many, how many it has.
+    """
     call, namespace = CALLS[name], f"{name} {number}"
     async with AsyncExitStack() as stack:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="late-")))
@@ -310,8 +317,9 @@ async def cut_short(url: str, name: str, number: int) -> list[str] | None:
         reached.cancel()
         if not proxy.reached.is_set():
             await calling
+            commits = proxy.seen
             await call.check(scene)
-            return None
+            return commits
         calling.cancel()
         await proxy.delivered.wait()
         await asyncio.wait({calling})
@@ -325,17 +333,16 @@ async def cut_short(url: str, name: str, number: int) -> list[str] | None:
 async def wrong_after(url: str, name: str, at_once: asyncio.Semaphore) -> list[str]:
     """What is wrong after the call was cut short in each of its commits."""
 
-    async def of(number: int) -> list[str] | None:
+    async def of(number: int) -> list[str] | int:
         async with at_once:
             with case(f"{name}, commit {number}"):
                 return await cut_short(url, name, number)
 
-    outcomes: list[list[str] | None] = []
-    while None not in outcomes:
-        numbers = range(len(outcomes) + 1, len(outcomes) + COMMITS_AT_ONCE + 1)
-        outcomes += await gathered(of(number) for number in numbers)
-    assert outcomes[0] is not None, f"{name} has no commit"
-    return [wrong for found in outcomes for wrong in found or []]
+    commits = await of(NEVER)
+    assert commits, f"{name} has no commit"
+    assert isinstance(commits, int)
+    outcomes = await gathered(of(number + 1) for number in range(commits))
+    return [wrong for found in outcomes if isinstance(found, list) for wrong in found]
 
 
 @pytest.mark.parametrize("calls", [DRIVING, ASKING, KEEPING], ids=["driving", "asking", "keeping"])
