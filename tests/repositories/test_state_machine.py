@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 def test_any_sequence_of_calls_does_what_the_model_says(database_url: str, seed: int) -> None:
     rounds = 0
     for another in tries(seed):
-        report = compare_with_model(database_url, examples=25, seed=another)
+        report = compare_with_model(database_url, examples=12, seed=another)
         assert not report.faults, report
         rounds = report.rounds
         if rounds:  # else none of its sequences has a crash, a refusal or a lost answer in it
