@@ -1,18 +1,18 @@
 """Whatever is damaged, a command shows the others, says in a line what it cannot read, and ends with a status."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from orchestrator_state import Run, StateStore
+from tests.support.cases import case
 from tests.support.command_line import Command
 from tests.support.raw_sql import execute
 
 Shell = Callable[..., tuple[int, str]]
-NAMES = ("before", "damaged", "after")
 DAMAGES = {
     "sqlite": [
         *(f"{column} = 'zzz'" for column in ("started_at", "updated_at", "wake_at", "lease_expires_at", "version")),
@@ -31,7 +31,6 @@ DAMAGES = {
         "context = '{'",
     ],
 }
-CASES = [(backend, damage) for backend, damages in DAMAGES.items() for damage in damages]
 
 
 @pytest.fixture
@@ -50,34 +49,37 @@ async def waits(run: Run) -> Any:
     return await run.wait_for("go")
 
 
-async def three_runs(url: str) -> list[UUID]:
+async def waiting_runs(url: str, names: Iterable[str]) -> dict[str, UUID]:
     async with StateStore.open(url) as store:
-        ids = [(await store.start("n", workflow_id=name, user_id="u", context={})).id for name in NAMES]
+        ids = {name: (await store.start("n", workflow_id=name, user_id="u", context={})).id for name in names}
         await store.recover({"n": waits})
         return ids
 
 
-@pytest.mark.parametrize(("backend", "damage"), CASES, ids=str)
 def test_commands_go_on_beside_damage(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, shell: Shell, backend: str, damage: str
+    monkeypatch: pytest.MonkeyPatch, shell: Shell, backend: str, database_url: str
 ) -> None:
-    url = str(request.getfixturevalue(f"{backend}_url"))
-    monkeypatch.setenv("DATABASE_URL", url)
-    ids = asyncio.run(three_runs(url))
+    monkeypatch.setenv("DATABASE_URL", database_url)
+    damages = {f"damaged {number}": damage for number, damage in enumerate(DAMAGES[backend])}
+    ids = asyncio.run(waiting_runs(database_url, ["before", *damages, "after"]))
     unchecked = ["PRAGMA foreign_keys = OFF"] if backend == "sqlite" else []
-    execute(url, *unchecked, f"UPDATE workflow_states SET {damage} WHERE id = '{ids[1]}'")
+    updates = [f"UPDATE workflow_states SET {damage} WHERE id = '{ids[name]}'" for name, damage in damages.items()]
+    execute(database_url, *unchecked, *updates)
 
     status, shown = shell("runs", "list")
     assert status == 0
     assert "before" in shown
     assert "after" in shown
+    assert "\x1b" not in shown
 
-    for command in ("show", "pause", "resume", "cancel"):
-        for run_id in (str(ids[1]), "damaged"):
-            status, shown = shell("runs", command, run_id)
-            assert (status, "error: " in shown) in {(0, False), (1, True)}, (command, shown)
-            assert "\x1b" not in shown
-    assert shell("runs", "signal", str(ids[0]), "go")[0] == 0
+    for name, damage in damages.items():
+        run_id = str(ids[name])
+        for command, run in (("show", run_id), ("show", name), ("pause", run_id), ("resume", name), ("cancel", run_id)):
+            with case(f"{command} {run}, {damage}"):
+                status, shown = shell("runs", command, run)
+                assert (status, "error: " in shown) in {(0, False), (1, True)}, shown
+                assert "\x1b" not in shown
+    assert shell("runs", "signal", str(ids["before"]), "go")[0] == 0
     status, shown = shell("verify")
     assert status in {0, 1}
     assert shell("prune", "--older-than", "30d", "--keep-checkpoints", "1")[0] == 0

@@ -9,6 +9,7 @@ import pytest
 
 from orchestrator_state import StateStore
 from orchestrator_state.cli import main
+from tests.support.cases import case
 from tests.support.payload_samples import CANARY, encrypted, fill, stored
 from tests.support.postgres_server import run_in_own_loop
 from tests.support.raw_sql import contents, execute
@@ -140,25 +141,24 @@ def test_options_of_the_command_line_come_before_the_applications(filled: str, s
     assert counts(shell("verify", "--app", "an_application:elsewhere", "--namespace", "default")[1])[0] > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["rekey"], "--app"),
-        (["rekey", "--app", "an_application"], "module:attribute"),
-        (["verify", "--app", ":options"], "module:attribute"),
-        (["verify", "--app", "no_such_module:options"], "no_such_module"),
-        (["verify", "--app", "an_application:absent"], "absent"),
-        (["verify", "--app", "an_application:number"], "no mapping"),
-    ],
-)
-def test_an_application_that_is_not_there_is_an_exit_status_of_2(
-    filled: str, shell: Command, arguments: list[str], complaint: str
-) -> None:
+NOT_THERE: list[tuple[list[str], str]] = [
+    (["rekey"], "--app"),
+    (["rekey", "--app", "an_application"], "module:attribute"),
+    (["verify", "--app", ":options"], "module:attribute"),
+    (["verify", "--app", "no_such_module:options"], "no_such_module"),
+    (["verify", "--app", "an_application:absent"], "absent"),
+    (["verify", "--app", "an_application:number"], "no mapping"),
+]
+
+
+def test_an_application_that_is_not_there_is_an_exit_status_of_2(filled: str, shell: Command) -> None:
     before = contents(filled)
-    status, out, err = shell(*arguments)
-    assert (status, out) == (2, "")
-    assert complaint in err
-    assert contents(filled) == before
+    for arguments, complaint in NOT_THERE:
+        status, out, err = shell(*arguments)
+        with case(arguments):
+            assert (status, out) == (2, "")
+            assert complaint in err
+            assert contents(filled) == before
 
 
 def test_a_file_that_is_not_there_is_not_made(tmp_path: Path, shell: Command) -> None:

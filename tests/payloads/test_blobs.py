@@ -38,6 +38,7 @@ from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads import REFERENCE_MARKER, BlobName, BlobStore, Offload, Payloads, Reference
 from orchestrator_state.runs.journal import checkpoints as cadence
+from tests.support.cases import case
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
 from tests.support.watched_blobs import WatchedBlobs
@@ -308,18 +309,19 @@ def damage_binary(place: Place, name: str) -> None:
 DAMAGES = [damage_missing, damage_truncated, damage_flipped, damage_binary]
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("strict", [False, True])
-async def test_a_damaged_blob_is_a_corrupt_payload(database_url: str, place: Place, damage: Any, strict: bool) -> None:
+async def test_a_damaged_blob_is_a_corrupt_payload(database_url: str, place: Place, strict: bool) -> None:
     codecs = [AesGcm(KeyRing({"a": new_key()}, "a"))] if strict else []
     async with StateStore.open(database_url, payloads=Payloads(codecs, blobs=place.blobs, strict=strict)) as store:
-        state = await saved(store, context=LARGE)
-        [name] = place.names()
-        damage(place, name)
-        with pytest.raises(CorruptPayload) as caught:
-            await store.load_workflow_state(state.id)
-        assert (caught.value.path, caught.value.about["workflow_state_id"]) == ("context", state.id)
-        assert "canary" not in str(caught.value)
+        for damage in DAMAGES:
+            before = place.names()
+            state = await saved(store, context=LARGE)
+            [name] = place.names() - before
+            damage(place, name)
+            with case(damage.__name__), pytest.raises(CorruptPayload) as caught:
+                await store.load_workflow_state(state.id)
+            assert (caught.value.path, caught.value.about["workflow_state_id"]) == ("context", state.id)
+            assert "canary" not in str(caught.value)
 
 
 async def test_a_reference_in_another_row_does_not_open(database_url: str, store: StateStore) -> None:

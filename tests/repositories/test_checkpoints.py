@@ -20,6 +20,7 @@ from orchestrator_state import (
     WorkflowNotFound,
     WorkflowState,
 )
+from tests.support.cases import case
 from tests.support.workflows import LONG_AGO, a_workflow, checkpointed, nested, saved
 
 
@@ -151,12 +152,13 @@ async def test_pruning_leaves_other_workflows_alone(store: StateStore) -> None:
     assert await checkpoints_of(store, other.id) == [theirs]
 
 
-@pytest.mark.parametrize(("keep", "deleted"), [(0, 4), (1, 3), (3, 1), (4, 0), (5, 0), (10, 0), (2**63 - 1, 0)])
-async def test_a_cleanup_says_how_many_it_deleted(store: StateStore, keep: int, deleted: int) -> None:
-    state = await saved(store)
-    created = [await checkpointed(store, state) for _ in range(4)]
-    assert await store.cleanup_old_checkpoints(state.id, keep=keep) == deleted
-    assert await checkpoints_of(store, state.id) == created[deleted:][::-1]
+async def test_a_cleanup_says_how_many_it_deleted(store: StateStore) -> None:
+    for keep, deleted in ((0, 4), (1, 3), (3, 1), (4, 0), (5, 0), (10, 0), (2**63 - 1, 0)):
+        with case(f"keep {keep}"):
+            state = await saved(store)
+            created = [await checkpointed(store, state) for _ in range(4)]
+            assert await store.cleanup_old_checkpoints(state.id, keep=keep) == deleted
+            assert await checkpoints_of(store, state.id) == created[deleted:][::-1]
 
 
 async def test_a_cleanup_keeps_ten_by_default_and_knows_no_unknown_workflow(store: StateStore) -> None:
@@ -304,16 +306,17 @@ HAND_MADE: dict[str, Callable[[WorkflowState], Any]] = {
 }
 
 
-@pytest.mark.parametrize("hand_made", HAND_MADE)
-async def test_a_snapshot_made_by_hand_is_stored_and_refused_on_restore(store: StateStore, hand_made: str) -> None:
+async def test_a_snapshot_made_by_hand_is_stored_and_refused_on_restore(store: StateStore) -> None:
     state = await saved(store, "load")
-    snapshot = HAND_MADE[hand_made](state)
-    checkpoint = await checkpointed(store, state, snapshot=snapshot)
-    assert (await checkpoints_of(store, state.id))[0].snapshot == snapshot
-    with pytest.raises(PayloadError) as refused:
-        await store.restore_from_checkpoint(checkpoint.id)
-    assert "by hand" not in str(refused.value)
-    assert await store.load_workflow_state(state.id) == state
+    for name, hand_made in HAND_MADE.items():
+        with case(name):
+            snapshot = hand_made(state)
+            checkpoint = await checkpointed(store, state, snapshot=snapshot)
+            assert (await checkpoints_of(store, state.id))[0].snapshot == snapshot
+            with pytest.raises(PayloadError) as refused:
+                await store.restore_from_checkpoint(checkpoint.id)
+            assert "by hand" not in str(refused.value)
+            assert await store.load_workflow_state(state.id) == state
 
 
 async def test_a_step_under_another_name_in_a_snapshot_is_refused_before_it_is_stored(store: StateStore) -> None:

@@ -6,6 +6,7 @@ import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from orchestrator_state import (
     StateStore,
     Worker,
 )
+from tests.support.cases import case
 from tests.support.odd_values import Odder, but, refused
 from tests.support.running import Effect, row_of, steps_of
 from tests.support.workflows import checkpointed, saved
@@ -45,18 +47,20 @@ NOT_CALLABLE: dict[str, Call] = {
 }
 
 
-@pytest.mark.parametrize("place", NOT_CALLABLE)
-async def test_what_is_no_function_is_refused_before_anything_is_called(store: StateStore, place: str) -> None:
-    for odd in [*NO_FUNCTIONS, Odder()]:
-        assert "function" in str(await refused(lambda odd=odd: NOT_CALLABLE[place](store, odd), type(odd).__name__))  # type: ignore[misc]
+async def test_what_is_no_function_is_refused_before_anything_is_called(store: StateStore) -> None:
+    for place, call in NOT_CALLABLE.items():
+        for odd in [*NO_FUNCTIONS, Odder()]:
+            with case(place):
+                assert "function" in str(await refused(partial(call, store, odd), type(odd).__name__))
 
 
-@pytest.mark.parametrize("place", NOT_CALLABLE)
-async def test_a_call_in_the_place_of_its_function_is_refused_with_the_remedy(store: StateStore, place: str) -> None:
+async def test_a_call_in_the_place_of_its_function_is_refused_with_the_remedy(store: StateStore) -> None:
     called = Effect()
-    error = await refused(lambda: NOT_CALLABLE[place](store, called("already")), place)
-    assert "without calling it" in str(error)
-    assert called.calls == []
+    for place, call in NOT_CALLABLE.items():
+        error = await refused(lambda call=call: call(store, called("already")), place)  # type: ignore[misc]
+        with case(place):
+            assert "without calling it" in str(error)
+            assert called.calls == []
 
 
 def yields(*_: Any) -> Iterator[int]:
@@ -67,10 +71,11 @@ async def yields_later(*_: Any) -> AsyncIterator[int]:
     yield 1
 
 
-@pytest.mark.parametrize("place", NOT_CALLABLE)
-@pytest.mark.parametrize("generator", [yields, yields_later])
-async def test_a_generator_function_is_refused(store: StateStore, place: str, generator: Any) -> None:
-    assert "generator" in str(await refused(lambda: NOT_CALLABLE[place](store, generator), place))
+async def test_a_generator_function_is_refused(store: StateStore) -> None:
+    for place, call in NOT_CALLABLE.items():
+        for generator in (yields, yields_later):
+            with case(f"{place}, {generator.__name__}"):
+                assert "generator" in str(await refused(partial(call, store, generator), place))
 
 
 async def test_an_async_listener_is_refused_since_nobody_would_await_it(store: StateStore) -> None:
