@@ -5,6 +5,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from orchestrator_state import StateStore, WorkflowNotFound
+from orchestrator_state.maintenance import retention
+from tests.support.cases import case
 from tests.support.raw_sql import fetch
 from tests.support.workflows import LONG_AGO, a_workflow, checkpointed, saved
 
@@ -72,17 +74,21 @@ async def test_steps_and_checkpoints_go_with_their_workflow_and_others_stay(
     assert await store.load_workflow_state(kept.id) == kept
 
 
-@pytest.mark.parametrize("count", [0, 199, 200, 201, 450])
-async def test_all_are_deleted_however_many_batches_it_takes(store: StateStore, database_url: str, count: int) -> None:
+async def test_all_are_deleted_however_many_batches_it_takes(
+    store: StateStore, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_WORKFLOWS", 20)
     kept = await saved(store)
-    async with store.begin() as uow:
-        for _ in range(count):
-            await uow.workflows.save(a_workflow("load", status="completed", updated_at=LONG_AGO))
-    assert await store.delete_old_states(older_than=LONG_AGO + MOMENT) == count
-    assert await store.delete_old_states(older_than=LONG_AGO + MOMENT) == 0
-    assert len(fetch(database_url, "SELECT id FROM workflow_states")) == 1
-    assert fetch(database_url, "SELECT step_id FROM step_states") == []
-    assert await store.list_active_workflows() == [kept]
+    for count in (0, 19, 20, 21, 45):
+        async with store.begin() as uow:
+            for _ in range(count):
+                await uow.workflows.save(a_workflow("load", status="completed", updated_at=LONG_AGO))
+        with case(count):
+            assert await store.delete_old_states(older_than=LONG_AGO + MOMENT) == count
+            assert await store.delete_old_states(older_than=LONG_AGO + MOMENT) == 0
+            assert len(fetch(database_url, "SELECT id FROM workflow_states")) == 1
+            assert fetch(database_url, "SELECT step_id FROM step_states") == []
+            assert await store.list_active_workflows() == [kept]
 
 
 async def test_a_unit_may_delete_a_few_at_a_time_from_the_oldest(store: StateStore) -> None:

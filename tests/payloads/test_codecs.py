@@ -222,7 +222,7 @@ def test_place_by_place_any_json_value_is_accepted_as_it_is_at_once(value: Any) 
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(unstorable_values())
 def test_place_by_place_any_other_value_is_refused_as_it_is_at_once(value: Any) -> None:
     assert str(refusal_of([value, PLACE_BY_PLACE])) == str(refusal_of([value]))
@@ -330,7 +330,7 @@ def test_stored_text_that_is_not_json_is_corrupt(text: str) -> None:
 
 
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(json_values, min_size=1) | st.dictionaries(st.text("ab"), json_values) | st.text("aé😀\n"))
 def test_text_cut_at_any_byte_is_corrupt(value: Any) -> None:
     whole = encode(value, "context").encode()

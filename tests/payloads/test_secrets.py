@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import pickle
+import shutil
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -429,7 +430,8 @@ async def test_no_error_no_log_record_and_no_event_shows_a_payload_or_a_password
         await drive_schemas(driven, open_store)
         assert not secrets_in(repr(store), repr(vars(store)), repr(vars(store._transactions.database)))
     await drive_configuration(driven, empty)
-    await drive_what_an_open_store_meets(driven, tmp_path / "open.db")
+    sqlite_template: Path = request.getfixturevalue("sqlite_template")
+    await drive_what_an_open_store_meets(driven, shutil.copyfile(sqlite_template, tmp_path / "open.db"))
     drive_missing_extra(driven, monkeypatch)
     async with StateStore.open(empty, migrate=True):
         pass

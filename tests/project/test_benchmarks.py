@@ -17,6 +17,7 @@ from benchmarks.measure import Bar, Bench, Figure, Question
 from benchmarks.questions import QUESTIONS
 from benchmarks.report import Answer, print_table
 from tests.support.postgres_server import Postgres
+from tests.support.reused_database import ReusedDatabase
 
 pytestmark = pytest.mark.process
 
@@ -27,8 +28,19 @@ ASKED = {
 SMALLEST = {"growth": 30, "save": 10}
 
 
+@pytest.fixture(scope="module")
+def idle_databases() -> Iterator[list[ReusedDatabase]]:
+    """Of Postgres: what a question is done with, the next one gets."""
+    idle: list[ReusedDatabase] = []
+    yield idle
+    for each in idle:
+        each.close()
+
+
 @pytest.fixture
-def new_database(request: pytest.FixtureRequest, tmp_path: Path, database: str) -> NewDatabase:
+def new_database(
+    request: pytest.FixtureRequest, tmp_path: Path, database: str, idle_databases: list[ReusedDatabase]
+) -> NewDatabase:
     """Copies of a database that is up to date: a migration takes longer than a question."""
     numbers = itertools.count()
 
@@ -40,8 +52,13 @@ def new_database(request: pytest.FixtureRequest, tmp_path: Path, database: str) 
     @contextmanager
     def new_postgres() -> Iterator[str]:
         server: Postgres = request.getfixturevalue("postgres")
-        with server.database(request.getfixturevalue("postgres_template")) as name:
-            yield server.url(name)
+        template: str = request.getfixturevalue("postgres_template")
+        reused = idle_databases.pop() if idle_databases else ReusedDatabase(server, template)
+        try:
+            with reused.lent() as name:
+                yield server.url(name)
+        finally:
+            idle_databases.append(reused)
 
     return new_file if database == "sqlite" else new_postgres
 

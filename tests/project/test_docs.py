@@ -10,6 +10,7 @@ import ast
 import asyncio
 import inspect
 import re
+import shutil
 import sys
 import textwrap
 import types
@@ -24,6 +25,8 @@ from orchestrator_state.settings import Settings
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"(?ms)^(?P<indent> *)```python\b[^\n]*\n(?P<code>.*?)^(?P=indent)``` *$")
 EXAMPLE_URL = re.compile(r"""postgres(ql)?://[^\s"']*db\.example\.com[^\s"']*""")
+
+FILE = re.compile(r"\b\w+\.db\b")
 
 README = ROOT / "README.md"
 PAGES = [README, *(page for page in sorted(ROOT.glob("docs/**/*.md")) if BLOCK.search(page.read_text()))]
@@ -45,6 +48,9 @@ def test_every_python_block_of_a_page_runs(
     if EXAMPLE_URL.search(text):
         text = EXAMPLE_URL.sub(request.getfixturevalue("postgres_url"), text)
     monkeypatch.chdir(tmp_path)
+    if page != README:  # there the first one is migrated; to do that on each page takes longer than the page
+        for name in set(FILE.findall(text)):
+            shutil.copyfile(request.getfixturevalue("sqlite_template"), name)
     module = types.ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", module)
     with asyncio.Runner() as runner:

@@ -3,11 +3,16 @@
 import pytest
 
 from scripts.measure_road import FIGURES, measure, print_table
+from scripts.road import operations
 from scripts.road.operations import OPERATIONS
 
 
 @pytest.mark.slow
-async def test_each_operation_has_figures_that_make_sense(sqlite_url: str, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_each_operation_has_figures_that_make_sense(
+    sqlite_url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operations, "_STEPS", 8)
+    monkeypatch.setattr(operations, "_RECORDED", 8)
     roads = await measure(sqlite_url, size=2, cpu_rounds=1)
     assert list(roads) == list(OPERATIONS)
     for road in roads.values():
