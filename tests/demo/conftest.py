@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
+from types import SimpleNamespace
 from typing import Any, BinaryIO, Self
 
 import pytest
@@ -72,5 +73,6 @@ def _fork_server() -> None:
 
 @pytest.fixture
 def forked_workers(_fork_server: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For a test of what the demo finds and says: that a worker loads all that it needs is the first test's affair."""
-    monkeypatch.setattr("orchestrator_state.demo.crew.subprocess.Popen", ForkedWorker)
+    """For a test of what the demo finds and says: that a worker loads all that it needs is shown without this."""
+    ours = SimpleNamespace(Popen=ForkedWorker, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr("orchestrator_state.demo.crew.subprocess", ours)

@@ -44,6 +44,14 @@ def demo(db: str | None, source: Path | None = None, output: Path | None = None)
     return status, shown.getvalue()
 
 
+@pytest.fixture
+def workers(request: pytest.FixtureRequest, backend: str, _fork_server: None) -> None:
+    """Interpreters of their own on SQLite, forks on Postgres: the test of the worker by itself starts one there."""
+    if backend == "postgres":
+        request.getfixturevalue("forked_workers")
+
+
+@pytest.mark.usefixtures("workers")
 def test_two_demos_at_once_on_one_database_each_recover_their_killed_worker_and_repeat_nothing(
     database_url: str, tmp_path: Path
 ) -> None:
