@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import ConfigurationError, Run, RunCancelled, RunPaused, StateStore
+from tests.support.cases import case
 from tests.support.held import comes_true
 from tests.support.running import Effect, row_of, steps_of
 
@@ -34,11 +36,11 @@ async def by_as_completed(branches: Branches) -> None:
         await each
 
 
-async def is_suspended(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
+async def is_suspended(store: StateStore, _workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> None:
     assert len((await store.recover({"n": handler})).suspended) == 1
 
 
-async def begun(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> asyncio.Task[Any]:
+async def begun(store: StateStore, workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> asyncio.Task[Any]:
     """The run, whose handler has come to its first `await`."""
     called = asyncio.Event()
 
@@ -46,40 +48,52 @@ async def begun(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> 
         called.set()
         return await handler(run)
 
-    task = asyncio.create_task(store.run("n", noted, workflow_id="w"))
+    task = asyncio.create_task(store.run("n", noted, workflow_id=workflow_id))
     await called.wait()
     return task
 
 
-async def is_asked(ask: str, store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
-    task = await begun(store, handler)
-    await getattr(store, ask)((await row_of(store, "w")).id)
+async def is_asked(ask: str, store: StateStore, workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> None:
+    task = await begun(store, workflow_id, handler)
+    await getattr(store, ask)((await row_of(store, workflow_id)).id)
     with suppress(RunCancelled, RunPaused):
         await task
 
 
-async def is_cancelled(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
-    await is_asked("cancel", store, handler)
+async def is_cancelled(store: StateStore, workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> None:
+    await is_asked("cancel", store, workflow_id, handler)
 
 
-async def is_paused(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
-    await is_asked("pause", store, handler)
+async def is_paused(store: StateStore, workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> None:
+    await is_asked("pause", store, workflow_id, handler)
 
 
-async def is_left(store: StateStore, handler: Callable[[Run], Awaitable[Any]]) -> None:
+async def is_left(store: StateStore, workflow_id: str, handler: Callable[[Run], Awaitable[Any]]) -> None:
     """Its caller is cancelled, as a worker that stops is."""
-    task = await begun(store, handler)
-    while "sleep" not in await steps_of(store, "w"):  # noqa: ASYNC110 - the run's commit, after which it waits
+    task = await begun(store, workflow_id, handler)
+    while "sleep" not in await steps_of(store, workflow_id):  # noqa: ASYNC110 - the run's commit, after which it waits
         await asyncio.sleep(0.02)
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
 
 
-@pytest.mark.parametrize("join", [by_wait, by_as_completed])
-@pytest.mark.parametrize("end", [is_suspended, is_cancelled, is_paused, is_left])
 async def test_the_branches_of_a_run_that_was_stopped_end_with_it_and_are_no_mistake_of_the_handlers(
-    store: StateStore, heard: Heard, join: Callable[[Branches], Awaitable[None]], end: Callable[..., Awaitable[None]]
+    store: StateStore, heard: Heard
+) -> None:
+    ends = (is_suspended, is_cancelled, is_paused, is_left)  # the last is one that a worker would take up
+    for end, join in itertools.product(ends, (by_wait, by_as_completed)):
+        with case(name := f"{end.__name__} {join.__name__}"):
+            await assert_branches_end(store, name, join, end)
+    gc.collect()
+    assert heard == []
+
+
+async def assert_branches_end(
+    store: StateStore,
+    workflow_id: str,
+    join: Callable[[Branches], Awaitable[None]],
+    end: Callable[..., Awaitable[None]],
 ) -> None:
     branches: Branches = []
 
@@ -88,13 +102,10 @@ async def test_the_branches_of_a_run_that_was_stopped_end_with_it_and_are_no_mis
             branches.append(asyncio.create_task(wait))
         await join(branches)
 
-    await store.start("n", workflow_id="w")
-    await end(store, handler)
+    await store.start("n", workflow_id=workflow_id)
+    await end(store, workflow_id, handler)
     assert await comes_true(lambda: all(branch.done() for branch in branches))
     assert all(branch.cancelled() for branch in branches)
-    branches.clear()
-    gc.collect()
-    assert heard == []
 
 
 async def test_a_branch_in_plain_code_does_not_go_on_with_a_run_that_was_stopped(
@@ -112,7 +123,7 @@ async def test_a_branch_in_plain_code_does_not_go_on_with_a_run_that_was_stopped
         await asyncio.wait([*branches, asyncio.create_task(run.wait_for("a"))])
 
     await store.start("n", workflow_id="w")
-    await is_cancelled(store, handler)
+    await is_cancelled(store, "w", handler)
     go_on.set()
     await asyncio.wait(branches)
     assert branches[0].cancelled()
