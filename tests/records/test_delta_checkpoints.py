@@ -118,7 +118,7 @@ class Program:
         await run.checkpoint(label)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(operations=OPERATIONS)
 async def test_deltas_read_as_the_whole_snapshots_of_the_same_run(
     database_url: str, monkeypatch: pytest.MonkeyPatch, operations: list[tuple[Any, ...]]
