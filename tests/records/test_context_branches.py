@@ -531,3 +531,54 @@ async def test_a_handler_without_branches_writes_what_earlier_software_reads(sto
 def test_an_array_that_is_no_patch_is_refused(text: str) -> None:
     with pytest.raises(PayloadError, match="context_patch"):
         Patch.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("start", "after", "other"),
+    [
+        ("a", "ab", 12),
+        ("a", "ab", [3, 4]),
+        ([1], [1, 2], "a text"),
+        ([1], [1, 2], {"x": "text"}),
+        (1, 2, "a text"),
+        (1, 2, True),
+        ({"x": [1]}, {"x": [1, 2]}, [3, 4]),
+        ({"x": [1]}, {"x": [1, 2]}, {"x": "text"}),
+        ([[1]], [[1, 5]], "a text"),
+        ([[1]], [[1, 5]], []),
+    ],
+)
+async def test_what_a_function_added_is_not_done_to_another_kind_of_value(
+    store: StateStore, start: Any, after: Any, other: Any
+) -> None:
+    """On resume the line of the other branch comes first."""
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        met = asyncio.Event()
+
+        async def grow() -> None:
+            run.context["v"] = after
+
+        async def by_a_function() -> None:
+            if attempts:
+                await met.wait()
+            await run.step("grow", grow)
+            met.set()
+
+        async def by_a_line() -> None:
+            if not attempts:
+                await met.wait()
+            run.context["v"] = other
+            met.set()
+            await run.step("line", Effect())
+
+        await asyncio.gather(by_a_function(), by_a_line())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context["v"]
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={"v": start})
+    assert await store.run("n", handler, workflow_id="w") == other

@@ -181,6 +181,68 @@ async def test_what_other_branches_did_in_between_stays(store: StateStore) -> No
     assert (await store.load_workflow_state_by_workflow_id("w")).context == found
 
 
+@pytest.mark.parametrize("where", ["at a key", "deeper"])
+@pytest.mark.parametrize("is_step", [False, True])
+async def test_each_item_of_a_queue_is_taken_by_one_branch(store: StateStore, is_step: bool, where: str) -> None:
+    commits = FatedCommits(store)
+    taken, goes_on = asyncio.Event(), asyncio.Event()
+    found: dict[str, list[str]] = {"work": [], "beside": []}
+
+    async def handler(run: Run) -> Any:
+        def jobs() -> Any:
+            return run.context["jobs"] if where == "at a key" else run.context["all"]["jobs"]
+
+        async def work(session: AsyncSession) -> None:
+            found["work"].append(jobs().pop(0))
+            jobs().append("of the function")
+            taken.set()
+            await goes_on.wait()
+
+        async def take() -> None:
+            found["beside"].append(jobs().pop(0))
+            goes_on.set()
+
+        async def beside() -> None:
+            await taken.wait()
+            await (run.step("take", take) if is_step else take())
+
+        commits.fates += ["refused"]
+        await asyncio.gather(run.transact("work", work), beside())
+        return jobs()
+
+    jobs = ["first", "second", "third"]
+    left = await store.run("n", handler, workflow_id="w", context={"jobs": jobs, "all": {"jobs": jobs}})
+    assert (commits.faults, found) == (1, {"work": ["first", "first"], "beside": ["second"]})
+    assert left == ["third", "of the function"]
+
+
+async def test_another_kind_of_value_that_others_made_in_between_is_no_failure(store: StateStore) -> None:
+    commits = FatedCommits(store)
+
+    async def handler(run: Run) -> Any:
+        changed, goes_on = asyncio.Event(), asyncio.Event()
+
+        async def work(session: AsyncSession) -> None:
+            run.context.update(text=1, log="now a text", n=["and a list"])
+            changed.set()
+            await goes_on.wait()
+
+        async def beside() -> None:
+            await changed.wait()
+            run.context["text"] += 1
+            run.context["log"] += ", longer"
+            run.context["n"].append("beside")
+            goes_on.set()
+
+        commits.fates += ["refused"]
+        await asyncio.gather(run.transact("work", work), beside())
+        return {key: run.context[key] for key in ("text", "log", "n")}
+
+    found = await store.run("n", handler, workflow_id="w", context=START)
+    assert commits.faults == 1
+    assert found == {"text": 1, "log": "now a text", "n": ["and a list"]}
+
+
 class Orders(BaseModel):
     placed: int = 0
     log: list[str] = []

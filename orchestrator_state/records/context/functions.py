@@ -13,25 +13,22 @@ from dataclasses import dataclass, field
 
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.records.context.changes.change import Change
-from orchestrator_state.records.context.changes.differences import growth_between
+from orchestrator_state.records.context.changes.differences import growth_between, with_growth
 from orchestrator_state.records.context.changes.encoded import Encoded
 
 
 @dataclass(slots=True, repr=False)
 class _Trial:
-    """What a function that may be called once more found at a key, and what others did there meanwhile."""
+    """What would be at a key without a function that may be called once more."""
 
     found: Encoded
-    others: list[Change] = field(default_factory=list)
+    """What the function found, with what others did there since."""
     left: Encoded = field(default_factory=dict)
     """What was there when the function had last been at it."""
 
     def without_it(self, now: Encoded) -> Encoded:
-        """What would be there now without the function. Raises `CorruptPayload` if that cannot be told."""
-        context = self.found
-        for change in (*self.others, growth_between(self.left, now)):
-            context = change.apply(context)
-        return context
+        """What would be there now. Raises `CorruptPayload` if that cannot be told."""
+        return with_growth(self.found, self.left, now)
 
 
 @dataclass(slots=True, repr=False)
@@ -175,7 +172,10 @@ class Functions:
             if (trial := trials.by_key.get(key)) is None:
                 trials.by_key[key] = _Trial(now)
             else:
-                trial.others.append(growth_between(trial.left, now))
+                try:
+                    trial.found = trial.without_it(now)
+                except CorruptPayload:
+                    trial.found = now
 
     def _close_all(self, call: int) -> None:
         if self._open:

@@ -73,11 +73,14 @@ class Change:
     def apply_to(self, context: Encoded) -> None:
         context.update(self.changed)
         for key, items in self.appended.items():
-            context[key] = _longer(_or(context.get(key), "[]"), items)
+            context[key] = _longer(_of_kind("[", _or(context.get(key), "[]")), items)
         for key, text in self.extended.items():
-            context[key] = f"{_at(context, key)[:-1]}{text}" + '"'
+            context[key] = _of_kind('"', _at(context, key))[:-1] + f'{text}"'
         for key, number in self.added.items():
-            context[key] = encode(decode(_or(context.get(key), "0"), PATH) + decode(number, PATH), PATH)
+            old = _or(context.get(key), "0")
+            if not is_number(old):
+                raise _another_kind()
+            context[key] = encode(decode(old, PATH) + decode(number, PATH), PATH)
         for key, change in self.within.items():
             context[key] = change.apply_inside(_or(context.get(key), "{}"))
         for key, edit in self.edited.items():
@@ -89,9 +92,11 @@ class Change:
         """The same for the JSON text of an object, or of a list."""
         if text.startswith("{"):
             return join(self.apply(split(text, PATH)))
-        items = {str(index): item for index, item in enumerate(items_of(text))}
+        items = {str(index): item for index, item in enumerate(items_of(_of_kind("[", text)))}
         tail = self.appended.get("", "")
         rest = replace(self, appended={key: value for key, value in self.appended.items() if key})
+        if not rest.keys <= items.keys():
+            raise _another_kind()
         result = f"[{','.join(rest.apply(items).values())}]"
         return _longer(result, tail) if tail else result
 
@@ -152,6 +157,12 @@ def _or(text: str | None, empty: str) -> str:
     return empty if text is None or text == NULL else text
 
 
+def _of_kind(opening: str, text: str) -> str:
+    if not text.startswith(opening):
+        raise _another_kind()
+    return text
+
+
 def _longer(items: str, more: str) -> str:
     return f"[{more}]" if items == "[]" else f"{items[:-1]},{more}]"
 
@@ -165,6 +176,10 @@ def _at(context: Encoded, key: str) -> str:
 
 def _is_list_of(kind: type, value: object) -> bool:
     return type(value) is list and all(type(item) is kind for item in value)
+
+
+def _another_kind() -> CorruptPayload:
+    return CorruptPayload("the stored context_patch changes another kind of value than is there", path=PATH)
 
 
 def no_patch() -> CorruptPayload:

@@ -8,7 +8,15 @@ from typing import Final
 
 from orchestrator_state.payloads import decode, encode
 from orchestrator_state.records.context.changes.change import NULL, Change
-from orchestrator_state.records.context.changes.encoded import PATH, Encoded, is_number, items_of, raw_items, split
+from orchestrator_state.records.context.changes.encoded import (
+    PATH,
+    Encoded,
+    is_number,
+    items_of,
+    join,
+    raw_items,
+    split,
+)
 from orchestrator_state.records.context.changes.text_edits import Edit, edit_between
 
 _WHOLE: Final = 256
@@ -70,6 +78,41 @@ def items_besides(items: str, recorded: str, known: Iterable[str]) -> str:
         else:
             new.append(item)
     return ",".join(new)
+
+
+def with_growth(context: Encoded, before: Encoded, after: Encoded) -> Encoded:
+    """`context` with what made `after` of `before`. Raises `CorruptPayload` if that cannot be done to it.
+
+    What was taken out of a list, or set in it, is found there by the items' values.
+    """
+    change = growth_between(before, after)
+    result = change.apply(context)
+    for key in (change.changed.keys() | change.within.keys()) & context.keys() & before.keys():
+        texts = context[key], before[key], after[key]
+        kinds = {text[0] for text in texts}
+        if kinds == {"["} and key in change.changed:
+            result[key] = _list_with_growth(*texts)
+        elif kinds == {"{"}:
+            result[key] = join(with_growth(*(split(text, PATH) for text in texts)))
+    return result
+
+
+def _list_with_growth(text: str, before: str, after: str) -> str:
+    items, old, new = items_of(text), items_of(before), items_of(after)
+    besides = Counter(old) - Counter(items)
+    result = []
+    for item in reversed(new):
+        if besides[item]:
+            besides[item] -= 1
+        else:
+            result.append(item)
+    result.reverse()
+    missing = Counter(items) - Counter(old)
+    for index, item in enumerate(items):
+        if missing[item]:
+            missing[item] -= 1
+            result.insert(index, item)
+    return f"[{','.join(result)}]"
 
 
 class _Growth:
