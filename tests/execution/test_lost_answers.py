@@ -21,6 +21,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.models import checkpoints, requests, workflow_states
 from tests.support.absences import absence_of
+from tests.support.cases import case
 from tests.support.lost_answers import answer_lost
 from tests.support.running import (
     LONG_AGO,
@@ -224,11 +225,16 @@ def the_call(store: StateStore, call: str, state: Any, checkpoint: Checkpoint) -
     return calls[call]()
 
 
-@pytest.mark.parametrize("call", CALLS)
 async def test_when_the_database_stays_away_every_call_says_that_its_outcome_is_unknown(
-    database_url: str, near: StateStore, call: str
+    database_url: str, near: StateStore
 ) -> None:
-    state = a_state()
+    for call in CALLS:
+        with case(call):
+            await assert_its_outcome_is_unknown(database_url, near, call)
+
+
+async def assert_its_outcome_is_unknown(database_url: str, near: StateStore, call: str) -> None:
+    state = a_state(f"of {call}")
     await near.save_workflow_state(state)
     checkpoint = a_checkpoint(state)
     checkpoint.snapshot = state.to_snapshot()
