@@ -157,21 +157,22 @@ async def test_only_one_namespace_is_looked_at(store: StateStore, database_url: 
         assert (await other.verify()).damaged == 1
 
 
-@pytest.mark.parametrize("rows", [1, 2, 7])
 async def test_every_row_is_looked_at_once_whatever_the_size_of_a_page(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch, rows: int
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(11):
         state = WorkflowState(workflow_id=f"w-{number}", workflow_name="many", context={"n": number})
         for step in range(number):
             state.steps[f"s-{step}"] = _step(f"s-{step}")
         await store.save_workflow_state(state)
-    monkeypatch.setattr(verification, "_PAGE_ROWS", rows)
-    seen: list[tuple[int, int]] = []
-    report = await store.verify(load=True, progress=lambda done, total: seen.append((done, total)))
-    assert (report.payloads, report.intact, report.loaded) == (66, 66, 11)
-    assert seen[0] == (0, 66)
-    assert seen[-1] == (66, 66)
+    for rows in (1, 2, 7):
+        monkeypatch.setattr(verification, "_PAGE_ROWS", rows)
+        seen: list[tuple[int, int]] = []
+        report = await store.verify(load=True, progress=lambda *counts, seen=seen: seen.append(counts))
+        with case(rows):
+            assert (report.payloads, report.intact, report.loaded) == (66, 66, 11)
+            assert seen[0] == (0, 66)
+            assert seen[-1] == (66, 66)
 
 
 async def test_large_payloads_come_in_small_pages(store: StateStore, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
+from tests.support.cases import case
 from tests.support.engines import opened_engine
 
 MODELS: Final = (WorkflowRow, StepRow, CheckpointRow, SignalRow)
@@ -47,18 +48,21 @@ SESSIONS: Final[dict[str, Make]] = {
 }
 
 
-@pytest.fixture(params=SESSIONS)
-async def session(request: pytest.FixtureRequest, database_url: str) -> AsyncIterator[AsyncSession]:
-    """Its other database has no tables, and may be of another kind."""
-    async with (
-        opened_engine(database_url) as engine,
-        opened_engine("sqlite:///:memory:") as other,
-        SESSIONS[request.param](engine, other) as session,
-    ):
-        yield session
+@pytest.fixture
+async def engines(database_url: str) -> AsyncIterator[tuple[AsyncEngine, AsyncEngine]]:
+    """The other database has no tables, and may be of another kind."""
+    async with opened_engine(database_url) as engine, opened_engine("sqlite:///:memory:") as other:
+        yield engine, other
 
 
-async def test_all_calls_of_a_unit_find_our_tables(session: AsyncSession) -> None:
+async def test_all_calls_of_a_unit_find_our_tables(engines: tuple[AsyncEngine, AsyncEngine]) -> None:
+    for name, make in SESSIONS.items():
+        async with make(*engines) as session:
+            with case(name):
+                await all_calls_find_our_tables(session)
+
+
+async def all_calls_find_our_tables(session: AsyncSession) -> None:
     uow = UnitOfWork(session)
     state = WorkflowState(workflow_id="w", workflow_name="n")
     await uow.workflows.save(state)
@@ -74,8 +78,17 @@ async def test_all_calls_of_a_unit_find_our_tables(session: AsyncSession) -> Non
     assert await uow.workflows.find(state.id) is None
 
 
-async def test_a_sleeping_parent_is_woken_when_its_child_is_deleted(session: AsyncSession, store: StateStore) -> None:
-    parent, child = await store.start("n", workflow_id="parent"), await store.start("n", workflow_id="child")
+async def test_a_sleeping_parent_is_woken_when_its_child_is_deleted(
+    engines: tuple[AsyncEngine, AsyncEngine], store: StateStore
+) -> None:
+    for name, make in SESSIONS.items():
+        async with make(*engines) as session:
+            with case(name):
+                await a_parent_is_woken(session, store)
+
+
+async def a_parent_is_woken(session: AsyncSession, store: StateStore) -> None:
+    parent, child = await store.start("n"), await store.start("n")
     async with store.begin() as uow:
         await uow.session.execute(update(WorkflowRow).where(WorkflowRow.id == child.id).values(parent_id=parent.id))
         asleep = update(WorkflowRow).where(WorkflowRow.id == parent.id)

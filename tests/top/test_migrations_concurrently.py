@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 DONE_BY_ALL = [(0, f"the schema is at {schema.head_revision()}\n")] * 4
 
 # Each repetition is a race of its own.
-several_times = pytest.mark.parametrize("repetition", range(4))
+several_times = pytest.mark.parametrize("repetition", range(2))
 
 
 @pytest.fixture(scope="module")
