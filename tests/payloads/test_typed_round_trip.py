@@ -168,11 +168,12 @@ KEPT: list[tuple[Any, Any]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("kind", "value"), KEPT)
-def test_what_is_equal_to_its_type_is_stored_and_loads_back(kind: Any, value: Any) -> None:
-    _, loaded = ValueType.of(kind).encode(value, "outputs")
-    assert type(loaded) in (type(value), float, Decimal)
-    ValueType.of(kind).encode(loaded, "outputs")
+def test_what_is_equal_to_its_type_is_stored_and_loads_back() -> None:
+    for kind, value in KEPT:
+        with case(f"{kind} of {value!r}"):
+            _, loaded = ValueType.of(kind).encode(value, "outputs")
+            assert type(loaded) in (type(value), float, Decimal)
+            ValueType.of(kind).encode(loaded, "outputs")
 
 
 class Holder(BaseModel):
@@ -230,14 +231,13 @@ LOST: list[tuple[Any, Any, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "value", "place", "remedy"), LOST)
-def test_what_would_lose_something_is_refused_with_the_place_and_a_remedy(
-    kind: Any, value: Any, place: str, remedy: str
-) -> None:
-    with pytest.raises(InvalidPayload, match=re.escape(remedy)) as caught:
-        ValueType.of(kind).encode(value, "outputs")
-    assert caught.value.path == f"outputs{place}"
-    assert f"outputs{place} would not load back equal" in str(caught.value)
+def test_what_would_lose_something_is_refused_with_the_place_and_a_remedy() -> None:
+    for kind, value, place, remedy in LOST:
+        with case(f"{kind} of {value!r}"):
+            with pytest.raises(InvalidPayload, match=re.escape(remedy)) as caught:
+                ValueType.of(kind).encode(value, "outputs")
+            assert caught.value.path == f"outputs{place}"
+            assert f"outputs{place} would not load back equal" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator_state import Run, StateStore
 from scripts import draw_rooms
+from tests.support.cases import case
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,12 +65,15 @@ def test_a_room_that_says_something_else_of_itself_changes_the_page(checkout: Pa
 DEVELOPERS_PAGES = [ROOT / "CONTRIBUTING.md", draw_rooms.PAGE, *sorted(ROOT.glob("docs/decisions/*.md"))]
 
 
-@pytest.mark.parametrize("page", DEVELOPERS_PAGES, ids=lambda page: page.name)
-def test_a_file_that_a_page_names_is_there(page: Path) -> None:
-    named = set(re.findall(r"`([\w./]+(?:\.py|/))`", page.read_text()))
-    assert not {
-        name for name in named if not any((place / name).exists() for place in (ROOT, ROOT / "orchestrator_state"))
-    }
+def test_a_file_that_a_page_names_is_there() -> None:
+    for page in DEVELOPERS_PAGES:
+        with case(page.name):
+            named = set(re.findall(r"`([\w./]+(?:\.py|/))`", page.read_text()))
+            assert not {
+                name
+                for name in named
+                if not any((place / name).exists() for place in (ROOT, ROOT / "orchestrator_state"))
+            }
 
 
 def test_a_target_that_a_page_names_is_one_of_make() -> None:
