@@ -2,20 +2,23 @@
 
 import asyncio
 import contextlib
-
-import pytest
+import itertools
 
 from orchestrator_state import Run, StateStore
+from tests.support.cases import case
 from tests.support.running import checkpoints_of, until_done, vanish
 
 LONG = "a long text " * 10_000
 
 
-@pytest.mark.parametrize("is_rewound", [True, False], ids=["rewound", "saved by hand"])
-@pytest.mark.parametrize("before", ["changed nothing", "changed it", "changed it there and back"])
-async def test_steps_that_come_in_the_place_of_others_keep_what_they_do_to_the_context(
-    database_url: str, is_rewound: bool, before: str
-) -> None:
+async def test_steps_that_come_in_the_place_of_others_keep_what_they_do_to_the_context(store: StateStore) -> None:
+    befores = ("changed nothing", "changed it", "changed it there and back")
+    for before, after in itertools.product(befores, ("rewound", "saved by hand")):
+        with case(name := f"{before}, {after}"):
+            await assert_keep_what_they_do(store, name, before, is_rewound=after == "rewound")
+
+
+async def assert_keep_what_they_do(store: StateStore, workflow_id: str, before: str, *, is_rewound: bool) -> None:
     lives: list[int] = []
 
     async def change(run: Run, number: int) -> None:
@@ -32,18 +35,17 @@ async def test_steps_that_come_in_the_place_of_others_keep_what_they_do_to_the_c
             lives.append(0)
             vanish()
 
-    async with StateStore.open(database_url) as store:
-        with contextlib.suppress(asyncio.CancelledError):
-            await store.run("w", handler, workflow_id="w", context={"text": LONG, "log": []})
-        first, *_ = await checkpoints_of(store, "w")
-        if is_rewound:
-            await store.rewind(first.id)
-        else:
-            await store.save_workflow_state(await store.restore_from_checkpoint(first.id))
-        with contextlib.suppress(asyncio.CancelledError):
-            await store.run("w", handler, workflow_id="w")
-        state = await store.load_workflow_state_by_workflow_id("w")
-        assert state.context["log"] == [1, 2]
-        await until_done(lambda: store.run("w", handler, workflow_id="w"))
-        state = await store.load_workflow_state_by_workflow_id("w")
+    with contextlib.suppress(asyncio.CancelledError):
+        await store.run("w", handler, workflow_id=workflow_id, context={"text": LONG, "log": []})
+    first, *_ = await checkpoints_of(store, workflow_id)
+    if is_rewound:
+        await store.rewind(first.id)
+    else:
+        await store.save_workflow_state(await store.restore_from_checkpoint(first.id))
+    with contextlib.suppress(asyncio.CancelledError):
+        await store.run("w", handler, workflow_id=workflow_id)
+    state = await store.load_workflow_state_by_workflow_id(workflow_id)
+    assert state.context["log"] == [1, 2]
+    await until_done(lambda: store.run("w", handler, workflow_id=workflow_id))
+    state = await store.load_workflow_state_by_workflow_id(workflow_id)
     assert state.context == {"text": LONG, "log": [1, 2]}
