@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 
 from orchestrator_state import StateStore
+from tests.support.cases import case
 from tests.support.command_line import Command
 from tests.support.raw_sql import fetch
 from tests.support.workflows import checkpointed, saved
@@ -57,13 +58,11 @@ def test_one_namespace_is_pruned(filled: str, prune: Command) -> None:
     assert len(fetch(filled, "SELECT id FROM workflow_states WHERE namespace = 'default'")) == 4
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [[], ["--older-than", "30"], ["--older-than", "-1d"], ["--older-than", "999999999d"], ["--keep-checkpoints", "-1"]],
-)
-def test_what_is_not_clear_deletes_nothing(filled: str, prune: Command, arguments: list[str]) -> None:
-    status, out, err = prune(*arguments)
-    assert (status, out) == (2, "")
-    assert "Traceback" not in err
-    assert len(fetch(filled, "SELECT id FROM workflow_states")) == 4
-    assert len(fetch(filled, "SELECT id FROM checkpoints")) == 4
+def test_what_is_not_clear_deletes_nothing(filled: str, prune: Command) -> None:
+    for arguments in ("", "--older-than 30", "--older-than -1d", "--older-than 999999999d", "--keep-checkpoints -1"):
+        status, out, err = prune(*arguments.split())
+        with case(arguments):
+            assert (status, out) == (2, "")
+            assert "Traceback" not in err
+            assert len(fetch(filled, "SELECT id FROM workflow_states")) == 4
+            assert len(fetch(filled, "SELECT id FROM checkpoints")) == 4

@@ -13,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.pool import AssertionPool, AsyncAdaptedQueuePool, NullPool, StaticPool
 
 from orchestrator_state import ConfigurationError, Run, StateStore, UnitOfWork
+from tests.support.cases import case
 from tests.support.engines import count_orders, create_orders, orders
 from tests.support.running import seconds
 from tests.support.states import a_state, is_stored
@@ -206,11 +207,16 @@ async def test_what_is_no_engine_is_refused(what: Any) -> None:
 # --- UnitOfWork(session): the application's transaction -----------------------------------------------------------
 
 
-@pytest.mark.parametrize("where", ["engine", "options", "connection"])
-@pytest.mark.parametrize("begun", [False, True])
 async def test_a_unit_on_a_session_that_commits_each_statement_is_refused_and_writes_nothing(
-    database_url: str, where: str, begun: bool
+    database_url: str, store: StateStore
 ) -> None:
+    for where in ("engine", "options", "connection"):
+        for begun in (False, True):
+            with case(f"{where}, {begun=}"):
+                await is_refused_and_writes_nothing(database_url, store, where, begun=begun)
+
+
+async def is_refused_and_writes_nothing(database_url: str, store: StateStore, where: str, *, begun: bool) -> None:
     level: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"}
     async with an_engine(database_url, **(level if where == "engine" else {})) as engine:
         state = a_state()
@@ -222,8 +228,7 @@ async def test_a_unit_on_a_session_that_commits_each_statement_is_refused_and_wr
                 await session.execute(text("SELECT 1"))
             with pytest.raises(ConfigurationError, match="AUTOCOMMIT"):
                 await UnitOfWork(session).workflows.save(state)
-        async with StateStore.open(database_url) as store:
-            assert not await is_stored(store, state)
+        assert not await is_stored(store, state)
 
 
 @pytest.mark.parametrize("level", [None, ""])

@@ -14,6 +14,7 @@ from orchestrator_state import (
 )
 from orchestrator_state.database import open_database
 from orchestrator_state.settings import Settings
+from tests.support.cases import case
 from tests.support.engines import own_engine
 from tests.support.old_databases import FIRST, downgrade, upgrade
 from tests.support.postgres_server import Postgres
@@ -149,10 +150,10 @@ async def test_a_schema_may_have_any_name_that_is_an_identifier(empty_postgres_u
     assert fetch(empty_postgres_url, f'SELECT count(*) FROM "{name}".workflow_states') == [(1,)]
 
 
-@pytest.mark.parametrize("name", ["", " ", "a b", "1a", 'a"b', "a;DROP SCHEMA public", "a.b", "é", "a\0", "x" * 64])
-async def test_a_schema_name_that_is_no_identifier_is_refused(empty_postgres_url: str, name: str) -> None:
-    with pytest.raises(ConfigurationError, match="db_schema"):
-        await StateStore.open(empty_postgres_url, db_schema=name, migrate=True)
+async def test_a_schema_name_that_is_no_identifier_is_refused(empty_postgres_url: str) -> None:
+    for name in ("", " ", "a b", "1a", 'a"b', "a;DROP SCHEMA public", "a.b", "é", "a\0", "x" * 64):
+        with case(repr(name)), pytest.raises(ConfigurationError, match="db_schema"):
+            await StateStore.open(empty_postgres_url, db_schema=name, migrate=True)
 
 
 async def test_a_schema_name_that_the_server_reserves_is_refused(empty_postgres_url: str) -> None:

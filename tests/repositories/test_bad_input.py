@@ -164,22 +164,25 @@ async def test_a_step_under_another_key_than_its_id_is_refused(store: StateStore
     assert str(refused) == "steps['load'] holds the step 'split'; key and step_id must agree"
 
 
-@pytest.mark.parametrize("stranger", [None, "load", {"step_id": "load"}])
-async def test_a_step_that_is_none_is_refused(store: StateStore, stranger: Any) -> None:
+async def test_a_step_that_is_none_is_refused(store: StateStore) -> None:
     state = await saved(store)
-    state.steps["load"] = stranger
-    refused = await refusal_without_sql(store, lambda: store.save_workflow_state(state))
-    assert str(refused) == f"steps['load'] is a {type(stranger).__name__}, not a StepState"
+    strangers: list[Any] = [None, "load", {"step_id": "load"}]
+    for stranger in strangers:
+        state.steps["load"] = stranger
+        with case(stranger):
+            refused = await refusal_without_sql(store, lambda: store.save_workflow_state(state))
+            assert str(refused) == f"steps['load'] is a {type(stranger).__name__}, not a StepState"
 
 
-@pytest.mark.parametrize("key", ["\ud800", "a\0b", 1, None, 10**5000], ids=["surrogate", "NUL", "1", "None", "long"])
-async def test_a_step_under_a_key_that_is_no_name_is_refused_in_words_that_can_be_printed(
-    store: StateStore, key: Any
-) -> None:
+async def test_a_step_under_a_key_that_is_no_name_is_refused_in_words_that_can_be_printed(store: StateStore) -> None:
     state = await saved(store)
-    state.steps[key] = StepState(step_id="load")
-    refused = await refusal_without_sql(store, lambda: store.save_workflow_state(state))
-    assert type(refused) is InvalidPayload
+    keys: dict[str, Any] = {"surrogate": "\ud800", "NUL": "a\0b", "1": 1, "None": None, "long": 10**5000}
+    for name, key in keys.items():
+        state.steps.clear()
+        state.steps[key] = StepState(step_id="load")
+        with case(name):
+            refused = await refusal_without_sql(store, lambda: store.save_workflow_state(state))
+            assert type(refused) is InvalidPayload
 
 
 # --- fields that came in past validation ---
@@ -311,14 +314,15 @@ async def test_a_name_longer_than_any_stored_one_is_not_found(store: StateStore)
             await store.load_workflow_state_by_workflow_id(name)
 
 
-@pytest.mark.parametrize("namespace", ["", "x" * 256, "a\0", "\ud800"], ids=["empty", "long", "NUL", "surrogate"])
-async def test_a_unit_with_a_namespace_that_is_no_name_is_refused(store: StateStore, namespace: str) -> None:
-    async def save() -> None:
+async def test_a_unit_with_a_namespace_that_is_no_name_is_refused(store: StateStore) -> None:
+    async def save(namespace: str) -> None:
         async with store.begin() as uow:
             await UnitOfWork(uow.session, namespace=namespace).workflows.save(a_workflow())
 
-    refused = await refusal_without_sql(store, save)
-    assert isinstance(refused, ConfigurationError)
+    for name, namespace in {"empty": "", "long": "x" * 256, "NUL": "a\0", "surrogate": "\ud800"}.items():
+        with case(name):
+            refused = await refusal_without_sql(store, partial(save, namespace))
+            assert isinstance(refused, ConfigurationError)
 
 
 # --- files ---

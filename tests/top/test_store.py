@@ -17,6 +17,7 @@ from orchestrator_state import (
     WorkflowState,
     WorkflowStatus,
 )
+from tests.support.cases import case
 from tests.support.workflows import LONG_AGO, a_workflow, saved
 
 # --- save: insert or guarded update ---
@@ -245,21 +246,22 @@ def through_deep_copy(state: WorkflowState) -> WorkflowState:
 COPIES = [through_dump, through_json, through_snapshot, through_pickle, through_model_copy, through_deep_copy]
 
 
-@pytest.mark.parametrize("through", COPIES)
-async def test_a_copy_saves_its_changes(store: StateStore, through: Callable[[WorkflowState], WorkflowState]) -> None:
-    state = await saved(store, "a", "b", "c", context={"n": 1})
-    copy = through(await store.load_workflow_state(state.id))
-    copy.context = {"n": 2}
-    copy.steps["b"].mark_completed("done")
-    del copy.steps["a"]
-    copy.steps["d"] = StepState(step_id="d")
+async def test_a_copy_saves_its_changes(store: StateStore) -> None:
+    for through in COPIES:
+        with case(through.__name__):
+            state = await saved(store, "a", "b", "c", context={"n": 1})
+            copy = through(await store.load_workflow_state(state.id))
+            copy.context = {"n": 2}
+            copy.steps["b"].mark_completed("done")
+            del copy.steps["a"]
+            copy.steps["d"] = StepState(step_id="d")
 
-    await store.save_workflow_state(copy)
+            await store.save_workflow_state(copy)
 
-    assert copy.version == 2
-    loaded = await store.load_workflow_state(state.id)
-    assert loaded == copy
-    assert list(loaded.steps) == ["b", "c", "d"]
+            assert copy.version == 2
+            loaded = await store.load_workflow_state(state.id)
+            assert loaded == copy
+            assert list(loaded.steps) == ["b", "c", "d"]
 
 
 async def test_an_unchanged_copy_saves_nothing(store: StateStore) -> None:
