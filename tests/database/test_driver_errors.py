@@ -22,6 +22,7 @@ from orchestrator_state import (
     StoreUnavailable,
 )
 from orchestrator_state.database.errors import fault_in, translate
+from tests.support.cases import case
 
 REFUSALS = (Conflict, CorruptPayload, InvalidPayload, PayloadTooLarge)
 """What the value that was sent, or is stored, deserves."""
@@ -73,23 +74,25 @@ def test_every_error_of_a_server_is_ours_and_a_fault_unless_the_value_deserves_i
         assert "secret" not in repr(ours)
 
 
-@pytest.mark.parametrize("error", OTHERS, ids=lambda error: type(error).__name__)
-def test_what_nobody_knows_counts_as_a_database_that_is_away(error: Exception) -> None:
-    ours = translate(error)
-    assert isinstance(ours, StoreUnavailable)
-    assert (ours.transient, ours.outcome_unknown) == (True, False)
-    committing = translate(error, committing=True)
-    assert isinstance(committing, StoreUnavailable)
-    assert committing.outcome_unknown
+def test_what_nobody_knows_counts_as_a_database_that_is_away() -> None:
+    for error in OTHERS:
+        with case(repr(error)):
+            ours = translate(error)
+            assert isinstance(ours, StoreUnavailable)
+            assert (ours.transient, ours.outcome_unknown) == (True, False)
+            committing = translate(error, committing=True)
+            assert isinstance(committing, StoreUnavailable)
+            assert committing.outcome_unknown
 
 
-@pytest.mark.parametrize("error", UNSENDABLE, ids=lambda error: type(error).__name__)
-def test_a_value_that_a_driver_cannot_send_is_refused_at_once(error: Exception) -> None:
-    for raised in (error, exc.InterfaceError("INSERT", {}, error)):
-        ours = translate(raised, committing=True)
-        assert isinstance(ours, InvalidPayload)
-        assert "secret" not in repr(ours)
-        assert fault_in(raised) is None, "nor is it a fault in a statement of the caller's own"
+def test_a_value_that_a_driver_cannot_send_is_refused_at_once() -> None:
+    for error in UNSENDABLE:
+        with case(repr(error)):
+            for raised in (error, exc.InterfaceError("INSERT", {}, error)):
+                ours = translate(raised, committing=True)
+                assert isinstance(ours, InvalidPayload)
+                assert "secret" not in repr(ours)
+                assert fault_in(raised) is None, "nor is it a fault in a statement of the caller's own"
 
 
 def test_every_code_of_sqlite_is_ours_and_a_fault_unless_the_row_deserves_it() -> None:
@@ -151,17 +154,19 @@ FAULTS: list[Exception] = [
 ]
 
 
-@pytest.mark.parametrize("error", CALLERS_OWN, ids=lambda error: type(error).__name__)
-def test_what_the_callers_own_statement_deserves_is_no_fault(error: Exception) -> None:
-    assert fault_in(error) is None
-    assert fault_in(ExceptionGroup("", [error])) is None
+def test_what_the_callers_own_statement_deserves_is_no_fault() -> None:
+    for error in CALLERS_OWN:
+        with case(repr(error)):
+            assert fault_in(error) is None
+            assert fault_in(ExceptionGroup("", [error])) is None
 
 
-@pytest.mark.parametrize("error", FAULTS, ids=lambda error: type(error).__name__)
-def test_a_fault_under_the_callers_own_statement_is_found_in_any_wrapping(error: Exception) -> None:
-    wrapped = exc.DBAPIError("INSERT", {}, error)
-    for raised in (error, wrapped, ExceptionGroup("", [ValueError(), ExceptionGroup("", [wrapped])])):
-        assert isinstance(fault_in(raised), StoreUnavailable)
+def test_a_fault_under_the_callers_own_statement_is_found_in_any_wrapping() -> None:
+    for error in FAULTS:
+        with case(repr(error)):
+            wrapped = exc.DBAPIError("INSERT", {}, error)
+            for raised in (error, wrapped, ExceptionGroup("", [ValueError(), ExceptionGroup("", [wrapped])])):
+                assert isinstance(fault_in(raised), StoreUnavailable)
 
 
 # --- in words -----------------------------------------------------------------------------------------------------
