@@ -582,3 +582,38 @@ async def test_what_a_function_added_is_not_done_to_another_kind_of_value(
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w", context={"v": start})
     assert await store.run("n", handler, workflow_id="w") == other
+
+
+async def test_an_empty_list_that_a_function_made_adds_nothing_to_one_that_others_made(store: StateStore) -> None:
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        made = asyncio.Event()
+
+        async def make() -> None:
+            run.context.setdefault("log", [])
+            run.context["deep"].setdefault("log", [])
+
+        async def by_a_function() -> None:
+            if attempts:
+                await made.wait()
+            await run.step("make", make)
+            made.set()
+
+        async def by_lines() -> None:
+            if not attempts:
+                await made.wait()
+            for place in (run.context, run.context["deep"]):
+                place.setdefault("log", []).append("line")
+            made.set()
+            await run.step("line", Effect())
+
+        await asyncio.gather(by_a_function(), by_lines())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={"deep": {}})
+    assert await store.run("n", handler, workflow_id="w") == {"log": ["line"], "deep": {"log": ["line"]}}

@@ -164,6 +164,8 @@ def _of_kind(opening: str, text: str) -> str:
 
 
 def _longer(items: str, more: str) -> str:
+    if not more:  # the list was made
+        return items
     return f"[{more}]" if items == "[]" else f"{items[:-1]},{more}]"
 
 
