@@ -617,3 +617,44 @@ async def test_an_empty_list_that_a_function_made_adds_nothing_to_one_that_other
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w", context={"deep": {}})
     assert await store.run("n", handler, workflow_id="w") == {"log": ["line"], "deep": {"log": ["line"]}}
+
+
+async def test_what_a_later_step_has_replaced_does_not_come_back(store: StateStore) -> None:
+    """The functions' number waits for one to be there, as on record it is an object by then."""
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        made, counted = asyncio.Event(), asyncio.Event()
+
+        async def count() -> None:
+            run.context["z"] = run.context.get("z", 0) + 1
+
+        async def replace() -> None:
+            run.context["z"] = {"x": 1}
+
+        async def one() -> None:
+            if attempts:
+                await counted.wait()
+            await run.step("make", count)
+            made.set()
+            await counted.wait()
+            await run.step("replace", replace)
+
+        async def other() -> None:
+            if not attempts:
+                await made.wait()
+            await run.step("count", count)
+            counted.set()
+
+        await asyncio.gather(one(), other())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        assert run.context.pop("z") == {"x": 1}
+        await run.step("end", Effect())
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {}
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {}

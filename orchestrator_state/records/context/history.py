@@ -72,10 +72,10 @@ class ContextHistory:
         self._touches = 0
         self._unsettled: dict[str | None, int] = {}
         """What was taken up since it was last committed, and by which touch."""
-        self._waiting: list[Change] = []
-        """What functions of recorded steps did to values that are not there yet."""
+        self._waiting: list[tuple[int, Change]] = []
+        """What functions of recorded steps, by position, did to values that are not there yet."""
         self._held: ContextValue | None = None
-        self._functions = Functions(self._snapshot, self._everything)
+        self._functions = Functions(self._snapshot, lambda: self.held.everything())  # noqa: PLW0108 - another is held later
 
     @property
     def held(self) -> ContextValue:
@@ -100,9 +100,6 @@ class ContextHistory:
     def _snapshot(self, key: str | None) -> Encoded:
         return self.held.snapshot(key)
 
-    def _everything(self) -> Encoded:
-        return self.held.everything()
-
     # --- who does what -----------------------------------------------------------------------------------------------
 
     def enter(self) -> None:
@@ -120,7 +117,7 @@ class ContextHistory:
         place = self._branches.here()
         if place.call is not None:
             self._take_back(place, place.call)
-            self._functions.begin_trial(place.call, self._everything() if self.held.is_in_hand else None)
+            self._functions.begin_trial(place.call, self.held.everything() if self.held.is_in_hand else None)
 
     def _take_back(self, place: Place, call: int) -> None:
         if self._functions.may_be_repeated(call):
@@ -128,8 +125,8 @@ class ContextHistory:
             with contextlib.suppress(NotAccepted):  # the model will not be stored either
                 self._put(values, gone)
 
-    def return_to(self, change: ContextChange | None) -> None:
-        """What the function of the calling step did in its last try is replaced by what it did in that of `change`."""
+    def return_to(self, change: ContextChange | None, position: int) -> None:
+        """What the function of the step at `position` did last is replaced by what it did in the try of `change`."""
         place = self._branches.here()
         if place.call is None:
             return
@@ -140,7 +137,7 @@ class ContextHistory:
         self._put({key: text for key, text in change.seen.items() if key in own}, own.intersection(change.gone))
         if change.patch is not None:
             made = change.patch.made_between(self._committed, self.committed_with(change))
-            self._redo(each.only(each.keys - own) for each in made)
+            self._redo((position, each.only(each.keys - own)) for each in made)
 
     def touch(self, key: str | None) -> None:
         """Whoever is calling takes up `key`, and may change it from now on."""
@@ -190,18 +187,19 @@ class ContextHistory:
         place = self._branches.advance(position)
         outdone = self._outdone(due) if len(due) > 1 else None
         touched: set[str] = set()
-        made: list[Change] = []  # of functions
+        made: list[tuple[int, Change]] = []  # of functions
         for at in due:
             patch = outstanding.come_back_to(at)
             if patch.made:
-                made += patch.made_between(*outstanding.values.around(patch.brief, at))
+                made += [(at, change) for change in patch.made_between(*outstanding.values.around(patch.brief, at))]
             moved = outstanding.values.move_on(at, patch)
             in_force = {key for key in moved if self._is_in_force(patch, place, key, at)}
             if outdone:
                 in_force -= outdone
             touched |= in_force
             if made:
-                made = [change.only(change.keys - in_force) for change in made]
+                made = [(by, change.only(change.keys - in_force)) for by, change in made]
+            self._wait_no_longer(in_force, at)
             if at > outstanding.first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
@@ -212,7 +210,7 @@ class ContextHistory:
         for key in touched:
             self._order.take(key, place, position)
         if made or self._waiting:
-            for key in {key for change in made for key in change.keys}:
+            for key in {key for _, change in made for key in change.keys}:
                 self._order.take(key, place)
             self._redo(made)
 
@@ -256,21 +254,29 @@ class ContextHistory:
             return False
         return order.is_met(key, place, at)
 
-    def _redo(self, made: Iterable[Change] = ()) -> None:
+    def _redo(self, made: Iterable[tuple[int, Change]] = ()) -> None:
         """Do to the handler's context what the functions of steps did, whatever else was done to it by now.
 
         What another branch has still to make, so that it could be done to it, waits for that.
         """
+        made = list(made)
+        for at, change in made:
+            self._wait_no_longer((*change.changed, *change.dropped), at)
         due, self._waiting = [*made, *self._waiting], []
-        for change in due:
+        for by, change in due:
             for key in change.keys:
                 part = change.only([key])
                 after = self._done_to(self.held.snapshot(key), key, part)
                 if after is None:
-                    self._waiting.append(part)
+                    self._waiting.append((by, part))
                     continue
                 self._put(*after)
                 self._see(*(self._done_to(self._seen, key, part) or ({}, [key])))
+
+    def _wait_no_longer(self, keys: Collection[str], at: int) -> None:
+        """The commit `at` has set `keys`, and knew what was done there before it."""
+        if self._waiting and keys:
+            self._waiting = [(by, part) for by, part in self._waiting if by > at or part.keys.isdisjoint(keys)]
 
     def _done_to(self, context: Encoded, key: str, part: Change) -> tuple[Encoded, list[str]] | None:
         """What is there then, or gone; None if it cannot be done."""

@@ -192,7 +192,7 @@ class Journal:
         entry = next(found, None)
         context = None if entry is None else entry.context
         if not (is_last and tries and entry is tries[-1]):
-            self.history.return_to(context)
+            self.history.return_to(context, step.position)
         if context is not None:
             self.history.accept(context, step.position)
         elif step.status in FINAL:
