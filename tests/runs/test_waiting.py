@@ -358,17 +358,19 @@ async def test_waiting_goes_on_while_the_database_is_away(store: StateStore) -> 
             assert await task == 1
 
 
-async def test_a_look_that_outlasted_an_outage_is_followed_by_no_long_rest(
-    store: StateStore, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fails", [True, False], ids=["and failed", "and was answered"])
+async def test_a_look_that_took_an_hour_is_followed_by_no_long_rest(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch, *, fails: bool
 ) -> None:
     state = await store.start("n", workflow_id="w")
     answered = asyncio.Event()
     clock = SimpleNamespace(monotonic=time.monotonic)
 
-    async def fails_after_an_hour() -> None:
+    async def take_an_hour() -> None:
         later = time.monotonic() + 3600
         clock.monotonic = lambda: later
-        raise StoreUnavailable("away", transient=True)
+        if fails:
+            raise StoreUnavailable("away", transient=True)
 
     async def sees_nothing() -> None:
         answered.set()
@@ -376,7 +378,7 @@ async def test_a_look_that_outlasted_an_outage_is_followed_by_no_long_rest(
     monkeypatch.setattr("orchestrator_state.runs.waiting.lookout.time", clock)
     task = asyncio.create_task(store.run("n", leaf, workflow_id="w"))
     async with asyncio.timeout(20):
-        with just_before(store, " AS kind", fails_after_an_hour), just_after(store, " AS kind", sees_nothing):
+        with just_before(store, " AS kind", take_an_hour), just_after(store, " AS kind", sees_nothing):
             await answered.wait()
         await store.signal(state.id, "go", 1)
         assert await task == 1

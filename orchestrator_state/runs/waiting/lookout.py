@@ -22,6 +22,7 @@ from orchestrator_state.transactions import StoreUnit, Transactions
 _PAUSE: Final = 0.25  # seconds between two looks, jittered
 _SHORTEST_PAUSE: Final = 0.01  # also for those who were told that there is something
 _REST: Final = 4  # times as long as the last look took, at least
+_LONGEST_REST: Final = 5  # seconds: one look may have waited for a server that stood still
 
 
 class Leases(Protocol):
@@ -128,7 +129,7 @@ class Lookout:
 
     async def _look_on(self) -> None:
         while self._watches:
-            await asyncio.sleep(max(_SHORTEST_PAUSE, _REST * self._took))
+            await asyncio.sleep(max(_SHORTEST_PAUSE, min(_REST * self._took, _LONGEST_REST)))
             await self._pause()
             watches = list(self._watches)
             try:
