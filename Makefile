@@ -28,19 +28,19 @@ help: ## show this list
 demo: $(installed) ## a pipeline that is killed in the middle of a step, and recovers
 	@.venv/bin/orchestrator-state demo
 
-# Six on two cores: much of its time a test waits, for a lease to end or a process to start. Each process that is started
-# imports the package: from bytecode, which lies in .venv.
+# Six at a time on two cores: much of its time a test waits, for a lease to end or a process to start. The fast ones wait
+# less. Each process that is started imports the package: from bytecode, which lies in .venv.
 pytest := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.venv/bytecode .venv/bin/python -m pytest \
-	-n 6 --dist worksteal
+	--dist worksteal
 
 test: $(installed) ## every test, on SQLite and on a real Postgres
-	@$(pytest)
+	@$(pytest) -n 6
 
 test-fast: $(installed) ## each test once, not in all its rows, on the one database or the other; no processes, nothing slow
-	@$(pytest) --fast
+	@$(pytest) -n 4 --fast
 
 test-process: $(installed) ## the tests that start, kill and freeze processes and servers
-	@$(pytest) -m process
+	@$(pytest) -n 6 -m process
 
 chaos: $(installed) ## the promise in a hostile world, at length: kills, crashes, failover, bad networks, disks and clocks
 	@.venv/bin/python -m tests.chaos.tools

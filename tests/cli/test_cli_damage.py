@@ -56,6 +56,7 @@ async def waiting_runs(url: str, names: Iterable[str]) -> dict[str, UUID]:
         return ids
 
 
+@pytest.mark.slow
 def test_commands_go_on_beside_damage(
     monkeypatch: pytest.MonkeyPatch, shell: Shell, backend: str, database_url: str
 ) -> None:

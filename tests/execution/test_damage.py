@@ -173,6 +173,7 @@ async def assert_corrupt(read: Awaitable[object], row: Any, place: Place) -> Non
         assert about["step_id"] == place.step_id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [vanish, *ENDS.values()])
 async def test_damage_is_found_by_every_read_that_looks_at_it_and_nothing_is_written(
     store: StateStore, end: Callable[[], object]

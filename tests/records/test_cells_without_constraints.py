@@ -145,6 +145,7 @@ def integers_of(table: Table) -> list[str]:
     return [column.name for column in table.c if column.type.python_type is int]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", TABLES, ids=str)
 async def test_null_in_a_column_that_may_have_none_harms_its_run_alone(database_url: str, table: Table) -> None:
     """The other tables keep their constraints."""
@@ -154,6 +155,7 @@ async def test_null_in_a_column_that_may_have_none_harms_its_run_alone(database_
         await assert_harm_their_runs_alone(store, database_url, changes)
 
 
+@pytest.mark.slow
 async def test_a_number_out_of_all_bounds_harms_its_run_alone(
     store: StateStore, database_url: str, backend: str
 ) -> None:

@@ -75,6 +75,7 @@ EDITS: dict[str, Callable[[str, int], str]] = {
 }
 
 
+@pytest.mark.slow
 async def test_a_commit_stores_as_much_as_was_changed(store: StateStore) -> None:
     for named in (*CHANGES, *EDITS):
         with case(named):

@@ -70,6 +70,7 @@ def requests(store: StateStore, name: str, run_id: UUID, checkpoint_id: UUID) ->
     ]
 
 
+@pytest.mark.slow
 async def test_no_request_makes_another_number_of_a_count_that_cannot_grow(store: StateStore, backend: str) -> None:
     for column in COUNTS:
         with case(column):

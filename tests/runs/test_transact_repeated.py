@@ -97,6 +97,7 @@ async def outcome(
     return saved
 
 
+@pytest.mark.slow
 async def test_it_counts_once(store: StateStore) -> None:
     commits = FatedCommits(store)
     lines = [None, change_inside_of_a_long_one, lambda context: context["log"].append("line")]

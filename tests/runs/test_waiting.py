@@ -53,6 +53,7 @@ async def test_a_wide_fan_out_of_waiting_children_is_let_go_of(store: StateStore
     assert is_suspended(await row_of(store, "w"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short_linger")
 async def test_a_wide_fan_out_is_let_go_of_by_a_worker_and_ends(store: StateStore) -> None:
     await store.start("wide", workflow_id="w")
