@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +27,7 @@ async def store_tests(place: Place, *, is_told: bool = True) -> Report:
     report = Report(name=name, seed=place.seed)
     find("pgbouncer")
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "-k", _COUNTLESS, "-p", "no:cacheprovider"]
-    files = [f"tests/test_{name}.py" for name in (_BEHIND_PGBOUNCER if is_told else _SIDE_BY_SIDE)]
+    files = test_files(BEHIND_PGBOUNCER if is_told else SIDE_BY_SIDE)
     environment = {**os.environ, "TEST_PGBOUNCER": "told" if is_told else "untold"}
     if not is_told:
         command.append("--exitfirst")
@@ -42,11 +43,17 @@ async def store_tests(place: Place, *, is_told: bool = True) -> Report:
     return report
 
 
+def test_files(names: Iterable[str]) -> list[str]:
+    """Where the tests of that name are, below the root of the project, whichever room they are in."""
+    found = {path.stem: str(path.relative_to(_ROOT)) for path in _ROOT.glob("tests/*/test_*.py")}
+    return [found[f"test_{name}"] for name in names]
+
+
 # Behind PgBouncer each transaction has one statement more, which sets its time limits.
 _COUNTLESS: Final = "postgres and not statements"
-_BEHIND_PGBOUNCER: Final = (
+BEHIND_PGBOUNCER: Final = (
     *("store", "unit_of_work", "checkpoints", "concurrency", "runs", "steps", "signals", "transact", "timers"),
     *("children", "run_control", "run_recovery", "fork_and_rewind", "leases", "workers", "retention"),
 )
-_SIDE_BY_SIDE: Final = ("signals", "children", "workers")
+SIDE_BY_SIDE: Final = ("signals", "children", "workers")
 """Some of them that have several connections at work."""

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_state import StateStore
+from tests.chaos import behind_pgbouncer
 from tests.chaos.catalogue import EXPERIMENTS, Experiment
 from tests.chaos.experiments import Place
 from tests.chaos.power_cuts import Call, parsed
@@ -126,3 +127,8 @@ async def test_the_report_has_a_row_for_each_with_all_figures(row_of: Callable[.
     wanted = {"verdict": "FAILED", "experiment": "by name", "seed": 7, "rounds": 3, "lost": 1, "recovery_seconds": None}
     assert wanted.items() <= written.items()
     assert {"acknowledged", "doubled", "stale", "dropped", "failed", "unrecovered", "other"} <= written.keys()
+
+
+def test_the_tests_that_are_run_behind_pgbouncer_are_there() -> None:
+    assert len(behind_pgbouncer.test_files(behind_pgbouncer.BEHIND_PGBOUNCER)) == 16
+    assert {*behind_pgbouncer.SIDE_BY_SIDE} <= {*behind_pgbouncer.BEHIND_PGBOUNCER}
