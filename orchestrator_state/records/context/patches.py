@@ -54,7 +54,10 @@ class Patch:
     after: int | None = None
     """The newest patch in the past of the branch that made this one, -1 for none. None: all that there are."""
     kept: Change | None = None
-    """What the handler finds when it comes back to the step; None for all of `change`. The rest it does again."""
+    """What the handler finds when it comes back to the step; None for all of `change`. The rest it does again.
+
+    Only its keys are looked at. Earlier software does its values to what a branch had come past.
+    """
     made: tuple[Change, ...] = ()
     """What the step's function did: done to what the handler finds, where others have changed that by then."""
 

@@ -96,7 +96,6 @@ class Lookout:
         self._pid = os.getpid()
         self._watches: set[Watch] = set()
         self._told = asyncio.Event()
-        self._took = 0.0
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -128,6 +127,7 @@ class Lookout:
             await asyncio.wait({self._task})
 
     async def _look_on(self) -> None:
+        self._took = 0.0
         while self._watches:
             await asyncio.sleep(max(_SHORTEST_PAUSE, min(_REST * self._took, _LONGEST_REST)))
             await self._pause()
