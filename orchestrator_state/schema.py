@@ -152,8 +152,8 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
     from alembic.util import CommandError
 
     state = _inspect(connection)
-    if state.foreign and state.fits and direction == "upgrade":
-        return
+    if direction == "upgrade" and state.fits and (state.foreign or revision in ("head", state.head)):
+        return  # as who has waited for another's migration finds it: the next one waits while this one has the lock
     if state.foreign or _is_newer(state):
         raise _out_of_date(state)
     if state.current is None and direction == "upgrade":

@@ -8,13 +8,22 @@ from contextlib import AsyncExitStack, closing, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
 from sqlalchemy import delete, exc, func, insert, select, update
 
-from orchestrator_state import Checkpoint, StaleVersion, StateStore, StepState, WorkflowNotFound, WorkflowState
+from orchestrator_state import (
+    Checkpoint,
+    SchemaOutOfDate,
+    StaleVersion,
+    StateStore,
+    StepState,
+    WorkflowNotFound,
+    WorkflowState,
+)
 from orchestrator_state.domain import utc_now
 from orchestrator_state.models import checkpoints, step_states, workflow_states
 from orchestrator_state.payloads import decode, encode
@@ -220,6 +229,14 @@ def test_forty_writers_on_one_sqlite_file_all_succeed_from_its_creation_on(
         assert versions == [(SAVES, WRITERS)]
         assert connection.execute("SELECT count(*) FROM checkpoints").fetchall() == [(SAVES * WRITERS,)]
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+async def test_no_store_that_meets_others_at_a_new_sqlite_file_is_told_to_try_again(tmp_path: Path) -> None:
+    """Without waiting ourselves about one meeting in ten went wrong: SQLite refuses at once to turn to WAL twice."""
+    for number in range(60):
+        opening = [StateStore.open(tmp_path / f"{number}.db", migrate=False) for _ in range(4)]
+        told = await asyncio.gather(*opening, return_exceptions=True)
+        assert {type(error) for error in told} == {SchemaOutOfDate}
 
 
 def test_a_plain_begin_would_let_a_locked_error_escape(sqlite_url: str) -> None:

@@ -160,7 +160,7 @@ async def test_a_file_that_was_being_opened_for_a_cancelled_call_is_closed(tmp_p
     file, threads = SqliteFile(tmp_path / "w.db"), WeakSet[connection.SqliteConnection]()
 
     async def connect() -> None:
-        await connection.connect(threads, file, "", factory=slowly, check_same_thread=False)
+        await connection.connect(threads, file, {}, "", timeout=5, factory=slowly, check_same_thread=False)
 
     task = asyncio.create_task(connect())
     await opening.wait()

@@ -9,30 +9,64 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Coroutine, Generator, Sequence
+import time
+from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from weakref import WeakSet
 
+from orchestrator_state.database.errors import sqlite_code
 from orchestrator_state.database.internals import ThreadedConnection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile
 
 _Result = TypeVar("_Result")
 
+_PAUSE: Final = 0.01  # seconds
 
-def connect(opened: WeakSet[SqliteConnection], file: SqliteFile, _database: str, **arguments: Any) -> SqliteConnection:
+
+def connect(
+    opened: WeakSet[SqliteConnection],
+    file: SqliteFile,
+    pragmas: Mapping[str, object],
+    _database: str,
+    *,
+    timeout: float,
+    **arguments: Any,
+) -> SqliteConnection:
     """Like `aiosqlite.connect`, for SQLAlchemy's `async_creator_fn`; notes the connection in `opened`."""
     made: list[sqlite3.Connection] = []
 
     def open_file() -> sqlite3.Connection:
         file.before_opening()
-        made.append(sqlite3.connect(file.uri, uri=True, **arguments))
-        return made[0]
+        raw: sqlite3.Connection = sqlite3.connect(file.uri, uri=True, timeout=timeout, **arguments)
+        made.append(raw)
+        # Reading first: a file that is not a database must be refused before anything could be written to it.
+        raw.execute("PRAGMA schema_version")
+        _turn_to_wal(raw, timeout)
+        for pragma, value in pragmas.items():
+            raw.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
+        raw.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
+        connection.files = file.opened()
+        return raw
 
     connection = SqliteConnection(open_file)
     connection.made = made
     opened.add(connection)
     return connection
+
+
+def _turn_to_wal(raw: sqlite3.Connection, timeout: float) -> None:
+    """Where several connections meet at a new file, SQLite may refuse this at once, whatever the time to wait."""
+    gives_up = time.monotonic() + timeout
+    while True:
+        try:
+            raw.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 async def wait_until_closed(opened: WeakSet[SqliteConnection]) -> None:

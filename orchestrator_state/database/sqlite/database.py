@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
@@ -199,12 +199,18 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
         connections.add(connection)
         return connection
 
+    pragmas = {
+        "synchronous": "OFF" if temporary else settings.synchronous,
+        "foreign_keys": "ON",
+        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
+        "busy_timeout": round(settings.lock_timeout.total_seconds() * 1000),
+    }
     from sqlalchemy.ext.asyncio import create_async_engine  # the one that tracing may have put in its place by now
 
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(file.path)),
         connect_args={
-            "async_creator_fn": partial(connection.connect, threads, file),
+            "async_creator_fn": partial(connection.connect, threads, file, pragmas),
             "timeout": settings.lock_timeout.total_seconds(),
             "isolation_level": None,
             "factory": connect,
@@ -213,13 +219,6 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
         logging_name=LOGGING_NAME,
         **pool_arguments(settings),
     )
-    pragmas = {
-        "synchronous": "OFF" if temporary else settings.synchronous,
-        "foreign_keys": "ON",
-        "journal_size_limit": _JOURNAL_SIZE_LIMIT,
-        "busy_timeout": round(settings.lock_timeout.total_seconds() * 1000),
-    }
-    event.listen(engine.sync_engine, "connect", lambda connection, _: _prepare(connection, pragmas, file))
     put_back_sqlite(engine.sync_engine, pragmas)
     hear_errors(engine.sync_engine, _fail_the_whole_unit)
     _leave_the_parents_alone(file)
@@ -264,18 +263,6 @@ class _Connection(sqlite3.Connection):
         with suppress(sqlite3.Error):
             self.rollback()
         super().close()
-
-
-def _prepare(dbapi_connection: Any, pragmas: Mapping[str, object], file: SqliteFile) -> None:
-    cursor = dbapi_connection.cursor()
-    # Reading first: a file that is not a database must be refused before anything could be written to it.
-    cursor.execute("PRAGMA schema_version")
-    cursor.execute("PRAGMA journal_mode=WAL")
-    for pragma, value in pragmas.items():
-        cursor.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
-    cursor.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
-    cursor.close()
-    dbapi_connection.driver_connection.files = file.opened()
 
 
 def _begin(connection: Connection) -> None:
