@@ -18,11 +18,11 @@ from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any, Final
 
-from orchestrator_state.errors import CorruptPayload, InvalidPayload
+from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import NotAccepted
 from orchestrator_state.records.context.branches import Branches, Place
 from orchestrator_state.records.context.changes.change import Change
-from orchestrator_state.records.context.changes.differences import growth_between, items_added, items_besides, same_kind
+from orchestrator_state.records.context.changes.differences import growth_between, items_added
 from orchestrator_state.records.context.changes.encoded import Decoded, Encoded, split
 from orchestrator_state.records.context.functions import Functions
 from orchestrator_state.records.context.held import ContextValue, PlainContext
@@ -30,6 +30,7 @@ from orchestrator_state.records.context.looks import ContextChange, Look, length
 from orchestrator_state.records.context.order import ANY, Order
 from orchestrator_state.records.context.outstanding import Outstanding
 from orchestrator_state.records.context.patches import GROWN, Patch, apply_all
+from orchestrator_state.records.context.repeats import Waiting, done_to
 
 _CHECKED_ALWAYS = 256 * 1024
 """A context that short is compared whole with each commit. Of a longer one, what somebody took up."""
@@ -72,8 +73,7 @@ class ContextHistory:
         self._touches = 0
         self._unsettled: dict[str | None, int] = {}
         """What was taken up since it was last committed, and by which touch."""
-        self._waiting: list[tuple[int, Change]] = []
-        """What functions of recorded steps, by position, did to values that are not there yet."""
+        self._waiting = Waiting()
         self._held: ContextValue | None = None
         self._functions = Functions(self._snapshot, lambda: self.held.everything())  # noqa: PLW0108 - another is held later
 
@@ -199,7 +199,7 @@ class ContextHistory:
             touched |= in_force
             if made:
                 made = [(by, change.only(change.keys - in_force)) for by, change in made]
-            self._wait_no_longer(in_force, at)
+            self._waiting.end(in_force, at)
             if at > outstanding.first:
                 self._order.save_ahead(patch.keys, at)
         self._settle(place, position)
@@ -259,36 +259,13 @@ class ContextHistory:
 
         What another branch has still to make, so that it could be done to it, waits for that.
         """
-        made = list(made)
-        for at, change in made:
-            self._wait_no_longer((*change.changed, *change.dropped), at)
-        due, self._waiting = [*made, *self._waiting], []
-        for by, change in due:
-            for key in change.keys:
-                part = change.only([key])
-                after = self._done_to(self.held.snapshot(key), key, part)
-                if after is None:
-                    self._waiting.append((by, part))
-                    continue
-                self._put(*after)
-                self._see(*(self._done_to(self._seen, key, part) or ({}, [key])))
-
-    def _wait_no_longer(self, keys: Collection[str], at: int) -> None:
-        """The commit `at` has set `keys`, and knew what was done there before it."""
-        if self._waiting and keys:
-            self._waiting = [(by, part) for by, part in self._waiting if by > at or part.keys.isdisjoint(keys)]
-
-    def _done_to(self, context: Encoded, key: str, part: Change) -> tuple[Encoded, list[str]] | None:
-        """What is there then, or gone; None if it cannot be done."""
-        try:
-            after = part.apply(context)
-        except (CorruptPayload, InvalidPayload, TypeError):
-            return None
-        if key not in after:
-            return {}, [key]
-        if key not in context and not same_kind(after[key], self._committed.get(key, after[key])):
-            return None
-        return {key: after[key]}, []
+        for by, key, part in self._waiting.take(made):
+            after = done_to(self.held.snapshot(key), key, part, self._committed)
+            if after is None:
+                self._waiting.add(by, key, part)
+                continue
+            self._put(*after)
+            self._see(*(done_to(self._seen, key, part, self._committed) or ({}, [key])))
 
     def _put(self, values: Encoded, gone: Iterable[str], ahead: Decoded | None = None) -> None:
         if not self._functions.were_seen:
@@ -344,8 +321,8 @@ class ContextHistory:
             if key not in outstanding:
                 after[key] = text
             elif items is None or theirs is None or items_added(theirs, text) is not None:
-                after[key] = self._with_outstanding(key, text)
-            elif items := self._not_recorded(key, items, theirs):
+                after[key] = self._outstanding.done_to(text, key, like=self._committed)
+            elif items := self._outstanding.not_among(items, key, theirs, self._seen[key]):
                 merged[key] = items
         for key in gone:
             after.pop(key, None)
@@ -380,21 +357,6 @@ class ContextHistory:
         if told := {key: old for key, old in alone.items() if key not in brief}:
             made.append(growth_between(told, {key: now[key] for key in told if key in now}))
         return (*made, *([Change(edited=dict.fromkeys(brief, GROWN))] if brief else [])), is_alone
-
-    def _with_outstanding(self, key: str, text: str) -> str:
-        """What the functions of steps did that the handler has not come back to is done to `text`, so that it stays."""
-        after = {key: text}
-        for change in self._outstanding.made_at(key):
-            after, _ = self._done_to(after, key, change) or (after, ())
-        return after.get(key, text)
-
-    def _not_recorded(self, key: str, items: str, theirs: str) -> str:
-        """Those of the `items` new to a list that a line, or a function cut short, has not added in an earlier attempt.
-
-        Such a one is known by its value alone: two that are equal count as one, until the handler has come so far.
-        """
-        made = [change.appended.get(key, "") for change in self._outstanding.made_at(key)]
-        return items_besides(items, theirs, [self._seen[key], *(f"[{more}]" for more in made)])
 
     def accept(self, change: ContextChange, position: int) -> None:
         """`change` is committed, with the calling branch's step at `position`."""

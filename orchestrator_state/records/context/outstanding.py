@@ -8,9 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import takewhile
 
 from orchestrator_state.records.context.changes.change import Change
+from orchestrator_state.records.context.changes.differences import items_besides
 from orchestrator_state.records.context.changes.encoded import Encoded
 from orchestrator_state.records.context.committed import CommittedValues
 from orchestrator_state.records.context.patches import Patch
+from orchestrator_state.records.context.repeats import done_to
 
 
 class Outstanding:
@@ -61,3 +63,18 @@ class Outstanding:
             for change in made:
                 if key in change.keys:
                     yield change.only([key])
+
+    def done_to(self, text: str, key: str, like: Encoded) -> str:
+        """The value `text` at `key`, with what the functions of their steps did, so that it stays."""
+        after = {key: text}
+        for change in self.made_at(key):
+            after, _ = done_to(after, key, change, like) or (after, ())
+        return after.get(key, text)
+
+    def not_among(self, items: str, key: str, recorded: str, seen: str) -> str:
+        """Those of the `items` new to a list that a line, or a function cut short, has not added in an earlier attempt.
+
+        Such a one is known by its value alone: two that are equal count as one, until the handler has come so far.
+        """
+        made = [change.appended.get(key, "") for change in self.made_at(key)]
+        return items_besides(items, recorded, [seen, *(f"[{more}]" for more in made)])
