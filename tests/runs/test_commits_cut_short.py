@@ -22,7 +22,7 @@ from orchestrator_state.models import workflow_states
 from tests.support.cases import case, gathered
 from tests.support.cutting_proxy import COMMIT
 from tests.support.held import checked_out, comes_true
-from tests.support.postgres_proxy import Link, PostgresProxy
+from tests.support.postgres_proxy import Link, PostgresProxy, opened_impatient
 from tests.support.running import LONG_AGO, Effect, Gate, change_row, fetch, seconds
 from tests.support.states import a_checkpoint, a_state
 
@@ -306,7 +306,7 @@ async def cut_short(url: str, name: str, number: int) -> list[str] | int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="late-")))
         proxy = await stack.enter_async_context(LateProxy(url, directory).running())
         near = await stack.enter_async_context(StateStore.open(url, namespace=namespace))
-        distant = StateStore.open(proxy.url, namespace=namespace, pool_min=1, pool_max=4, command_timeout=seconds(1))
+        distant = opened_impatient(proxy.url, namespace=namespace, pool_min=1, pool_max=4)
         store = await stack.enter_async_context(distant)
         scene = Scene(store, near)
         await call.prepare(scene)

@@ -19,6 +19,7 @@ from orchestrator_state import (
 )
 from tests.support.chance import dice
 from tests.support.cutting_proxy import CuttingProxy, Fault
+from tests.support.postgres_proxy import opened_impatient
 from tests.support.running import Effect, steps_of
 from tests.support.running import checkpoints_of as runs_checkpoints
 from tests.support.states import a_checkpoint, a_state, checkpoints_of, is_stored
@@ -38,8 +39,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    seconds = timedelta(seconds=1)
-    async with StateStore.open(proxy.url, pool_min=1, command_timeout=seconds) as store:
+    async with opened_impatient(proxy.url, pool_min=1) as store:
         yield store
 
 

@@ -18,6 +18,7 @@ from tests.runs.test_writer import a_change, committed, leased
 from tests.support.cutting_proxy import CuttingProxy, Fault
 from tests.support.held import comes_true
 from tests.support.lost_answers import answer_lost
+from tests.support.postgres_proxy import opened_impatient
 from tests.support.running import Effect, Gate, checkpoints_of, count_rows, row_of, seconds, steps_of, vanish
 from tests.support.statements import rewritten
 
@@ -34,7 +35,7 @@ async def proxy(postgres_url: str) -> AsyncIterator[CuttingProxy]:
 @pytest.fixture
 async def distant(proxy: CuttingProxy) -> AsyncIterator[StateStore]:
     """A store whose connections go through the proxy."""
-    async with StateStore.open(proxy.url, pool_min=2, command_timeout=seconds(1)) as store:
+    async with opened_impatient(proxy.url, pool_min=2) as store:
         yield store
 
 

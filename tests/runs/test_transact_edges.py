@@ -24,6 +24,7 @@ from orchestrator_state import ConfigurationError, StateStore, WorkflowStatus
 from tests.support.cases import case
 from tests.support.cutting_proxy import CuttingProxy, Fault
 from tests.support.engines import business, create_orders, opened_engine, orders
+from tests.support.postgres_proxy import opened_impatient
 from tests.support.running import count_rows, row_of, seconds, steps_of
 
 _mapping = registry(metadata=business)
@@ -298,7 +299,7 @@ async def test_a_server_that_does_not_answer_a_statement_fails_no_step(postgres_
             await session.execute(text("SELECT 'anybody'"))
 
         counted = Counted(meets_silence, only_first=True)
-        async with StateStore.open(proxy.url, command_timeout=seconds(1), lease_term=seconds(60)) as far:
+        async with opened_impatient(proxy.url, lease_term=seconds(60)) as far:
             assert await transact(far, "w", counted) == "placed"
             assert (counted.calls, (await steps_of(far, "w"))["order"].retry_count) == (2, 0)
 

@@ -6,9 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import parse_qs, quote, urlsplit
+
+from orchestrator_state import StateStore
+from orchestrator_state.retry import while_transient
 
 _SOCKET = ".s.PGSQL.5432"
 _MOST = 65536  # bytes at a time; what clients send here in one go arrives in one piece
@@ -114,3 +118,11 @@ class PostgresProxy:
                 writer.write(data)
             await asyncio.sleep(self.farewell)
         writer.close()
+
+
+@asynccontextmanager
+async def opened_impatient(url: str, **options: Any) -> AsyncIterator[StateStore]:
+    """A store that waits a second for each answer. Its opening is repeated: a busy machine may take as long for one."""
+    opening = StateStore.open(url, command_timeout=timedelta(seconds=1), **options)
+    async with await while_transient(lambda: opening, timedelta(seconds=60)) as store:
+        yield store
