@@ -3,14 +3,18 @@
 import asyncio
 import copy
 import logging
+from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import pytest
 from sqlalchemy import update
 
 from orchestrator_state import Checkpoint, CorruptPayload, Run, StateStore, WorkflowState, WorkflowStatus
+from orchestrator_state.concurrency import ProcessIdentity
 from orchestrator_state.hooks import FellBack, RunStarted
 from orchestrator_state.models import checkpoints
+from tests.support.interleaving import just_before
 from tests.support.running import (
     Effect,
     Failing,
@@ -21,6 +25,7 @@ from tests.support.running import (
     checkpoints_of,
     expire_lease,
     row_of,
+    seconds,
     steps_of,
     vanish,
 )
@@ -146,6 +151,16 @@ async def test_a_run_of_another_namespace_is_not_touched(database_url: str, stor
         assert (report.runs, report.unknown) == ([], [])
         assert (await tenant.recover({})).unknown == []
     assert (await row_of(store, "w")).status == "pending"
+
+
+async def test_what_a_dead_process_left_is_claimed_however_long_the_end_of_its_leases_takes(store: StateStore) -> None:
+    """On SQLite a unit that keeps others from writing prolongs their leases by as long, but none that it has ended."""
+    mine, row = ProcessIdentity.mine(), await abandoned(store)
+    dead = ProcessIdentity(mine.machine, mine.pid, "1")
+    await change_row(store, row.id, lease_process=str(dead), lease_expires_at=datetime.now(UTC) + seconds(3600))
+    with just_before(store, "UPDATE workflow_states SET lease_expires_at", partial(asyncio.sleep, 2)):
+        report = await store.recover({"n": finish})
+    assert [run.workflow_id for run in report.completed] == ["w"]
 
 
 # --- the report ---

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Executable, Float, bindparam, literal, select, update
+from sqlalchemy import Executable, Float, bindparam, func, literal, select, update
 
 from orchestrator_state.database import database_now, database_time_in, time_after
 from orchestrator_state.domain import WorkflowStatus
@@ -32,6 +32,9 @@ def _processes_of(machine: str) -> Executable:
 
 class LeaseRepository(Repository):
     """Leases by their owners and processes."""
+
+    _ended: Collection[str] = ()
+    """The processes whose leases this unit has ended."""
 
     async def renew(self, owner: Owner, ids: Collection[UUID], *, wait: bool = True) -> dict[UUID, Renewal]:
         """Extend the leases `owner` still has among `ids`.
@@ -60,7 +63,8 @@ class LeaseRepository(Repository):
     async def prolong(self, held: timedelta) -> None:
         """For a unit that has kept everybody else from writing for as long as `held`: let no lease have ended by that.
 
-        Neither could their owners renew them meanwhile, nor anybody take them over. Of all namespaces.
+        Neither could their owners renew them meanwhile, nor anybody take them over. Of all namespaces; but none that
+        the unit itself has ended.
         """
         seconds = held.total_seconds()
         await self._execute(
@@ -68,6 +72,7 @@ class LeaseRepository(Repository):
             .where(
                 WorkflowRow.status == WorkflowStatus.RUNNING.value,
                 lease_was_good(held),
+                func.coalesce(WorkflowRow.lease_process, "").not_in(sorted(self._ended)),
             )
             .values(lease_expires_at=time_after(WorkflowRow.lease_expires_at, literal(seconds, Float)))
         )
@@ -84,6 +89,7 @@ class LeaseRepository(Repository):
 
     async def end_of(self, processes: Collection[str]) -> int:
         """End the leases of processes that are known to be dead."""
+        self._ended = processes
         ended = await self._execute(
             update(WorkflowRow)
             .where(
