@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name
-from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate
+from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate, StoreUnavailable
 from orchestrator_state.models import (
     VERSION_TABLE,
     checkpoints,
@@ -111,8 +111,12 @@ async def verify(database: Database) -> None:
 
 async def ensure(database: Database, settings: Settings) -> None:
     """Upgrade if need be. On our own Postgres engine that takes a connection of its own, without timeouts."""
-    if (await inspect_schema(database)).fits:
-        return
+    try:
+        if (await inspect_schema(database)).fits:
+            return
+    except StoreUnavailable as error:
+        if not error.locked:  # by another's migration, for which `upgrade` waits
+            raise
     if not database.limits_statements:
         await upgrade(database)
         return

@@ -1,15 +1,39 @@
 """Stores that are opened at the same moment, or while another one migrates: none fails by what is not its own fault."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
-from orchestrator_state import StateStore, schema
-from tests.support.raw_sql import fetch
+import pytest
+
+from orchestrator_state import StateStore, StoreUnavailable, schema
+from tests.support.engines import opened_engine
+from tests.support.old_databases import ORIGINAL_TABLES, opened
+from tests.support.raw_sql import SQLITE, execute, fetch
 
 
-async def open_and_close(database: str | Path) -> None:
-    async with StateStore.open(database, migrate=True):
+async def open_and_close(database: str | Path | None, **options: Any) -> None:
+    async with StateStore.open(database, migrate=True, **options):
         pass
+
+
+async def open_on_an_engine_and_close(url: str, *, lock_timeout: float) -> None:
+    on_sqlite = url.startswith(SQLITE)
+    options = {"connect_args": {"timeout": lock_timeout}} if on_sqlite else {}
+    limit = "" if on_sqlite else f"&lock_timeout={round(lock_timeout * 1000)}"
+    async with opened_engine(url + limit, **options) as engine:
+        await open_and_close(None, engine=engine)
+
+
+@asynccontextmanager
+async def being_migrated(url: str) -> AsyncIterator[None]:
+    """The database of the original software, while another process migrates it."""
+    execute(url, *ORIGINAL_TABLES)
+    async with opened(url) as database, database.migrating() as connection:
+        await connection.exec_driver_sql("ALTER TABLE step_states ADD COLUMN extra INTEGER")
+        yield
 
 
 async def test_several_databases_are_migrated_at_once_by_one_process(empty_database_url: str, tmp_path: Path) -> None:
@@ -19,3 +43,23 @@ async def test_several_databases_are_migrated_at_once_by_one_process(empty_datab
     await asyncio.gather(thread, open_and_close(in_loop), open_and_close(empty_database_url))
     for url in (empty_database_url, f"sqlite:///{in_loop}", f"sqlite:///{in_thread}"):
         assert fetch(url, "SELECT version_num FROM orchestrator_state_version") == [(schema.head_revision(),)]
+
+
+@pytest.mark.parametrize("open_and_close", [open_and_close, open_on_an_engine_and_close])
+async def test_who_opens_waits_longer_than_lock_timeout_for_the_migration_of_another(
+    empty_database_url: str, open_and_close: Any
+) -> None:
+    async with being_migrated(empty_database_url):
+        opening = asyncio.create_task(open_and_close(empty_database_url, lock_timeout=0.05))
+        await asyncio.wait([opening], timeout=0.7)
+        assert not opening.done(), "it found no lock, or did not wait for it"
+    await opening
+
+
+async def test_a_sqlite_file_that_is_locked_for_ever_is_an_error_in_the_end(
+    empty_sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator_state.database.sqlite.database._LONGEST_MIGRATION", 0.2)
+    async with being_migrated(empty_sqlite_url):
+        with pytest.raises(StoreUnavailable, match="another process holds the SQLite file"):
+            await open_and_close(empty_sqlite_url, lock_timeout=0.05)

@@ -33,6 +33,10 @@ _Answer = TypeVar("_Answer")
 
 _NO_LIMIT: Final = 1000
 _PING_AFTER_IDLE: Final = 10.0  # seconds
+# Until the transaction ends, whatever else is said by the URL, the role (behind PgBouncer), the application's engine.
+_WITHOUT_LIMITS: Final = select(
+    *(func.set_config(limit, "0", literal(value=True)) for limit in ("statement_timeout", "lock_timeout"))
+)
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
 
 
@@ -115,6 +119,7 @@ class PostgresDatabase(Database):
             async with self.reader.connect() as connection:
                 await connection.execution_options(isolation_level="READ COMMITTED")
                 async with committed(connection):
+                    await connection.execute(_WITHOUT_LIMITS)
                     await connection.execute(select(func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                     if self.schema is not None:
                         await connection.run_sync(_enter_schema, self.schema)
@@ -162,7 +167,7 @@ def _server_settings(settings: Settings, given: Mapping[str, str], *, for_migrat
     """Start-up parameters, of which those `given` in the URL win; PgBouncer refuses all but a few, so it gets none."""
     common = {"application_name": "orchestrator_state", "jit": "off", **given}
     if for_migration:
-        return common | {"statement_timeout": "0", "lock_timeout": "0"}
+        return common
     milliseconds = {
         "statement_timeout": settings.command_timeout,
         "lock_timeout": settings.lock_timeout,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
@@ -20,6 +21,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import Turns
@@ -41,6 +43,7 @@ _Answer = TypeVar("_Answer")
 _BEGIN: Final = "orchestrator_state_begin"  # execution option: the statement that begins a transaction
 _BEGIN_IMMEDIATE: Final = "BEGIN IMMEDIATE"
 _LONGEST_BUSY_WAIT: Final = 0.1  # seconds between two looks of sqlite3_busy_timeout
+_LONGEST_MIGRATION: Final = 600.0  # seconds that another's may take
 _SHORT: Final = timedelta(seconds=0.1)  # a transaction that no lease comes to its end by
 _JOURNAL_SIZE_LIMIT: Final = 64 * 1024 * 1024
 
@@ -128,14 +131,10 @@ class SqliteDatabase(Database):
         """Yield a connection in the one transaction of a migration; other migrations wait for it to end."""
         self.enter()
         with database_errors(opening=True):
-            async with self.reader.connect() as connection, _foreign_keys_off(connection):
-                await connection.execution_options(**{_BEGIN: _BEGIN_IMMEDIATE})
-                async with committed(connection):
-                    if not self.owned:
-                        await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
-                    yield connection
-                    await _check_foreign_keys(connection)
-                await connection.execution_options(**{_BEGIN: None})
+            async with self.reader.connect() as connection, _foreign_keys_off(connection), committed(connection):
+                await _begin_migration(connection)
+                yield connection
+                await _check_foreign_keys(connection)
 
     async def close(self) -> None:
         await super().close()
@@ -275,6 +274,20 @@ def _fail_the_whole_unit(context: ExceptionContext) -> None:
     """SQLite rolls back by itself on a full disk or an I/O error; a session that went on would commit half a unit."""
     if sqlite_code(context.original_exception) in SQLITE_ROLLED_BACK:
         context.is_disconnect = True
+
+
+async def _begin_migration(connection: AsyncConnection) -> None:
+    """Begin once nobody else writes. Another's migration takes what it takes; a lock held for ever is an error."""
+    gives_up = time.monotonic() + _LONGEST_MIGRATION
+    while True:
+        try:
+            await connection.exec_driver_sql(_BEGIN_IMMEDIATE)
+        except DBAPIError as error:
+            if sqlite_code(error.orig) != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up:
+                raise
+            await asyncio.sleep(_LONGEST_BUSY_WAIT)
+        else:
+            return
 
 
 @asynccontextmanager
