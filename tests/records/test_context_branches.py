@@ -658,3 +658,83 @@ async def test_what_a_later_step_has_replaced_does_not_come_back(store: StateSto
         await store.run("n", handler, workflow_id="w", context={})
     assert await store.run("n", handler, workflow_id="w") == {}
     assert (await store.load_workflow_state_by_workflow_id("w")).context == {}
+
+
+async def test_what_a_line_has_removed_does_not_come_back(store: StateStore) -> None:
+    """On resume a text stands where the function's entry needs an object, until the line removes it."""
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        given_up, removed = asyncio.Event(), asyncio.Event()
+
+        async def note() -> None:
+            run.context.setdefault("z", {})["noted"] = True
+
+        async def give_up() -> None:
+            run.context["z"] = "given up"
+            given_up.set()
+            await removed.wait()
+
+        async def noting() -> None:
+            if attempts:
+                await given_up.wait()
+            await run.step("note", note)
+            if not attempts:
+                attempts.append(1)
+                vanish()
+            del run.context["z"]
+            removed.set()
+
+        await asyncio.gather(noting(), *([run.step("give up", give_up)] if attempts else []))
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {}
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {}
+
+
+async def test_what_a_line_has_replaced_does_not_come_back_when_a_step_that_removed_it_is_replayed(
+    store: StateStore,
+) -> None:
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        begun, gone, counted, removed, replaced = (asyncio.Event() for _ in range(5))
+
+        async def begin() -> None:
+            run.context["z"] = "begun"
+
+        async def count() -> None:
+            run.context["z"] = run.context.get("z", 0) + 1
+            counted.set()
+            await removed.wait()
+
+        async def remove() -> None:
+            del run.context["z"]
+            gone.set()
+            await counted.wait()
+
+        async def counting() -> None:
+            await run.step("begin", begin)
+            begun.set()
+            if not attempts:
+                await gone.wait()
+            await run.step("count", count)
+            run.context["z"] = "ended"
+            replaced.set()
+
+        async def removing() -> None:
+            await (replaced if attempts else begun).wait()
+            await run.step("remove", remove)
+            removed.set()
+
+        await asyncio.gather(counting(), removing())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {}

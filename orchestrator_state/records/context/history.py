@@ -73,7 +73,7 @@ class ContextHistory:
         self._touches = 0
         self._unsettled: dict[str | None, int] = {}
         """What was taken up since it was last committed, and by which touch."""
-        self._waiting = Waiting()
+        self._waiting = Waiting(self._snapshot)
         self._held: ContextValue | None = None
         self._functions = Functions(self._snapshot, lambda: self.held.everything())  # noqa: PLW0108 - another is held later
 
@@ -209,7 +209,7 @@ class ContextHistory:
         self._put(values, gone, ahead)
         for key in touched:
             self._order.take(key, place, position)
-        if made or self._waiting:
+        if made or self._waiting.parts:
             for key in {key for _, change in made for key in change.keys}:
                 self._order.take(key, place)
             self._redo(made)
@@ -268,12 +268,14 @@ class ContextHistory:
             self._see(*(done_to(self._seen, key, part, self._committed) or ({}, [key])))
 
     def _put(self, values: Encoded, gone: Iterable[str], ahead: Decoded | None = None) -> None:
-        if not self._functions.were_seen:
+        if not (self._functions.were_seen or self._waiting.parts):
             self.held.put(values, gone, ahead)
             return
+        self._waiting.end_replaced()
         paused = self._functions.pause((*values, *gone))
         self.held.put(values, gone, ahead)
         self._functions.go_on(paused)
+        self._waiting.go_on()
 
     def _see(self, values: Encoded, gone: Any = ()) -> None:
         self._seen.update(values)
@@ -293,7 +295,7 @@ class ContextHistory:
     @property
     def is_untouched(self) -> bool:
         """Whether nothing can have changed: nobody has taken the context up, as in a run that has no use for one."""
-        return not self._waiting and (self._held is None or not self._held.may_have_changed)
+        return not self._waiting.parts and (self._held is None or not self._held.may_have_changed)
 
     def look(self, *, at_once: bool = True) -> Look | None:
         """The part of `diff` in which nobody may change anything; None if nobody has.
