@@ -9,10 +9,10 @@ from tests.chaos.children import Pipe
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """`seconds` is how long the second step of each run takes."""
+    """The second step of each run never ends, or with `until_stopped` a moment after its worker was told to stop."""
 
     url: str
-    seconds: float = 3600
+    until_stopped: bool = False
     grace: float = 10
 
 
@@ -22,16 +22,20 @@ def work(job: Job, pipe: Pipe) -> None:
 
 
 async def _work(job: Job, pipe: Pipe) -> None:
-    async def step(run: Run, step_id: str, seconds: float) -> str:
+    async def step(run: Run, step_id: str) -> str:
         pipe.send((run.workflow_id, step_id))
-        await asyncio.sleep(seconds)
+        if step_id == "slow":
+            while not (job.until_stopped and worker.health().state == "stopping"):  # noqa: ASYNC110 - a signal changes it
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)
         return "first"
 
     async def handler(run: Run) -> str:
-        await run.step("quick", step, run, "quick", 0)
-        await run.step("slow", step, run, "slow", job.seconds)
+        await run.step("quick", step, run, "quick")
+        await run.step("slow", step, run, "slow")
         return "first"
 
     async with StateStore.open(job.url, migrate=False, pool_min=1) as store:
-        await Worker(store, {"work": handler}, concurrency=1, poll=0.05, grace=job.grace).run()
+        worker = Worker(store, {"work": handler}, concurrency=1, poll=0.05, grace=job.grace)
+        await worker.run()
     pipe.send("ended")

@@ -221,8 +221,8 @@ class Handler:
         self._outage, self._met = outage, set[str]()
 
     async def __call__(self, run: Run) -> str:
+        await self.signalled[run.workflow_id].wait()  # or who has no patience would meet the one that signals
         await run.step("paid", self.paid[run.workflow_id], "answer")
-        await self.signalled[run.workflow_id].wait()
         if run.workflow_id not in self._met:  # whoever tries again later finds the database there
             self._met.add(run.workflow_id)
             await self._outage.begin()

@@ -111,7 +111,7 @@ async def _nothing(run: Run) -> None: ...
 async def test_sigterm_lets_the_run_under_way_finish_and_claims_no_other(database_url: str) -> None:
     async with StateStore.open(database_url) as store:
         await store.start("work", workflow_id="first")
-        with Child(work, Job(url=database_url, seconds=1)) as worker:
+        with Child(work, Job(url=database_url, until_stopped=True)) as worker:
             while await worker.message() != ("first", "slow"):
                 pass
             await store.start("work", workflow_id="second")
