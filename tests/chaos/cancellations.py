@@ -59,8 +59,8 @@ class _Round:
         self.workflow_id = workflow_id
         self._store = store
         self._is_flawed = is_flawed
-        self._patience = 0.5 if is_flawed else 2.0
-        """Seconds until what is still there counts as left behind."""
+        self._patience = 0.5 if is_flawed else 8.0
+        """Seconds until what is still there counts as left behind: fewer than anything of ours waits for a lock."""
         self.acknowledged = 0
         self._calls: Counter[str] = Counter()
         self._leaks: list[asyncio.Task[None]] = []

@@ -11,13 +11,12 @@ from orchestrator_state import LeaseLost, OrchestratorStateError, Run, StateStor
 from tests.chaos.children import Child, Pipe
 from tests.chaos.flaws import plant
 from tests.chaos.report import Report
+from tests.support.postgres_proxy import opened_impatient
 
 _STEPS: Final = 6
 _TERM: Final = timedelta(seconds=1.2)
 _PATIENCE: Final = timedelta(seconds=0.6)
 """Of the second worker with a lock that the frozen one holds: on SQLite nobody can write until it wakes."""
-_TIMEOUT: Final = timedelta(seconds=1)
-"""Of the first worker's statements. Postgres ends a frozen session that is in a transaction after twice as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,8 @@ async def _work(job: Job, pipe: Pipe) -> None:
         for step in range(1000):
             await run.step(f"step {step}", first, step)
 
-    async with StateStore.open(job.url, migrate=False, pool_min=1, lease_term=_TERM, command_timeout=_TIMEOUT) as store:
+    # Postgres ends a frozen session that is in a transaction after twice as long as it waits for an answer.
+    async with opened_impatient(job.url, migrate=False, pool_min=1, lease_term=_TERM) as store:
         try:
             await store.run(job.workflow_id, handler, workflow_id=job.workflow_id)
         except OrchestratorStateError as error:
