@@ -240,11 +240,13 @@ class Call:
     check: Callable[[Scene], Awaitable[None]]
 
 
-DRIVING = {
+RUNNING = {
     "run, new": Call(nothing, lambda s: s.store.run("n", s.handler, workflow_id="w", wait=30), is_done),
     "run, by key": Call(nothing, lambda s: s.store.run("n", s.handler, idempotency_key="w", wait=30), is_done),
     "run, known": Call(pending, lambda s: s.store.run("n", s.handler, workflow_id="w", wait=30), is_done),
     "run, failed": Call(failed, lambda s: s.store.run("n", s.handler, workflow_id="w", wait=30), is_done),
+}
+RECOVERING = {
     "recover": Call(pending, recover, is_done),
     "recover, hopeless": Call(hopeless, lambda s: s.store.recover({"n": s.handler}), becomes("failed")),
     "Worker": Call(pending, work, is_done),
@@ -266,7 +268,7 @@ KEEPING = {
     "prune": Call(old, lambda s: s.store.prune_checkpoints(keep=1), each_has_one_checkpoint),
     "save": Call(nothing, save, nothing),
 }
-CALLS = DRIVING | ASKING | KEEPING
+CALLS = RUNNING | RECOVERING | ASKING | KEEPING
 
 
 async def _to_child(call: Callable[..., Awaitable[None]], scene: Scene, *arguments: str) -> None:
@@ -345,7 +347,9 @@ async def wrong_after(url: str, name: str, at_once: asyncio.Semaphore) -> list[s
     return [wrong for found in outcomes if isinstance(found, list) for wrong in found]
 
 
-@pytest.mark.parametrize("calls", [DRIVING, ASKING, KEEPING], ids=["driving", "asking", "keeping"])
+@pytest.mark.parametrize(
+    "calls", [RUNNING, RECOVERING, ASKING, KEEPING], ids=["running", "recovering", "asking", "keeping"]
+)
 async def test_a_call_that_is_cancelled_in_any_of_its_commits_leaves_nothing_undone(
     postgres_url: str, calls: dict[str, Call]
 ) -> None:
