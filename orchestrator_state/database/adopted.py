@@ -102,8 +102,9 @@ def autocommits(connection: Connection) -> bool:
 def roll_back_when_cancelled(engine: Engine) -> None:
     """Let go of SQLite's lock when a statement is cancelled, before SQLAlchemy closes its connection.
 
-    SQLite keeps the transaction of a connection that is closed while a cursor of it lives, here until the garbage
-    collector finds that cursor, and with it the lock, from everybody.
+    SQLite keeps the transaction of a connection that is closed while a cursor of it lives, here as long as somebody has
+    the exception, or until the garbage collector finds that cursor. A rollback keeps the lock for reading while that cursor
+    has rows left.
     """
     event.listen(engine, "handle_error", _roll_back_if_cancelled)
 
@@ -114,6 +115,9 @@ def _roll_back_if_cancelled(context: ExceptionContext) -> None:
         return
     if not connection.invalidated:
         with suppress(Exception):
+            cursor = getattr(context.execution_context, "cursor", None)  # `context.cursor` is never set
+            if cursor is not None:
+                cursor.close()
             cast(Any, connection.connection.dbapi_connection).rollback()
 
 

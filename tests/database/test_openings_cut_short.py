@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event, text
 from orchestrator_state import ConfigurationError, StateStore, StoreUnavailable
 from tests.support.cutting_proxy import CuttingProxy
 from tests.support.engines import opened_engine
-from tests.support.held import comes_true
+from tests.support.held import comes_true, holds_no_lock
 from tests.support.postgres_proxy import Link, PostgresProxy
 from tests.support.postgres_server import Postgres
 from tests.support.running import Effect
@@ -43,6 +43,17 @@ class CancelledAt:
                 resume = partial(self._work.send, (yield awaited))
             except BaseException as error:  # noqa: BLE001 - it is passed on
                 resume = partial(self._work.throw, error)
+
+
+def cancel_at(beginning: str, request: pytest.FixtureRequest) -> None:
+    """Cancel whoever sends a statement of that beginning, until the test ends."""
+
+    def cancel(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(beginning):
+            cancel_this_task()
+
+    event.listen(Engine, "before_cursor_execute", cancel)
+    request.addfinalizer(lambda: event.remove(Engine, "before_cursor_execute", cancel))
 
 
 def cancel_this_task() -> None:
@@ -82,14 +93,21 @@ async def test_an_opening_that_is_cancelled_at_any_await_is_cancelled(database_u
 async def test_a_migration_that_is_cancelled_while_a_table_is_rebuilt_is_cancelled(
     empty_sqlite_url: str, request: pytest.FixtureRequest
 ) -> None:
-    def cancel(_connection: object, _cursor: object, statement: str, *_: object) -> None:
-        if statement.startswith("INSERT INTO _alembic_tmp"):
-            cancel_this_task()
-
-    event.listen(Engine, "before_cursor_execute", cancel)
-    request.addfinalizer(lambda: event.remove(Engine, "before_cursor_execute", cancel))
+    cancel_at("INSERT INTO _alembic_tmp", request)
     with pytest.raises(asyncio.CancelledError):
         await StateStore.open(empty_sqlite_url)
+
+
+async def test_what_is_cancelled_on_an_own_engine_leaves_no_lock_on_a_sqlite_file(
+    empty_sqlite_url: str, request: pytest.FixtureRequest
+) -> None:
+    """Also while somebody keeps the exception, and with it a cursor whose rows were not fetched any more."""
+    cancel_at("INSERT INTO orchestrator_state_version", request)
+    async with opened_engine(empty_sqlite_url) as engine:
+        with pytest.raises(asyncio.CancelledError) as kept:
+            await StateStore.open(engine=engine, migrate=True)
+        assert await comes_true(lambda: holds_no_lock(empty_sqlite_url, None), within=3)
+        assert kept.tb is not None
 
 
 async def test_a_closing_that_is_cancelled_at_any_await_closes_everything(
