@@ -103,8 +103,8 @@ def roll_back_when_cancelled(engine: Engine) -> None:
     """Let go of SQLite's lock when a statement is cancelled, before SQLAlchemy closes its connection.
 
     SQLite keeps the transaction of a connection that is closed while a cursor of it lives, here as long as somebody has
-    the exception, or until the garbage collector finds that cursor. A rollback keeps the lock for reading while that cursor
-    has rows left.
+    the exception, or until the garbage collector finds that cursor. If that has rows left, a rollback alone keeps the
+    lock for reading.
     """
     event.listen(engine, "handle_error", _roll_back_if_cancelled)
 

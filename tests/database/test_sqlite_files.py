@@ -1,10 +1,12 @@
 """The files of a SQLite database: who may read them, and what happens when they vanish under a running store."""
 
 import asyncio
+import concurrent.futures
 import os
 import shutil
 import sqlite3
 import stat
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -73,6 +75,31 @@ async def test_a_file_that_was_there_keeps_its_mode(path: Path) -> None:
     async with StateStore.open(path) as store:
         await store.save_workflow_state(a_state())
         assert {mode(file) for file in path.parent.iterdir()} == {0o640}
+
+
+async def test_stores_that_make_one_file_at_once_keep_their_locks_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To close a file takes away all locks of the process on it, and then another process deletes the -wal file."""
+    path, opening = tmp_path / "new.db", list[concurrent.futures.Future[StateStore]]()
+    loop, change_mode = asyncio.get_running_loop(), os.fchmod
+
+    def open_another(descriptor: int, mode: int) -> None:
+        if not opening:
+            opening.append(asyncio.run_coroutine_threadsafe(open_store(), loop))
+            concurrent.futures.wait(opening, timeout=0.5)
+        change_mode(descriptor, mode)
+
+    async def open_store() -> StateStore:
+        return await StateStore.open(path)
+
+    monkeypatch.setattr(os, "fchmod", open_another)
+    async with await open_store() as first, await asyncio.wrap_future(opening[0]) as second:
+        look = "import sqlite3, sys; sqlite3.connect(sys.argv[1]).execute('SELECT * FROM checkpoints').close()"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", look, path)
+        assert await process.wait() == 0
+        for store in (first, second):
+            await store.save_workflow_state(a_state())
 
 
 # --- files that vanish --------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ as everybody else is concerned. What was written there must not be acknowledged.
 from __future__ import annotations
 
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,8 @@ from orchestrator_state.errors import AccessLost, ConfigurationError
 _OWNER_ONLY: Final = 0o600
 _SMALLEST: Final = 512  # bytes: one page of the smallest size
 _BESIDE: Final = ("-wal", "-shm")
+
+_makers: Final[dict[int, threading.Lock]] = {}  # by process: a forked one must not find its parent's taken for ever
 
 _Identity = tuple[int, int]
 
@@ -126,10 +129,11 @@ def _identity(path: str) -> _Identity:
 def _create_for_owner(path: str) -> None:
     """Make a file that does not exist yet readable by its owner alone; SQLite gives -wal and -shm the same mode.
 
-    Also under a umask that would take that from its owner. Never opens one that exists: to close it would take away all
-    locks that this process, with another store, has on it. What stands in the way SQLite says better.
+    Also under a umask that would take that from its owner. Never opens one that exists, and lets no other store open
+    this one before it is closed here: to close it takes away all locks that this process has on it. What stands in the
+    way SQLite says better.
     """
-    with suppress(OSError):
+    with _makers.setdefault(os.getpid(), threading.Lock()), suppress(OSError):
         descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
         try:
             os.fchmod(descriptor, _OWNER_ONLY)
