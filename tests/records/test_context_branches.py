@@ -738,3 +738,73 @@ async def test_what_a_line_has_replaced_does_not_come_back_when_a_step_that_remo
     with pytest.raises(asyncio.CancelledError):
         await store.run("n", handler, workflow_id="w", context={})
     assert await store.run("n", handler, workflow_id="w") == {}
+
+
+async def test_what_a_function_did_inside_of_a_list_waits_for_the_list_though_its_key_is_gone_by_now(
+    store: StateStore,
+) -> None:
+    """On resume the function's step comes before the line that makes the list; what is on record no longer has it."""
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        made, marked = asyncio.Event(), asyncio.Event()
+
+        def mark(by: str) -> None:
+            run.context.setdefault("rows", [{"marks": []}])[0]["marks"].append(by)
+
+        async def by_a_line() -> None:
+            if attempts:
+                await marked.wait()
+            mark("line")
+            made.set()
+
+        async def by_a_function() -> None:
+            if not attempts:
+                await made.wait()
+            await run.step("mark", mark, "function")
+            marked.set()
+
+        await asyncio.gather(by_a_line(), by_a_function())
+        await run.step("use", Effect())
+        rows = run.context.pop("rows")
+        await run.step("remove", Effect())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return rows
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == [{"marks": ["line", "function"]}]
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {}
+
+
+@pytest.mark.parametrize("attempts", [2, 3])
+async def test_an_object_with_a_key_of_no_letters_is_made_once_by_whoever_needs_it_first(
+    store: StateStore, attempts: int
+) -> None:
+    """In a change inside of a list that key stands for the list's end."""
+    lives = 0
+
+    async def handler(run: Run) -> Any:
+        nonlocal lives
+        lives += 1
+
+        async def branch(name: str) -> None:
+            await asyncio.sleep(0.05 * (name == names[lives % 2]))
+            await run.step(name, lambda: run.context.setdefault("k", {}).setdefault("", []).append(name))
+
+        await asyncio.gather(*map(branch, names))
+        value = copy.deepcopy(run.context["k"])
+        del run.context["k"]
+        await run.step("remove", Effect())
+        if lives < attempts:
+            vanish()
+        return value
+
+    names = ["a", "b"]
+    for _ in range(attempts - 1):
+        with pytest.raises(asyncio.CancelledError):
+            await store.run("n", handler, workflow_id="w", context={})
+    value = await store.run("n", handler, workflow_id="w")
+    assert (value.keys(), sorted(value[""])) == ({""}, names)

@@ -220,6 +220,8 @@ class ContextHistory:
         if max(position, place.newest) > self._outstanding.first:
             self._branches.advance(step=position)
         self._settle(place, position)
+        if self._waiting.parts:
+            self._redo()
 
     def _settle(self, place: Place, at: int) -> None:
         """The branch of `place` has come to the end of the step `at`."""

@@ -21,7 +21,10 @@ NULL: Final = "null"
 
 @dataclass(slots=True, repr=False)  # a resumed run reads one with each step: `frozen` would take four times as long
 class Change:
-    """What differs between two objects; or two lists, whose keys are indices, and `""` stands for the list's end."""
+    """What differs between two objects; or two lists, whose keys are indices, and `""` stands for the list's end.
+
+    Of a list something is always appended at `""`, and be it no item, so that it is not done to an object.
+    """
 
     changed: Mapping[str, str] = field(default_factory=dict)
     appended: Mapping[str, str] = field(default_factory=dict)
@@ -46,6 +49,11 @@ class Change:
     @property
     def is_simple(self) -> bool:
         return not (self.extended or self.added or self.within or self.edited)
+
+    @property
+    def is_of_list(self) -> bool:
+        """Whether it tells of a list. Objects have such keys as well, but hardly these alone."""
+        return "" in self.appended and len(self.keys) > 1 and all(key.isdigit() for key in self.keys if key)
 
     def only(self, keys: Iterable[str]) -> Change:
         """The part of it that concerns `keys`."""
@@ -82,16 +90,16 @@ class Change:
                 raise _another_kind()
             context[key] = encode(decode(old, PATH) + decode(number, PATH), PATH)
         for key, change in self.within.items():
-            context[key] = change.apply_inside(_or(context.get(key), "{}"))
+            context[key] = change.apply_inside(context.get(key, NULL))
         for key, edit in self.edited.items():
             context[key] = edit.apply(_at(context, key))
         for key in self.dropped:
             context.pop(key, None)
 
     def apply_inside(self, text: str) -> str:
-        """The same for the JSON text of an object, or of a list."""
-        if text.startswith("{"):
-            return join(self.apply(split(text, PATH)))
+        """The same for the JSON text of an object, or of a list. An object is made if there is none."""
+        if text.startswith(("{", NULL)) and not self.is_of_list:
+            return join(self.apply(split(_or(text, "{}"), PATH)))
         items = {str(index): item for index, item in enumerate(items_of(_of_kind("[", text)))}
         tail = self.appended.get("", "")
         rest = replace(self, appended={key: value for key, value in self.appended.items() if key})

@@ -155,8 +155,7 @@ def _growth_of_list(before: str, after: str) -> Change | None:
     for index, (was, item) in enumerate(zip(old, new, strict=False)):
         if was != item:
             parts.note(str(index), bytes(was).decode(), bytes(item).decode())
-    if len(new) > len(old):
-        parts.appended[""] = b",".join(map(bytes, new[len(old) :])).decode()
+    parts.appended[""] = b",".join(map(bytes, new[len(old) :])).decode()
     return parts.change()
 
 
