@@ -1,6 +1,7 @@
 """Stores that are opened at the same moment, or while another one migrates: none fails by what is not its own fault."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import StateStore, StoreUnavailable, schema
+from orchestrator_state.database.sqlite.database import SqliteDatabase
 from tests.support.engines import opened_engine
 from tests.support.old_databases import ORIGINAL_TABLES, opened
 from tests.support.raw_sql import SQLITE, execute, fetch
@@ -63,3 +65,24 @@ async def test_a_sqlite_file_that_is_locked_for_ever_is_an_error_in_the_end(
     async with being_migrated(empty_sqlite_url):
         with pytest.raises(StoreUnavailable, match="another process holds the SQLite file"):
             await open_and_close(empty_sqlite_url, lock_timeout=0.05)
+
+
+async def test_a_sqlite_store_can_be_opened_while_another_thread_opens_one(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look_at_it = SqliteDatabase.leave_the_parent_alone
+    looked_at = list[SqliteDatabase]()
+
+    def while_another_is_opened(database: SqliteDatabase) -> None:
+        look_at_it(database)
+        if not looked_at and database is there.database:
+            looked_at.append(database)
+            thread = threading.Thread(target=asyncio.run, args=[open_and_close(tmp_path / "other.db")])
+            thread.start()
+            thread.join()
+
+    async with StateStore.open(sqlite_url) as store:
+        there = store._transactions
+        monkeypatch.setattr(SqliteDatabase, "leave_the_parent_alone", while_another_is_opened)
+        await open_and_close(sqlite_url)
+    assert looked_at

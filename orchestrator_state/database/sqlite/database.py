@@ -234,11 +234,13 @@ def _leave_the_parents_alone(file: SqliteFile) -> None:
     What that store held at the fork, SQLite would take for held in this process for ever. Other files are nobody's
     business here: that the parent was using one of them is said to who uses its store.
     """
-    for inherited, of_parent in _databases.items():
+    for reference in _databases.keyrefs():  # a list, made at once: other threads open stores meanwhile
+        if (inherited := reference()) is None:
+            continue
         try:
             inherited.leave_the_parent_alone()
         except ConfigurationError:
-            if of_parent.is_same(file):
+            if _databases[inherited].is_same(file):
                 raise
 
 
