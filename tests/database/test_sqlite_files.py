@@ -3,12 +3,14 @@
 import asyncio
 import concurrent.futures
 import os
+import resource
 import shutil
 import sqlite3
 import stat
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +102,25 @@ async def test_stores_that_make_one_file_at_once_keep_their_locks_on_it(
         assert await process.wait() == 0
         for store in (first, second):
             await store.save_workflow_state(a_state())
+
+
+async def test_a_process_that_has_too_many_files_open_is_told_so_and_may_try_again(tmp_path: Path) -> None:
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = [os.dup(0)]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened[0] + 10, limit[1]))
+    try:
+        with suppress(OSError):
+            while True:
+                opened.append(os.dup(0))
+        with pytest.raises(StoreUnavailable, match="files open") as refused:
+            await StateStore.open(tmp_path / "new.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+        for descriptor in opened:
+            os.close(descriptor)
+    assert refused.value.transient
+    async with StateStore.open(tmp_path / "new.db") as store:
+        await store.save_workflow_state(a_state())
 
 
 # --- files that vanish --------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ as everybody else is concerned. What was written there must not be acknowledged.
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from contextlib import suppress
@@ -13,13 +14,15 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-from orchestrator_state.errors import AccessLost, ConfigurationError
+from orchestrator_state.errors import AccessLost, ConfigurationError, StoreUnavailable
 
 _OWNER_ONLY: Final = 0o600
 _SMALLEST: Final = 512  # bytes: one page of the smallest size
 _BESIDE: Final = ("-wal", "-shm")
 
 _makers: Final[dict[int, threading.Lock]] = {}  # by process: a forked one must not find its parent's taken for ever
+
+_TOO_MANY: Final = (errno.EMFILE, errno.ENFILE)
 
 _Identity = tuple[int, int]
 
@@ -131,11 +134,18 @@ def _create_for_owner(path: str) -> None:
 
     Also under a umask that would take that from its owner. Never opens one that exists, and lets no other store open
     this one before it is closed here: to close it takes away all locks that this process has on it. What stands in the
-    way SQLite says better.
+    way SQLite says better, but for what passes: that no more files can be opened.
     """
-    with _makers.setdefault(os.getpid(), threading.Lock()), suppress(OSError):
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
+    with _makers.setdefault(os.getpid(), threading.Lock()):
         try:
-            os.fchmod(descriptor, _OWNER_ONLY)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
+        except OSError as error:
+            if error.errno in _TOO_MANY:
+                message = "this process, or the system, has too many files open; raise the limit (`ulimit -n`)"
+                raise StoreUnavailable(message, transient=True) from None
+            return
+        try:
+            with suppress(OSError):
+                os.fchmod(descriptor, _OWNER_ONLY)
         finally:
             os.close(descriptor)
