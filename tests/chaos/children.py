@@ -73,14 +73,20 @@ class Child:
     def terminate(self) -> None:
         self._process.terminate()
 
-    def freeze(self) -> None:
-        """Stop it as a paused machine stops, and wait until it has."""
-        self._signal(signal.SIGSTOP)
+    def freeze(self) -> bool:
+        """Stop it as a paused machine stops, and wait until it has. False if it came to its end before."""
         deadline = time.monotonic() + _PATIENCE
-        while psutil.Process(self._process.pid).status() != psutil.STATUS_STOPPED:
-            if time.monotonic() > deadline:
-                raise AssertionError("the process does not stop")
-            time.sleep(0.001)
+        try:
+            self._signal(signal.SIGSTOP)
+            while (status := psutil.Process(self._process.pid).status()) != psutil.STATUS_STOPPED:
+                if status == psutil.STATUS_ZOMBIE:
+                    return False
+                if time.monotonic() > deadline:
+                    raise AssertionError("the process does not stop")
+                time.sleep(0.001)
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            return False
+        return True
 
     def wake(self) -> None:
         self._signal(signal.SIGCONT)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from time import monotonic
@@ -38,14 +39,23 @@ async def freeze_past_the_lease(url: str, *, rounds: int, seed: int, is_fenced: 
             number += 1
             job = Job(url=url, workflow_id=f"w-{number}", seed=chance.randrange(2**32), is_fenced=is_fenced)
             with Child(work, job) as first:
-                for _ in range(chance.randrange(1, _STEPS)):
-                    await first.message()
-                await asyncio.sleep(chance.uniform(0, 0.03))
-                first.freeze()
+                if not await _is_frozen(first, chance):
+                    report.figures["ended before it was frozen"] += 1
+                    continue
                 taken_over = await _TakeOver(second, first, job.workflow_id).play(report)
                 report.rounds += taken_over
                 report.figures["frozen within a write, so that nobody could take over"] += not taken_over
     return report
+
+
+async def _is_frozen(first: Child, chance: random.Random) -> bool:
+    """Freeze it at a random moment. Not, if a busy machine has kept it from renewing its short lease until then."""
+    with suppress(EOFError):
+        for _ in range(chance.randrange(1, _STEPS)):
+            await first.message()
+        await asyncio.sleep(chance.uniform(0, 0.03))
+        return first.freeze()
+    return False
 
 
 class _TakeOver:
