@@ -808,3 +808,39 @@ async def test_an_object_with_a_key_of_no_letters_is_made_once_by_whoever_needs_
             await store.run("n", handler, workflow_id="w", context={})
     value = await store.run("n", handler, workflow_id="w")
     assert (value.keys(), sorted(value[""])) == ({""}, names)
+
+
+async def test_what_a_function_has_set_is_there_though_the_handler_sets_another_kind_of_value_later(
+    store: StateStore,
+) -> None:
+    """Another branch's commit has saved the function's value, so that the key is left to the lines from then on."""
+    attempts: list[int] = []
+    begun_with: list[Any] = []
+
+    async def handler(run: Run) -> Any:
+        begun, saved = asyncio.Event(), asyncio.Event()
+
+        async def begin() -> None:
+            run.context["status"] = "begun"
+            begun.set()
+            await saved.wait()
+
+        async def other() -> None:
+            if not attempts:
+                await begun.wait()
+            await run.step("other", Effect())
+            saved.set()
+
+        await asyncio.gather(run.step("begin", begin), other())
+        begun_with.append(run.context.get("status"))
+        run.context["status"] = {"ended": True}
+        await run.step("end", Effect())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {"status": {"ended": True}}
+    assert begun_with == ["begun", "begun"]

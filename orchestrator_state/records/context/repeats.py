@@ -71,13 +71,16 @@ class Waiting:
 
 
 def done_to(context: Encoded, key: str, part: Change, like: Encoded) -> tuple[Encoded, list[str]] | None:
-    """What is at `key` after `part`, or gone; None if it cannot be done, or would make another kind than `like` has."""
+    """What is at `key` after `part`, or gone; None if it cannot be done.
+
+    Nor can it be if a value of another kind than `like` has would grow from nothing.
+    """
     try:
         after = part.apply(context)
     except (CorruptPayload, InvalidPayload, TypeError):
         return None
     if key not in after:
         return {}, [key]
-    if key not in context and not same_kind(after[key], like.get(key, after[key])):
+    if key not in context and key not in part.changed and not same_kind(after[key], like.get(key, after[key])):
         return None
     return {key: after[key]}, []
