@@ -123,6 +123,24 @@ def test_a_write_that_fails_in_the_middle_of_a_unit_leaves_the_file_as_it_was(sq
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
 
+async def open_files_that_may_not_grow(pipe: Connection, directory: Path) -> None:
+    for limit in (0, 1000, 4096, 33_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        try:
+            await StateStore.open(directory / f"{limit}.db")
+        except OrchestratorStateError as error:
+            pipe.send((limit, type(error)))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        async with StateStore.open(directory / f"{limit}.db") as store:
+            await store.save_workflow_state(a_state("after"))
+
+
+def test_a_new_file_that_cannot_be_written_is_the_disks_fault_and_opens_once_it_can(tmp_path: Path) -> None:
+    with child(open_files_that_may_not_grow, tmp_path) as process:
+        assert process.hear_all() == [(limit, StoreUnavailable) for limit in (0, 1000, 4096, 33_000)]
+        process.finish()
+
+
 @pytest.mark.parametrize("spare", [1, 8, 12, 16, 20, 24])
 async def test_a_migration_says_that_the_disk_is_full_and_leaves_nothing(
     empty_sqlite_url: str, request: pytest.FixtureRequest, spare: int

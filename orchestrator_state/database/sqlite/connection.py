@@ -60,7 +60,7 @@ def _turn_to_wal(raw: sqlite3.Connection, timeout: float) -> None:
     gives_up = time.monotonic() + timeout
     while True:
         try:
-            raw.execute("PRAGMA journal_mode=WAL")
+            raw.execute("PRAGMA journal_mode=WAL").fetchall()  # it is written with the last row, or refused there
         except sqlite3.OperationalError as error:
             if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > gives_up:
                 raise
