@@ -6,11 +6,7 @@ The migrations belong to the package and travel in its wheel. Their bookkeeping 
 
 from __future__ import annotations
 
-import asyncio
-import os
-import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +15,7 @@ from typing import Any, Final
 from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
+from orchestrator_state.concurrency import ProcessLock
 from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate, StoreUnavailable
 from orchestrator_state.models import (
@@ -39,8 +36,7 @@ __all__ = [
 # The newest of the migrations. Alembic would tell, but to load it takes far longer than to open a store.
 _HEAD: Final = "20261128_requests"
 
-_PAUSE: Final = 0.01  # seconds
-_alembics: Final[dict[int, threading.Lock]] = {}  # by process: a forked one must not find its parent's taken for ever
+_alembic_is_ours: Final = ProcessLock()  # what it migrates it holds in global variables
 
 # Without these a table of that name is not the original software's.
 _ORIGINAL_COLUMNS: Final = {
@@ -153,20 +149,8 @@ async def run_in_migration(run: Callable[[Connection], None]) -> None:
 async def _run(database: Database, direction: str, revision: str) -> None:
     import alembic.command  # noqa: F401 - here, so that nobody waits for the lock while it is loaded
 
-    async with database.migrating() as connection, _one_at_a_time():
+    async with database.migrating() as connection, _alembic_is_ours.held():
         await connection.run_sync(_alembic, direction, revision)
-
-
-@asynccontextmanager
-async def _one_at_a_time() -> AsyncIterator[None]:
-    """Keep Alembic to ourselves, among all threads and event loops: what it migrates it holds in global variables."""
-    alembic = _alembics.setdefault(os.getpid(), threading.Lock())
-    while not alembic.acquire(blocking=False):  # noqa: ASYNC110 - who has it may be in another thread's event loop
-        await asyncio.sleep(_PAUSE)
-    try:
-        yield
-    finally:
-        alembic.release()
 
 
 def _alembic(connection: Connection, direction: str, revision: str) -> None:

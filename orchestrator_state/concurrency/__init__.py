@@ -2,6 +2,7 @@
 
 from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
+from orchestrator_state.concurrency.locks import ProcessLock
 from orchestrator_state.concurrency.processes import ProcessIdentity
 from orchestrator_state.concurrency.task_contexts import context_of
 from orchestrator_state.concurrency.threads import Threads
@@ -14,6 +15,7 @@ __all__ = [
     "Aside",
     "Outcome",
     "ProcessIdentity",
+    "ProcessLock",
     "Returned",
     "Threads",
     "Turns",

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
+from orchestrator_state.concurrency import ProcessLock
 from orchestrator_state.errors import AccessLost, ConfigurationError, StoreUnavailable
 
 _OWNER_ONLY: Final = 0o600
 _SMALLEST: Final = 512  # bytes: one page of the smallest size
 _BESIDE: Final = ("-wal", "-shm")
 
-_makers: Final[dict[int, threading.Lock]] = {}  # by process: a forked one must not find its parent's taken for ever
+_making: Final = ProcessLock()
 
 _TOO_MANY: Final = (errno.EMFILE, errno.ENFILE)
 
@@ -136,7 +136,7 @@ def _create_for_owner(path: str) -> None:
     this one before it is closed here: to close it takes away all locks that this process has on it. What stands in the
     way SQLite says better, but for what passes: that no more files can be opened.
     """
-    with _makers.setdefault(os.getpid(), threading.Lock()):
+    with _making.own:
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, _OWNER_ONLY)
         except OSError as error:
