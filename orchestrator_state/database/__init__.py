@@ -1,7 +1,7 @@
 """Where the database is, and every fact about a dialect."""
 
 from orchestrator_state.database.adopted import refuse_autocommit
-from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock
+from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock, elapsed
 from orchestrator_state.database.compiled import shared_cache
 from orchestrator_state.database.dialects import (
     conflict_aware_insert,
@@ -68,6 +68,7 @@ __all__ = [
     "database_errors",
     "database_now",
     "database_time_in",
+    "elapsed",
     "idle_limit",
     "idling",
     "is_addressable",

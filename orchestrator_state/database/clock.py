@@ -16,27 +16,34 @@ LATEST_WAKING: Final = datetime(2300, 1, 1, tzinfo=UTC)
 
 
 class DatabaseClock:
-    """Set with each claim and renewal, so that it is right to some milliseconds."""
+    """Set with each claim and renewal, so that it is right to some milliseconds.
 
-    def __init__(self, database_now: datetime) -> None:
-        self.set(database_now)
+    Or to as long as the answer was on its way: the database waits for locks, and a process may stand still before it
+    hears. It spoke at some moment between, and no time limit is to end early whichever that was. So the present is
+    never later than it is, and what begins now is taken to begin as late as that may be.
+    """
 
-    def set(self, database_now: datetime) -> None:
-        """The database has said just now that it is `database_now`."""
-        self._said, self._heard_at = database_now, _elapsed()
+    def __init__(self, database_now: datetime, asked_at: float) -> None:
+        self.set(database_now, asked_at)
+
+    def set(self, database_now: datetime, asked_at: float) -> None:
+        """The database has said that it is `database_now`, since it was asked at `asked_at` by `elapsed`."""
+        self._said, self._heard_at = database_now, elapsed()
+        self._took = self._heard_at - asked_at
 
     def now(self) -> datetime:
-        return self._said + timedelta(seconds=_elapsed() - self._heard_at)
+        """At least."""
+        return self._said + timedelta(seconds=elapsed() - self._heard_at)
 
     def deadline(self, duration: timedelta) -> datetime:
-        """When `duration` is over."""
+        """When `duration` is over, at the latest."""
         try:
-            return min(self.now() + duration, FAR_FUTURE)
+            return min(self.now() + timedelta(seconds=self._took) + duration, FAR_FUTURE)
         except OverflowError:
             return FAR_FUTURE
 
 
-def _elapsed() -> float:
+def elapsed() -> float:
     """Seconds since some moment; also those in which the machine slept, if the system counts them."""
     boot_time: int | None = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boot_time is None else time.clock_gettime(boot_time)

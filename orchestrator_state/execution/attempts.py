@@ -91,14 +91,13 @@ class Attempt:
         self._strict = strict
         self._linger = linger
         self._switch = StopSwitch(run.id)
-        self._clock = DatabaseClock(run.now)
         self._journal: Journal | None = None
 
     # --- as the keeper of its lease sees it ----------------------------------------------------------------------
 
-    def renewed(self, request: str | None, now: datetime) -> None:
+    def renewed(self, request: str | None, now: datetime, asked_at: float) -> None:
         self._switch.notice(request)
-        self._clock.set(now)
+        self._clock.set(now, asked_at)
 
     def stop(self, reason: OrchestratorStateError) -> None:
         self._switch.trip(reason)
@@ -114,7 +113,7 @@ class Attempt:
         Whatever happens, no lease is renewed and no task is left afterwards.
         """
         shared, switch = self._shared, self._switch
-        shared.keeper.hold(self)
+        self._clock = DatabaseClock(self._run.now, asked_at=shared.keeper.hold(self))
         try:
             if self._run.request is not None:  # left for an owner that is gone
                 switch.trip(stopped_as(await shared.endings.let_go(self._run), self._run.id))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -14,8 +13,9 @@ from uuid import UUID, uuid4
 
 from orchestrator_state import hooks
 from orchestrator_state.concurrency import ProcessIdentity, uninterrupted
+from orchestrator_state.database import elapsed
 from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
-from orchestrator_state.records import Lease, Owner
+from orchestrator_state.records import Lease, Owner, Renewal
 from orchestrator_state.repositories import chunks
 from orchestrator_state.repositories.runs import lease_lost
 from orchestrator_state.transactions import StoreUnit, Transactions
@@ -31,8 +31,8 @@ class Leaseholder(Protocol):
     @property
     def lease(self) -> Lease: ...
 
-    def renewed(self, request: str | None, now: datetime) -> None:
-        """The lease goes on. `now` is the database's time, and somebody may have left a request."""
+    def renewed(self, request: str | None, now: datetime, asked_at: float) -> None:
+        """The lease goes on. `now` is the database's time, as `asked_at`, and somebody may have left a request."""
 
     def stop(self, reason: OrchestratorStateError) -> None:
         """The lease is gone, or is to be let go of: stop, and write no more."""
@@ -46,17 +46,17 @@ class Claim(set[UUID]):
 
     def begin(self) -> None:
         """Before the first statement of each attempt."""
-        self.began_at = time.monotonic()
+        self.began_at = elapsed()
         self.created = None
 
 
 class LeaseKeeper:
-    """Renews the leases of the runs under way here, and tells those that lost theirs.
+    """Renews the leases of the runs under way here, and tells those that lost theirs. Times are by `elapsed`.
 
     The heartbeat is a task that lives while there is a lease to renew. It has a connection of its own, and on SQLite
-    the next turn to write. A lease that could not be renewed for a whole term, by the monotonic clock, counts as lost:
-    another worker may own the run by now. Not on SQLite: what keeps us from writing keeps others from taking over, so
-    there the answer of the next renewal counts.
+    the next turn to write. A lease that could not be renewed for a whole term counts as lost: another worker may own
+    the run by now. Not on SQLite: what keeps us from writing keeps others from taking over, so there the answer of the
+    next renewal counts.
     """
 
     def __init__(self, transactions: Transactions, term: timedelta) -> None:
@@ -121,17 +121,19 @@ class LeaseKeeper:
         """Whether that run is under way here. A lease of ours on any other is nobody's."""
         return workflow_state_id in self._held or any(workflow_state_id in claim for claim in self._claims)
 
-    def hold(self, run: Leaseholder) -> None:
+    def hold(self, run: Leaseholder) -> float:
+        """Renew the lease of a run that was just claimed, until it is dropped. Returns when the claim began."""
         self._held[run.lease.workflow_state_id] = run
         # Not as of now: this process may have been frozen since the database counted the lease from.
         claims = (claim.began_at for claim in self._claims if run.lease.workflow_state_id in claim)
-        self._renewed_at[run.lease.workflow_state_id] = max(claims, default=time.monotonic())
+        self._renewed_at[run.lease.workflow_state_id] = began_at = max(claims, default=elapsed())
         for claim in self._claims:
             claim.discard(run.lease.workflow_state_id)
         if self._heartbeat is None or self._heartbeat.done() or self._heartbeat.cancelling():
             self._heartbeat = asyncio.create_task(self._beat(), name="orchestrator_state heartbeat")
         if self._is_stopping:
             run.stop(_store_closed())
+        return began_at
 
     def drop(self, run: Leaseholder) -> None:
         """Stop renewing. The lease itself is released by whoever ends the run."""
@@ -176,7 +178,7 @@ class LeaseKeeper:
     def is_fresh(self, lease: Lease) -> bool:
         """Before new work: whether it was renewed within a term. Not, if this process was frozen past that."""
         renewed_at = self._renewed_at.get(lease.workflow_state_id)
-        return renewed_at is not None and time.monotonic() - renewed_at < self._term_seconds
+        return renewed_at is not None and elapsed() - renewed_at < self._term_seconds
 
     async def confirm(self, lease: Lease) -> None:
         """Ask the database for one that is not fresh. Raises `LeaseLost`."""
@@ -220,29 +222,33 @@ class LeaseKeeper:
     async def _renew_among(self, ids: Collection[UUID], *, wait: bool) -> list[UUID]:
         """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
         asked = {key: run for key in ids if (run := self._held.get(key)) is not None}
-        at = time.monotonic()
-        renewed = await self._transactions.write(
-            lambda uow: uow.leases.renew(self.owner, asked, wait=wait), urgent=True
-        )
+        at = 0.0
+
+        async def renew(uow: StoreUnit) -> dict[UUID, Renewal]:
+            nonlocal at
+            at = elapsed()  # of the attempt that takes effect: the database may have been away before
+            return await uow.leases.renew(self.owner, asked, wait=wait)
+
+        renewed = await self._transactions.write(renew, urgent=True)
         for workflow_state_id, run in asked.items():
             if self._held.get(workflow_state_id) is not run:
                 continue
             renewal = renewed.get(workflow_state_id)
             if renewal is not None and renewal.token == run.lease.token:
                 self._renewed_at[workflow_state_id] = at
-                run.renewed(renewal.request, renewal.now)
+                run.renewed(renewal.request, renewal.now, at)
             elif wait or renewal is not None:
                 self._lose(run)
         return [workflow_state_id for workflow_state_id in asked if workflow_state_id not in renewed]
 
     def _time_left(self) -> float:
         """Seconds until the first lease is overdue."""
-        return self._term_seconds - (time.monotonic() - min(self._renewed_at.values(), default=0.0))
+        return self._term_seconds - (elapsed() - min(self._renewed_at.values(), default=0.0))
 
     def _give_up_overdue(self) -> None:
         if not self._renewals_may_hang:
             return
-        now = time.monotonic()
+        now = elapsed()
         for workflow_state_id, run in list(self._held.items()):
             if now - self._renewed_at[workflow_state_id] >= self._term_seconds:
                 self._lose(run)

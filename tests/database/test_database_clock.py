@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator_state import StateStore, WorkflowState, WorkflowStatus
+from orchestrator_state.database.clock import DatabaseClock, elapsed
 from tests.support.clocks import set_wall_clock
 from tests.support.running import Effect, row_of, vanish
 
@@ -17,6 +18,16 @@ WEEKS = timedelta(days=40)
 def wrong_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's clock, wherever the package reads it."""
     set_wall_clock(monkeypatch, request.param)
+
+
+def test_an_answer_that_came_late_makes_no_time_limit_shorter() -> None:
+    """Neither one that is begun by it, nor one that is looked at: whenever between the two it was written."""
+    asked_at, noon, hour = elapsed() - 60, datetime(2030, 1, 1, 12, tzinfo=UTC), timedelta(hours=1)
+    clock = DatabaseClock(noon, asked_at)
+    assert noon <= clock.now() < noon + timedelta(seconds=60)
+    assert clock.deadline(hour) >= noon + timedelta(seconds=60) + hour
+    clock.set(noon + hour, elapsed())
+    assert noon + 2 * hour <= clock.deadline(hour) < noon + 2 * hour + timedelta(seconds=60)
 
 
 def is_now(moment: datetime) -> bool:

@@ -371,6 +371,34 @@ async def test_a_step_that_waits_for_a_thread_is_not_called_by_a_worker_that_los
     assert calls == ["other"]
 
 
+async def test_a_machine_that_slept_for_longer_than_a_term_calls_no_step_that_is_anothers_by_now(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The monotonic clock does not count the sleep."""
+    calls: list[str] = []
+    asleep = Gate()
+    since_boot = time.clock_gettime
+
+    async def note(worker: str) -> str:
+        calls.append(worker)
+        return worker
+
+    async def sleeps(run: Run) -> str:
+        await asleep("")
+        return await run.step("s", note, "sleeper")
+
+    async with StateStore.open(database_url) as store, StateStore.open(database_url) as other:
+        sleeper = asyncio.create_task(store.run("n", sleeps, workflow_id="w"))
+        await asleep.reached.wait()
+        await expire_lease(other, (await row_of(other, "w")).id)
+        assert await other.run("n", lambda run: run.step("s", note, "other"), workflow_id="w", wait=60) == "other"
+        monkeypatch.setattr(time, "clock_gettime", lambda clock: since_boot(clock) + 3600)
+        asleep.opened.set()
+        with pytest.raises(LeaseLost):
+            await sleeper
+    assert calls == ["other"]
+
+
 async def freeze(store: StateStore, other: StateStore, workflow_id: str) -> None:
     """Stop the heartbeat, and let the term of the lease be over, as if the process had been frozen for that long."""
     keeper, row = store._executor.keeper, await row_of(other, workflow_id)

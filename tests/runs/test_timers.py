@@ -3,12 +3,14 @@
 import asyncio
 import json
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 
 from orchestrator_state import Run, RunCancelled, StateStore
 from tests.support.clocks import set_wall_clock
+from tests.support.interleaving import just_after
 from tests.support.running import (
     LONG_AGO,
     Effect,
@@ -48,6 +50,19 @@ async def test_a_run_goes_on_when_the_time_has_come(store: StateStore) -> None:
 
     assert await store.run("n", handler, workflow_id="w") == [True]
     assert (await steps_of(store, "w"))["sleep"].status == "completed"
+
+
+async def test_a_claim_that_is_answered_late_ends_no_sleep_early(store: StateStore) -> None:
+    """The database's time in the answer is old by the time that it is heard."""
+    began: list[datetime] = []
+
+    async def handler(run: Run) -> None:
+        began.append(datetime.now(UTC))
+        await run.sleep(timedelta(days=3))
+
+    with just_after(store, "UPDATE workflow_states SET", partial(asyncio.sleep, 1)):
+        row = await asleep(store, handler)
+    assert row.wake_at >= began[0] + timedelta(days=3)
 
 
 async def test_sleeps_are_numbered_like_steps(store: StateStore) -> None:
