@@ -844,3 +844,43 @@ async def test_what_a_function_has_set_is_there_though_the_handler_sets_another_
         await store.run("n", handler, workflow_id="w", context={})
     assert await store.run("n", handler, workflow_id="w") == {"status": {"ended": True}}
     assert begun_with == ["begun", "begun"]
+
+
+@pytest.mark.parametrize("made", [{"left": 1}, ["item"], 7])
+async def test_what_a_function_made_is_there_though_another_branch_has_saved_what_lines_made_of_it(
+    store: StateStore, made: Any
+) -> None:
+    """On a resume that branch is the first."""
+    attempts: list[int] = []
+    found: list[Any] = []
+
+    async def handler(run: Run) -> Any:
+        changed, saved = asyncio.Event(), asyncio.Event()
+
+        async def make() -> None:
+            run.context["job"] = made
+
+        async def job() -> None:
+            if attempts:
+                await saved.wait()
+            await run.step("make", make)
+            found.append(run.context.get("job"))
+            run.context["job"] = "done"
+            changed.set()
+
+        async def other() -> None:
+            if not attempts:
+                await changed.wait()
+            await run.step("other", Effect())
+            saved.set()
+
+        await asyncio.gather(job(), other())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {"job": "done"}
+    assert found == [made, made]

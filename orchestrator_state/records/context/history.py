@@ -201,7 +201,7 @@ class ContextHistory:
                 made = [(by, change.only(change.keys - in_force)) for by, change in made]
             self._waiting.end(in_force, at)
             if at > outstanding.first:
-                self._order.save_ahead(patch.keys, at)
+                self._order.save_ahead(patch.repeated, at)
         self._settle(place, position)
         values = outstanding.values.part(touched)
         gone = touched - values.keys()

@@ -71,6 +71,11 @@ class Patch:
         return self.change.keys.union(*(change.keys for change in self.made)) if self.made else self.change.keys
 
     @property
+    def repeated(self) -> frozenset[str]:
+        """What is done to these is done once more when the handler comes back to the step."""
+        return self.replayed.keys.union(*(change.keys for change in self.made)) if self.made else self.replayed.keys
+
+    @property
     def loose(self) -> frozenset[str]:
         """Keys that are the handler's own business: it has changed them in branches side by side."""
         if self.kept is None and not self.made:
