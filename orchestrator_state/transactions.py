@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -37,6 +38,8 @@ from orchestrator_state.unit_of_work import UnitOfWork
 _Result = TypeVar("_Result")
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
 _MOVES_AHEAD: Final = 5
+_RENEWALS_TAKE: Final = 5  # times the pause in which a writer of another process has its turn
+_LONG: Final = timedelta(seconds=1)  # for a wait of one transaction that writes
 _TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
 
 
@@ -99,6 +102,10 @@ class StoreUnit(UnitOfWork):
     @cached_property
     def inspection(self) -> InspectionRepository:
         return self._on_session(InspectionRepository)
+
+
+class _HeldUp(Exception):
+    """To write, there was something to wait for."""
 
 
 Work = Callable[[StoreUnit], Awaitable[_Result]]
@@ -205,6 +212,24 @@ class Transactions:
                 return await work(uow)
 
         return self._moving_blobs_first(attempt, patience)
+
+    async def write_after_renewals(self, work: Work[_Result], *, patience: timedelta | None = None) -> _Result:
+        """Like `write`, for a claim: who has waited for it lets owners renew first, who could not meanwhile.
+
+        Whoever kept all from writing may have done so past the end of leases, and prolonged none.
+        """
+
+        async def attempt(uow: StoreUnit) -> _Result:
+            waited = await self.database.waited_to_begin(uow.session)
+            if waited > min(self.settings.lease_term / 3, _LONG):  # a lease that is renewed lasts for longer
+                raise _HeldUp
+            return await work(uow)
+
+        try:
+            return await self.write(attempt, patience=patience)
+        except _HeldUp:
+            await asyncio.sleep(_RENEWALS_TAKE * self.database.pause_for_writers)
+            return await self.write(work, patience=patience)
 
     async def write_once(self, kind: str, work: Work[_Result]) -> _Result:
         """Like `write`, for work that must not be done twice: its id commits with it, and its repetition finds that.

@@ -119,6 +119,10 @@ class Database(ABC):
         """Whether a transaction that was `open_for` so long kept leases from being renewed."""
         return False
 
+    async def waited_to_begin(self, session: AsyncSession) -> timedelta:
+        """Begin the transaction of `session`. Returns how long it had to wait until somebody let others write."""
+        return timedelta()
+
     @abstractmethod
     async def write_at_once(self, batch: Batch[_Answer]) -> _Answer:
         """Write `batch` in a transaction of its own: one round trip, or one switch of threads; only if `is_direct`."""

@@ -101,7 +101,7 @@ class Executor:
         while True:
             async with self.keeper.claiming() as claim:
                 looking = partial(self._starting.start_or_claim, wanted=wanted, claim=claim, is_over=is_over)
-                run = await self._transactions.write(looking)
+                run = await self._transactions.write_after_renewals(looking)
                 if isinstance(run, ClaimedRun):
                     is_new = claim.created == run.id
                     page = Page.of_new_run(self._transactions, run.id) if is_new else None

@@ -154,7 +154,7 @@ class Recovery:
         """Claim one page, and return how many runs were in it. Their steps are read while the next one is claimed."""
         async with self._executor.keeper.claiming() as claim:
             claiming = partial(self._claim, claim=claim, limit=limit, patient=linger > timedelta())
-            runs = await self._transactions.write(claiming, patience=self._patience)
+            runs = await self._transactions.write_after_renewals(claiming, patience=self._patience)
             page = Page(self._transactions, [run.id for run in runs])
             for run in runs:
                 self._executor.suspects.add(run.id, run.attempts)

@@ -2,10 +2,13 @@
 
 import asyncio
 import gc
+import sqlite3
 import threading
 import time
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -397,6 +400,30 @@ async def test_a_machine_that_slept_for_longer_than_a_term_calls_no_step_that_is
         with pytest.raises(LeaseLost):
             await sleeper
     assert calls == ["other"]
+
+
+async def test_no_run_is_taken_from_an_owner_that_could_not_write_because_somebody_held_the_file(
+    tmp_path: Path,
+) -> None:
+    """Whoever it was, and however it ended: who has waited to claim lets owners renew their leases first."""
+    path, gate = tmp_path / "held.db", Gate()
+
+    async with AsyncExitStack() as stack:
+        owner, *others = [
+            await stack.enter_async_context(StateStore.open(path, lease_term=seconds(1), lock_timeout=seconds(60)))
+            for _ in range(9)
+        ]
+        run = asyncio.create_task(owner.run("n", lambda run: run.step("s", gate, "done"), workflow_id="w"))
+        await gate.reached.wait()
+        holder = sqlite3.connect(path, isolation_level=None)
+        stack.callback(holder.close)
+        holder.execute("BEGIN IMMEDIATE")
+        looks = [asyncio.create_task(other.recover({"n": lambda run: run.step("s", Effect())})) for other in others]
+        await becomes(lambda row: row.lease_expires_at < datetime.now(UTC), others[0], "w")
+        holder.execute("ROLLBACK")
+        await asyncio.gather(*looks)
+        gate.opened.set()
+        assert await run == "done"
 
 
 async def freeze(store: StateStore, other: StateStore, workflow_id: str) -> None:

@@ -105,6 +105,12 @@ class SqliteDatabase(Database):
     def held_up_renewals(self, open_for: timedelta) -> bool:
         return open_for > _SHORT
 
+    async def waited_to_begin(self, session: AsyncSession) -> timedelta:
+        began = time.monotonic()
+        with database_errors():
+            await session.connection()
+        return timedelta(seconds=time.monotonic() - began)
+
     async def _begin_adopted(self, session: AsyncSession) -> None:
         connection = await session.connection()
         if not await connection.run_sync(_is_in_transaction):
