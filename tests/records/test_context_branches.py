@@ -884,3 +884,40 @@ async def test_what_a_function_made_is_there_though_another_branch_has_saved_wha
         await store.run("n", handler, workflow_id="w", context={})
     assert await store.run("n", handler, workflow_id="w") == {"job": "done"}
     assert found == [made, made]
+
+
+@pytest.mark.parametrize("later", ["ended", ["ended"], {"ended": True}])
+@pytest.mark.parametrize("made", [{"left": 1}, {"of": {"a": []}}, ["item"], 7])
+async def test_what_a_function_made_is_there_though_another_kind_of_value_is_on_record_by_now(
+    store: StateStore, made: Any, later: Any
+) -> None:
+    attempts: list[int] = []
+    found: list[Any] = []
+
+    async def handler(run: Run) -> Any:
+        begun, saved = asyncio.Event(), asyncio.Event()
+
+        async def make() -> None:
+            run.context["job"] = made
+            begun.set()
+            await saved.wait()
+
+        async def other() -> None:
+            if not attempts:
+                await begun.wait()
+            await run.step("other", Effect())
+            saved.set()
+
+        await asyncio.gather(run.step("make", make), other())
+        found.append(run.context.get("job"))
+        run.context["job"] = later
+        await run.step("end", Effect())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return run.context
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == {"job": later}
+    assert found == [made, made]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload
 from orchestrator_state.records.context.changes.change import NULL, Change
-from orchestrator_state.records.context.changes.differences import growth_between, same_kind
+from orchestrator_state.records.context.changes.differences import growth_between, may_be_of_list
 from orchestrator_state.records.context.changes.encoded import Encoded
 
 
@@ -73,7 +73,7 @@ class Waiting:
 def done_to(context: Encoded, key: str, part: Change, like: Encoded) -> tuple[Encoded, list[str]] | None:
     """What is at `key` after `part`, or gone; None if it cannot be done.
 
-    Nor can it be if a value of another kind than `like` has would grow from nothing.
+    Nor can it be if an object would grow from nothing that may be of a list: `like` tells.
     """
     try:
         after = part.apply(context)
@@ -81,6 +81,6 @@ def done_to(context: Encoded, key: str, part: Change, like: Encoded) -> tuple[En
         return None
     if key not in after:
         return {}, [key]
-    if key not in context and key not in part.changed and not same_kind(after[key], like.get(key, after[key])):
+    if key not in context and key not in part.changed and may_be_of_list(after[key], like.get(key, NULL)):
         return None
     return {key: after[key]}, []

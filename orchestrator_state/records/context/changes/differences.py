@@ -159,12 +159,18 @@ def _growth_of_list(before: str, after: str) -> Change | None:
     return parts.change()
 
 
-def same_kind(one: str, other: str) -> bool:
-    """Whether two values are made alike: lists where the other has lists, and objects where it has objects."""
-    if one[0] == other[0] == "{":
-        mine, theirs = split(one, PATH), split(other, PATH)
-        return all(same_kind(mine[key], theirs[key]) for key in mine.keys() & theirs.keys())
-    return one[0] == other[0] or not {one[0], other[0]} & {"[", "{"}
+def may_be_of_list(one: str, other: str) -> bool:
+    """Whether `one` has an object with indices for keys where `other` has a list.
+
+    What earlier software recorded of a change inside of a list does not say that it is one.
+    """
+    if one[0] != "{":
+        return False
+    mine = split(one, PATH)
+    if other[0] == "[":
+        return bool(mine) and all(key.isdigit() for key in mine)
+    theirs = split(other, PATH) if other[0] == "{" else {}
+    return any(may_be_of_list(mine[key], theirs[key]) for key in mine.keys() & theirs.keys())
 
 
 def _empty(text: str) -> str | None:
