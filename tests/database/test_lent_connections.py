@@ -15,6 +15,7 @@ from tests.support.cutting_proxy import CuttingProxy, Fault
 from tests.support.engines import own_engine
 from tests.support.held import checked_out, comes_true
 from tests.support.running import seconds, steps_of
+from tests.support.states import a_state
 
 ON_POSTGRES = (
     "SET search_path = nowhere",
@@ -194,10 +195,19 @@ async def test_a_connection_that_cannot_be_put_in_order_is_replaced(postgres_url
             assert await uow.session.scalar(text("SELECT pg_backend_pid()")) != pids[0]
 
 
-async def test_a_task_that_is_left_behind_with_the_session_fails_no_block_that_has_committed(store: StateStore) -> None:
+LONG = {
+    "postgres": "SELECT pg_sleep(2)",
+    "sqlite": "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT max(i) FROM n",
+}
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+async def test_a_task_that_is_left_behind_with_the_session_fails_no_block_that_has_committed(
+    store: StateStore, backend: str, is_long: bool
+) -> None:
     async def go_on(session: AsyncSession) -> None:
         with suppress(Exception):
-            await session.execute(text("SELECT 1"))
+            await session.execute(text(LONG[backend] if is_long else "SELECT 1"))
 
     def leave_behind(_: object) -> None:
         left.append(asyncio.get_running_loop().create_task(go_on(uow.session)))
@@ -208,3 +218,26 @@ async def test_a_task_that_is_left_behind_with_the_session_fails_no_block_that_h
         event.listen(uow.session.sync_session, "after_commit", leave_behind)
     await asyncio.wait(left)
     assert await comes_true(lambda: checked_out(store) == 0)
+    await store.save_workflow_state(a_state())
+
+
+async def test_a_statement_that_is_under_way_when_its_block_fails_keeps_no_connection(
+    store: StateStore, backend: str
+) -> None:
+    async def go_on(session: AsyncSession) -> None:
+        with suppress(Exception):
+            await session.execute(text(LONG[backend]))
+
+    async def block() -> None:
+        async with store.begin() as uow:
+            await uow.session.execute(text("SELECT 1"))
+            left.append(asyncio.create_task(go_on(uow.session)))
+            await asyncio.sleep(0.1)
+            raise ZeroDivisionError
+
+    left: list[asyncio.Task[None]] = []
+    with pytest.raises(ZeroDivisionError):
+        await block()
+    await asyncio.wait(left)
+    assert await comes_true(lambda: checked_out(store) == 0)
+    await store.save_workflow_state(a_state())

@@ -17,9 +17,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from orchestrator_state.concurrency import require_own_loop
+from orchestrator_state.database.internals import begun_connections, greenlet_spawn
 
-_TRIES_TO_CLOSE: Final = 100
-_PAUSE_TO_CLOSE: Final = 0.01  # seconds
+_PATIENCE: Final = 1.0  # seconds
+_PAUSE: Final = 0.01  # seconds between two looks
 _KEY: Final = "orchestrator_state.undo"
 _Log = dict[SessionTransaction, list[Callable[[], None]]]
 
@@ -92,14 +93,28 @@ async def end_session(session: AsyncSession, *, failed: bool) -> None:
 
 
 async def _close(session: AsyncSession) -> None:
-    """A task that the caller's code left behind may be using the session at this very moment: then, after it."""
-    for _ in range(_TRIES_TO_CLOSE):
-        try:
-            await session.close()
-        except exc.IllegalStateChangeError:
-            await asyncio.sleep(_PAUSE_TO_CLOSE)
-        except Exception:  # noqa: BLE001 - whatever it is, such a connection is not used again
-            break
-        else:
-            return
-    await session.invalidate()
+    """A task that the caller's code left behind may be using the session at this very moment: then, after it.
+
+    That may take as long as a statement does. Nobody waits for it, but for a moment; its connection comes back then.
+    """
+    if not await _is_closed(session):
+        later = asyncio.create_task(_close_after_use(session), name="orchestrator_state end of a session in use")
+        await asyncio.wait({later}, timeout=_PATIENCE)
+
+
+async def _close_after_use(session: AsyncSession) -> None:
+    while not await _is_closed(session):  # noqa: ASYNC110 - SQLAlchemy tells nobody when a statement is over
+        await asyncio.sleep(_PAUSE)
+
+
+async def _is_closed(session: AsyncSession) -> bool:
+    """Whether it could be closed: not, while a task has it connect."""
+    connections = begun_connections(session.sync_session)  # of which it knows no more once it has failed to close
+    try:
+        await session.close()
+    except exc.IllegalStateChangeError:
+        return False
+    except Exception:  # noqa: BLE001 - whatever it is, as that a statement is under way, it is not used again
+        for connection in connections:
+            await greenlet_spawn(connection.invalidate)
+    return True
