@@ -62,10 +62,10 @@ class RawSqlite:
         self._connection = connection
 
     async def fetch(self, sql: str, *args: Any) -> Sequence[Any]:
-        return list(await self._connection.execute_fetchall(sql.replace("$", "?"), args))
+        return list(await self._connection.execute_fetchall(sql, _by_number(args)))
 
     async def execute(self, sql: str, *args: Any) -> int:
-        return (await self._connection.execute(sql.replace("$", "?"), args)).rowcount
+        return (await self._connection.execute(sql, _by_number(args))).rowcount
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[None]:
@@ -78,6 +78,11 @@ class RawSqlite:
 
     def timestamp(self, value: datetime) -> Any:
         return value.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _by_number(args: Sequence[Any]) -> dict[str, Any]:
+    """`$1` is a name to SQLite, and Python 3.12 warns of one that is filled in by its place."""
+    return {str(number): arg for number, arg in enumerate(args, 1)}
 
 
 def sqlite_file(url: str) -> str:

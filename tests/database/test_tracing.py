@@ -215,4 +215,4 @@ async def test_a_hundred_runs_at_once_are_heard_and_none_is_lost(database_url: s
         rows = await fetch(store, text("SELECT count(*) FROM step_states WHERE status = 'completed'"))
     assert ends == [3] * 100
     assert rows[0] == (300,)
-    assert {span.status for span in tracer.spans} == {"done"}
+    assert [span for span in tracer.spans if span.status != "done"] == []
