@@ -124,7 +124,7 @@ class Run(Generic[State]):
         """
         if (model := self._steps.types.state) is not None:
             raise ConfigurationError(f"the context of this run is a {model.__qualname__}: use run.state")
-        return cast("dict[str, Any]", self._steps.journal.history.held.taken_up())
+        return cast("dict[str, Any]", self._steps.journal.history.taken_up())
 
     @property
     def state(self) -> State:
@@ -135,7 +135,7 @@ class Run(Generic[State]):
         """
         if self._steps.types.state is None:
             raise ConfigurationError("this run has no model of its state: pass `state=`, or use run.context")
-        return cast("State", self._steps.journal.history.held.taken_up())
+        return cast("State", self._steps.journal.history.taken_up())
 
     @property
     def step_key(self) -> str:

@@ -921,3 +921,39 @@ async def test_what_a_function_made_is_there_though_another_kind_of_value_is_on_
         await store.run("n", handler, workflow_id="w", context={})
     assert await store.run("n", handler, workflow_id="w") == {"job": later}
     assert found == [made, made]
+
+
+async def test_what_a_function_did_inside_of_a_list_is_there_as_soon_as_a_line_has_made_the_list(
+    store: StateStore,
+) -> None:
+    """On resume its step comes before that line, and none comes after it: so the handler looks by itself."""
+    attempts: list[int] = []
+
+    async def handler(run: Run) -> Any:
+        made, marked = asyncio.Event(), asyncio.Event()
+
+        def mark(by: str) -> None:
+            run.context.setdefault("rows", [{"marks": []}])[0]["marks"].append(by)
+
+        async def by_a_line() -> None:
+            if attempts:
+                await marked.wait()
+            mark("line")
+            made.set()
+
+        async def by_a_function() -> None:
+            if not attempts:
+                await made.wait()
+            await run.step("mark", mark, "function")
+            marked.set()
+
+        await asyncio.gather(by_a_line(), by_a_function())
+        if not attempts:
+            attempts.append(1)
+            vanish()
+        return copy.deepcopy(run.context["rows"])
+
+    with pytest.raises(asyncio.CancelledError):
+        await store.run("n", handler, workflow_id="w", context={})
+    assert await store.run("n", handler, workflow_id="w") == [{"marks": ["line", "function"]}]
+    assert (await store.load_workflow_state_by_workflow_id("w")).context == {"rows": [{"marks": ["line", "function"]}]}

@@ -65,7 +65,7 @@ class Attempt:
 
     @property
     def context(self) -> Any:
-        return self.history.held.taken_up()
+        return self.history.taken_up()
 
     def change(self, how: str, mark: str) -> None:
         self.executed.add(mark)

@@ -97,6 +97,12 @@ class ContextHistory:
         """Let the handler have `held`, which shows the start, in place of a dict. It tells `touch` who takes it up."""
         self._held = held
 
+    def taken_up(self) -> Any:
+        """What is held, for the handler to read and change."""
+        if self._waiting.parts:
+            self._redo()  # a line may have made what it waited for, and there may be no step before this one looks
+        return (self._held or self.held).taken_up()
+
     def _snapshot(self, key: str | None) -> Encoded:
         return self.held.snapshot(key)
 
