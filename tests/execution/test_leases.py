@@ -403,9 +403,13 @@ async def test_a_machine_that_slept_for_longer_than_a_term_calls_no_step_that_is
 
 
 async def test_no_run_is_taken_from_an_owner_that_could_not_write_because_somebody_held_the_file(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever it was, and however it ended: who has waited to claim lets owners renew their leases first."""
+    """Whoever it was, and however it ended: who has waited to claim lets owners renew their leases first.
+
+    For half a second, in which the owner looks several times: here for three, since the machine may be busy.
+    """
+    monkeypatch.setattr("orchestrator_state.transactions._RENEWALS_TAKE", 30)
     path, gate = tmp_path / "held.db", Gate()
 
     async with AsyncExitStack() as stack:
