@@ -116,5 +116,6 @@ async def _is_closed(session: AsyncSession) -> bool:
         return False
     except Exception:  # noqa: BLE001 - whatever it is, as that a statement is under way, it is not used again
         for connection in connections:
-            await greenlet_spawn(connection.invalidate)
+            with suppress(Exception):
+                await greenlet_spawn(connection.invalidate)
     return True
