@@ -740,6 +740,28 @@ async def test_what_a_line_has_replaced_does_not_come_back_when_a_step_that_remo
     assert await store.run("n", handler, workflow_id="w") == {}
 
 
+async def marked_by_a_line_and_a_function(run: Run, *, is_resumed: bool) -> None:
+    """The line makes the list, and comes first; on resume the function does."""
+    made, marked = asyncio.Event(), asyncio.Event()
+
+    def mark(by: str) -> None:
+        run.context.setdefault("rows", [{"marks": []}])[0]["marks"].append(by)
+
+    async def by_a_line() -> None:
+        if is_resumed:
+            await marked.wait()
+        mark("line")
+        made.set()
+
+    async def by_a_function() -> None:
+        if not is_resumed:
+            await made.wait()
+        await run.step("mark", mark, "function")
+        marked.set()
+
+    await asyncio.gather(by_a_line(), by_a_function())
+
+
 async def test_what_a_function_did_inside_of_a_list_waits_for_the_list_though_its_key_is_gone_by_now(
     store: StateStore,
 ) -> None:
@@ -747,24 +769,7 @@ async def test_what_a_function_did_inside_of_a_list_waits_for_the_list_though_it
     attempts: list[int] = []
 
     async def handler(run: Run) -> Any:
-        made, marked = asyncio.Event(), asyncio.Event()
-
-        def mark(by: str) -> None:
-            run.context.setdefault("rows", [{"marks": []}])[0]["marks"].append(by)
-
-        async def by_a_line() -> None:
-            if attempts:
-                await marked.wait()
-            mark("line")
-            made.set()
-
-        async def by_a_function() -> None:
-            if not attempts:
-                await made.wait()
-            await run.step("mark", mark, "function")
-            marked.set()
-
-        await asyncio.gather(by_a_line(), by_a_function())
+        await marked_by_a_line_and_a_function(run, is_resumed=bool(attempts))
         await run.step("use", Effect())
         rows = run.context.pop("rows")
         await run.step("remove", Effect())
@@ -930,24 +935,7 @@ async def test_what_a_function_did_inside_of_a_list_is_there_as_soon_as_a_line_h
     attempts: list[int] = []
 
     async def handler(run: Run) -> Any:
-        made, marked = asyncio.Event(), asyncio.Event()
-
-        def mark(by: str) -> None:
-            run.context.setdefault("rows", [{"marks": []}])[0]["marks"].append(by)
-
-        async def by_a_line() -> None:
-            if attempts:
-                await marked.wait()
-            mark("line")
-            made.set()
-
-        async def by_a_function() -> None:
-            if not attempts:
-                await made.wait()
-            await run.step("mark", mark, "function")
-            marked.set()
-
-        await asyncio.gather(by_a_line(), by_a_function())
+        await marked_by_a_line_and_a_function(run, is_resumed=bool(attempts))
         if not attempts:
             attempts.append(1)
             vanish()
