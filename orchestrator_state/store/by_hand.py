@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from uuid import UUID
 
+from orchestrator_state.arguments import as_instance, as_listener, as_uuid
 from orchestrator_state.domain import Checkpoint, WorkflowState
 from orchestrator_state.errors import InvalidPayload, NewerSchemaVersion, StaleVersion, StoreUnavailable, concerning
 from orchestrator_state.records.states import (
@@ -15,9 +16,60 @@ from orchestrator_state.records.states import (
     show_in_place_of,
     snapshot_of,
 )
+from orchestrator_state.repositories import OnDamaged
 from orchestrator_state.state_schema import FIRST
+from orchestrator_state.store.base import StoreCalls
 from orchestrator_state.transactions import Transactions
 from orchestrator_state.unit_of_work import UnitOfWork
+
+
+class StatesByHand(StoreCalls):
+    """Save, load and checkpoint workflow state that the application drives itself."""
+
+    async def save_workflow_state(self, state: WorkflowState) -> None:
+        """Insert `state`, or update the rows that changed since it was loaded or saved, in one transaction.
+
+        Raises `StaleVersion` if somebody else saved it meanwhile, `LeaseHeld` if it is a run that a worker has, and
+        `InvalidPayload` for what cannot be stored; then nothing is written.
+        """
+        await save(self._transactions, as_instance(state, WorkflowState, "state"))
+
+    async def load_workflow_state(self, workflow_state_id: UUID | str) -> WorkflowState:
+        """Return the workflow with all its steps, as of one moment. Raises `WorkflowNotFound`."""
+        return await load(self._transactions, workflow_state_id)
+
+    async def load_workflow_state_by_workflow_id(self, workflow_id: str) -> WorkflowState:
+        """Return the most recently updated state of that `workflow_id`. Raises `WorkflowNotFound`."""
+        return await self._transactions.read(lambda uow: uow.workflows.get_by_workflow_id(workflow_id))
+
+    async def list_active_workflows(self, *, on_damaged: OnDamaged | None = None) -> list[WorkflowState]:
+        """Return all pending, running and paused workflows with their steps, most recently updated first.
+
+        One that cannot be read, because it is damaged or written with another key, does not hide the others: it is
+        left out, and `on_damaged` is called with its error, whose `workflow_state_id` says which it is. By default the
+        error is logged. If nothing can be read at all, the first error is raised.
+        """
+        listener = as_listener(on_damaged, "on_damaged")
+        return await self._transactions.read(lambda uow: uow.workflows.list_active(listener))
+
+    async def create_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Insert `checkpoint`, which is given its `seq`, and prune the workflow's to the newest `keep_checkpoints`.
+
+        One transaction. Raises `WorkflowNotFound`, or `AlreadyExists` if the checkpoint was created before.
+        """
+        await create_checkpoint(self._transactions, checkpoint)
+
+    async def get_latest_checkpoint(self, workflow_state_id: UUID | str) -> Checkpoint | None:
+        """Return the checkpoint with the highest `seq`, or None."""
+        return await self._transactions.read(lambda uow: uow.checkpoints.find_latest(workflow_state_id))
+
+    async def restore_from_checkpoint(self, checkpoint_id: UUID | str) -> WorkflowState:
+        """Return the workflow as it was at that checkpoint. Nothing is written: saving it rolls the workflow back.
+
+        It carries the live row's version, so that the save is refused if the workflow moved on in between. Raises
+        `CheckpointNotFound`, or `InvalidPayload` if the snapshot is not a state of its workflow.
+        """
+        return await restore(self._transactions, as_uuid(checkpoint_id, "checkpoint_id"))
 
 
 async def save(transactions: Transactions, state: WorkflowState) -> None:

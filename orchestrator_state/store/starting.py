@@ -14,7 +14,7 @@ from orchestrator_state.execution import Executor, WantedRun
 from orchestrator_state.repositories.runs import MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import Duration, RunTypes
-from orchestrator_state.store import by_hand
+from orchestrator_state.store.by_hand import load
 from orchestrator_state.transactions import Transactions
 
 _State = TypeVar("_State", bound=BaseModel)
@@ -62,7 +62,7 @@ async def start(transactions: Transactions, executor: Executor, wanted: WantedRu
         workflow_state_id, is_new = await executor.start(wanted)
         with after_an_effect():
             try:
-                return await by_hand.load(transactions, workflow_state_id)
+                return await load(transactions, workflow_state_id)
             except WorkflowNotFound:
                 if is_new or not looks_left:
                     raise

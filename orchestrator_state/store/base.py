@@ -1,0 +1,21 @@
+"""What the calls of a store work with."""
+
+from __future__ import annotations
+
+from orchestrator_state import hooks
+from orchestrator_state.execution import Executor, RunControl
+from orchestrator_state.transactions import Transactions
+
+
+class StoreCalls:
+    """A part of `StateStore`: its calls stand in one class for each thing that they are about."""
+
+    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
+        self._transactions = transactions
+        self._executor = Executor(transactions, hook)
+        self._control = RunControl(transactions)
+
+    @property
+    def namespace(self) -> str:
+        """The namespace that it was opened with, which all its calls keep to."""
+        return self._transactions.settings.namespace

@@ -1,0 +1,93 @@
+"""What keeps a database in order, beside live runs."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Final
+from uuid import UUID
+
+from orchestrator_state.arguments import as_duration, as_flag, as_listener, as_uuid
+from orchestrator_state.maintenance import (
+    OnProgress,
+    Progress,
+    RekeyReport,
+    VerifyReport,
+    collect_garbage,
+    delete_old_states,
+    prune_checkpoints,
+    rekey,
+    row_counter,
+    verify,
+)
+from orchestrator_state.repositories.upkeep import CHECKED_TABLES
+from orchestrator_state.runs import Duration
+from orchestrator_state.store.base import StoreCalls
+
+_GRACE: Final = timedelta(hours=1)
+
+
+class MaintenanceCalls(StoreCalls):
+    """Delete what is old, and examine and rewrite what is stored."""
+
+    async def delete_old_states(self, older_than: datetime | timedelta, *, progress: OnProgress | None = None) -> int:
+        """Delete finished workflows last updated before `older_than`, with their steps and checkpoints.
+
+        That is an age, by the database's clock, or a moment (aware). Prefer an age: on a machine whose clock is wrong,
+        a moment computed from it is wrong, too.
+
+        A child run goes with its parent, in one transaction, unless the parent completed: an unfinished parent would
+        call the child again. A parent stays while a run that descends from it is unfinished, or too young.
+
+        Works from the oldest, in transactions of up to 200 workflows and some 5,000 rows, between which it lets other
+        writers in; if it is interrupted, what they deleted stays deleted. After each, `progress` is called with a
+        `DeletionProgress`. Returns the number of workflows deleted.
+        """
+        return await delete_old_states(self._transactions, older_than, as_listener(progress, "progress"))
+
+    async def prune_checkpoints(self, *, keep: int, progress: OnProgress | None = None) -> int:
+        """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
+
+        In transactions of some 5,000 checkpoints. After each `progress` is called with a `DeletionProgress`.
+        """
+        return await prune_checkpoints(self._transactions, keep, as_listener(progress, "progress"))
+
+    async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
+        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
+
+        In transactions of some 5,000 checkpoints.
+        """
+        only = as_uuid(workflow_state_id, "workflow_state_id")
+        return await prune_checkpoints(self._transactions, keep, None, only=only)
+
+    async def collect_garbage(self, older_than: Duration = _GRACE) -> int:
+        """Remove blobs of this namespace that no row refers to any more. Returns how many; 0 without a blob store.
+
+        They are left by values that were overwritten, and by crashes and rolled back transactions. Blobs younger than
+        `older_than` (a duration, or seconds; an hour by default) stay, since their row may not have committed yet: it
+        has to be longer than any transaction takes, and than clocks differ. May be interrupted, and may run at any
+        time and from several places at once.
+        """
+        return await collect_garbage(self._transactions, as_duration(older_than, "older_than"))
+
+    async def verify(self, *, load: bool = False, progress: Progress | None = None) -> VerifyReport:
+        """Compare all payloads of the namespace with their digests, without opening them.
+
+        `load` also loads every unfinished workflow and its newest checkpoint with this store's codecs, and tells which
+        fail, and where. Nothing is written, damage is reported and not raised, and memory does not grow with the
+        database. Each page of rows is a transaction of its own; then `progress(done, total)` is told how many rows.
+        """
+        loads = as_flag(load, "load")
+        counted = await row_counter(self._transactions, as_listener(progress, "progress"), CHECKED_TABLES)
+        return await verify(self._transactions, load=loads, on_rows=counted)
+
+    async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
+        """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.
+
+        It may run beside live runs, and as often as you like. It works in short transactions and leaves alone what is
+        current. To a row that somebody else changes or locks meanwhile it comes back a few times. Versions, times and
+        leases stay as they are. Payloads that do not open, for example under an unknown key, are reported and stay.
+        `dry_run` only counts. `progress` is as in `verify`.
+        """
+        is_dry = as_flag(dry_run, "dry_run")
+        counted = await row_counter(self._transactions, as_listener(progress, "progress"))
+        return await rekey(self._transactions, dry_run=is_dry, on_rows=counted)

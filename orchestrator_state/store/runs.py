@@ -1,0 +1,138 @@
+"""Durable runs, as applications start, resume and recover them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
+from typing import Any, TypeVar, Unpack, overload
+
+from pydantic import BaseModel
+
+from orchestrator_state.arguments import as_duration, as_flag, as_function
+from orchestrator_state.database import listening
+from orchestrator_state.domain import WorkflowState
+from orchestrator_state.execution import Recovery, RecoveryReport
+from orchestrator_state.runs import Duration, Handler, Run
+from orchestrator_state.store.base import StoreCalls
+from orchestrator_state.store.starting import RunOptions, start, wanted_run
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+_State = TypeVar("_State", bound=BaseModel)
+
+
+class RunCalls(StoreCalls):
+    """Start runs, resume them, and claim what others left."""
+
+    # Overloads, since the last kind of `returns` is a type to pydantic and not to `type[...]`: a union, or Annotated.
+    @overload
+    async def run(
+        self,
+        name: str,
+        handler: Callable[[Run[_State]], Awaitable[_T]],
+        *,
+        returns: None = None,
+        **options: Unpack[RunOptions[_State]],
+    ) -> _T: ...
+
+    @overload
+    async def run(
+        self,
+        name: str,
+        handler: Callable[[Run[_State]], Awaitable[Any]],
+        *,
+        returns: type[_R],
+        **options: Unpack[RunOptions[_State]],
+    ) -> _R: ...
+
+    @overload
+    async def run(
+        self,
+        name: str,
+        handler: Callable[[Run[_State]], Awaitable[Any]],
+        *,
+        returns: Any,
+        **options: Unpack[RunOptions[_State]],
+    ) -> Any: ...
+
+    async def run(  # noqa: PLR0913 - how to start, what to make of it, and for how long
+        self,
+        name: str,
+        handler: Callable[[Run[Any]], Awaitable[Any]],
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | BaseModel | None = None,
+        state: type[BaseModel] | None = None,
+        returns: Any = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+        wait: Duration | None = None,
+        strict: bool = False,
+    ) -> Any:
+        """Start the run of `workflow_id`, resume it if it is unfinished, or return its recorded result.
+
+        `handler(run)` is plain async code whose steps go through `run`. What it returns, any JSON value, is stored;
+        what it raises marks the run failed and is raised here. Calling again resumes a failed run, its finished steps
+        kept. `context` is the run's at its first start. Without a `workflow_id` each call is a run of its own, unless
+        `idempotency_key` says which start it repeats.
+
+        With `state=Model` the context is an instance of that model, or a dict that makes one, and the handler has it as
+        `run.state`. With `returns=Type` the result is of that type, as the outputs of `run.step(..., returns=Type)`
+        are. Where they are not given, they are those of the name's schema.
+
+        The start, each step and the end are a transaction each, and none is open while the handler's code runs.
+        Cancelling the call leaves the run for whoever comes next. `wait` (a duration, or seconds) is how long to wait
+        for another worker to end or to vanish. `strict` fails a run that ends without asking for all its recorded
+        steps.
+
+        Raises `LeaseHeld` naming the owner if another worker has the run, `LeaseLost` if one took it over, and
+        `RunPaused` or `RunCancelled` if somebody asked for that. `SchemaMismatch`, `DecryptionFailed`, `UnknownCodec`
+        and `UnprotectedPayload` leave the run, unfinished, for a store that can read it; `CorruptPayload` fails it.
+        """
+        as_function(handler, "handler")
+        types = self._executor.types_of(name, state, returns)
+        wanted = await wanted_run(types, workflow_id, context, user_id, idempotency_key)
+        patience = as_duration(0 if wait is None else wait, "wait")
+        outcome = await self._executor.run(wanted, handler, wait=patience, strict=as_flag(strict, "strict"))
+        return outcome.result()
+
+    async def start(
+        self,
+        name: str,
+        *,
+        workflow_id: str | None = None,
+        context: dict[str, Any] | BaseModel | None = None,
+        state: type[BaseModel] | None = None,
+        user_id: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> WorkflowState:
+        """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`.
+
+        The arguments are as in `run`. Returns the run's state, pending if it is new.
+        """
+        types = self._executor.types_of(name, state)
+        wanted = await wanted_run(types, workflow_id, context, user_id, idempotency_key)
+        return await start(self._transactions, self._executor, wanted)
+
+    async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
+        """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.
+
+        Abandoned is a run whose worker vanished or let go of it, one that nobody started, one whose timer is due or
+        whose signal came. `concurrency` is how many are resumed at a time. Handlers' exceptions do not stop it: they
+        are in the report.
+        """
+        return await self.recovery(handlers).run_once(concurrency)
+
+    def recovery(self, handlers: Mapping[str, Handler[Any]], *, patience: timedelta | None = None) -> Recovery:
+        """The parts of `recover`, for `Worker`."""
+        return Recovery(self._transactions.for_runs(), self._executor, handlers, patience=patience)
+
+    def listening(self, wake: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Call `wake` when Postgres announces that there is a run to claim, for the time of the block."""
+
+        def told() -> None:
+            self._executor.lookout.look_now()
+            wake()
+
+        return listening(self._transactions.database, self.namespace, told)
