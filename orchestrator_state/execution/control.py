@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
-from orchestrator_state.arguments import as_signal_name, as_stored_name, as_uuid
+from orchestrator_state.arguments import as_flag, as_signal_name, as_stored_name, as_uuid
 from orchestrator_state.domain import ACTIVE, WorkflowState, WorkflowStatus, utc_now
 from orchestrator_state.errors import (
     CheckpointNotFound,
@@ -32,16 +32,17 @@ class RunControl:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
 
-    async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any) -> None:
+    async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any, *, once: bool) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
         name = as_signal_name(name)
+        is_only = as_flag(once, "once")
         encoded = await self._transactions.payloads.encode_aside(payload, "payload")
         signal_id = uuid4()
         place = SignalPlace(target, signal_id, self._transactions.settings.namespace, name)
         prepared = await place.prepared(self._transactions.payloads, encoded)
         with concerning(workflow_state_id=target):
             status = await self._transactions.write_once(
-                "signal", lambda uow: uow.signals.send(target, signal_id, name, prepared)
+                "signal", lambda uow: uow.signals.send(target, signal_id, name, prepared, once=is_only)
             )
         if status is None:
             raise _not_found(target)

@@ -17,7 +17,7 @@ from orchestrator_state.records.recorded import DAMAGE, Recorded, open_rows, pat
 from orchestrator_state.records.runs import ClaimedRun, FoundRun, RunNames, StoredRun, UnclaimableRun
 from orchestrator_state.records.sealing import prepared_workflow, seal_step, seal_workflow
 from orchestrator_state.records.signals import Signal, SignalPlace
-from orchestrator_state.records.steps import FINAL, OpenStep, SealedStep
+from orchestrator_state.records.steps import FINAL, LOOKS_NUMBERED, OpenStep, SealedStep, is_call_of
 
 __all__ = [
     "CELLS",
@@ -25,6 +25,7 @@ __all__ = [
     "FINAL",
     "FREE_TEXTS",
     "GROWING_COUNTS",
+    "LOOKS_NUMBERED",
     "PAYLOAD_COLUMNS",
     "UNOPENED_HERE",
     "Ack",
@@ -52,6 +53,7 @@ __all__ = [
     "UnclaimableRun",
     "checkpoint_identity",
     "corrupt_cells",
+    "is_call_of",
     "is_count",
     "is_id",
     "is_time",

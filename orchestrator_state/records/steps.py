@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -15,6 +16,17 @@ from orchestrator_state.records.opening import Opener
 
 FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 """A step in one of these is over, and never written again."""
+LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
+"""An id that ends as that of a repeated call does: `load#2`, `load#2#1`. One of the caller's gets a number."""
+_NUMBER: Final = re.compile(r"#(?:[2-9]|[1-9][0-9]+)")
+
+
+def is_call_of(step_id: str, recorded: str) -> bool:
+    """Whether a step that is `recorded` under that id was a call of `step_id`: the first, or a repeated one."""
+    first = f"{step_id}#1" if LOOKS_NUMBERED.fullmatch(step_id) else step_id
+    if recorded == first:
+        return True
+    return recorded.startswith(step_id) and _NUMBER.fullmatch(recorded, len(step_id)) is not None
 
 
 class SealedStep(NamedTuple):

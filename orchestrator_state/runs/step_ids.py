@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container
 from typing import Final
 
 from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.payloads import LONGEST_NAME
-
-# An id that ends as a number of ours does: `load#2`, `load#2#1`.
-_LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
+from orchestrator_state.records import LOOKS_NUMBERED
 
 
 class StepIds:
@@ -32,7 +29,7 @@ class StepIds:
         step_id = as_stored_name(step_id, "step_id")
         call = self._calls[step_id] = self._calls.get(step_id, 0) + 1
         numbered = step_id if call == 1 else f"{step_id}#{call}"
-        if call == 1 and "#" in step_id and _LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
+        if call == 1 and "#" in step_id and LOOKS_NUMBERED.fullmatch(step_id) and not self._was_recorded_bare(step_id):
             numbered = f"{step_id}#1"
         if len(numbered) > LONGEST_NAME:
             raise InvalidPayload(

@@ -12,13 +12,19 @@ from orchestrator_state.store.base import StoreCalls
 class ControlCalls(StoreCalls):
     """Signal runs, stop them, let them go on, and take them back."""
 
-    async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any = None) -> None:
+    async def signal(
+        self, workflow_state_id: UUID | str, name: str, payload: Any = None, *, once: bool = False
+    ) -> None:
         """Send a signal to an unfinished run, which consumes it with `run.wait_for`: first in, first out.
 
-        `payload` is any JSON value. Raises `WorkflowNotFound`, `InvalidTransition` if the run is finished, or
-        `InvalidPayload` and `PayloadTooLarge` for what cannot be stored.
+        `payload` is any JSON value. With `once` it is accepted only if the run was sent no other of that name, whether
+        that is still unread or a finished step has it; else `AlreadyExists` is raised, and nothing changes. Of several
+        such calls at the same time one is accepted. A payload that the run's `returns` has refused does not count.
+
+        Raises `WorkflowNotFound`, `InvalidTransition` if the run is finished, or `InvalidPayload` and `PayloadTooLarge`
+        for what cannot be stored.
         """
-        await self._control.signal(workflow_state_id, name, payload)
+        await self._control.signal(workflow_state_id, name, payload, once=once)
         self._executor.lookout.look_now()
 
     async def pause(self, workflow_state_id: UUID | str) -> None:

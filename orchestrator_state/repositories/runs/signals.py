@@ -6,14 +6,14 @@ from functools import cache, partial
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Insert, select, update
+from sqlalchemy import Insert, or_, select, update
 
 from orchestrator_state.database import conflict_aware_insert, database_now
-from orchestrator_state.domain import ACTIVE
-from orchestrator_state.errors import Conflict, PayloadError
-from orchestrator_state.models import SignalRow, WorkflowRow, signals
+from orchestrator_state.domain import ACTIVE, StepStatus
+from orchestrator_state.errors import AlreadyExists, Conflict, PayloadError
+from orchestrator_state.models import SignalRow, StepRow, WorkflowRow, signals
 from orchestrator_state.payloads import Sealed
-from orchestrator_state.records import Signal, SignalPlace
+from orchestrator_state.records import Signal, SignalPlace, is_call_of
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.counts import next_count
@@ -58,14 +58,20 @@ class SignalRepository(Repository):
             raise error.concerning(workflow_state_id=workflow_state_id) from None
         return Signal(id=row.id, payload=payload)
 
-    async def send(self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str | Sealed) -> str | None:
+    async def send(
+        self, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str | Sealed, *, once: bool = False
+    ) -> str | None:
         """Store a signal and wake the run. Returns the workflow's status, None if there is no such workflow.
 
-        Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing.
+        Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing. `once`: raises
+        `AlreadyExists` if one of that name is there, or was consumed; the transaction has to be rolled back then.
         """
         seq, status = await self._take_number(workflow_state_id)
         if seq is None:
             return status
+        if once and await self._was_accepted(workflow_state_id, name):
+            message = f"run {workflow_state_id} was sent a signal {name!r} before, and this one is to be the only one"
+            raise AlreadyExists(message, workflow_state_id=workflow_state_id, name=name)
         place = SignalPlace(workflow_state_id, signal_id, self._namespace, name)
         sealed = place.seal(self._payloads, payload)
         values = {
@@ -79,6 +85,22 @@ class SignalRepository(Repository):
         await self._execute(_insert_signal(self._dialect), values)
         await self._announce()
         return status
+
+    async def _was_accepted(self, workflow_state_id: UUID, name: str) -> bool:
+        """Whether a signal of that name waits for the run, or a finished step has it. For who has locked the run's row.
+
+        Whoever consumes one writes that row as well: in these statements it is still there, or it is a step's.
+        """
+        unread = select(SignalRow.id).where(SignalRow.workflow_state_id == workflow_state_id, SignalRow.name == name)
+        if await self._row(unread.limit(1)) is not None:
+            return True
+        step_id = f"signal:{name}"
+        finished = select(StepRow.step_id).where(
+            StepRow.workflow_state_id == workflow_state_id,
+            StepRow.status == StepStatus.COMPLETED.value,  # one that is skipped has waited in vain
+            or_(StepRow.step_id == step_id, StepRow.step_id.startswith(f"{step_id}#", autoescape=True)),
+        )
+        return any(is_call_of(step_id, row.step_id) for row in await self._rows(finished))
 
     async def _take_number(self, workflow_state_id: UUID) -> tuple[int | None, str | None]:
         """The next signal's number, if the workflow is unfinished, and its status, if there is one. Wakes the run."""
