@@ -7,6 +7,7 @@ fixed width, so that text order is time order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -30,11 +31,13 @@ from sqlalchemy import (
     or_,
     type_coerce,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeDecorator, UserDefinedType
 
 from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME
 
 __all__ = [
+    "Attributes",
     "Identifier",
     "UtcTimestamp",
     "render_item",
@@ -121,6 +124,29 @@ def _as_utc(value: datetime) -> datetime:
     return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class SqliteAttributes(UserDefinedType[dict[str, Any]]):
+    """A small JSON object as text. Text that is no JSON comes back as it is: damage, and no `dict`."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        return "TEXT"
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[Any], Any]:
+        return lambda value: None if value is None else json.dumps(value, ensure_ascii=False)
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        def from_text(text: Any) -> Any:
+            if text is None:
+                return None
+            try:
+                return json.loads(text)
+            except (ValueError, TypeError, RecursionError):
+                return text
+
+        return from_text
+
+
 class SqliteStoredText(UserDefinedType[str]):
     """A text that is read also if it is no valid UTF-8, its wrong bytes as lone surrogates.
 
@@ -170,6 +196,8 @@ Identifier = Uuid(as_uuid=True).with_variant(SqliteUuid(), "sqlite")
 """The type of our ids: UUID on Postgres, hyphenated text on SQLite."""
 UtcTimestamp = PostgresTimestamp().with_variant(SqliteTimestamp(), "sqlite")
 """The type of our times: `timestamptz` on Postgres, ISO text in UTC on SQLite; aware datetimes in Python."""
+Attributes = JSONB(none_as_null=True).with_variant(SqliteAttributes(), "sqlite")
+"""The type of `attributes`: JSONB on Postgres, text on SQLite; a dict in Python."""
 
 # For reading what is stored whatever it looks like: damage must not stop the search for damage.
 StoredText = Text().with_variant(SqliteStoredText(), "sqlite")
@@ -177,11 +205,13 @@ StoredIdentifier = Uuid(as_uuid=True).with_variant(Text(), "sqlite")
 StoredIdentifierKey = Uuid(as_uuid=True).with_variant(SqliteStoredKey(), "sqlite")
 StoredTextKey = Text().with_variant(SqliteStoredKey(), "sqlite")
 
+_NAMES: Final = {id(Identifier): "Identifier", id(Attributes): "Attributes"}
+
 
 def render_item(kind: str, item: object, autogen_context: Any) -> str | Literal[False]:
     """Alembic's `render_item`, for the `env.py` of an application: its revisions name these types and import them."""
     # A copy of a column, as autogenerate makes one, copies a type decorator.
-    name = "UtcTimestamp" if isinstance(item, PostgresTimestamp) else "Identifier" if item is Identifier else None
+    name = "UtcTimestamp" if isinstance(item, PostgresTimestamp) else _NAMES.get(id(item))
     if kind != "type" or name is None:
         return False
     autogen_context.imports.add("from orchestrator_state import column_types")

@@ -36,11 +36,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship, remote
 
-from orchestrator_state.column_types import Identifier, UtcTimestamp
+from orchestrator_state.column_types import Attributes, Identifier, UtcTimestamp
 from orchestrator_state.domain import StepStatus, WorkflowStatus
 
 __all__ = [
     "CheckpointRow",
+    "CurrentStepRow",
     "SignalRow",
     "StepRow",
     "WorkflowRow",
@@ -164,6 +165,10 @@ class WorkflowRow(Base):
     """How often in a row the run was let go because of a fault that was not its own: the pause after it grows."""
     has_progressed: Mapped[int] = mapped_column(server_default="0")
     """1 if the last owner has finished a step: then those that vanished before it do not count any more."""
+    error_type: Mapped[str | None] = mapped_column(String(255))
+    """Of a failed run: the class of the exception, which says nothing of what it was about."""
+    attributes: Mapped[dict[str, Any] | None] = mapped_column(Attributes)
+    """What the run is to be found by, as `run.set_attributes` gave it. Not encrypted."""
 
     steps: Mapped[list[StepRow]] = relationship(order_by="StepRow.position, StepRow.step_id", **_FOR_READING)
     """In the order in which they were first saved."""
@@ -210,6 +215,10 @@ class StepRow(Base):
     context_patch_digest: Mapped[str | None] = mapped_column(Digest)
     schema_version: Mapped[int | None]
     """Of the user's types in `outputs`; NULL is 1."""
+    kind: Mapped[str | None] = mapped_column(String(50))
+    """What was called, where it was not a function: `signal`, `sleep`, `child`."""
+    waits_until: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """Of a wait that has a timeout: when it ends."""
 
     workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
 
@@ -258,6 +267,25 @@ class SignalRow(Base):
     workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
 
 
+class CurrentStepRow(Base):
+    """A step that has been running for a while. Nothing depends on it: it is for who looks on.
+
+    It says the truth as long as its token is that of the run's lease, and the step has not ended.
+    """
+
+    __tablename__ = "current_steps"
+    __table_args__ = (*_at_most_255("step_id"),)
+
+    workflow_state_id: Mapped[UUID] = mapped_column(
+        Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"), primary_key=True
+    )
+    step_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    lease_token: Mapped[int]
+    started_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+
+    workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
+
+
 class RequestRow(Base):
     """A call that changed something. It commits with its effect, so that its repetition finds it."""
 
@@ -295,5 +323,6 @@ workflow_states: Final = cast(Table, WorkflowRow.__table__)
 step_states: Final = cast(Table, StepRow.__table__)
 checkpoints: Final = cast(Table, CheckpointRow.__table__)
 signals: Final = cast(Table, SignalRow.__table__)
+current_steps: Final = cast(Table, CurrentStepRow.__table__)
 requests: Final = cast(Table, RequestRow.__table__)
 schema_version: Final = cast(Table, SchemaVersionRow.__table__)

@@ -57,6 +57,10 @@ def is_name(value: object) -> bool:
     return is_text(value) and value != ""
 
 
+def is_object(value: object) -> bool:
+    return isinstance(value, dict)
+
+
 def _or_null(is_sound: Callable[[object], bool]) -> Callable[[object], bool]:
     return lambda value: value is None or is_sound(value)
 
@@ -92,6 +96,8 @@ CELLS: Final[Mapping[str, Cells]] = {
         "digested_at": _or_null(is_time),
         "faults": is_count,
         "has_progressed": is_integer,
+        "error_type": _or_null(is_text),
+        "attributes": _or_null(is_object),
     },
     "step_states": {
         "workflow_state_id": is_id,
@@ -102,6 +108,8 @@ CELLS: Final[Mapping[str, Cells]] = {
         "retry_count": _or_null(is_integer),
         "position": is_count,
         "schema_version": _or_null(is_integer),
+        "kind": _or_null(is_text),
+        "waits_until": _or_null(is_time),
     },
     "checkpoints": {
         "id": is_id,
@@ -118,6 +126,12 @@ CELLS: Final[Mapping[str, Cells]] = {
         "name": is_text,
         "sent_at": is_time,
         "seq": is_count,
+    },
+    "current_steps": {
+        "workflow_state_id": is_id,
+        "step_id": is_text,
+        "lease_token": is_count,
+        "started_at": is_time,
     },
     "requests": {
         "id": is_id,

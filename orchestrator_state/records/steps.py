@@ -49,6 +49,8 @@ class SealedStep(NamedTuple):
     error_digest: str | None
     context_patch_digest: str | None
     schema_version: int | None
+    kind: str | None = None
+    waits_until: datetime | None = None
 
     @classmethod
     def of(cls, row: Any) -> SealedStep:
@@ -72,6 +74,9 @@ class OpenStep(NamedTuple):
     retry_count: int
     context_patch: str | None = None
     schema_version: int | None = None
+    kind: str | None = None
+    """This and the next are for who looks on: they are written with the step, and not read with it."""
+    waits_until: datetime | None = None
 
     def __repr__(self) -> str:
         return f"OpenStep(step_id={self.step_id!r}, status={self.status!r})"  # without the payloads
@@ -112,6 +117,8 @@ class OpenStep(NamedTuple):
             error_digest=error_digest,
             context_patch_digest=patch_digest,
             schema_version=self.schema_version,
+            kind=self.kind,
+            waits_until=self.waits_until,
         )
 
     @classmethod

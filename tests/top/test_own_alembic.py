@@ -21,7 +21,15 @@ from tests.top.own_alembic.models import Base
 
 pytestmark = pytest.mark.process
 
-OURS = ["checkpoints", "orchestrator_state_version", "requests", "signals", "step_states", "workflow_states"]
+OURS = [
+    "checkpoints",
+    "current_steps",
+    "orchestrator_state_version",
+    "requests",
+    "signals",
+    "step_states",
+    "workflow_states",
+]
 THEIRS = ["alembic_version", "customers", "orders"]
 
 TAKEN_IN = {"target_metadata": [Base.metadata, orchestrator_state.metadata], "render_item": render_item}
