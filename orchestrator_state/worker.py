@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, Self
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration, as_flag, as_handlers, as_positive
-from orchestrator_state.concurrency import uninterrupted
+from orchestrator_state.concurrency import on_signals, uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.execution import Pulse, RecoveredRun, Recovery, WorkerHealth
 from orchestrator_state.runs import Duration, Handler
@@ -37,9 +36,12 @@ class Worker:
             await Worker(store, {"summarise": summarise}).run()
 
     It has at most `concurrency` runs under way. It looks for work every `poll` (jittered), and at once when Postgres
-    notifies it. SIGTERM and SIGINT, or `stop`, make it claim no more, let the runs under way go on for `grace`, then
-    stop them where they are and release their leases, so that others take over at once. With `handle_signals=False` the
-    signals are the program's own. `poll` and `grace` are durations, or seconds.
+    notifies it. `stop` makes it claim no more, let the runs under way go on for `grace`, then stop them where they are
+    and release their leases, so that others take over at once. `poll` and `grace` are durations, or seconds.
+
+    `run` is for a program that does nothing else: SIGTERM and SIGINT stop it, unless `handle_signals` is False.
+    `async with Worker(…)` is for one that does, such as a web server: it works until the end of the block, and leaves
+    the signals to the program.
 
     Nothing else ends it. What goes wrong with a look for work is logged, and it looks again after a growing pause of at
     most five seconds; `health` tells how it is doing. Only a store that was closed, or is of another event loop, is a
@@ -89,6 +91,10 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`, SIGTERM or SIGINT. Raises `ConfigurationError` if the store is closed."""
+        with on_signals(self.stop) if self._handle_signals else contextlib.nullcontext():
+            await self._run()
+
+    async def _run(self) -> None:
         self._pulse.state = "working"
         try:
             await self._work()
@@ -97,8 +103,6 @@ class Worker:
 
     async def _work(self) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            if self._handle_signals:
-                stack.enter_context(_on_signals(self.stop))
             await stack.enter_async_context(self._store.listening(self._news.set))
             stack.enter_context(self._recovery.telling(self._news.set))
             try:
@@ -110,8 +114,8 @@ class Worker:
                 await self._cancel_the_rest()
 
     async def __aenter__(self) -> Self:
-        """Work in the background until the block ends."""
-        self._background = asyncio.create_task(self.run(), name="orchestrator_state worker")
+        """Work in the background until the block ends. Signals are the program's own."""
+        self._background = asyncio.create_task(self._run(), name="orchestrator_state worker")
         self._background.add_done_callback(_tell_of_its_end)
         return self
 
@@ -193,19 +197,3 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             await event.wait()
-
-
-@contextlib.contextmanager
-def _on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` on SIGTERM and SIGINT, where the event loop can listen to signals."""
-    loop = asyncio.get_running_loop()
-    installed = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-            loop.add_signal_handler(number, stop)
-            installed.append(number)
-    try:
-        yield
-    finally:
-        for number in installed:
-            loop.remove_signal_handler(number)

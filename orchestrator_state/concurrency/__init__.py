@@ -4,6 +4,7 @@ from orchestrator_state.concurrency.aside import LONG, Aside
 from orchestrator_state.concurrency.event_loops import require_own_loop, running_loop
 from orchestrator_state.concurrency.locks import ProcessLock
 from orchestrator_state.concurrency.processes import ProcessIdentity
+from orchestrator_state.concurrency.signals import on_signals
 from orchestrator_state.concurrency.task_contexts import context_of
 from orchestrator_state.concurrency.threads import Threads
 from orchestrator_state.concurrency.turns import Turns
@@ -23,6 +24,7 @@ __all__ = [
     "awaitable",
     "call_apart",
     "context_of",
+    "on_signals",
     "outcome_of",
     "outlasting",
     "require_own_loop",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
 from datetime import timedelta
 from functools import partial
-from typing import Any, Generic, NoReturn, TypedDict, TypeVarTuple, Unpack, cast, overload
+from typing import Any, Final, Generic, NoReturn, Self, TypedDict, TypeVarTuple, Unpack, cast, overload
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -33,6 +35,9 @@ _ChildState = TypeVar("_ChildState", bound=BaseModel)
 Duration = timedelta | float
 Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
+# Not the run itself: contexts outlive it, that of a connection which one of its steps has opened, say.
+_current: Final[ContextVar[weakref.ref[Run[Any]] | None]] = ContextVar("orchestrator_state_current", default=None)
+
 
 class StepOptions(TypedDict, total=False):
     """How `run.step` calls its function. See there."""
@@ -56,12 +61,17 @@ def call_handler(handler: Handler[_T], steps: Steps, start_child: StartChild) ->
     """Call `handler` in a task of its own, and let the run's switch stop it. All that it starts is known to be its."""
     run: Run[Any] = Run(steps, start_child)
     context = copy_context()
+    context.run(_current.set, weakref.ref(run))
     context.run(mark, steps.room)
     context.run(steps.enter)
     work = outcome_of(partial(awaitable, "the handler", handler, run))
     task = asyncio.get_running_loop().create_task(work, name=f"{HANDLER} {run.id}", context=context)
     steps.switch.watch(task)
     return task
+
+
+def _run_ended() -> ConfigurationError:
+    return ConfigurationError("the run that Run.current() asks for has ended")
 
 
 class Run(Generic[State]):
@@ -77,6 +87,28 @@ class Run(Generic[State]):
     def __init__(self, steps: Steps, start_child: StartChild) -> None:
         self._steps = steps
         self._start_child = start_child
+        self._pid = os.getpid()
+
+    @staticmethod
+    def current() -> Run[Any]:
+        """The run whose handler, or step, is calling, however deep: for code that it was not passed on to.
+
+        A sync function finds it in its thread, too; in a child run it is the child. Raises `ConfigurationError` outside
+        a run, after its end, and in another process.
+        """
+        ref = _current.get()
+        if ref is None:
+            raise ConfigurationError("Run.current() is for code that the handler of a run, or a step, calls")
+        if (run := ref()) is None:
+            raise _run_ended()
+        return run._here()  # noqa: SLF001 - of this class
+
+    def _here(self) -> Self:
+        if self._steps.switch.has_ended:
+            raise _run_ended()
+        if self._pid != os.getpid():  # forked off while a step ran, with its context
+            raise ConfigurationError("a Run belongs to its process: Run.current() finds none in another one")
+        return self
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError("a Run belongs to its process: hand on its id, and what a step needs, not the run")

@@ -96,6 +96,10 @@ class StopSwitch:
         self._ended, self._is_left = True, is_left
         self.is_quiet = False
 
+    @property
+    def has_ended(self) -> bool:
+        return self._ended
+
     def notice(self, request: str | None) -> None:
         """Remember a request; the next step acts on it. A cancel is not forgotten for an older answer without it."""
         if self._request != CANCEL:
