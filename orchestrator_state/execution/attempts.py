@@ -47,6 +47,7 @@ from orchestrator_state.runs import (
 from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")
+_TO_FIND_OUT: Final = timedelta(seconds=2)  # of tries; whoever has called the run waits for them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,9 +177,9 @@ class Attempt:
             if (fault := fault_behind(error)) is not None:
                 outcome = "interrupted"
                 raise fault from None
-            outcome = await self._shared.endings.fail(run, describe(error))
-            if outcome == WorkflowStatus.CANCELLED:
-                raise stopped_as(outcome, run.id) from error
+            outcome, stopped = await self._failed(error)
+            if stopped is not None:
+                raise stopped from error
             return Outcome(None, error)
         finally:
             self._switch.end(is_left=outcome == "released")
@@ -228,15 +229,37 @@ class Attempt:
 
         What was asked of the run by then counts, whatever it stops for.
         """
-        if is_a(reason, LeaseLost):
-            return "lost", reason
         try:
-            if not is_a(reason, NOT_THE_RUNS):
+            if not is_a(reason, (LeaseLost, *NOT_THE_RUNS)):
                 return await self._let_go(reason, steps.room)
-        except StoreUnavailable as unavailable:
-            reason = unavailable
+        except (LeaseLost, StoreUnavailable) as error:
+            reason = error
+        if is_a(reason, LeaseLost):
+            return await self._lost(reason)
         await self._shared.endings.leave(self._run, reason, progress=self._has_progressed)
         return "interrupted", reason
+
+    async def _failed(self, error: Exception) -> tuple[str, OrchestratorStateError | None]:
+        """Write that the run has failed of `error`. Returns the outcome, and what it was stopped for, if it was."""
+        try:
+            status = await self._shared.endings.fail(self._run, describe(error))
+        except LeaseLost as lost:
+            self._switch.trip(lost)
+            return await self._lost(lost)
+        return status, stopped_as(status, self._run.id) if status == WorkflowStatus.CANCELLED else None
+
+    async def _lost(self, reason: OrchestratorStateError) -> tuple[str, OrchestratorStateError]:
+        """A run that was cancelled by force has nobody's lease: whoever called it hears that, if that can be read."""
+        run_id = self._run.id
+        try:
+            status = await self._shared.transactions.read(
+                lambda uow: uow.runs.find_status(run_id), patience=_TO_FIND_OUT
+            )
+        except OrchestratorStateError:
+            return "lost", reason
+        if status != WorkflowStatus.CANCELLED:
+            return "lost", reason
+        return status, stopped_as(status, run_id)
 
     async def _let_go(self, reason: OrchestratorStateError, room: WaitingRoom) -> tuple[str, OrchestratorStateError]:
         endings, run = self._shared.endings, self._run

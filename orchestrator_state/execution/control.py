@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -15,6 +15,7 @@ from orchestrator_state.errors import (
     WorkflowNotFound,
     concerning,
 )
+from orchestrator_state.execution.leases import Leaseholder, LeaseKeeper
 from orchestrator_state.records import FINAL, FoundRun, SignalPlace
 from orchestrator_state.records.states import rebase
 from orchestrator_state.repositories import lease_held
@@ -29,8 +30,9 @@ class RunControl:
     A live owner is asked and acts at its next step; a run without one changes now.
     """
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, keeper: LeaseKeeper) -> None:
         self._transactions = transactions
+        self._keeper = keeper
 
     async def signal(self, workflow_state_id: UUID | str, name: str, payload: Any, *, once: bool) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
@@ -88,19 +90,23 @@ class RunControl:
         with concerning(workflow_state_id=target):
             await self._transactions.write_once("resume", resume)
 
-    async def cancel(self, workflow_state_id: UUID | str) -> None:
+    async def cancel(self, workflow_state_id: UUID | str, *, force: bool) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
+        is_forced = as_flag(force, "force")
 
-        async def cancel(uow: StoreUnit) -> None:
+        async def cancel(uow: StoreUnit) -> Sequence[Leaseholder]:
             run = await _locked(uow, target)
             if run.status in ACTIVE:
-                await _cancel(uow, run)
+                await _cancel(uow, run, force=is_forced)
             elif run.status != WorkflowStatus.CANCELLED:
                 raise _illegal(run.id, run.status, "be cancelled", ACTIVE)
-            await uow.lineage.cancel_descendants(run.id)
+            descendants = await uow.lineage.cancel_descendants(run.id, force=is_forced)
+            unfinished = [run.id, *descendants] if run.status in ACTIVE else descendants
+            # Under the rows' locks: whoever has them now is who they are taken from.
+            return self._keeper.holders_of(unfinished) if is_forced else ()
 
         with concerning(workflow_state_id=target):
-            await self._transactions.write_once("cancel", cancel)
+            self._keeper.revoke(await self._transactions.write_once("cancel", cancel))
 
     async def fork(self, checkpoint_id: UUID | str, workflow_id: str | None) -> WorkflowState:
         origin = as_uuid(checkpoint_id, "checkpoint_id")
@@ -186,8 +192,8 @@ async def _locked_owner(uow: StoreUnit, checkpoint_id: UUID) -> FoundRun:
     return run
 
 
-async def _cancel(uow: StoreUnit, run: FoundRun) -> None:
-    if run.lease_is_free:
+async def _cancel(uow: StoreUnit, run: FoundRun, *, force: bool = False) -> None:
+    if run.lease_is_free or force:
         await uow.runs.set_status(run.id, {"status": WorkflowStatus.CANCELLED.value})
         if run.parent_id is not None:
             await uow.runs.wake(run.parent_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, Protocol
@@ -134,6 +134,18 @@ class LeaseKeeper:
         if self._is_stopping:
             run.stop(_store_closed())
         return began_at
+
+    def holders_of(self, ids: Iterable[UUID]) -> list[Leaseholder]:
+        """Those of these runs that are under way here."""
+        if self._pid != os.getpid():
+            return []  # they are the parent's
+        return [run for workflow_state_id in ids if (run := self._held.get(workflow_state_id)) is not None]
+
+    def revoke(self, runs: Iterable[Leaseholder]) -> None:
+        """Stop runs whose leases somebody has taken away, at once: the heartbeat would learn of it later."""
+        for run in runs:
+            run.lease.revoke()
+            self._lose(run)
 
     def drop(self, run: Leaseholder) -> None:
         """Stop renewing. The lease itself is released by whoever ends the run."""

@@ -170,6 +170,8 @@ class Starting:
         for run_id in names.ids:
             for _ in range(MOST_LOOKS):
                 if (created := await create(columns | {"id": run_id} | first)) is not None:
+                    # It had the same owner, and would have the same token: one of that id was deleted under its hands.
+                    self._keeper.revoke(self._keeper.holders_of([run_id]))
                     return created
                 if (found := await uow.claims.find(names)) is not None:
                     return found

@@ -49,6 +49,10 @@ class Lease:
         """Of a row that was just claimed."""
         return cls(workflow_state_id=row.id, owner=row.lease_owner, token=row.lease_token, version=row.version)
 
+    def revoke(self) -> None:
+        """It was taken away: what is still on its way under it matches no row, also if the run is made anew."""
+        self.token = 0
+
     def advance(self) -> None:
         """A commit for this version has landed."""
         self.version += 1

@@ -13,7 +13,7 @@ class StoreCalls:
     def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
         self._transactions = transactions
         self._executor = Executor(transactions, hook)
-        self._control = RunControl(transactions)
+        self._control = RunControl(transactions, self._executor.keeper)
 
     @property
     def namespace(self) -> str:

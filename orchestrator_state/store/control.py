@@ -43,12 +43,17 @@ class ControlCalls(StoreCalls):
         await self._control.resume(workflow_state_id)
         self._executor.lookout.look_now()
 
-    async def cancel(self, workflow_state_id: UUID | str) -> None:
+    async def cancel(self, workflow_state_id: UUID | str, *, force: bool = False) -> None:
         """Cancel a run and its child runs: at once if nobody owns them, else at their owner's next step.
+
+        With `force` also those that somebody owns are cancelled when this returns: their leases are taken away, so that
+        a step that hangs has lost its right to write. A handler that runs in this store is cancelled at once, that of
+        another process at its next write or heartbeat, a third of `lease_term` from now at the latest. What hangs
+        without awaiting anything, a thread say, goes on until it returns, and then nothing of it is recorded.
 
         Raises `WorkflowNotFound`, or `InvalidTransition` if the run is completed or failed.
         """
-        await self._control.cancel(workflow_state_id)
+        await self._control.cancel(workflow_state_id, force=force)
         self._executor.lookout.look_now()
 
     async def fork(self, checkpoint_id: UUID | str, *, workflow_id: str | None = None) -> WorkflowState:

@@ -43,6 +43,7 @@ _SET_STATUS: Final = (
     )
 )
 """Sets the columns that it is given values for as well."""
+_STATUS: Final = select(WorkflowRow.status).where(*OF_WORKFLOW)
 _END: Final = _SET_STATUS.values(completed_at=database_now())
 _UNHEEDED: Final = (WorkflowRow.request.is_not(None), IS_ACTIVE, LEASE_IS_FREE, IS_WRITABLE)
 _ANY_UNHEEDED: Final = select(WorkflowRow.id).where(IN_NAMESPACE, *_UNHEEDED).limit(1)
@@ -65,7 +66,7 @@ class RunRepository(FencedRepository):
         return None if row is None else FoundRun.of(row)
 
     async def set_status(self, workflow_state_id: UUID, columns: Columns) -> None:
-        """Change a run that nobody owns; its token grows, so that an owner thought dead cannot write any more.
+        """Change a run, and take it from whoever has it: its token grows, so that an owner cannot write any more.
 
         `completed_at` is now, if it is finished.
         """
@@ -74,6 +75,12 @@ class RunRepository(FencedRepository):
         await self._execute(statement, of_workflow | await self._sealed_workflow(workflow_state_id, columns))
         if columns["status"] == WorkflowStatus.PENDING.value:
             await self._announce()
+
+    async def find_status(self, workflow_state_id: UUID) -> str | None:
+        """The run's status; None if there is no such run."""
+        of_workflow = {"of_id": workflow_state_id, "of_namespace": self._namespace}
+        row = await self._row(_STATUS, of_workflow)
+        return None if row is None else row.status
 
     async def wake(self, workflow_state_id: UUID) -> None:
         """Let a sleeping run be claimed now. Locks its row in any case: it may be about to fall asleep."""

@@ -47,11 +47,14 @@ _SET_LINEAGE: Final = update(WorkflowRow).where(WorkflowRow.id == bindparam("of_
 class LineageRepository(Repository):
     """Families of runs."""
 
-    async def cancel_descendants(self, workflow_state_id: UUID) -> None:
+    async def cancel_descendants(self, workflow_state_id: UUID, *, force: bool = False) -> list[UUID]:
         """Cancel all unfinished runs that descend from a run: at once, or, where they are owned, by asking for it.
 
-        A run is locked before its children are looked for: it starts no other meanwhile.
+        By `force` at once, whoever owns them. Returns their ids. A run is locked before its children are looked for: it
+        starts no other meanwhile.
         """
+        cancelling = update(WorkflowRow).where(IS_ACTIVE, IS_WRITABLE).values(cancelled(force=force))
+        unfinished: list[UUID] = []
         parents: list[UUID] = [workflow_state_id]
         seen = {workflow_state_id}  # damaged rows may be parents of each other
         while parents:
@@ -62,11 +65,11 @@ class LineageRepository(Repository):
                 listed = select(WorkflowRow.id).where(*children_of).order_by(WorkflowRow.id)
                 children += [row.id for row in await self._rows(listed.with_for_update(key_share=True))]
                 if children:
-                    await self._execute(
-                        update(WorkflowRow).where(*children_of, IS_ACTIVE, IS_WRITABLE).values(cancelled())
-                    )
+                    changed = cancelling.where(*children_of).returning(WorkflowRow.id)
+                    unfinished += [row.id for row in await self._rows(changed)]
             parents = [child for child in dict.fromkeys(children) if child not in seen]
             seen.update(parents)
+        return unfinished
 
     async def revive_descendants(self, workflow_state_id: UUID, *, was_cancelled: bool = False) -> None:
         """Let the failed children of a run that is to try again be tried again with it, and theirs.

@@ -45,8 +45,8 @@ def heeded() -> Columns:
     }
 
 
-def cancelled() -> Columns:
-    """A run that nobody owns is cancelled at once, its token grows; of the others it is asked."""
+def cancelled(*, force: bool = False) -> Columns:
+    """A run that nobody owns is cancelled at once, its token grows; of the others it is asked, unless by `force`."""
     values: Columns = {
         "status": _CANCELLED,
         "completed_at": database_now(),
@@ -57,6 +57,8 @@ def cancelled() -> Columns:
         "updated_at": database_now(),
         "digested_at": STILL_DIGESTED_AT,
     }
+    if force:
+        return values
     otherwise: Columns = {name: _w[name] for name in values} | {"request": CANCEL}
     return {name: case((LEASE_IS_FREE, value), else_=otherwise[name]) for name, value in values.items()}
 
