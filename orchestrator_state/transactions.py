@@ -18,7 +18,7 @@ from orchestrator_state import hooks
 from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
-from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository
+from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository, Unit
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
     CommitRepository,
@@ -33,7 +33,6 @@ from orchestrator_state.repositories.upkeep import InspectionRepository, Payload
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
-from orchestrator_state.unit_of_work import UnitOfWork
 
 _Result = TypeVar("_Result")
 # A transaction writes and reads few kinds of payloads; one that needs more moves blobs while it is open.
@@ -43,13 +42,13 @@ _LONG: Final = timedelta(seconds=1)  # for a wait of one transaction that writes
 _TIDIED_EVERY: Final = 64  # calls, after which the ids of old ones are deleted
 
 
-class StoreUnit(UnitOfWork):
-    """The unit of work of the store's own calls: they act on runs, of any past, and on all that the store holds."""
+class StoreUnit(Unit):
+    """The unit of the store's own calls: they act on runs, of any past, and on all that the store holds."""
 
-    def __init__(self, session: AsyncSession, options: dict[str, Any]) -> None:
-        """`options` are what `UnitOfWork` takes, which the store has checked when it was opened."""
-        self.session = session
-        self._options = options
+    @property
+    def namespace(self) -> str:
+        namespace: str = self._options["namespace"]
+        return namespace
 
     @cached_property
     def claims(self) -> ClaimRepository:
@@ -167,13 +166,6 @@ class Transactions:
                 await uow.leases.prolong(held)
         if payloads.offload is not None:
             await self.remove_discarded(payloads.offload)
-
-    @asynccontextmanager
-    async def begin_for_caller(self) -> AsyncIterator[UnitOfWork]:
-        """`begin`, with a unit that shows what a caller is to see."""
-        payloads = self.unit_payloads()
-        async with self.begin(payloads) as uow:
-            yield self.unit(uow.session, payloads)
 
     def read(self, work: Work[_Result], *, patience: timedelta | None = None) -> Coroutine[Any, Any, _Result]:
         """Run `work`, whose statements each see one snapshot, again if the connection fails it."""
@@ -329,14 +321,11 @@ class Transactions:
         """Payloads for one piece of work, which has blobs of its own to move."""
         return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
 
-    def unit(self, session: AsyncSession, payloads: Payloads | None = None) -> UnitOfWork:
-        """The repositories on `session` for the caller, as this store writes and reads."""
-        return UnitOfWork(session, **self._options(payloads or self.unit_payloads()))
-
     def _unit(self, session: AsyncSession, payloads: Payloads) -> StoreUnit:
-        return StoreUnit(session, self._options(payloads))
+        return StoreUnit(session, self.unit_options(payloads))
 
-    def _options(self, payloads: Payloads) -> dict[str, Any]:
+    def unit_options(self, payloads: Payloads) -> dict[str, Any]:
+        """Those of a unit that writes and reads as this store does."""
         return {
             "namespace": self.settings.namespace,
             "schema": self.database.schema,

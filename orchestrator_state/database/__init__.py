@@ -1,6 +1,7 @@
 """Where the database is, and every fact about a dialect."""
 
 from orchestrator_state.database.adopted import refuse_autocommit
+from orchestrator_state.database.announcements import announce, listening
 from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock, elapsed
 from orchestrator_state.database.compiled import shared_cache
 from orchestrator_state.database.dialects import (
@@ -25,7 +26,6 @@ from orchestrator_state.database.engine import (
 from orchestrator_state.database.errors import database_errors, taken_name
 from orchestrator_state.database.opening import adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
-from orchestrator_state.database.postgres.notifications import announce, listening
 from orchestrator_state.database.sessions.callers_code import (
     FunctionFailed,
     call_inside,
@@ -44,7 +44,7 @@ from orchestrator_state.database.sessions.open_transactions import (
     setting_idle_limit,
     writes_alone,
 )
-from orchestrator_state.database.sessions.session import StoreSession, unless_committed
+from orchestrator_state.database.sessions.session import StoreSession, once_committed, unless_committed
 from orchestrator_state.database.urls import locate
 
 __all__ = [
@@ -80,6 +80,7 @@ __all__ = [
     "listening",
     "locate",
     "marking",
+    "once_committed",
     "one_more",
     "open_database",
     "refuse_autocommit",

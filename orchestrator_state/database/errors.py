@@ -84,6 +84,7 @@ _SQLITE_COMMIT_UNKNOWN: Final = frozenset({None, sqlite3.SQLITE_IOERR})
 _PG_LOCKED: Final = "55P03"
 _PG_FAILED_BEFORE: Final = "25P02"
 _FAILED_BEFORE: Final = "a statement of this transaction has failed before, so it takes no more; roll it back"
+_OVERTAKEN: Final = "what this transaction has read was changed by another one: roll it back, and do it again"
 _FLUSH_FAILED_BEFORE: Final = "7s2a"  # https://sqlalche.me/e/21/7s2a; the other code is for a connection that was lost
 _PG_ROLLED_BACK: Final = ("40", "55", "25")
 _PG_REFUSED: Final = {
@@ -98,6 +99,7 @@ _PG_GAVE_UP: Final = "the database gave up on the transaction"
 _PG_REASONS: Final = {
     _PG_FAILED_BEFORE: _FAILED_BEFORE,
     "25006": "the server, or the database for this user, may only be read; is it a standby?",
+    "40001": _OVERTAKEN,
     "53100": "the server's disk is full; free some space on it",
     "53200": "the server has no memory left",
     "53300": "the server, or this user's role, has no connection free; lower pool_max, or raise its limit",
@@ -301,7 +303,9 @@ def _from_sqlite(error: sqlite3.Error, *, committing: bool, opening: bool) -> Or
     code = sqlite_code(error)
     name = getattr(error, "sqlite_errorname", type(error).__name__)
     if code in _SQLITE_BUSY:
-        return StoreUnavailable(f"another process holds the SQLite file ({name})", transient=True)
+        is_overtaken = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY_SNAPSHOT
+        message = _OVERTAKEN if is_overtaken else "another process holds the SQLite file"
+        return StoreUnavailable(f"{message} ({name})", transient=True)
     if code in _SQLITE_REFUSED:
         return _refused(f"{_SQLITE_REFUSED[code]} ({name})", opening=opening)
     if code in _SQLITE_REFUSED_VALUES:

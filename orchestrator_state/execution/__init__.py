@@ -1,10 +1,10 @@
 """Who drives a run."""
 
-from orchestrator_state.execution.control import RunControl
+from orchestrator_state.execution.control import RunControl, cancel_run, send_signal
 from orchestrator_state.execution.executor import Executor
 from orchestrator_state.execution.health import Pulse, WorkerHealth
 from orchestrator_state.execution.recovery import RecoveredRun, Recovery, RecoveryReport
-from orchestrator_state.execution.starting import WantedRun
+from orchestrator_state.execution.starting import WantedRun, start_pending, wanted_run
 
 __all__ = [
     "Executor",
@@ -15,4 +15,8 @@ __all__ = [
     "RunControl",
     "WantedRun",
     "WorkerHealth",
+    "cancel_run",
+    "send_signal",
+    "start_pending",
+    "wanted_run",
 ]

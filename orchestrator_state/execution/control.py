@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID, uuid4, uuid5
 
@@ -16,6 +17,7 @@ from orchestrator_state.errors import (
     concerning,
 )
 from orchestrator_state.execution.leases import Leaseholder, LeaseKeeper
+from orchestrator_state.payloads import Sealed
 from orchestrator_state.records import FINAL, FoundRun, SignalPlace
 from orchestrator_state.records.states import rebase
 from orchestrator_state.repositories import lease_held
@@ -42,14 +44,11 @@ class RunControl:
         signal_id = uuid4()
         place = SignalPlace(target, signal_id, self._transactions.settings.namespace, name)
         prepared = await place.prepared(self._transactions.payloads, encoded)
+        sending = partial(
+            send_signal, workflow_state_id=target, signal_id=signal_id, name=name, payload=prepared, once=is_only
+        )
         with concerning(workflow_state_id=target):
-            status = await self._transactions.write_once(
-                "signal", lambda uow: uow.signals.send(target, signal_id, name, prepared, once=is_only)
-            )
-        if status is None:
-            raise _not_found(target)
-        if status not in ACTIVE:
-            raise _illegal(target, status, "be signalled", ACTIVE)
+            await self._transactions.write_once("signal", sending)
 
     async def pause(self, workflow_state_id: UUID | str) -> None:
         target = as_uuid(workflow_state_id, "workflow_state_id")
@@ -95,13 +94,7 @@ class RunControl:
         is_forced = as_flag(force, "force")
 
         async def cancel(uow: StoreUnit) -> Sequence[Leaseholder]:
-            run = await _locked(uow, target)
-            if run.status in ACTIVE:
-                await _cancel(uow, run, force=is_forced)
-            elif run.status != WorkflowStatus.CANCELLED:
-                raise _illegal(run.id, run.status, "be cancelled", ACTIVE)
-            descendants = await uow.lineage.cancel_descendants(run.id, force=is_forced)
-            unfinished = [run.id, *descendants] if run.status in ACTIVE else descendants
+            unfinished = await cancel_run(uow, workflow_state_id=target, force=is_forced)
             # Under the rows' locks: whoever has them now is who they are taken from.
             return self._keeper.holders_of(unfinished) if is_forced else ()
 
@@ -161,6 +154,28 @@ class RunControl:
 
         with concerning(checkpoint_id=origin):
             return await self._transactions.write_once("rewind", rewind)
+
+
+async def send_signal(
+    uow: StoreUnit, *, workflow_state_id: UUID, signal_id: UUID, name: str, payload: str | Sealed, once: bool
+) -> None:
+    """See `StateStore.signal`; in the transaction of `uow`."""
+    status = await uow.signals.send(workflow_state_id, signal_id, name, payload, once=once)
+    if status is None:
+        raise _not_found(workflow_state_id)
+    if status not in ACTIVE:
+        raise _illegal(workflow_state_id, status, "be signalled", ACTIVE)
+
+
+async def cancel_run(uow: StoreUnit, *, workflow_state_id: UUID, force: bool) -> Sequence[UUID]:
+    """See `StateStore.cancel`; in the transaction of `uow`. Returns the ids of the runs that were unfinished."""
+    run = await _locked(uow, workflow_state_id)
+    if run.status in ACTIVE:
+        await _cancel(uow, run, force=force)
+    elif run.status != WorkflowStatus.CANCELLED:
+        raise _illegal(run.id, run.status, "be cancelled", ACTIVE)
+    descendants = await uow.lineage.cancel_descendants(run.id, force=force)
+    return [run.id, *descendants] if run.status in ACTIVE else descendants
 
 
 _ANEW = {

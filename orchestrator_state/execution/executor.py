@@ -23,12 +23,12 @@ from orchestrator_state.execution.endings import Endings
 from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page
 from orchestrator_state.execution.results import recorded_failure, recorded_result
-from orchestrator_state.execution.starting import Starting, WantedRun
+from orchestrator_state.execution.starting import Starting, WantedRun, start_pending
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.records import ClaimedRun
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import CheckpointPolicy, Exits, GroupCommit, Handler, Lookout, RunTypes, child_run_id
-from orchestrator_state.transactions import Transactions
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
@@ -79,7 +79,14 @@ class Executor:
     async def start(self, wanted: WantedRun) -> tuple[UUID, bool]:
         """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
         wanted = await self._starting.prepared(wanted)
-        return await self._of_callers.write_once("start", partial(self._starting.start, wanted=wanted))
+
+        async def start(uow: StoreUnit) -> tuple[UUID, bool]:
+            workflow_state_id, is_new = await start_pending(uow, wanted)
+            if is_new:
+                self.keeper.revoke_deleted(workflow_state_id)
+            return workflow_state_id, is_new
+
+        return await self._of_callers.write_once("start", start)
 
     async def run(
         self,

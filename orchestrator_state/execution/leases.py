@@ -141,6 +141,13 @@ class LeaseKeeper:
             return []  # they are the parent's
         return [run for workflow_state_id in ids if (run := self._held.get(workflow_state_id)) is not None]
 
+    def revoke_deleted(self, workflow_state_id: UUID) -> None:
+        """A run was created: one of that id, if it is under way here, was deleted under its hands.
+
+        It had the same owner, and would have the same token.
+        """
+        self.revoke(self.holders_of([workflow_state_id]))
+
     def revoke(self, runs: Iterable[Leaseholder]) -> None:
         """Stop runs whose leases somebody has taken away, at once: the heartbeat would learn of it later."""
         for run in runs:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
-from uuid import UUID, uuid5
+from typing import Any, Final, TypeVar
+from uuid import UUID, uuid4, uuid5
 
+from pydantic import BaseModel
+
+from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.concurrency import LONG, ProcessIdentity
-from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.domain import WorkflowState, WorkflowStatus
 from orchestrator_state.errors import Conflict, LeaseHeld, RunCancelled, RunPaused, RunSuspended
 from orchestrator_state.execution.leases import Claim, LeaseKeeper
 from orchestrator_state.payloads import Sealed
@@ -56,6 +59,31 @@ class WantedRun:
         return None if self.parent is None else self.parent.workflow_state_id
 
 
+async def wanted_run(
+    types: RunTypes,
+    *,
+    workflow_id: str | None,
+    context: dict[str, Any] | BaseModel | None,
+    user_id: str | None,
+    idempotency_key: str | None,
+) -> WantedRun:
+    """Check the arguments of a start as the domain would."""
+    if idempotency_key is not None:
+        as_stored_name(idempotency_key, "idempotency_key")
+    checked = WorkflowState(workflow_id=str(uuid4()), workflow_name=types.workflow_name, user_id=user_id)
+    given = idempotency_key if workflow_id is None else workflow_id
+    if given is not None:
+        checked.workflow_id = given
+    return WantedRun(
+        types=types,
+        name=checked.workflow_name,
+        workflow_id=checked.workflow_id,
+        context=None if context is None else await types.started_with(context),
+        user_id=user_id,
+        idempotency_key=idempotency_key,
+    )
+
+
 class Starting:
     """Finds or creates the runs that are wanted of one store in one process."""
 
@@ -67,20 +95,10 @@ class Starting:
         """With a long context sealed, before the transaction and beside the event loop."""
         if wanted.context is None or len(wanted.context) < LONG:
             return wanted
-        first = self._names(wanted).ids[0]
+        first = _names(wanted, self._transactions.settings.namespace).ids[0]
         columns: Columns = {"context": wanted.context}
         columns = await prepared_workflow(self._transactions.payloads, first, columns)
         return replace(wanted, prepared=columns["context"])
-
-    async def start(self, uow: StoreUnit, wanted: WantedRun) -> tuple[UUID, bool]:
-        """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
-        found = await uow.claims.find(self._names(wanted))
-        if found is None:
-            created = await self._create(uow, wanted, WorkflowStatus.PENDING, uow.claims.create)
-            if isinstance(created, UUID):
-                return created, True
-            found = created
-        return _same(found, wanted).id, False
 
     async def start_or_claim(
         self, uow: StoreUnit, wanted: WantedRun, claim: Claim, is_over: Collection[str]
@@ -104,14 +122,15 @@ class Starting:
         raise Conflict(message, workflow_id=wanted.workflow_id)
 
     async def _found_or_created(self, uow: StoreUnit, wanted: WantedRun, claim: Claim) -> FoundRun | ClaimedRun:
-        found = await uow.claims.find(self._names(wanted))
+        found = await uow.claims.find(_names(wanted, uow.namespace))
         if found is None:
             await self._require_goes_on(uow, wanted.parent)
             owner = self._keeper.owner
-            created = await self._create(
+            created = await _create(
                 uow, wanted, WorkflowStatus.RUNNING, lambda columns: uow.claims.create_claimed(columns, owner)
             )
             if isinstance(created, ClaimedRun):
+                self._keeper.revoke_deleted(created.id)
                 claim.add(created.id)
                 claim.created = created.id
                 return created
@@ -153,45 +172,54 @@ class Starting:
         process = ProcessIdentity.parse(run.lease_process)
         return process is not None and process.is_dead()
 
-    async def _create(
-        self,
-        uow: StoreUnit,
-        wanted: WantedRun,
-        status: WorkflowStatus,
-        create: Callable[[Columns], Awaitable[_Created | None]],
-    ) -> _Created | FoundRun:
-        """The new run; or the one that somebody else has created just now. Raises `Conflict`.
 
-        What kept us from creating it may have been deleted before it was looked for: then the same id is free, and
-        whoever starts the run at the same time tries that.
-        """
-        names, columns = self._names(wanted), _columns(wanted, status)
-        first: Columns = {} if wanted.prepared is None else {"context": wanted.prepared}
-        for run_id in names.ids:
-            for _ in range(MOST_LOOKS):
-                if (created := await create(columns | {"id": run_id} | first)) is not None:
-                    # It had the same owner, and would have the same token: one of that id was deleted under its hands.
-                    self._keeper.revoke(self._keeper.holders_of([run_id]))
-                    return created
-                if (found := await uow.claims.find(names)) is not None:
-                    return found
-                if await uow.claims.is_taken_elsewhere(run_id):
-                    break
-            first = {}
-        message = "the run's ids are taken in other namespaces, or another unique index refuses the run"
-        raise Conflict(message, workflow_id=wanted.workflow_id)
+async def start_pending(uow: StoreUnit, wanted: WantedRun) -> tuple[UUID, bool]:
+    """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
+    found = await uow.claims.find(_names(wanted, uow.namespace))
+    if found is None:
+        created = await _create(uow, wanted, WorkflowStatus.PENDING, uow.claims.create)
+        if isinstance(created, UUID):
+            return created, True
+        found = created
+    return _same(found, wanted).id, False
 
-    def _names(self, wanted: WantedRun) -> RunNames:
-        """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
-        derived = uuid5(_RUN_IDS, f"{self._transactions.settings.namespace}\0{wanted.workflow_id}")
-        first = wanted.id or derived
-        return RunNames(
-            # Anybody can guess an id, and take it in a namespace of theirs: that is no reason to fail.
-            ids=[first, *[uuid5(first, f"taken {number}") for number in range(1, _IDS)]],
-            idempotency_key=wanted.idempotency_key,
-            # A child is its parent's call, whatever it is called.
-            workflow_id=wanted.workflow_id if wanted.id is None else None,
-        )
+
+async def _create(
+    uow: StoreUnit,
+    wanted: WantedRun,
+    status: WorkflowStatus,
+    create: Callable[[Columns], Awaitable[_Created | None]],
+) -> _Created | FoundRun:
+    """The new run; or the one that somebody else has created just now. Raises `Conflict`.
+
+    What kept us from creating it may have been deleted before it was looked for: then the same id is free, and
+    whoever starts the run at the same time tries that.
+    """
+    names, columns = _names(wanted, uow.namespace), _columns(wanted, status)
+    first: Columns = {} if wanted.prepared is None else {"context": wanted.prepared}
+    for run_id in names.ids:
+        for _ in range(MOST_LOOKS):
+            if (created := await create(columns | {"id": run_id} | first)) is not None:
+                return created
+            if (found := await uow.claims.find(names)) is not None:
+                return found
+            if await uow.claims.is_taken_elsewhere(run_id):
+                break
+        first = {}
+    message = "the run's ids are taken in other namespaces, or another unique index refuses the run"
+    raise Conflict(message, workflow_id=wanted.workflow_id)
+
+
+def _names(wanted: WantedRun, namespace: str) -> RunNames:
+    """The same id for the same start, so that the primary key lets only one of two concurrent starts create it."""
+    first = wanted.id or uuid5(_RUN_IDS, f"{namespace}\0{wanted.workflow_id}")
+    return RunNames(
+        # Anybody can guess an id, and take it in a namespace of theirs: that is no reason to fail.
+        ids=[first, *[uuid5(first, f"taken {number}") for number in range(1, _IDS)]],
+        idempotency_key=wanted.idempotency_key,
+        # A child is its parent's call, whatever it is called.
+        workflow_id=wanted.workflow_id if wanted.id is None else None,
+    )
 
 
 def _columns(wanted: WantedRun, status: WorkflowStatus) -> Columns:

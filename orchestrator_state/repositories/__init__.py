@@ -1,6 +1,6 @@
 """All SQL. A repository adds and flushes, and never commits."""
 
-from orchestrator_state.repositories.base import Repository, chunks
+from orchestrator_state.repositories.base import chunks
 from orchestrator_state.repositories.calls import MOST_AT_ONCE, CallRepository
 from orchestrator_state.repositories.checkpoints import CheckpointRepository
 from orchestrator_state.repositories.states.loading import OnDamaged
@@ -8,6 +8,7 @@ from orchestrator_state.repositories.states.past import PastRepository
 from orchestrator_state.repositories.states.saving import lease_held
 from orchestrator_state.repositories.steps import StepRepository
 from orchestrator_state.repositories.undeclared import UndeclaredPayloads
+from orchestrator_state.repositories.unit import Unit
 from orchestrator_state.repositories.workflows import WorkflowRepository
 
 __all__ = [
@@ -16,9 +17,9 @@ __all__ = [
     "CheckpointRepository",
     "OnDamaged",
     "PastRepository",
-    "Repository",
     "StepRepository",
     "UndeclaredPayloads",
+    "Unit",
     "WorkflowRepository",
     "chunks",
     "lease_held",

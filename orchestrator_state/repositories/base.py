@@ -144,7 +144,8 @@ class Repository:
     async def _announce(self) -> None:
         """Wake the workers with this commit: a run can be claimed."""
         with _CALLING:
-            await announce(await self._session.connection(bind_arguments=_OURS), self._namespace)
+            connection = await self._session.connection(bind_arguments=_OURS)
+            await announce(self._session, connection, self._namespace)
 
     @property
     def _dialect(self) -> str:

@@ -32,9 +32,10 @@ class UndeclaredPayloads(Payloads):
         self.is_to_be_checked = False
         self._was_checked = False
 
-    def seal(self, text: str, identity: str, bound_to: str = "") -> Sealed:
+    def prepared(self, text: str, identity: str, bound_to: str = "") -> Sealed:
+        """Whatever is to be stored is prepared: what is long not by `seal`, but before it."""
         self.is_to_be_checked = not self._was_checked
-        return super().seal(text, identity, bound_to)
+        return super().prepared(text, identity, bound_to)
 
     async def check(self, session: AsyncSession, namespace: str, rows: _Rows) -> None:
         """Raise `ConfigurationError` if what was sealed would stand unencrypted beside encrypted rows."""

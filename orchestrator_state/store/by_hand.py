@@ -19,8 +19,7 @@ from orchestrator_state.records.states import (
 from orchestrator_state.repositories import OnDamaged
 from orchestrator_state.state_schema import FIRST
 from orchestrator_state.store.base import StoreCalls
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 
 class StatesByHand(StoreCalls):
@@ -76,7 +75,7 @@ async def save(transactions: Transactions, state: WorkflowState) -> None:
     """See `StateStore.save_workflow_state`. After an unknown outcome the row tells whether it was this save."""
     written: list[WorkflowState] = []
 
-    async def save(uow: UnitOfWork) -> None:
+    async def save(uow: StoreUnit) -> None:
         await uow.workflows.save(state)
         written[:] = [snapshot_of(state)]
 
@@ -106,7 +105,7 @@ async def create_checkpoint(transactions: Transactions, checkpoint: Checkpoint) 
     check_checkpoint(checkpoint, transactions.payloads)
     keep = transactions.settings.keep_checkpoints
 
-    async def create(uow: UnitOfWork) -> int | None:
+    async def create(uow: StoreUnit) -> int | None:
         await uow.checkpoints.add(checkpoint)
         await uow.checkpoints.prune(checkpoint.workflow_state_id, keep=keep)
         return checkpoint.seq

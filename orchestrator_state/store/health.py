@@ -8,8 +8,7 @@ from sqlalchemy import select
 
 from orchestrator_state.database import database_errors
 from orchestrator_state.errors import StoreUnavailable
-from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
+from orchestrator_state.transactions import StoreUnit, Transactions
 
 
 class HealthChecks:
@@ -46,6 +45,6 @@ class HealthChecks:
             asking.exception()  # looked at, so that one that comes too late is not reported as lost
 
 
-async def _select_one(uow: UnitOfWork) -> None:
+async def _select_one(uow: StoreUnit) -> None:
     with database_errors():
         await uow.session.execute(select(1))

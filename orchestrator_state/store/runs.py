@@ -12,10 +12,10 @@ from pydantic import BaseModel
 from orchestrator_state.arguments import as_duration, as_flag, as_function
 from orchestrator_state.database import listening
 from orchestrator_state.domain import WorkflowState
-from orchestrator_state.execution import Recovery, RecoveryReport
+from orchestrator_state.execution import Recovery, RecoveryReport, wanted_run
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.store.base import StoreCalls
-from orchestrator_state.store.starting import RunOptions, start, wanted_run
+from orchestrator_state.store.starting import RunOptions, start
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -92,7 +92,9 @@ class RunCalls(StoreCalls):
         """
         as_function(handler, "handler")
         types = self._executor.types_of(name, state, returns)
-        wanted = await wanted_run(types, workflow_id, context, user_id, idempotency_key)
+        wanted = await wanted_run(
+            types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
+        )
         patience = as_duration(0 if wait is None else wait, "wait")
         outcome = await self._executor.run(wanted, handler, wait=patience, strict=as_flag(strict, "strict"))
         return outcome.result()
@@ -112,7 +114,9 @@ class RunCalls(StoreCalls):
         The arguments are as in `run`. Returns the run's state, pending if it is new.
         """
         types = self._executor.types_of(name, state)
-        wanted = await wanted_run(types, workflow_id, context, user_id, idempotency_key)
+        wanted = await wanted_run(
+            types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
+        )
         return await start(self._transactions, self._executor, wanted)
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from typing import Any, Generic, TypedDict, TypeVar
-from uuid import uuid4
 
 from pydantic import BaseModel
 
-from orchestrator_state.arguments import as_stored_name
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.errors import WorkflowNotFound
 from orchestrator_state.execution import Executor, WantedRun
 from orchestrator_state.repositories.runs import MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import Duration, RunTypes
+from orchestrator_state.runs import Duration
 from orchestrator_state.store.by_hand import load
 from orchestrator_state.transactions import Transactions
 
@@ -30,30 +28,6 @@ class RunOptions(TypedDict, Generic[_State], total=False):
     idempotency_key: str | None
     wait: Duration | None
     strict: bool
-
-
-async def wanted_run(
-    types: RunTypes,
-    workflow_id: str | None,
-    context: dict[str, Any] | BaseModel | None,
-    user_id: str | None,
-    idempotency_key: str | None,
-) -> WantedRun:
-    """Check the arguments of a start as the domain would."""
-    if idempotency_key is not None:
-        as_stored_name(idempotency_key, "idempotency_key")
-    checked = WorkflowState(workflow_id=str(uuid4()), workflow_name=types.workflow_name, user_id=user_id)
-    given = idempotency_key if workflow_id is None else workflow_id
-    if given is not None:
-        checked.workflow_id = given
-    return WantedRun(
-        types=types,
-        name=checked.workflow_name,
-        workflow_id=checked.workflow_id,
-        context=None if context is None else await types.started_with(context),
-        user_id=user_id,
-        idempotency_key=idempotency_key,
-    )
 
 
 async def start(transactions: Transactions, executor: Executor, wanted: WantedRun) -> WorkflowState:

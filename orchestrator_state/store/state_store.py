@@ -1,16 +1,15 @@
-"""`StateStore`: its opening and closing, and the units of work that it lends. Its calls are in the modules beside."""
+"""`StateStore`: its opening and closing. Its calls are in the modules beside."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 from collections.abc import Iterable
-from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from types import TracebackType
 from typing import Final, NoReturn, Self, Unpack
 
-from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
@@ -25,13 +24,13 @@ from orchestrator_state.store.health import HealthChecks
 from orchestrator_state.store.maintenance import MaintenanceCalls
 from orchestrator_state.store.opening import Opening, open_transactions, settings_for
 from orchestrator_state.store.runs import RunCalls
+from orchestrator_state.store.units import UnitCalls
 from orchestrator_state.transactions import Transactions
-from orchestrator_state.unit_of_work import UnitOfWork
 
 _HEALTH_CHECK_LIMIT: Final = timedelta(seconds=5)
 
 
-class StateStore(RunCalls, ControlCalls, StatesByHand, MaintenanceCalls):
+class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCalls):
     """Workflow state in the application's own database. Open it with `StateStore.open`.
 
     Each call is one transaction of its own, unless it says otherwise; `begin` groups several calls in one. When the
@@ -121,22 +120,3 @@ class StateStore(RunCalls, ControlCalls, StatesByHand, MaintenanceCalls):
     async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:  # noqa: ASYNC109 - no task is cut off
         """Raise `StoreUnavailable` unless the database answers a query within `timeout` (a duration, or seconds)."""
         await self._health.ask(as_duration(timeout, "timeout").total_seconds())
-
-    # --- several calls in one transaction ----------------------------------------------------------------------------
-
-    def begin(self) -> AbstractAsyncContextManager[UnitOfWork]:
-        """Open a unit of work: `async with store.begin() as uow`. It commits at the end of the block.
-
-        Any exception, cancellation included, rolls it back, and the states saved in it go back to the version they
-        had. The block is not repeated by itself. On SQLite it holds the file's write lock: keep it short.
-        """
-        return self._transactions.begin_for_caller()
-
-    def unit_of_work(self, session: AsyncSession) -> UnitOfWork:
-        """The repositories on a session of the application's own, as this store writes and reads.
-
-        They have the store's namespace, schema, codecs, limits and state schemas. What they write commits with the
-        session's transaction, which is the caller's; see `UnitOfWork`.
-        """
-        self._transactions.enter()
-        return self._transactions.unit(session)

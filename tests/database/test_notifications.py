@@ -1,4 +1,7 @@
-"""LISTEN/NOTIFY: a worker that would look for work in an hour learns at once, on Postgres, that there is some."""
+"""A worker that would look for work in an hour learns at once that there is some.
+
+On Postgres by LISTEN/NOTIFY, and on SQLite of what is written in its own process.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -45,8 +48,8 @@ def ends() -> Ends:
 
 
 @pytest.fixture
-async def store(postgres_url: str, ends: Ends) -> AsyncIterator[StateStore]:
-    async with StateStore.open(postgres_url, hook=ends) as store:
+async def store(database_url: str, ends: Ends) -> AsyncIterator[StateStore]:
+    async with StateStore.open(database_url, hook=ends) as store:
         yield store
 
 
@@ -87,14 +90,14 @@ async def test_a_run_that_is_resumed(store: StateStore, idle_worker: Idle) -> No
         await store.resume(state.id)
 
 
-async def test_a_run_that_its_worker_lets_go_of(store: StateStore, postgres_url: str, idle_worker: Idle) -> None:
+async def test_a_run_that_its_worker_lets_go_of(store: StateStore, database_url: str, idle_worker: Idle) -> None:
     under_way = asyncio.Event()
 
     async def stuck(_: Run) -> None:
         under_way.set()
         await asyncio.Event().wait()
 
-    async with StateStore.open(postgres_url) as other:
+    async with StateStore.open(database_url) as other:
         first = asyncio.create_task(other.run("run", stuck, workflow_id="w-1"))
         await under_way.wait()
         async with idle_worker():

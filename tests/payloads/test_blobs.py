@@ -38,6 +38,7 @@ from orchestrator_state.hooks import FellBack
 from orchestrator_state.models import checkpoints, signals, step_states, workflow_states
 from orchestrator_state.payloads import REFERENCE_MARKER, BlobName, BlobStore, Offload, Payloads, Reference
 from orchestrator_state.runs.journal import checkpoints as cadence
+from orchestrator_state.transactions import StoreUnit
 from tests.support.cases import case
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import Effect, Failing, Log, checkpoints_of, expire_lease, row_of, steps_of, vanish
@@ -605,7 +606,7 @@ async def test_what_a_try_deleted_that_was_repeated_stays(on_disk: Place, store:
     checkpoint = await checkpointed(store, state)
     tries: list[None] = []
 
-    async def delete_at_first(uow: UnitOfWork) -> None:
+    async def delete_at_first(uow: StoreUnit) -> None:
         tries.append(None)
         if len(tries) == 1:
             await uow.checkpoints.prune(state.id, keep=0)

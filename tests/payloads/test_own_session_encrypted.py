@@ -1,6 +1,6 @@
 """A session of the application's on a store that encrypts: nothing is written in plain text without a word."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from orchestrator_state import (
     StateSchema,
     StateStore,
     UnitOfWork,
+    WorkflowState,
     Zstd,
 )
 from orchestrator_state.encryption import new_key
@@ -47,6 +48,7 @@ async def stored(engine: AsyncEngine) -> str:
                 "SELECT context FROM workflow_states",
                 "SELECT outputs FROM step_states",
                 "SELECT snapshot FROM checkpoints",
+                "SELECT payload FROM signals",
             )
         ]
     return "".join(found)
@@ -78,6 +80,16 @@ async def test_it_commits_and_rolls_back_with_the_session(engine: AsyncEngine, d
         assert [found.id for found in await store.list_active_workflows()] == [state.id]
 
 
+LONG_CANARY = CANARY * 100_000
+WRITES: list[Callable[[UnitOfWork, WorkflowState], Awaitable[object]]] = [
+    lambda uow, _: uow.workflows.save(a_workflow(context={"secret": LONG_CANARY})),
+    lambda uow, _: uow.start("n", context={"secret": CANARY}),
+    lambda uow, _: uow.start("n", context={"secret": LONG_CANARY}),
+    lambda uow, state: uow.signal(state.id, "go", CANARY),
+    lambda uow, state: uow.signal(state.id, "go", LONG_CANARY),
+]
+
+
 @pytest.mark.parametrize("opened", ["on the engine", "beside it"])
 async def test_made_by_hand_it_refuses_to_write_plain_text_beside_encrypted_rows(
     engine: AsyncEngine, database_url: str, opened: str
@@ -86,10 +98,11 @@ async def test_made_by_hand_it_refuses_to_write_plain_text_beside_encrypted_rows
     async with StateStore.open(payloads=encrypting(), **place) as store:
         state = await saved(store, "load", context={"secret": "x"})
         async with AsyncSession(engine) as session, session.begin():
-            uow = UnitOfWork(session)
+            again = UnitOfWork(session)
             for work in (
-                uow.workflows.save(a_workflow(context={"secret": CANARY})),
-                uow.workflows.save(a_workflow("load", workflow_id="w-2", context={"secret": CANARY})),
+                again.workflows.save(a_workflow(context={"secret": CANARY})),
+                again.workflows.save(a_workflow("load", workflow_id="w-2", context={"secret": CANARY})),
+                *(write(UnitOfWork(session), state) for write in WRITES),
             ):
                 with pytest.raises(ConfigurationError, match=r"store\.unit_of_work\(session\)"):
                     await work

@@ -29,9 +29,9 @@ from orchestrator_state import (
     errors,
 )
 from orchestrator_state.encryption import AesGcm, KeyRing, new_key
+from orchestrator_state.execution import wanted_run
 from orchestrator_state.models import checkpoints, signals
 from orchestrator_state.payloads import Payloads
-from orchestrator_state.store.starting import wanted_run
 from tests.support.damage import CONTEXT, write_bytes
 from tests.support.engines import own_engine
 from tests.support.raw_sql import execute
@@ -247,7 +247,9 @@ async def drive_runs(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.RunPaused, store.run("n", hide, workflow_id="paused", context=HIDDEN))
     await store.cancel(row.id)
     await driven.error(errors.RunCancelled, store.run("n", hide, workflow_id="paused", context=HIDDEN))
-    wanted = await wanted_run(store._executor.types_of("n"), "waiting", HIDDEN, None, None)
+    wanted = await wanted_run(
+        store._executor.types_of("n"), workflow_id="waiting", context=HIDDEN, user_id=None, idempotency_key=None
+    )
     waiting = store._executor.run(wanted, wait, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
 
@@ -290,7 +292,9 @@ async def drive_family(driven: Driven, store: StateStore) -> None:
     async def parent(run: Run) -> Any:
         return await run.child("child", wait, context=HIDDEN)
 
-    wanted = await wanted_run(store._executor.types_of("n"), "family", HIDDEN, None, None)
+    wanted = await wanted_run(
+        store._executor.types_of("n"), workflow_id="family", context=HIDDEN, user_id=None, idempotency_key=None
+    )
     waiting = store._executor.run(wanted, parent, wait=timedelta(), linger=timedelta())
     await driven.error(errors.RunSuspended, waiting)
     child = next(state for state in await store.list_active_workflows() if state.workflow_name == "child")

@@ -48,7 +48,7 @@ def test_a_room_that_moves_to_another_floor_is_drawn_there(checkout: Path) -> No
     contract = checkout / "pyproject.toml"
     contract.write_text(contract.read_text().replace('"runs",', '"runs : retry",').replace(" : retry : ", " : "))
     after = draw_rooms.floors_of(checkout)
-    assert [part.name for part in after[3]] == ["runs", "retry"]
+    assert [part.name for part in after[4]] == ["runs", "retry"]
     assert draw_rooms.picture(before) != draw_rooms.picture(after)
     assert draw_rooms.table(before) != draw_rooms.table(after)
 

@@ -1,4 +1,4 @@
-"""What a caller has of a unit of work: a session and three repositories, each made when it is first used."""
+"""What a caller has of a unit of work: a session, three repositories, each made when it is first used, and runs."""
 
 from orchestrator_state import StateStore, UnitOfWork
 
@@ -7,10 +7,11 @@ def shown(uow: UnitOfWork) -> list[str]:
     return [name for name in dir(uow) if not name.startswith("_")]
 
 
-async def test_a_unit_shows_a_session_and_three_repositories(store: StateStore) -> None:
+async def test_a_unit_shows_a_session_three_repositories_and_what_runs_are_asked(store: StateStore) -> None:
     async with store.begin() as uow:
         units = [uow, store.unit_of_work(uow.session), UnitOfWork(uow.session)]
-        assert [shown(unit) for unit in units] == 3 * [["checkpoints", "session", "steps", "workflows"]]
+        names = ["cancel", "checkpoints", "session", "signal", "start", "steps", "workflows"]
+        assert [shown(unit) for unit in units] == 3 * [names]
 
 
 async def test_a_repository_is_made_once_and_not_before_it_is_used(store: StateStore) -> None:

@@ -12,9 +12,10 @@ from uuid import UUID
 import pytest
 from sqlalchemy import Executable, select, text, update
 
-from orchestrator_state import Checkpoint, Event, StateStore, UnitOfWork, hooks
+from orchestrator_state import Checkpoint, Event, StateStore, hooks
 from orchestrator_state.execution.attempts import Attempt
 from orchestrator_state.models import step_states, workflow_states
+from orchestrator_state.transactions import StoreUnit
 
 _T = TypeVar("_T")
 
@@ -167,7 +168,7 @@ class Log:
 
 
 async def fetch(store: StateStore, query: Executable) -> Sequence[Any]:
-    async def read(uow: UnitOfWork) -> Sequence[Any]:
+    async def read(uow: StoreUnit) -> Sequence[Any]:
         return (await uow.session.execute(query)).all()
 
     return await store._transactions.read(read)

@@ -22,22 +22,17 @@ from orchestrator_state.database.engine import Database
 CHANNEL: Final = "orchestrator_state"
 
 
-async def announce(connection: AsyncConnection, namespace: str) -> None:
+async def notify(connection: AsyncConnection, namespace: str) -> None:
     """Notify, with the commit of this transaction, that a run of `namespace` can be claimed."""
-    if connection.dialect.name == "postgresql":
-        await connection.execute(select(func.pg_notify(CHANNEL, namespace)))
+    await connection.execute(select(func.pg_notify(CHANNEL, namespace)))
 
 
 @asynccontextmanager
-async def listening(database: Database, namespace: str, wake: Callable[[], object]) -> AsyncIterator[None]:
-    """Call `wake` for each announcement in `namespace`.
+async def listening_to_server(database: Database, namespace: str, wake: Callable[[], object]) -> AsyncIterator[None]:
+    """Call `wake` for each announcement in `namespace` of any process.
 
     It listens on a connection of its own beside the pool's. While that is broken, polling goes on.
     """
-    database.enter()
-    if not database.can_listen:
-        yield
-        return
 
     def heard(_connection: object, _pid: int, _channel: str, payload: object) -> None:
         if payload == namespace:

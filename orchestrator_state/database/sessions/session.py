@@ -1,4 +1,4 @@
-"""The store's own kind of session: how it ends, and what goes back with it to what it was.
+"""How a session ends: what goes back with it to what it was, and who is told of its commit.
 
 Saving a state moves its version on at once, so that it can be saved again in the same transaction. If that
 transaction, or the savepoint around the save, does not commit, the objects go back to what they were: a
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, event, exc
@@ -22,7 +23,17 @@ from orchestrator_state.database.internals import begun_connections, greenlet_sp
 _PATIENCE: Final = 1.0  # seconds
 _PAUSE: Final = 0.01  # seconds between two looks
 _KEY: Final = "orchestrator_state.undo"
-_Log = dict[SessionTransaction, list[Callable[[], None]]]
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """What the end of a transaction, or of a savepoint, is to bring about."""
+
+    undo: list[Callable[[], None]] = field(default_factory=list)
+    once_committed: list[Callable[[], None]] = field(default_factory=list)
+
+
+_Log = dict[SessionTransaction, _Outcome]
 
 
 class StoreSession(Session):
@@ -43,6 +54,21 @@ class StoreSession(Session):
 
 def unless_committed(session: AsyncSession, undo: Callable[[], None]) -> None:
     """Call `undo` when the session's present transaction or savepoint ends in anything but a commit."""
+    if (outcome := _outcome(session)) is not None:
+        outcome.undo.append(undo)
+
+
+def once_committed(session: AsyncSession, act: Callable[[], None]) -> None:
+    """Call `act` when what the session's present transaction or savepoint wrote has been committed; once, if it is
+    asked for again. It must not raise.
+
+    Not where the session's transaction is a part of one that somebody else commits: who does so tells nobody.
+    """
+    if (outcome := _outcome(session)) is not None and act not in outcome.once_committed:
+        outcome.once_committed.append(act)
+
+
+def _outcome(session: AsyncSession) -> _Outcome | None:
     sync_session = session.sync_session
     log: _Log | None = sync_session.info.get(_KEY)
     if log is None:
@@ -50,8 +76,7 @@ def unless_committed(session: AsyncSession, undo: Callable[[], None]) -> None:
         if not isinstance(sync_session, StoreSession):
             _listen(sync_session)
     transaction = _present(sync_session)
-    if transaction is not None:
-        log.setdefault(transaction, []).append(undo)
+    return None if transaction is None else log.setdefault(transaction, _Outcome())
 
 
 def _listen(target: Session | type[Session]) -> None:
@@ -64,18 +89,25 @@ def _present(session: Session) -> SessionTransaction | None:
 
 
 def _hand_over(session: Session) -> None:
-    """A released savepoint leaves its undos to the transaction around it; a commit ends them."""
+    """A released savepoint leaves its outcome to the transaction around it; a commit is the outcome."""
     log: _Log = session.info.get(_KEY, {})
     transaction = _present(session)
-    if transaction is not None:
-        undos = log.pop(transaction, [])
-        if transaction.nested and transaction.parent is not None:
-            log.setdefault(transaction.parent, []).extend(undos)
+    outcome = None if transaction is None else log.pop(transaction, None)
+    if transaction is None or outcome is None:
+        return
+    if transaction.nested and transaction.parent is not None:
+        around = log.setdefault(transaction.parent, _Outcome())
+        around.undo += outcome.undo
+        around.once_committed += [act for act in outcome.once_committed if act not in around.once_committed]
+    elif not any(connection.in_transaction() for connection in begun_connections(session)):
+        for act in outcome.once_committed:
+            act()
 
 
 def _undo(session: Session, transaction: SessionTransaction) -> None:
     log: _Log = session.info.get(_KEY, {})
-    for undo in reversed(log.pop(transaction, [])):
+    outcome = log.pop(transaction, None)
+    for undo in reversed(outcome.undo if outcome else []):
         undo()
 
 

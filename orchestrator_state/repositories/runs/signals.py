@@ -64,7 +64,8 @@ class SignalRepository(Repository):
         """Store a signal and wake the run. Returns the workflow's status, None if there is no such workflow.
 
         Nothing is stored for a finished workflow. Sending the same `signal_id` again changes nothing. `once`: raises
-        `AlreadyExists` if one of that name is there, or was consumed; the transaction has to be rolled back then.
+        `AlreadyExists` if one of that name is there, or was consumed. In a transaction that commits all the same, the
+        number that this one has taken is nobody's, and the run is woken in vain.
         """
         seq, status = await self._take_number(workflow_state_id)
         if seq is None:
