@@ -17,17 +17,35 @@ from orchestrator_state.records.recorded import DAMAGE, Recorded, open_rows, pat
 from orchestrator_state.records.runs import ClaimedRun, FoundRun, RunNames, StoredRun, UnclaimableRun
 from orchestrator_state.records.sealing import prepared_workflow, seal_step, seal_workflow
 from orchestrator_state.records.signals import Signal, SignalPlace
-from orchestrator_state.records.steps import FINAL, LOOKS_NUMBERED, OpenStep, SealedStep, is_call_of
+from orchestrator_state.records.steps import (
+    CHECKPOINT,
+    CHILD,
+    FINAL,
+    LOOKS_NUMBERED,
+    SIGNAL,
+    SLEEP,
+    TRANSACT,
+    WAITS,
+    OpenStep,
+    SealedStep,
+    is_call_of,
+)
 
 __all__ = [
     "CELLS",
+    "CHECKPOINT",
+    "CHILD",
     "DAMAGE",
     "FINAL",
     "FREE_TEXTS",
     "GROWING_COUNTS",
     "LOOKS_NUMBERED",
     "PAYLOAD_COLUMNS",
+    "SIGNAL",
+    "SLEEP",
+    "TRANSACT",
     "UNOPENED_HERE",
+    "WAITS",
     "Ack",
     "CheckpointRecord",
     "ClaimedRun",

@@ -11,11 +11,19 @@ import msgspec
 
 from orchestrator_state.domain import LARGEST_COUNT, StepStatus
 from orchestrator_state.payloads import Payloads
+from orchestrator_state.records.cells import is_text, is_time
 from orchestrator_state.records.identities import step_identity
 from orchestrator_state.records.opening import Opener
 
 FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 """A step in one of these is over, and never written again."""
+SIGNAL: Final = "signal"
+SLEEP: Final = "sleep"
+CHILD: Final = "child"
+WAITS: Final = frozenset({SIGNAL, SLEEP, CHILD})
+"""The `kind` of a step that waits, and of one that has waited."""
+TRANSACT: Final = "transact"
+CHECKPOINT: Final = "checkpoint"
 LOOKS_NUMBERED: Final = re.compile(r".*#(?:[2-9]|[1-9][0-9]+)(?:#1)*", re.DOTALL)
 """An id that ends as that of a repeated call does: `load#2`, `load#2#1`. One of the caller's gets a number."""
 _NUMBER: Final = re.compile(r"#(?:[2-9]|[1-9][0-9]+)")
@@ -75,7 +83,7 @@ class OpenStep(NamedTuple):
     context_patch: str | None = None
     schema_version: int | None = None
     kind: str | None = None
-    """This and the next are for who looks on: they are written with the step, and not read with it."""
+    """What was called, if not the function of a step. This and the next are for who looks on: no run goes by them."""
     waits_until: datetime | None = None
 
     def __repr__(self) -> str:
@@ -148,6 +156,8 @@ class OpenStep(NamedTuple):
             retry_count=row.retry_count or 0,
             context_patch=context_patch,
             schema_version=row.schema_version,
+            kind=row.kind if row.kind and is_text(row.kind) else None,
+            waits_until=row.waits_until if row.waits_until and is_time(row.waits_until) else None,
         )
 
     # --- in a snapshot -------------------------------------------------------------------------------------------

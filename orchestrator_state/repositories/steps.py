@@ -39,9 +39,9 @@ SET_STEP: Final = update(StepRow).where(
 
 @cache
 def save_step(dialect: str) -> Insert:
-    """Insert a step of a state that is saved, or replace it. What a run's step did to the context stays with it."""
+    """Insert a step of a state that is saved, or replace it. What no state says of a run's step stays with it."""
     insert = conflict_aware_insert(dialect, step_states)
-    kept = (*_KEY, "context_patch", "context_patch_digest")
+    kept = (*_KEY, "context_patch", "context_patch_digest", "kind", "waits_until")
     replaced = {column.name: column for column in insert.excluded if column.name not in kept}
     return insert.on_conflict_do_update(index_elements=_KEY, set_=replaced)
 

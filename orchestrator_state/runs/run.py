@@ -21,7 +21,7 @@ from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.runs.calls import ONCE, Retry
 from orchestrator_state.runs.steps import OnUnknown, Steps, nothing
-from orchestrator_state.runs.transacting import TRANSACT, transact
+from orchestrator_state.runs.transacting import THE_FUNCTION, transact
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting.exits import HANDLER, mark
 from orchestrator_state.runs.waiting.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
@@ -309,7 +309,7 @@ class Run(Generic[State]):
         runs, so `fn` should do nothing but write rows.
         `returns` is as in `step`.
         """
-        as_function(fn, TRANSACT)
+        as_function(fn, THE_FUNCTION)
         numbered = self._steps.number(step_id)
         returns = self._steps.types.of_step(numbered, returns)
         work = partial(transact, self._steps, numbered, fn, args, returns)

@@ -17,7 +17,7 @@ from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
 from orchestrator_state.failures import describe
 from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import FINAL, OpenStep
+from orchestrator_state.records import CHECKPOINT, FINAL, OpenStep
 from orchestrator_state.runs.calls import Retry, StepFunction, call, pause_before_next
 from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.step_ids import StepIds
@@ -180,7 +180,7 @@ class Steps:
                 encoded, outputs, cancelled = await self.encode(step_id, returns, happened.outputs)
                 await self.finish(journal.new_step(step_id), encoded, cancelled)
                 return outputs
-            begun = await journal.begin_step(step_id)
+            begun = await journal.begin_step(journal.new_step(step_id))
         else:
             begun = journal.new_step(step_id)
         failures: list[Exception] = []
@@ -276,7 +276,7 @@ class Steps:
     async def checkpoint(self, step_id: str) -> None:
         """The work of `run.checkpoint`: a step of no function, with a checkpoint whatever the policy."""
         await self.before_work()
-        await self.journal.finish_step(self.journal.new_step(step_id), "null", checkpoint=True)
+        await self.journal.finish_step(self.journal.new_step(step_id, CHECKPOINT), "null", checkpoint=True)
 
 
 async def _all_the_same(finish: Coroutine[Any, Any, object], cancelled: asyncio.CancelledError | None) -> None:

@@ -13,13 +13,13 @@ from orchestrator_state.concurrency import awaitable, uninterrupted
 from orchestrator_state.database import FunctionFailed, Idling, call_inside, idle_limit, statement_failed
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
-from orchestrator_state.records import UNOPENED_HERE, Ack, OpenStep
+from orchestrator_state.records import TRANSACT, UNOPENED_HERE, Ack, OpenStep
 from orchestrator_state.runs.journal.entries import Entry
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.waiting.exits import IN_STEP
 from orchestrator_state.transactions import StoreUnit
 
-TRANSACT: Final = "the function of run.transact"
+THE_FUNCTION: Final = "the function of run.transact"
 
 
 class _AlreadyRecorded(Exception):
@@ -38,7 +38,7 @@ async def transact(
     if returns is not None:
         ValueType.of(returns).require_storable()
     await steps.before_work()
-    work = _Transact(steps, journal.new_step(step_id), fn, args, returns)
+    work = _Transact(steps, journal.new_step(step_id, TRANSACT), fn, args, returns)
     try:
         return await work.outputs()
     except FunctionFailed as failed:
@@ -107,7 +107,7 @@ class _Transact:
         hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
         within = IN_STEP.set((steps.room, begun.step_id))
         try:
-            call = partial(awaitable, TRANSACT, self._fn, uow.session, *self._args)
+            call = partial(awaitable, THE_FUNCTION, self._fn, uow.session, *self._args)
             outputs = await call_inside(uow.session, call, limit, is_repeated=self._tries > 1)
         finally:
             IN_STEP.reset(within)

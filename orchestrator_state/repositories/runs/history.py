@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, delete, select, update
+from sqlalchemy import and_, bindparam, delete, func, select, update
 from sqlalchemy.orm import outerjoin
 
 from orchestrator_state.collector import collector_paused
@@ -16,6 +16,7 @@ from orchestrator_state.database import marking, setting_idle_limit, takes_marks
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import CheckpointRow, StepRow, WorkflowRow
 from orchestrator_state.records import (
+    WAITS,
     Columns,
     Lease,
     Opener,
@@ -85,9 +86,11 @@ class HistoryRepository(FencedRepository):
         return OpenStep.of(SealedStep.of(row), opener)
 
     async def list_intents(self, workflow_state_id: UUID) -> list[str]:
-        """The steps that were begun, by their own word, and are not over."""
+        """The steps that were begun, by their own word, and are not over; none that only waits."""
         query = select(StepRow.step_id).where(
-            StepRow.workflow_state_id == workflow_state_id, StepRow.status == StepStatus.RUNNING.value
+            StepRow.workflow_state_id == workflow_state_id,
+            StepRow.status == StepStatus.RUNNING.value,
+            func.coalesce(StepRow.kind, "").not_in(sorted(WAITS)),
         )
         return [step_id for (step_id,) in await self._rows(query.order_by(StepRow.position))]
 

@@ -8,6 +8,7 @@ from typing import Final
 from uuid import UUID
 
 from sqlalchemy import and_, bindparam, func, select, update
+from sqlalchemy.orm import aliased
 
 from orchestrator_state.database import database_now, one_more
 from orchestrator_state.domain import WorkflowStatus
@@ -39,6 +40,16 @@ _CONTEXTS: Final = (
     WorkflowRow.context_digest,
     WorkflowRow.initial_context,
     WorkflowRow.initial_context_digest,
+)
+_ORIGINAL: Final = aliased(StepRow)
+_IS_ORIGINAL: Final = (_ORIGINAL.workflow_state_id == bindparam("of_source"), _ORIGINAL.step_id == StepRow.step_id)
+_COPY_KINDS: Final = (
+    update(StepRow)
+    .where(StepRow.workflow_state_id == bindparam("of_fork"))
+    .values(
+        kind=select(_ORIGINAL.kind).where(*_IS_ORIGINAL).scalar_subquery(),
+        waits_until=select(_ORIGINAL.waits_until).where(*_IS_ORIGINAL).scalar_subquery(),
+    )
 )
 _SET_LINEAGE: Final = update(WorkflowRow).where(WorkflowRow.id == bindparam("of_id"))
 """Sets the columns that it is given values for."""
@@ -104,9 +115,13 @@ class LineageRepository(Repository):
             parent_id = spared.scalar()
 
     async def note_fork(self, fork_id: UUID, source: UUID, seq: int | None, step_ids: Collection[str]) -> None:
-        """Write where a fork came from, and copy how these of its steps, which are finished, changed the context."""
+        """Write where a fork came from, and copy how these of its steps, which are finished, changed the context.
+
+        And of all of them what a snapshot does not say: what was called.
+        """
         lineage = {"forked_from_id": source, "forked_from_seq": seq}
         await self._copy_context_history(fork_id, source, step_ids, lineage)
+        await self._execute(_COPY_KINDS, {"of_fork": fork_id, "of_source": source})
         last = select(func.max(StepRow.position)).where(StepRow.workflow_state_id == fork_id)
         await self._execute(
             update(WorkflowRow)

@@ -113,10 +113,10 @@ class Journal:
             await self._commit(entry)
         return True
 
-    async def begin_step(self, step_id: str, *, outputs: str = "null") -> OpenStep:
-        """Commit the intent to do a step, before it has any effect."""
+    async def begin_step(self, begun: OpenStep, *, outputs: str = "null") -> OpenStep:
+        """Commit the intent to do a step, before it has any effect, or before it waits."""
         async with self.in_order:
-            step = self.new_step(step_id)._replace(
+            step = begun._replace(
                 position=self._on_record.next_position, status=StepStatus.RUNNING.value, outputs=outputs
             )
             await self._commit(await self.entry(step))

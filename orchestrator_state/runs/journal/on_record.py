@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Final
 
 from orchestrator_state.domain import StepStatus, utc_now
@@ -23,7 +24,7 @@ class StepsOnRecord:
         self._schema_version = schema_version
         self._limits = limits
 
-    def new(self, step_id: str) -> OpenStep:
+    def new(self, step_id: str, kind: str | None = None, waits_until: datetime | None = None) -> OpenStep:
         """A step that is about to be done. Raises `PayloadTooLarge` if the run has too many."""
         known = self.by_id.get(step_id)
         if known is None and len(self.by_id) >= self._limits.steps:
@@ -38,6 +39,8 @@ class StepsOnRecord:
             error=known.error if known else None,
             retry_count=known.retry_count if known else 0,
             schema_version=self._schema_version,
+            kind=kind,
+            waits_until=waits_until,
         )
 
     def check_size(self, step_id: str, outputs: str, context_length: int) -> None:

@@ -1,6 +1,7 @@
 """What a handler waits for: a time with `run.sleep`, a signal with `run.wait_for`, another run with `run.child`.
 
-Each wait is a step. It ends with a commit, so that a run which is resumed later has what it waited for.
+Each wait is a step. It ends with a commit, so that a run which is resumed later has what it waited for. If it has to
+wait, it begins with one too, so that whoever looks on sees what the run waits for and until when.
 """
 
 from __future__ import annotations
@@ -8,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from functools import partial
+from typing import Any, Final, NamedTuple, Protocol
 from uuid import UUID, uuid5
 
 from orchestrator_state import hooks
@@ -16,10 +18,13 @@ from orchestrator_state.concurrency import Outcome
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import InvalidPayload, LeaseLost, RunCancelled, RunSuspended
 from orchestrator_state.payloads import NotAccepted, decode_value, encode
-from orchestrator_state.records import ClaimedRun, OpenStep, Signal
+from orchestrator_state.records import CHILD, SIGNAL, SLEEP, ClaimedRun, OpenStep, Signal
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS
 from orchestrator_state.runs.types import RunTypes
+
+_NO_END: Final = "null"
+"""The outputs of a step that waits, where others have the time at which they end."""
 
 
 class StartChild(Protocol):
@@ -56,25 +61,57 @@ class _Taken:
 
 async def sleep(steps: Steps, step_id: str, duration: timedelta) -> None:
     """The work of `run.sleep`."""
-    until = await _deadline(steps, step_id, duration)
-    while steps.room.seconds_until(until) > 0:
-        await steps.room.wait(until=until)
+    wait = _Wait.of(steps, step_id, SLEEP, duration)
+    await wait.begin()
+    while not wait.is_over:
+        await steps.room.wait(until=wait.until)
     await steps.before_work()
-    await steps.journal.finish_step(steps.journal.new_step(step_id), "null")
+    await steps.journal.finish_step(wait.step, "null")
     steps.switch.obey()
 
 
-async def _deadline(steps: Steps, step_id: str, duration: timedelta) -> datetime:
-    """When a wait ends: committed the first time, so that a restart does not wait anew."""
-    recorded = steps.journal.recorded(step_id)
-    if recorded is not None and recorded.status == StepStatus.RUNNING:
-        if (until := _recorded_moment(recorded.outputs)) is not None:
-            return until
-        hooks.logger.warning("run %s: the recorded end of %r is no time; it waits anew", steps.id, step_id)
-    await steps.before_work()
-    until = steps.room.clock.deadline(duration)
-    await steps.journal.begin_step(step_id, outputs=encode(until.isoformat(), "deadline"))
-    return until
+@dataclass(slots=True, kw_only=True)
+class _Wait:
+    """A wait, and when it ends: on record once it `began`, so that a restart does not wait anew."""
+
+    steps: Steps
+    step_id: str
+    kind: str
+    until: datetime | None
+    has_begun: bool
+
+    @classmethod
+    def of(cls, steps: Steps, step_id: str, kind: str, limit: timedelta | None) -> _Wait:
+        """As it is on record, if that fits the `limit`; else it begins now."""
+        recorded = steps.journal.recorded(step_id)
+        text = recorded.outputs if recorded is not None and recorded.status == StepStatus.RUNNING else None
+        wait = partial(cls, steps=steps, step_id=step_id, kind=kind)
+        if limit is None:
+            return wait(until=None, has_begun=text == _NO_END)
+        if text not in (None, _NO_END):
+            if (until := _recorded_moment(text)) is not None:
+                return wait(until=until, has_begun=True)
+            hooks.logger.warning("run %s: the recorded end of %r is no time; it waits anew", steps.id, step_id)
+        return wait(until=steps.room.clock.deadline(limit), has_begun=False)
+
+    async def begin(self) -> None:
+        """Commit that it waits, unless that is on record."""
+        if self.has_begun:
+            return
+        await self.steps.before_work()
+        outputs = _NO_END if self.until is None else encode(self.until.isoformat(), "deadline")
+        await self.steps.journal.begin_step(self.step, outputs=outputs)
+        self.has_begun = True
+
+    @property
+    def step(self) -> OpenStep:
+        """Its step, to be committed."""
+        return self.steps.journal.new_step(self.step_id, self.kind, self.until)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its time is."""
+        return self.until is not None and self.steps.room.seconds_until(self.until) <= 0
 
 
 def _recorded_moment(text: str) -> datetime | None:
@@ -92,20 +129,20 @@ def _recorded_moment(text: str) -> datetime | None:
 
 async def wait_for(steps: Steps, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
     """The work of `run.wait_for`."""
-    journal = steps.journal
-    until = None if limit is None else await _deadline(steps, step_id, limit)
+    wait = _Wait.of(steps, step_id, SIGNAL, limit)
     while True:
         await steps.before_work()
         with steps.switch.on_fault():
             signal = await steps.transactions.read(lambda uow: uow.signals.next(steps.id, name))
-        if signal is not None and (taken := await _take(steps, step_id, signal, returns)):
+        if signal is not None and (taken := await _take(steps, wait.step, signal, returns)):
             steps.switch.obey()  # a signal that came after a cancel must not complete the run
             return taken.payload
-        if until is not None and steps.room.seconds_until(until) <= 0:
-            await journal.finish_step(journal.new_step(step_id), "null", status=StepStatus.SKIPPED)
+        if wait.is_over:
+            await steps.journal.finish_step(wait.step, "null", status=StepStatus.SKIPPED)
             steps.switch.obey()
             raise _late(name)
-        await steps.room.wait(signals=frozenset({name}), until=until)
+        await wait.begin()
+        await steps.room.wait(signals=frozenset({name}), until=wait.until)
 
 
 def recorded_signal(steps: Steps, name: str, returns: Any, step: OpenStep) -> Coroutine[Any, Any, Any]:
@@ -115,12 +152,11 @@ def recorded_signal(steps: Steps, name: str, returns: Any, step: OpenStep) -> Co
     return steps.recorded(returns, step)
 
 
-async def _take(steps: Steps, step_id: str, signal: Signal, returns: Any) -> _Taken | None:
+async def _take(steps: Steps, begun: OpenStep, signal: Signal, returns: Any) -> _Taken | None:
     """Consume a signal, unless another branch did. One of another type is consumed with the failure of the step."""
     journal = steps.journal
-    begun = journal.new_step(step_id)
     try:
-        payload = await steps.transactions.payloads.decode_aside(returns, signal.payload, step_id)
+        payload = await steps.transactions.payloads.decode_aside(returns, signal.payload, begun.step_id)
     except NotAccepted as refused:
         error = InvalidPayload(f"the type does not accept {refused}", path=refused.paths[0])
         if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
@@ -150,16 +186,17 @@ async def child(steps: Steps, step_id: str, start: StartChild, wanted: Child, re
     except NOT_THE_RUNS as fault:
         steps.switch.stop(fault)  # which the child met: it is left too, and this run goes on with it
     except Exception as error:
-        await journal.fail_step(journal.new_step(step_id), error, calls=1)
+        await journal.fail_step(journal.new_step(step_id, CHILD), error, calls=1)
         steps.switch.obey()  # a cancelled child of a cancelled parent is no failure of the parent
         raise
     encoded, result, cancelled = await steps.encode(step_id, returns, result)
-    await steps.finish(journal.new_step(step_id), encoded, cancelled)
+    await steps.finish(journal.new_step(step_id, CHILD), encoded, cancelled)
     steps.switch.obey()
     return result
 
 
 async def _outcome_of(steps: Steps, step_id: str, start: StartChild, wanted: Child) -> Outcome[Any]:
+    wait = _Wait.of(steps, step_id, CHILD, None)
     child: UUID | None = None
     until: datetime | None = None
     if steps.journal.lease.token > 1:  # a run that is resumed may have started it before
@@ -167,6 +204,7 @@ async def _outcome_of(steps: Steps, step_id: str, start: StartChild, wanted: Chi
         child = started if await steps.room.is_to_wait_for(started) else None
     while True:
         if child is not None:
+            await wait.begin()
             await steps.room.wait(child=child, until=until)
         await steps.before_work()
         child = None
