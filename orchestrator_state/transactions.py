@@ -145,17 +145,23 @@ class Transactions:
 
     @asynccontextmanager
     async def begin(
-        self, payloads: Payloads | None = None, *, urgent: bool = False, idles: Idling = Idling.WITH_ROOM
+        self,
+        payloads: Payloads | None = None,
+        *,
+        urgent: bool = False,
+        for_caller: bool = False,
+        idles: Idling = Idling.WITH_ROOM,
     ) -> AsyncIterator[StoreUnit]:
         """One unit of work: committed at the end of the block, rolled back on any exception, never repeated.
 
-        `urgent` is as in `Database.writing`, `idles` how long Postgres bears it if its process is frozen.
+        `urgent` and `for_caller` are as in `Database.writing`, `idles` how long Postgres bears it if its process is
+        frozen.
         """
         self.enter()
         payloads = payloads or self.unit_payloads()
         if payloads.offload is not None:
             payloads.offload.discarded.clear()  # by a try before, which was rolled back
-        async with self.database.writing(urgent=urgent) as session:
+        async with self.database.writing(urgent=urgent, for_caller=for_caller) as session:
             if idles is not Idling.BRIEFLY and self.database.owned:
                 lend(session)
             uow, since = self._unit(session, payloads), time.monotonic()
@@ -188,19 +194,20 @@ class Transactions:
         work: Work[_Result],
         *,
         urgent: bool = False,
+        for_caller: bool = False,
         patience: timedelta | None = None,
         idles: Idling = Idling.BRIEFLY,
     ) -> Coroutine[Any, Any, _Result]:
         """Run `work` in one transaction, again if the database gave up on it: `work` must bear being done twice.
 
         Twice, because nobody knows the outcome when the connection drops during COMMIT. `patience` is for who has
-        less of it than `retry_timeout`; `idles` is as in `begin`.
+        less of it than `retry_timeout`; the others are as in `begin`.
         """
 
         async def attempt(payloads: Payloads) -> _Result:
             moves_blobs = payloads.offload is not None and not payloads.offload.ahead
             how = Idling.WITH_ROOM if moves_blobs and idles is Idling.BRIEFLY else idles
-            async with self.begin(payloads, urgent=urgent, idles=how) as uow:
+            async with self.begin(payloads, urgent=urgent, for_caller=for_caller, idles=how) as uow:
                 return await work(uow)
 
         return self._moving_blobs_first(attempt, patience)

@@ -26,6 +26,7 @@ from orchestrator_state.database.engine import (
 from orchestrator_state.database.errors import database_errors, taken_name
 from orchestrator_state.database.opening import adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
+from orchestrator_state.database.sessions.callers import require_fit_maker
 from orchestrator_state.database.sessions.callers_code import (
     FunctionFailed,
     call_inside,
@@ -84,6 +85,7 @@ __all__ = [
     "one_more",
     "open_database",
     "refuse_autocommit",
+    "require_fit_maker",
     "require_unicode",
     "setting_idle_limit",
     "shared_cache",

@@ -22,6 +22,8 @@ from orchestrator_state.database.direct.batches import Batch
 from orchestrator_state.database.direct.driver import DriverStatements
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import PlacesPool, greenlet_spawn, is_heard
+from orchestrator_state.database.sessions import callers
+from orchestrator_state.database.sessions.callers import Maker
 from orchestrator_state.database.sessions.failed_statements import (
     refuse_commits_after_failure,
     remember_failures,
@@ -65,6 +67,8 @@ class Database(ABC):
         self.schema: Final = schema
         self.statements: Final = DriverStatements(engine.dialect, schema)
         self.closed = False
+        self.callers_sessions: Maker | None = None
+        """What makes the sessions that the caller's code is given, if not we."""
         if owned:  # an application's engine may compile in ways of its own
             share_compiled(engine)
         self._pool = engine
@@ -138,32 +142,31 @@ class Database(ABC):
     # --- reading and writing --------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def writing(self, *, urgent: bool = False) -> AsyncIterator[AsyncSession]:
+    async def writing(self, *, urgent: bool = False, for_caller: bool = False) -> AsyncIterator[AsyncSession]:
         """Yield a session whose transaction commits at the end of the block and rolls back on any exception.
 
-        What is `urgent` queues neither for a connection nor behind the other writers of this process.
+        What is `urgent` queues neither for a connection nor behind the other writers of this process. What is
+        `for_caller` is of the application's own kind, if it has told us which.
         """
         self.enter()
         self.refuse_inside_a_unit()
         end_turn, task = await self._begin_turn(urgent=urgent), asyncio.current_task()
         self._inside.add(task)
         try:
-            # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
-            session = AsyncSession(
-                await self._urgently() if urgent else self.writer,
-                sync_session_class=StoreSession,
-                expire_on_commit=False,
-                autoflush=False,
-                close_resets_only=False,
-            )
+            session = self._session(await self._urgently() if urgent else self.writer, for_caller=for_caller)
             failed = True
             try:
+                if not session.sync_session.autobegin:
+                    await session.begin()
                 if not self.owned:
                     with database_errors():
                         await self._begin_adopted(session)
                 yield session
-                with database_errors(committing=True):
-                    await session.commit()
+                if isinstance(session.sync_session, StoreSession):
+                    with database_errors(committing=True):
+                        await session.commit()
+                else:
+                    await callers.commit(session)
                 self._require_same_file()
                 failed = False
             finally:
@@ -173,6 +176,23 @@ class Database(ABC):
         finally:
             self._inside.discard(task)
             end_turn()
+
+    def _session(self, engine: AsyncEngine, *, for_caller: bool) -> AsyncSession:
+        if for_caller and self.callers_sessions is not None:
+            return callers.session_of(self.callers_sessions, engine)
+        # A session used after its block would begin a transaction that nobody ends, so it is closed for good.
+        return AsyncSession(
+            engine,
+            sync_session_class=StoreSession,
+            expire_on_commit=False,
+            autoflush=False,
+            close_resets_only=False,
+        )
+
+    def make_sessions_with(self, maker: Maker) -> None:
+        """Give the caller's code sessions that `maker` makes. Raises `ConfigurationError` if they cannot be ours."""
+        callers.session_of(maker, self.writer)
+        self.callers_sessions = maker
 
     def reading(self) -> AsyncSession:
         """Return a session for single statements, each of which sees one consistent snapshot."""

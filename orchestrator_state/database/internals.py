@@ -18,7 +18,8 @@ import asyncpg
 from sqlalchemy import Connection, Engine, Pool, PoolProxiedConnection, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.base import OptionEngine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
+from sqlalchemy.orm.session import SessionTransactionState
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
 from sqlalchemy.util import LRUCache, await_only, greenlet_spawn
 
@@ -31,6 +32,8 @@ __all__ = [
     "await_only",
     "begun_connections",
     "greenlet_spawn",
+    "has_committed",
+    "has_prepared",
     "hear_errors",
     "invalidate_with_older_ones",
     "is_entangled",
@@ -69,6 +72,16 @@ def begun_connections(session: Session) -> list[Connection]:
     """Those on which the transaction of `session` has begun. To ask the session for one would make it connect."""
     begun = session.get_transaction()
     return [connection for connection, *_ in begun._connections.values()] if begun else []  # noqa: SLF001
+
+
+def has_prepared(transaction: SessionTransaction) -> bool:
+    """Whether a commit has come as far as to send COMMIT: all listeners that come before it have returned."""
+    return transaction._state is SessionTransactionState.PREPARED  # noqa: SLF001
+
+
+def has_committed(transaction: SessionTransaction) -> bool:
+    """Whether the database has committed, also if a listener that heard of it has raised."""
+    return transaction._state is SessionTransactionState.COMMITTED  # noqa: SLF001
 
 
 def invalidate_with_older_ones(pooled: PoolProxiedConnection, error: BaseException) -> None:

@@ -26,6 +26,7 @@ from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting.exits import HANDLER, mark
 from orchestrator_state.runs.waiting.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
 
+_Session = TypeVar("_Session", bound=AsyncSession)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _Args = TypeVarTuple("_Args")
@@ -272,7 +273,7 @@ class Run(Generic[State]):
     def transact(
         self,
         step_id: str,
-        fn: Callable[[AsyncSession, *_Args], Awaitable[_T]],
+        fn: Callable[[_Session, *_Args], Awaitable[_T]],
         *args: *_Args,
         returns: None = None,
     ) -> Coroutine[Any, Any, _T]: ...
@@ -281,7 +282,7 @@ class Run(Generic[State]):
     def transact(
         self,
         step_id: str,
-        fn: Callable[[AsyncSession, *_Args], Awaitable[object]],
+        fn: Callable[[_Session, *_Args], Awaitable[object]],
         *args: *_Args,
         returns: type[_R],
     ) -> Coroutine[Any, Any, _R]: ...
@@ -290,7 +291,7 @@ class Run(Generic[State]):
     def transact(
         self,
         step_id: str,
-        fn: Callable[[AsyncSession, *_Args], Awaitable[object]],
+        fn: Callable[[_Session, *_Args], Awaitable[object]],
         *args: *_Args,
         returns: Any,
     ) -> Coroutine[Any, Any, Any]: ...
@@ -298,15 +299,15 @@ class Run(Generic[State]):
     def transact(
         self,
         step_id: str,
-        fn: Callable[[AsyncSession, *_Args], Awaitable[Any]],
+        fn: Callable[[_Session, *_Args], Awaitable[Any]],
         *args: *_Args,
         returns: Any = None,
     ) -> Coroutine[Any, Any, Any]:
         """Return `await fn(session, *args)`, whose rows commit together with the step: exactly once.
 
-        `session` is an `AsyncSession`: add and flush, and leave the commit to the run. If the database gives up on the
-        transaction, all of it is repeated, and what `fn` did to the context is taken back before. It is open while `fn`
-        runs, so `fn` should do nothing but write rows.
+        `session` is an `AsyncSession`, made by the store's `sessionmaker` if it has one: add and flush, and leave the
+        commit to the run. If the database gives up on the transaction, all of it is repeated, and what `fn` did to the
+        context is taken back before. It is open while `fn` runs, so `fn` should do nothing but write rows.
         `returns` is as in `step`.
         """
         as_function(fn, THE_FUNCTION)

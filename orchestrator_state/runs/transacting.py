@@ -75,7 +75,9 @@ class _Transact:
         journal = self._journal
         async with self._transactions.places.taken(), journal.in_order:
             try:
-                outputs, entry, ack = await self._transactions.write(self._try, idles=Idling.AS_IT_SAYS)
+                outputs, entry, ack = await self._transactions.write(
+                    self._try, for_caller=True, idles=Idling.AS_IT_SAYS
+                )
             except _AlreadyRecorded as already:
                 journal.adopt(already.step, self._entries, is_last=self._is_written)
                 return await self._steps.recorded(self._returns, already.step)

@@ -7,12 +7,12 @@ from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from orchestrator_state import hooks, schema
 from orchestrator_state.arguments import as_flag
 from orchestrator_state.concurrency import Aside, running_loop
-from orchestrator_state.database import adopt_engine, open_database
+from orchestrator_state.database import adopt_engine, open_database, require_fit_maker
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads import Limits, Payloads
 from orchestrator_state.settings import Settings
@@ -61,6 +61,7 @@ class Opening(Generic[_Store]):
 def settings_for(
     database: str | os.PathLike[str] | None,
     engine: AsyncEngine | None,
+    sessionmaker: async_sessionmaker[Any] | None,
     payloads: Payloads,
     hook: hooks.Hook | None,
     options: dict[str, Any],
@@ -68,6 +69,8 @@ def settings_for(
     """Check what `StateStore.open` was given, and return the settings it makes. Raises `ConfigurationError`."""
     if engine is not None and database is not None:
         raise ConfigurationError("give a database or an engine, not both")
+    if sessionmaker is not None:
+        require_fit_maker(sessionmaker, engine)
     path_or_url = None if database is None else _path_or_url(database)
     settings = Settings.load(database_url=path_or_url, **options)
     if not isinstance(payloads, Payloads):
@@ -78,7 +81,13 @@ def settings_for(
 
 
 async def open_transactions(
-    settings: Settings, engine: AsyncEngine | None, schemas: Schemas, payloads: Payloads, *, migrate: bool | None
+    settings: Settings,
+    engine: AsyncEngine | None,
+    sessionmaker: async_sessionmaker[Any] | None,
+    schemas: Schemas,
+    payloads: Payloads,
+    *,
+    migrate: bool | None,
 ) -> Transactions:
     """Connect, see that the schema is today's, and return the way to the database. See `StateStore.open`."""
     running_loop()
@@ -87,6 +96,8 @@ async def open_transactions(
     database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
     database.enter()
     try:
+        if sessionmaker is not None:
+            database.make_sessions_with(sessionmaker)
         if migrate is None:
             migrate = database.is_migrated_on_opening
         if migrate:

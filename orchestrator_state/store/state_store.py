@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import Final, NoReturn, Self, Unpack
+from typing import Any, Final, NoReturn, Self, Unpack
 
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
@@ -50,6 +50,7 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
         database: str | os.PathLike[str] | None = None,
         *,
         engine: AsyncEngine | None = None,
+        sessionmaker: async_sessionmaker[Any] | None = None,
         migrate: bool | None = None,
         hook: hooks.Hook | None = None,
         payloads: Payloads = PLAIN,
@@ -60,8 +61,9 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
 
         `database` is a path, `:memory:`, `sqlite:///…` or `postgresql://…`; None is `DATABASE_URL`, else
         `./workflows.db`. `engine` is an `AsyncEngine` of the application's to use instead: its pool, which `close`
-        leaves open. `options` are settings; those not given come from the environment. See `Settings` for their
-        meaning and defaults.
+        leaves open. `sessionmaker` is its `async_sessionmaker`, if `run.transact` and `begin` are to give its code
+        sessions of that kind. `options` are settings; those not given come from the environment. See `Settings` for
+        their meaning and defaults.
 
         `migrate`: bring the schema up to date (True), or only verify it (False). By default an SQLite file is migrated
         and Postgres, or the application's engine, is verified.
@@ -72,11 +74,12 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
         Raises `ConfigurationError` for a URL or option that cannot work, `SchemaOutOfDate` naming the command to run,
         and `StoreUnavailable` within `connect_timeout` if the database cannot be reached.
         """
-        settings = settings_for(database, engine, payloads, hook, dict(options))
+        settings = settings_for(database, engine, sessionmaker, payloads, hook, dict(options))
         known = Schemas(schemas)
 
         async def open_store() -> Self:
-            return cls(await open_transactions(settings, engine, known, payloads, migrate=migrate), hook)
+            opening = open_transactions(settings, engine, sessionmaker, known, payloads, migrate=migrate)
+            return cls(await opening, hook)
 
         return Opening(cls, open_store)
 

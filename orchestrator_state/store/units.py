@@ -34,7 +34,7 @@ class UnitCalls(StoreCalls):
     @asynccontextmanager
     async def _begin(self) -> AsyncIterator[UnitOfWork]:
         payloads = self._transactions.unit_payloads()
-        async with self._transactions.begin(payloads) as uow:
+        async with self._transactions.begin(payloads, for_caller=True) as uow:
             yield _UnitOfStore(uow.session, self._transactions, self._executor, payloads)
 
     def unit_of_work(self, session: AsyncSession) -> UnitOfWork:

@@ -44,7 +44,7 @@ NAMES: Final[list[tuple[str, Any, tuple[str, ...]]]] = [
     ("sqlalchemy", Pool, ("_invalidate", "_do_return_conn")),
     ("sqlalchemy", QueuePool, ("_dec_overflow",)),
     ("sqlalchemy", QueuePool(_no_connection), ("_max_overflow", "_pool")),
-    ("sqlalchemy", Session().begin(), ("_connections",)),
+    ("sqlalchemy", Session().begin(), ("_connections", "_state")),
     ("sqlalchemy", AsyncAdapt_asyncpg_connection, ("_transaction", "ping")),
     ("sqlalchemy", AsyncAdapt_aiosqlite_connection, ("driver_connection",)),
     ("sqlalchemy", SQLCompiler, ("positiontup", "binds", "string", "params")),

@@ -63,7 +63,7 @@ async def refused(run: Run, account: Account) -> None:
     await run.step("no option", fetch, "https://…", retries=3)  # type: ignore[call-overload]
     await run.step("an option's kind", fetch, "https://…", timeout="soon")  # type: ignore[call-overload]
     await run.step("called", fetch("https://…"))  # type: ignore[call-overload]
-    await run.transact("no session", fetch, "https://…")  # type: ignore[arg-type]
+    await run.transact("no session", fetch, "https://…")  # type: ignore[type-var]
     await run.transact("kind", insert, "seven")  # type: ignore[arg-type]
     await run.child("another model", total, state=Other)  # type: ignore[arg-type]
     await run.child("another model", total, context=Other())  # type: ignore[arg-type]

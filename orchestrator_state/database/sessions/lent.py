@@ -16,7 +16,7 @@ import asyncpg
 from sqlalchemy import Connection, Engine, event, exc, func, select, true
 from sqlalchemy.engine.interfaces import AdaptedConnection
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import SessionTransaction
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.compiled import keep_compiled_apart
@@ -34,9 +34,11 @@ _SQLITE: Final = {"query_only": "OFF", "ignore_check_constraints": "OFF"}
 def lend(session: AsyncSession) -> None:
     """The caller's code is about to have `session`, and every connection that it takes."""
     session.sync_session.info[_LENT] = True
+    if not isinstance(session.sync_session, StoreSession):
+        event.listen(session.sync_session, "after_begin", _note)
 
 
-def _note(session: StoreSession, _: SessionTransaction, connection: Connection) -> None:
+def _note(session: Session, _: SessionTransaction, connection: Connection) -> None:
     if _LENT in session.info:
         connection.info[_LENT] = True
         keep_compiled_apart(connection)

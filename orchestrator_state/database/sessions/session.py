@@ -88,6 +88,11 @@ def _present(session: Session) -> SessionTransaction | None:
     return session.get_nested_transaction() or session.get_transaction()
 
 
+def settle(session: AsyncSession) -> None:
+    """The transaction has committed, and a listener that was told of it first has raised: the others are told here."""
+    _hand_over(session.sync_session)
+
+
 def _hand_over(session: Session) -> None:
     """A released savepoint leaves its outcome to the transaction around it; a commit is the outcome."""
     log: _Log = session.info.get(_KEY, {})
