@@ -15,6 +15,7 @@ _MOST_OF_A_RELATIVE: Final = 300
 """Characters of an exception that is there only because of another one."""
 _MOST_RELATIVES: Final = 12
 _MOST_LEVELS: Final = 5
+_LONGEST_TYPE: Final = 255
 _UNPRINTABLE: Final = "(its message cannot be printed)"
 
 
@@ -23,8 +24,7 @@ def describe(error: BaseException) -> str:
 
     The first line is its type and message. Those of its causes, and of a group's members, follow in lines of their own.
     """
-    if type(error) is AbnormalExit and error.__cause__ is not None:
-        error = error.__cause__
+    error = _meant(error)
     relatives = list(_relatives(error))
     lines = [f"note: {note}"[:_MOST_OF_A_RELATIVE] for note in _notes(error)]
     lines += [f"{label} {_line(relative)}"[:_MOST_OF_A_RELATIVE] for label, relative in relatives[:_MOST_RELATIVES]]
@@ -44,6 +44,12 @@ def name_of(error: BaseException) -> str:
     """The name of its class, as the interpreter set it: a metaclass may say another one, or raise."""
     name: str = vars(type)["__qualname__"].__get__(type(error))
     return name
+
+
+def type_of(error: BaseException) -> str:
+    """`name_of` what is recorded, as printable text of at most 255 characters."""
+    name = str.__getitem__(name_of(_meant(error)), slice(_LONGEST_TYPE))
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in name)
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -76,6 +82,11 @@ def note(error: BaseException, text: str) -> None:
     """Add a note to somebody else's exception, if it takes one."""
     with suppress(Exception):
         BaseException.add_note(error, text)
+
+
+def _meant(error: BaseException) -> BaseException:
+    """What was raised, where an `AbnormalExit` stands for it."""
+    return error.__cause__ if type(error) is AbnormalExit and error.__cause__ is not None else error
 
 
 def _line(error: BaseException) -> str:

@@ -24,7 +24,7 @@ from orchestrator_state.execution.endings import Endings
 from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page, load_run
 from orchestrator_state.execution.suspects import Suspects
-from orchestrator_state.failures import describe, is_a
+from orchestrator_state.failures import is_a
 from orchestrator_state.records import ClaimedRun, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
@@ -148,7 +148,7 @@ class Attempt:
             recorded = loaded.steps, loaded.history
             steps, history = await bring_up_to_date(transactions, run, self._types, recorded)
         except CorruptPayload as error:
-            status = await shared.endings.fail(run, describe(error))
+            status = await shared.endings.fail(run, error)
             hooks.logger.warning("run %s is damaged, and now %s: %s", run.id, status, error)
             raise
         self.fell_back = loaded.fell_back
@@ -242,7 +242,7 @@ class Attempt:
     async def _failed(self, error: Exception) -> tuple[str, OrchestratorStateError | None]:
         """Write that the run has failed of `error`. Returns the outcome, and what it was stopped for, if it was."""
         try:
-            status = await self._shared.endings.fail(self._run, describe(error))
+            status = await self._shared.endings.fail(self._run, error)
         except LeaseLost as lost:
             self._switch.trip(lost)
             return await self._lost(lost)

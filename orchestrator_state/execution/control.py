@@ -18,7 +18,7 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution.leases import Leaseholder, LeaseKeeper
 from orchestrator_state.payloads import Sealed
-from orchestrator_state.records import FINAL, FoundRun, SignalPlace
+from orchestrator_state.records import FINAL, NO_ERROR, FoundRun, SignalPlace
 from orchestrator_state.records.states import rebase
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
@@ -182,8 +182,8 @@ _ANEW = {
     "status": WorkflowStatus.PENDING.value,
     "attempts": 0,
     "completed_at": None,
-    "error": None,
     "wake_at": None,
+    **NO_ERROR,
 }
 
 

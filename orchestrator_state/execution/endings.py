@@ -9,11 +9,14 @@ from typing import Final
 from orchestrator_state import hooks
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import OrchestratorStateError, SchemaMismatch
-from orchestrator_state.failures import is_a, message_of
-from orchestrator_state.records import ClaimedRun, Columns, prepared_workflow
+from orchestrator_state.failures import describe, is_a, message_of, type_of
+from orchestrator_state.records import NO_ERROR, ClaimedRun, Columns, prepared_workflow
 from orchestrator_state.runs import WaitingRoom, pause_after
 from orchestrator_state.transactions import StoreUnit, Transactions
 
+GIVEN_UP: Final = "TooManyAttempts"
+"""The `error_type` of a run that failed of no exception: too many workers vanished over it."""
+_FAILED: Final[Columns] = {"status": WorkflowStatus.FAILED.value}
 _RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error of a caller, waits for them
 
 
@@ -26,12 +29,15 @@ class Endings:
 
     async def complete(self, run: ClaimedRun, result: str, context: Columns) -> None:
         """`context` is what it ends with. Raises `LeaseLost`."""
-        await self._finish(run, {"status": WorkflowStatus.COMPLETED.value, "result": result, "error": None} | context)
+        await self._finish(run, {"status": WorkflowStatus.COMPLETED.value, "result": result} | NO_ERROR | context)
 
-    async def fail(self, run: ClaimedRun, error: str, *, spare_ancestors: bool = False) -> str:
+    async def fail(self, run: ClaimedRun, error: BaseException) -> str:
         """Returns the status: a run that fails although it was to be cancelled is cancelled. Raises `LeaseLost`."""
-        columns: Columns = {"status": WorkflowStatus.FAILED.value, "error": error}
-        return await self._finish(run, columns, spare_ancestors=spare_ancestors)
+        return await self._finish(run, _FAILED | {"error": describe(error), "error_type": type_of(error)})
+
+    async def give_up(self, run: ClaimedRun, message: str) -> str:
+        """Like `fail`, of a run that kills its workers; it takes none of its ancestors with it."""
+        return await self._finish(run, _FAILED | {"error": message, "error_type": GIVEN_UP}, spare_ancestors=True)
 
     async def _finish(self, run: ClaimedRun, columns: Columns, *, spare_ancestors: bool = False) -> str:
         columns = columns | {"wake_at": None, "request": None}

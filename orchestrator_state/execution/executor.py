@@ -159,7 +159,7 @@ class Executor:
                 f"{run.attempts} workers vanished over this run since it last finished a step{where}; "
                 "`store.resume` gives it a new budget"
             )
-            return await self._endings.fail(run, message, spare_ancestors=True)
+            return await self._endings.give_up(run, message)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             await uninterrupted(self._endings.leave(run, error, progress=False))
             raise

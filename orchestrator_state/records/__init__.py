@@ -5,6 +5,7 @@ from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedCont
 from orchestrator_state.records.deltas import Delta, DeltaBase, HashChain, RunHeader
 from orchestrator_state.records.identities import (
     FREE_TEXTS,
+    NO_ERROR,
     PAYLOAD_COLUMNS,
     Columns,
     checkpoint_identity,
@@ -40,6 +41,7 @@ __all__ = [
     "FREE_TEXTS",
     "GROWING_COUNTS",
     "LOOKS_NUMBERED",
+    "NO_ERROR",
     "PAYLOAD_COLUMNS",
     "SIGNAL",
     "SLEEP",

@@ -21,6 +21,8 @@ PAYLOAD_COLUMNS: Final = {
     "checkpoints": ("snapshot",),
     "signals": ("payload",),
 }
+NO_ERROR: Final[Columns] = {"error": None, "error_type": None}
+"""Of a run that goes on, or has completed."""
 # Error messages. The other columns hold JSON.
 FREE_TEXTS: Final = frozenset({"error"})
 

@@ -89,6 +89,7 @@ TAKEN: Final[Columns] = _LEASED | {
     "wake_at": None,
     "error": None,
     "error_digest": None,
+    "error_type": None,
     "completed_at": None,
     "version": one_more(WorkflowRow.version),
     "updated_at": database_now(),

@@ -29,7 +29,7 @@ _REVIVED: Final[Columns] = RELEASED | {
     "lease_token": one_more(WorkflowRow.lease_token),
     "updated_at": database_now(),
     "digested_at": STILL_DIGESTED_AT,
-    **dict.fromkeys(("error", "error_digest", "completed_at", "wake_at", "request")),
+    **dict.fromkeys(("error", "error_digest", "error_type", "completed_at", "wake_at", "request")),
 }
 
 _CONTEXTS: Final = (

@@ -158,6 +158,8 @@ class StateWriter(StateReader, CheckpointedRepository):
         if not is_count(state.version):
             raise corrupt_cells(["version"], state.id)
         guard = {"of_id": state.id, "of_namespace": self._namespace, "of_version": state.version}
+        if "error" in changed:
+            changed = changed | {"error_type": None}  # that of another error
         values = await self._sealed_workflow(state.id, changed) | {"version": state.version + 1} | guard
         updated_at: datetime = values["updated_at"]
         if is_now:
