@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import traceback
 from asyncio import CancelledError
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from typing import Any, Final
 
 from orchestrator_state.errors import AbnormalExit
@@ -16,6 +18,8 @@ _MOST_OF_A_RELATIVE: Final = 300
 _MOST_RELATIVES: Final = 12
 _MOST_LEVELS: Final = 5
 _LONGEST_TYPE: Final = 255
+_MOST_PLACES: Final = 30
+_OUR_CODE: Final = __file__.removesuffix("failures.py")
 _UNPRINTABLE: Final = "(its message cannot be printed)"
 
 
@@ -73,9 +77,28 @@ def message_of(error: BaseException) -> str:
 
 
 def places_of(error: BaseException) -> str:
-    """Where it came by, outermost first: `file:line`, and nothing that was in there."""
-    passed = traceback.extract_tb(_attribute(BaseException, "__traceback__", error))
-    return ", ".join(f"{at.filename}:{at.lineno}" for at in passed)
+    """Where it came by, outermost first: `file:line` of the last of them, and nothing that was in there."""
+    return ", ".join(deque(_places(error), maxlen=_MOST_PLACES))
+
+
+def _places(error: BaseException) -> Iterator[str]:
+    passed = traceback.walk_tb(_attribute(BaseException, "__traceback__", error))
+    return (f"{frame.f_code.co_filename}:{line}" for frame, line in passed)
+
+
+def trace_of(error: BaseException, *, with_text: bool) -> str:
+    """The exception and those behind it, each with where it came by, in one line; what they say only `with_text`."""
+    relatives = islice(_relatives(error), _MOST_RELATIVES)
+    behind = (f"; {label.strip()} {_trace(each, with_text=with_text)}" for label, each in relatives)
+    return "".join([_trace(error, with_text=with_text), *behind])
+
+
+def _trace(error: BaseException, *, with_text: bool) -> str:
+    passed = list(_places(error))
+    # How our own code came to call the application's is the same each time.
+    places = ([place for place in passed if not place.startswith(_OUR_CODE)] or passed)[-_MOST_PLACES:]
+    what = _line(error)[:_MOST_OF_A_RELATIVE] if with_text else name_of(error)
+    return f"{what} at {', '.join(places)}" if places else what
 
 
 def note(error: BaseException, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Final, TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
-from orchestrator_state.failures import message_of
+from orchestrator_state.failures import message_of, name_of
 
 _Result = TypeVar("_Result")
 
@@ -21,7 +21,11 @@ _LONGEST_PAUSE: Final = 0.5
 
 
 async def while_transient(
-    work: Callable[[], Awaitable[_Result]], patience: timedelta, *, endures_crowds: bool = False
+    work: Callable[[], Awaitable[_Result]],
+    patience: timedelta,
+    *,
+    endures_crowds: bool = False,
+    hook: hooks.Hook | None = None,
 ) -> _Result:
     """Return `await work()`, calling it again with growing, jittered pauses while it fails transiently.
 
@@ -43,6 +47,7 @@ async def while_transient(
             is_hopeless = not error.transient or (error.crowded and not endures_crowds)
             if is_hopeless or time.monotonic() + pause >= deadline:
                 raise
+            hooks.tell_of_store(hook, hooks.TransactionRepeated, error_type=name_of(error))
             if longest == _FIRST_PAUSE:
                 hooks.logger.info(
                     "a transaction is repeated until it succeeds, or for %s: %s", patience, message_of(error)

@@ -88,6 +88,7 @@ class Options(TypedDict, total=False):
     max_depth: int | None
     max_values: int | None
     max_steps: int | None
+    log_error_text: bool | None
 
 
 class Settings(BaseSettings):
@@ -150,6 +151,9 @@ class Settings(BaseSettings):
     """Most values in a payload, each item of a list or dict counted: what is checked is checked in one go."""
     max_steps: int = Field(default=_LIMITS.steps, ge=1)
     """Most steps of a workflow."""
+
+    log_error_text: bool = False
+    """Log what the exceptions of failed runs say too, which may be payloads; else their classes and places alone."""
 
     @property
     def idle_limit(self) -> timedelta:

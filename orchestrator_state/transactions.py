@@ -116,8 +116,16 @@ class Transactions:
     What only hands work on returns its coroutine: each frame that waits for another is run through at each wait.
     """
 
-    def __init__(self, database: Database, settings: Settings, payloads: Payloads, schemas: Schemas) -> None:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        payloads: Payloads,
+        schemas: Schemas,
+        hook: hooks.Hook | None = None,
+    ) -> None:
         self.database = database
+        self.hook = hook
         self.schemas = schemas
         self.settings = settings
         self.payloads = payloads
@@ -346,7 +354,7 @@ class Transactions:
         """Await `attempt`, one whole transaction, again if the database gave up on it, for `retry_timeout` at most."""
         longest = self.settings.retry_timeout
         limit = longest if patience is None else min(patience, longest)
-        return while_transient(attempt, limit, endures_crowds=self.endures_crowds)
+        return while_transient(attempt, limit, endures_crowds=self.endures_crowds, hook=self.hook)
 
     def enter(self) -> None:
         """Begin a call. Raises `ConfigurationError` if the store is closed, or of another event loop."""

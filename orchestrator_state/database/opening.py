@@ -5,6 +5,7 @@ from __future__ import annotations
 from sqlalchemy import exc
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from orchestrator_state import hooks
 from orchestrator_state.database import adopted
 from orchestrator_state.database.engine import Database
 from orchestrator_state.database.errors import database_errors
@@ -16,15 +17,16 @@ from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
 
-def open_database(settings: Settings, *, for_migration: bool = False) -> Database:
+def open_database(settings: Settings, hook: hooks.Hook | None = None, *, for_migration: bool = False) -> Database:
     """Make the engines for `settings.database_url`. Connects to nothing yet.
 
-    `for_migration` makes an engine without a pool and without statement timeouts: a migration takes what it takes.
+    `hook` is told of refused logins. `for_migration` makes an engine without a pool and without statement timeouts: a
+    migration takes what it takes.
     """
     location = locate(settings.database_url)
     if isinstance(location, SqliteLocation):
         return open_sqlite(location, settings)
-    return open_postgres(location, settings, for_migration=for_migration)
+    return open_postgres(location, settings, hook, for_migration=for_migration)
 
 
 async def adopt_engine(engine: AsyncEngine, settings: Settings) -> Database:

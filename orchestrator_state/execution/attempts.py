@@ -20,11 +20,11 @@ from orchestrator_state.errors import (
     StoreUnavailable,
     UnusedSteps,
 )
-from orchestrator_state.execution.endings import Endings
+from orchestrator_state.execution.endings import Endings, outcome_of
 from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page, load_run
 from orchestrator_state.execution.suspects import Suspects
-from orchestrator_state.failures import is_a
+from orchestrator_state.failures import is_a, trace_of, type_of
 from orchestrator_state.records import ClaimedRun, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
@@ -38,6 +38,7 @@ from orchestrator_state.runs import (
     StartChild,
     Steps,
     StopSwitch,
+    Telling,
     WaitingRoom,
     bring_up_to_date,
     call_handler,
@@ -48,6 +49,7 @@ from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")
 _TO_FIND_OUT: Final = timedelta(seconds=2)  # of tries; whoever has called the run waits for them
+_OF_AN_ERROR: Final = ("failed", "interrupted", "lost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +65,6 @@ class Shared:
     threads: Threads
     endings: Endings
     policy: CheckpointPolicy
-    hook: hooks.Hook | None
 
 
 class Attempt:
@@ -91,6 +92,7 @@ class Attempt:
         self._page = page
         self._strict = strict
         self._linger = linger
+        self._telling = Telling.of(shared.transactions.hook, run)
         self._switch = StopSwitch(run.id)
         self._journal: Journal | None = None
 
@@ -113,6 +115,31 @@ class Attempt:
 
         Whatever happens, no lease is renewed and no task is left afterwards.
         """
+        try:
+            outcome = await self._drive(handler)
+        except BaseException as error:
+            is_over = self._journal is None and is_a(error, CorruptPayload)
+            self._ended(outcome_of(error, otherwise="failed" if is_over else "interrupted"), error)
+            raise
+        else:
+            self._ended("completed" if outcome.error is None else "failed", outcome.error)
+            return outcome
+        finally:
+            self._shared.keeper.drop(self)
+
+    def _ended(self, outcome: str, error: BaseException | None) -> None:
+        """Say it, in the log if somebody should look at it."""
+        run = self._run
+        if outcome == WorkflowStatus.FAILED and error is not None and self._journal is not None:
+            trace = trace_of(error, with_text=self._shared.transactions.settings.log_error_text)
+            hooks.logger.error("run %s of %r failed: %s", run.id, run.name, trace)
+        elif outcome == "lost":
+            hooks.logger.warning("run %s of %r has lost its lease: another worker has it", run.id, run.name)
+        if self._telling is not None:
+            why = None if error is None or outcome not in _OF_AN_ERROR else type_of(error)
+            self._telling.run_ended(outcome, why)
+
+    async def _drive(self, handler: Handler[_T]) -> Outcome[_T]:
         shared, switch = self._shared, self._switch
         self._clock = DatabaseClock(self._run.now, asked_at=shared.keeper.hold(self))
         try:
@@ -130,8 +157,6 @@ class Attempt:
             if switch.reason is None and not is_failed:
                 await uninterrupted(shared.endings.leave(self._run, error, progress=self._has_progressed))
             raise
-        finally:
-            shared.keeper.drop(self)
 
     @property
     def _has_progressed(self) -> bool:
@@ -144,7 +169,7 @@ class Attempt:
             if run.damaged:
                 raise corrupt_cells(run.damaged, run.id)
             transactions.schemas.require_runnable(run.name, run.stored.schema_version, run.id)
-            loaded = await load_run(transactions, run, shared.hook, self._page)
+            loaded = await load_run(transactions, run, transactions.hook, self._page)
             recorded = loaded.steps, loaded.history
             steps, history = await bring_up_to_date(transactions, run, self._types, recorded)
         except CorruptPayload as error:
@@ -153,7 +178,7 @@ class Attempt:
             raise
         self.fell_back = loaded.fell_back
         journal = Journal(
-            run, steps, history, self._types.version, shared.group_commit, self._switch, shared.policy, shared.hook
+            run, steps, history, self._types.version, shared.group_commit, self._switch, shared.policy, self._telling
         )
         if run.id in shared.suspects:
             journal.on_progress = partial(shared.suspects.clear, run.id)
@@ -161,30 +186,35 @@ class Attempt:
 
     async def _call(self, handler: Handler[_T], steps: Steps) -> Outcome[_T]:
         """Call the handler, and write how the run ended."""
-        run, hook = self._run, self._shared.hook
-        hooks.tell(hook, hooks.RunStarted, workflow_state_id=run.id, name=run.name, attempts=run.attempts)
-        outcome = "released"
+        run, telling, is_left = self._run, self._telling, True
+        if run.attempts:
+            message = "run %s of %r goes on here; workers that vanished over it: %d"
+            hooks.logger.warning(message, run.id, run.name, run.attempts)
         try:
-            result = await self._complete(steps, await self._supervise(handler, steps))
-            outcome = WorkflowStatus.COMPLETED.value
+            if telling is None:
+                result = await self._supervise(handler, steps)
+            else:
+                result = await telling.run_started(self._supervise, handler, steps)
+            result = await self._complete(steps, result)
+            is_left = False
             return Outcome(result)
         except asyncio.CancelledError:
             if self._switch.reason is None:
                 raise
-            outcome, reason = await uninterrupted(self._stopped(self._switch.reason, steps))
+            is_left, reason = await uninterrupted(self._stopped(self._switch.reason, steps))
             raise reason from None
         except Exception as error:
             if (fault := fault_behind(error)) is not None:
-                outcome = "interrupted"
+                is_left = False
                 raise fault from None
-            outcome, stopped = await self._failed(error)
+            stopped = await self._failed(error)
+            is_left = False
             if stopped is not None:
                 raise stopped from error
             return Outcome(None, error)
         finally:
-            self._switch.end(is_left=outcome == "released")
+            self._switch.end(is_left=is_left)
             steps.room.wake_all()
-            hooks.tell(hook, hooks.RunEnded, workflow_state_id=run.id, outcome=outcome)
 
     async def _supervise(self, handler: Handler[_T], steps: Steps) -> _T:
         """Call the handler in a task of its own, which can be stopped without stopping our caller.
@@ -222,10 +252,11 @@ class Attempt:
         if self._strict:
             raise UnusedSteps(message, workflow_state_id=self._run.id, step_ids=unused)
         hooks.logger.warning("%s", message)
-        hooks.tell(self._shared.hook, hooks.StepsUnused, workflow_state_id=self._run.id, step_ids=unused)
+        if self._telling is not None:
+            self._telling.steps_unused(unused)
 
-    async def _stopped(self, reason: OrchestratorStateError, steps: Steps) -> tuple[str, OrchestratorStateError]:
-        """Write why the run stops before its handler is done. Returns the outcome for the hook, and for the caller.
+    async def _stopped(self, reason: OrchestratorStateError, steps: Steps) -> tuple[bool, OrchestratorStateError]:
+        """Write why the run stops before its handler is done. Returns whether it was released, and what to raise.
 
         What was asked of the run by then counts, whatever it stops for.
         """
@@ -235,20 +266,20 @@ class Attempt:
         except (LeaseLost, StoreUnavailable) as error:
             reason = error
         if is_a(reason, LeaseLost):
-            return await self._lost(reason)
+            return False, await self._lost(reason)
         await self._shared.endings.leave(self._run, reason, progress=self._has_progressed)
-        return "interrupted", reason
+        return False, reason
 
-    async def _failed(self, error: Exception) -> tuple[str, OrchestratorStateError | None]:
-        """Write that the run has failed of `error`. Returns the outcome, and what it was stopped for, if it was."""
+    async def _failed(self, error: Exception) -> OrchestratorStateError | None:
+        """Write that the run has failed of `error`. Returns what it was stopped for, if it was."""
         try:
             status = await self._shared.endings.fail(self._run, error)
         except LeaseLost as lost:
             self._switch.trip(lost)
             return await self._lost(lost)
-        return status, stopped_as(status, self._run.id) if status == WorkflowStatus.CANCELLED else None
+        return stopped_as(status, self._run.id) if status == WorkflowStatus.CANCELLED else None
 
-    async def _lost(self, reason: OrchestratorStateError) -> tuple[str, OrchestratorStateError]:
+    async def _lost(self, reason: OrchestratorStateError) -> OrchestratorStateError:
         """A run that was cancelled by force has nobody's lease: whoever called it hears that, if that can be read."""
         run_id = self._run.id
         try:
@@ -256,15 +287,13 @@ class Attempt:
                 lambda uow: uow.runs.find_status(run_id), patience=_TO_FIND_OUT
             )
         except OrchestratorStateError:
-            return "lost", reason
-        if status != WorkflowStatus.CANCELLED:
-            return "lost", reason
-        return status, stopped_as(status, run_id)
+            return reason
+        return stopped_as(status, run_id) if status == WorkflowStatus.CANCELLED else reason
 
-    async def _let_go(self, reason: OrchestratorStateError, room: WaitingRoom) -> tuple[str, OrchestratorStateError]:
+    async def _let_go(self, reason: OrchestratorStateError, room: WaitingRoom) -> tuple[bool, OrchestratorStateError]:
         endings, run = self._shared.endings, self._run
         suspends = is_a(reason, RunSuspended)
         status = await (endings.suspend(run, room) if suspends else endings.let_go(run))
         if status != WorkflowStatus.RUNNING:
-            return status, stopped_as(status, run.id)
-        return ("suspended", reason) if suspends else ("released", stopped_as(status, run.id))
+            return False, stopped_as(status, run.id)
+        return (False, reason) if suspends else (True, stopped_as(status, run.id))

@@ -46,7 +46,9 @@ async def fall_back(
     mended = _mended(recorded, snapshot, seq, transactions.payloads)
     await transactions.write(partial(_store, run=run, recorded=recorded, mended=mended))
     step_ids = tuple(recorded.damaged) or tuple(sorted(mended.replaced))
-    fell_back = hooks.FellBack(workflow_state_id=run.id, step_ids=step_ids, seq=seq)
+    fell_back = hooks.FellBack(
+        workflow_state_id=run.id, name=run.name, token=run.lease.token, step_ids=step_ids, seq=seq
+    )
     what = f"steps {step_ids} are" if step_ids else "context is"
     instead = "run again" if step_ids else "made anew from the recorded steps"
     source = f"in no checkpoint, and {instead}" if seq is None else f"taken from checkpoint {seq}"

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
 
 from orchestrator_state import hooks
 from orchestrator_state.domain import WorkflowStatus
-from orchestrator_state.errors import OrchestratorStateError, SchemaMismatch
+from orchestrator_state.errors import (
+    LeaseLost,
+    OrchestratorStateError,
+    PauseTakenBack,
+    RunCancelled,
+    RunPaused,
+    RunSuspended,
+    SchemaMismatch,
+)
 from orchestrator_state.failures import describe, is_a, message_of, type_of
 from orchestrator_state.records import NO_ERROR, ClaimedRun, Columns, prepared_workflow
-from orchestrator_state.runs import WaitingRoom, pause_after
+from orchestrator_state.runs import NOT_THE_RUNS, WaitingRoom, pause_after
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 GIVEN_UP: Final = "TooManyAttempts"
 """The `error_type` of a run that failed of no exception: too many workers vanished over it."""
 _FAILED: Final[Columns] = {"status": WorkflowStatus.FAILED.value}
 _RELEASE_WITHIN: Final = timedelta(seconds=2)  # of tries; a stop, or the error of a caller, waits for them
+
+
+_OUTCOMES: Final[Mapping[type[BaseException], str]] = {
+    asyncio.CancelledError: "released",
+    PauseTakenBack: "released",
+    RunSuspended: "suspended",
+    RunPaused: "paused",
+    RunCancelled: "cancelled",
+    LeaseLost: "lost",
+}
+
+
+def outcome_of(error: BaseException, *, otherwise: str) -> str:
+    """What has become of a run that something happened to, by what its attempt raised."""
+    return "interrupted" if is_a(error, NOT_THE_RUNS) else _OUTCOMES.get(type(error), otherwise)
 
 
 class Endings:

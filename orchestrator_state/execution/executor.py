@@ -19,7 +19,7 @@ from orchestrator_state.errors import (
     RunSuspended,
 )
 from orchestrator_state.execution.attempts import Attempt, Shared
-from orchestrator_state.execution.endings import Endings
+from orchestrator_state.execution.endings import GIVEN_UP, Endings
 from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page
 from orchestrator_state.execution.results import recorded_failure, recorded_result
@@ -27,7 +27,16 @@ from orchestrator_state.execution.starting import Starting, WantedRun, start_pen
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.records import ClaimedRun
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import CheckpointPolicy, Exits, GroupCommit, Handler, Lookout, RunTypes, child_run_id
+from orchestrator_state.runs import (
+    CheckpointPolicy,
+    Exits,
+    GroupCommit,
+    Handler,
+    Lookout,
+    RunTypes,
+    Telling,
+    child_run_id,
+)
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 _T = TypeVar("_T")
@@ -39,7 +48,7 @@ _ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
 class Executor:
     """Runs of one store in one process."""
 
-    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
+    def __init__(self, transactions: Transactions) -> None:
         settings = transactions.settings
         self._of_callers = transactions
         self._transactions = transactions = transactions.for_runs()
@@ -60,7 +69,6 @@ class Executor:
             threads=self.threads,
             endings=self._endings,
             policy=CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints),
-            hook=hook,
         )
 
     async def close(self) -> None:
@@ -159,10 +167,14 @@ class Executor:
                 f"{run.attempts} workers vanished over this run since it last finished a step{where}; "
                 "`store.resume` gives it a new budget"
             )
-            return await self._endings.give_up(run, message)
+            status = await self._endings.give_up(run, message)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             await uninterrupted(self._endings.leave(run, error, progress=False))
             raise
+        hooks.logger.error("run %s of %r is %s: %s", run.id, run.name, status, message)
+        if (telling := Telling.of(self._transactions.hook, run)) is not None:
+            telling.run_ended(status, GIVEN_UP)
+        return status
 
     async def _run_child(
         self,

@@ -14,14 +14,8 @@ from uuid import UUID
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_handlers, as_positive
 from orchestrator_state.concurrency import ProcessIdentity, uninterrupted
-from orchestrator_state.errors import (
-    CorruptPayload,
-    LeaseLost,
-    PauseTakenBack,
-    RunCancelled,
-    RunPaused,
-    RunSuspended,
-)
+from orchestrator_state.errors import CorruptPayload, PauseTakenBack
+from orchestrator_state.execution.endings import outcome_of
 from orchestrator_state.execution.executor import Executor
 from orchestrator_state.execution.leases import Claim
 from orchestrator_state.execution.loading import Page
@@ -29,7 +23,7 @@ from orchestrator_state.failures import is_a
 from orchestrator_state.hooks import FellBack
 from orchestrator_state.records import ClaimedRun, Lease, UnclaimableRun, corrupt_cells
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import NOT_THE_RUNS, Handler
+from orchestrator_state.runs import Handler
 from orchestrator_state.transactions import StoreUnit, Transactions, Work
 
 _Result = TypeVar("_Result")
@@ -262,18 +256,9 @@ class Recovery:
         return report
 
 
-_OUTCOMES: Final[Mapping[type[Exception], str]] = {
-    RunSuspended: "suspended",
-    RunPaused: "paused",
-    RunCancelled: "cancelled",
-    LeaseLost: "lost",
-    PauseTakenBack: "interrupted",
-}
-
-
 def _outcome(error: Exception) -> str:
     """Of a run that something happened to."""
-    return "interrupted" if is_a(error, NOT_THE_RUNS) else _OUTCOMES.get(type(error), "failed")
+    return "interrupted" if is_a(error, PauseTakenBack) else outcome_of(error, otherwise="failed")
 
 
 def _why_unknown(run: UnclaimableRun) -> CorruptPayload | None:

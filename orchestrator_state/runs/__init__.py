@@ -7,6 +7,7 @@ from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.run import Duration, Handler, Run, call_handler
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
+from orchestrator_state.runs.telling import Telling
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.versions import as_of_today, bring_up_to_date
 from orchestrator_state.runs.waiting.exits import Exits
@@ -30,6 +31,7 @@ __all__ = [
     "StartChild",
     "Steps",
     "StopSwitch",
+    "Telling",
     "WaitingRoom",
     "as_of_today",
     "bring_up_to_date",

@@ -11,7 +11,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
-from orchestrator_state import hooks
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
@@ -205,20 +204,22 @@ class Steps:
         failures: list[Exception],
     ) -> Returned[Any]:
         """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
-        hook, step_id = self.journal.hook, begun.step_id
+        telling, step_id = self.journal.telling, begun.step_id
         within = IN_STEP.set((self.room, step_id))
         try:
             while True:
-                if hook is not None:
-                    number = begun.retry_count + len(failures) + 1
-                    hooks.tell(hook, hooks.StepStarted, workflow_state_id=self.id, step_id=step_id, attempt=number)
                 try:
-                    return await self._call_function(fn, args, limit)
+                    if telling is None:
+                        return await self._call_function(fn, args, limit)
+                    number = begun.retry_count + len(failures) + 1
+                    return await telling.step_started(step_id, number, self._call_function, fn, args, limit)
                 except Exception as error:
                     failures.append(error)
                     pause = pause_before_next(retry, error, len(failures), f"step {step_id!r} of run {self.id}")
                     if pause is None:
                         raise
+                    if telling is not None:
+                        telling.step_failed(step_id, error, will_retry=True)
                 await asyncio.sleep(pause)
         finally:
             IN_STEP.reset(within)

@@ -8,7 +8,6 @@ from datetime import timedelta
 from functools import partial
 from typing import Any, Final
 
-from orchestrator_state import hooks
 from orchestrator_state.concurrency import awaitable, uninterrupted
 from orchestrator_state.database import FunctionFailed, Idling, call_inside, idle_limit, statement_failed
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
@@ -106,11 +105,12 @@ class _Transact:
         await self._refuse_to_repeat(uow, limit)
         journal.history.begin_trial()
         self._is_written = False
-        hooks.tell(journal.hook, hooks.StepStarted, workflow_state_id=steps.id, step_id=begun.step_id, attempt=1)
         within = IN_STEP.set((steps.room, begun.step_id))
         try:
             call = partial(awaitable, THE_FUNCTION, self._fn, uow.session, *self._args)
-            outputs = await call_inside(uow.session, call, limit, is_repeated=self._tries > 1)
+            calling = partial(call_inside, uow.session, call, limit, is_repeated=self._tries > 1)
+            telling = journal.telling
+            outputs = await (calling() if telling is None else telling.step_started(begun.step_id, 1, calling))
         finally:
             IN_STEP.reset(within)
         encoded, outputs, cancelled = await steps.encode(begun.step_id, self._returns, outputs)

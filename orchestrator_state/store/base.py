@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from orchestrator_state import hooks
 from orchestrator_state.execution import Executor, RunControl
 from orchestrator_state.transactions import Transactions
 
@@ -10,9 +9,9 @@ from orchestrator_state.transactions import Transactions
 class StoreCalls:
     """A part of `StateStore`: its calls stand in one class for each thing that they are about."""
 
-    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
+    def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
-        self._executor = Executor(transactions, hook)
+        self._executor = Executor(transactions)
         self._control = RunControl(transactions, self._executor.keeper)
 
     @property

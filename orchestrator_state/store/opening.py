@@ -63,7 +63,6 @@ def settings_for(
     engine: AsyncEngine | None,
     sessionmaker: async_sessionmaker[Any] | None,
     payloads: Payloads,
-    hook: hooks.Hook | None,
     options: dict[str, Any],
 ) -> Settings:
     """Check what `StateStore.open` was given, and return the settings it makes. Raises `ConfigurationError`."""
@@ -75,8 +74,6 @@ def settings_for(
     settings = Settings.load(database_url=path_or_url, **options)
     if not isinstance(payloads, Payloads):
         raise ConfigurationError(f"payloads is a {type(payloads).__name__}; give Payloads([...])")
-    if hook is not None and not callable(getattr(hook, "on_event", None)):
-        raise ConfigurationError(f"hook is a {type(hook).__name__} without a method on_event")
     return settings
 
 
@@ -86,6 +83,7 @@ async def open_transactions(
     sessionmaker: async_sessionmaker[Any] | None,
     schemas: Schemas,
     payloads: Payloads,
+    hook: hooks.Hook | None,
     *,
     migrate: bool | None,
 ) -> Transactions:
@@ -93,7 +91,7 @@ async def open_transactions(
     running_loop()
     if migrate is not None:
         as_flag(migrate, "migrate")
-    database = await adopt_engine(engine, settings) if engine is not None else open_database(settings)
+    database = await adopt_engine(engine, settings) if engine is not None else open_database(settings, hook)
     database.enter()
     try:
         if sessionmaker is not None:
@@ -111,7 +109,7 @@ async def open_transactions(
     limited = payloads.within(_limits(settings), Aside())
     if limited.protects:
         database.note_protected(settings.namespace)
-    return Transactions(database, settings, limited, schemas)
+    return Transactions(database, settings, limited, schemas, hook)
 
 
 def _path_or_url(database: str | os.PathLike[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 from typing import Any, Final, NoReturn, Self, Unpack
@@ -39,8 +39,8 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
     only. A store may be used by many tasks of one event loop at once.
     """
 
-    def __init__(self, transactions: Transactions, hook: hooks.Hook | None) -> None:
-        super().__init__(transactions, hook)
+    def __init__(self, transactions: Transactions) -> None:
+        super().__init__(transactions)
         self._health = HealthChecks(transactions)
         self._closing: asyncio.Task[None] | None = None
 
@@ -52,7 +52,7 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
         engine: AsyncEngine | None = None,
         sessionmaker: async_sessionmaker[Any] | None = None,
         migrate: bool | None = None,
-        hook: hooks.Hook | None = None,
+        hook: hooks.Hook | Sequence[hooks.Hook] | None = None,
         payloads: Payloads = PLAIN,
         schemas: Iterable[StateSchema] = (),
         **options: Unpack[Options],
@@ -69,17 +69,18 @@ class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCal
         and Postgres, or the application's engine, is verified.
 
         `payloads` says how payloads are written and read, if not as they are. `schemas` are the versions and types of
-        the application's state, one for each workflow name. Under a name without one, state is stored as it is.
+        the application's state, one for each workflow name. Under a name without one, state is stored as it is. `hook`
+        is told what happens to the runs of this store; a list of hooks, each of them.
 
         Raises `ConfigurationError` for a URL or option that cannot work, `SchemaOutOfDate` naming the command to run,
         and `StoreUnavailable` within `connect_timeout` if the database cannot be reached.
         """
-        settings = settings_for(database, engine, sessionmaker, payloads, hook, dict(options))
-        known = Schemas(schemas)
+        settings = settings_for(database, engine, sessionmaker, payloads, dict(options))
+        known, listener = Schemas(schemas), hooks.as_hook(hook)
 
         async def open_store() -> Self:
-            opening = open_transactions(settings, engine, sessionmaker, known, payloads, migrate=migrate)
-            return cls(await opening, hook)
+            opening = open_transactions(settings, engine, sessionmaker, known, payloads, listener, migrate=migrate)
+            return cls(await opening)
 
         return Opening(cls, open_store)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator_state import Event, OrchestratorStateError
+from orchestrator_state.hooks import StoreEvent
 from orchestrator_state.settings import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -96,7 +97,8 @@ def test_the_readme_has_every_error() -> None:
 
 def test_the_page_on_hooks_has_every_event() -> None:
     page = ROOT / "docs" / "how-to" / "observe.md"
-    assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(), re.MULTILINE)) == family(Event)
+    events = family(Event) | family(StoreEvent)
+    assert set(re.findall(r"^\| `([A-Z]\w+)` \|", page.read_text(), re.MULTILINE)) == events
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/index.md", "mkdocs.yml"])

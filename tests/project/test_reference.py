@@ -115,7 +115,9 @@ def test_every_page_is_in_the_table_of_the_first() -> None:
     assert set(re.findall(r"\]\(([\w-]+\.md)\)", index)) == {page.name for page in PAGES} - {"index.md"}
 
 
-@pytest.mark.parametrize(("module", "root"), [(errors, errors.OrchestratorStateError), (hooks, hooks.Event)])
+@pytest.mark.parametrize(
+    ("module", "root"), [(errors, errors.OrchestratorStateError), (hooks, hooks.Event), (hooks, hooks.StoreEvent)]
+)
 def test_every_error_and_every_event_is_public(module: ModuleType, root: type[object]) -> None:
     defined = {name for name, each in vars(module).items() if isinstance(each, type) and issubclass(each, root)}
     assert defined <= set(module.__all__)

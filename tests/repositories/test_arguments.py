@@ -66,7 +66,7 @@ WRONG: dict[str, tuple[list[Any], Call]] = {
     "store of a worker": (but(), lambda _, odd: Worker(odd, {"n": steps})),
     "payloads": (but(), lambda _, odd: StateStore.open(":memory:", payloads=odd)),
     "schemas": (but(*ITERABLE), lambda _, odd: StateStore.open(":memory:", schemas=odd)),
-    "hook": (but(type(None)), lambda _, odd: StateStore.open(":memory:", hook=odd)),
+    "hook": (but(type(None), list, tuple), lambda _, odd: StateStore.open(":memory:", hook=odd)),
     "name of a schema": (but(), lambda _, odd: StateSchema(odd)),
     "outputs of a schema": (but(type(None), dict), lambda _, odd: StateSchema("n", outputs=odd)),
     "codecs": (but(*ITERABLE), lambda _, odd: Payloads(odd)),

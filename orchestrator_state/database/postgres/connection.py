@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from orchestrator_state import hooks
 from orchestrator_state.concurrency import call_apart
 from orchestrator_state.database.internals import socket_of
 from orchestrator_state.database.postgres.options import PostgresOptions
@@ -32,6 +33,7 @@ _SOCKET_OPTIONS: Final = {
 }
 # Unknown, of no such value, not for this user, not now, no setting at all.
 _SETTING_REFUSED: Final = ("42704", "22023", "42501", "55P02", "42601")
+_LOGIN_REFUSED: Final = "28"
 # What asyncpg stumbles over in a URL, a variable or a file: a list of hosts with a gap, say.
 _UNREADABLE: Final = (ValueError, LookupError, asyncpg.ClientConfigurationError)
 
@@ -39,11 +41,14 @@ _UNREADABLE: Final = (ValueError, LookupError, asyncpg.ClientConfigurationError)
 class Connector:
     """Makes connections to one place, with the password that holds at the time."""
 
-    def __init__(self, location: PostgresLocation, settings: Settings) -> None:
+    def __init__(self, location: PostgresLocation, settings: Settings, hook: hooks.Hook | None = None) -> None:
         self._location = location
         self._options = location.options
         self._password = settings.password
+        self._hook = hook
         self._has_connected = False
+        self._is_refused = False
+        """Whether the last login was, and that was said."""
 
     async def __call__(self, **arguments: Any) -> asyncpg.Connection[asyncpg.Record]:
         """Connect. Once that has worked, whatever goes wrong is a fault of the database's."""
@@ -69,6 +74,8 @@ class Connector:
                 transient=True,
             ) from None
         except asyncpg.PostgresError as error:
+            if error.sqlstate.startswith(_LOGIN_REFUSED):
+                self._tell_of_refusal(error.sqlstate)
             if error.sqlstate not in _SETTING_REFUSED or not self._options.settings or self._has_connected:
                 raise
             names = ", ".join(sorted(self._options.settings))
@@ -76,9 +83,16 @@ class Connector:
                 f"the server refused the Postgres URL's {names}: neither an option of libpq's, nor a setting of the "
                 f"server's that takes this value (SQLSTATE {error.sqlstate})"
             ) from None
-        self._has_connected = True
+        self._has_connected, self._is_refused = True, False
         self._keep_alive(connection)
         return connection
+
+    def _tell_of_refusal(self, sqlstate: str) -> None:
+        """The log says it once, until a login succeeds: whoever needs a connection tries again and again."""
+        hooks.tell_of_store(self._hook, hooks.LoginRefused, sqlstate=sqlstate)
+        if not self._is_refused:
+            hooks.logger.error("the server refused the user or the password (SQLSTATE %s)", sqlstate)
+        self._is_refused = True
 
     async def _ask(self) -> str:
         """Ask for the password each time: it may have been changed since."""

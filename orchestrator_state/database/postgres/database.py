@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
 
+from orchestrator_state import hooks
 from orchestrator_state.database.direct import driver, heard
 from orchestrator_state.database.direct.batches import Batch
 from orchestrator_state.database.engine import LOGGING_NAME, Database, committed, pool_arguments
@@ -126,13 +127,15 @@ class PostgresDatabase(Database):
                     yield connection
 
 
-def open_postgres(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> PostgresDatabase:
+def open_postgres(
+    location: PostgresLocation, settings: Settings, hook: hooks.Hook | None, *, for_migration: bool
+) -> PostgresDatabase:
     """Make the engines for a server. Connects to nothing yet."""
     from sqlalchemy.ext.asyncio import create_async_engine  # the one that tracing may have put in its place by now
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        connect_args=_asyncpg_arguments(location, settings, for_migration=for_migration),
+        connect_args=_asyncpg_arguments(location, settings, hook, for_migration=for_migration),
         hide_parameters=True,
         logging_name=LOGGING_NAME,
         **({"poolclass": NullPool} if for_migration else pool_arguments(settings)),
@@ -144,12 +147,14 @@ def open_postgres(location: PostgresLocation, settings: Settings, *, for_migrati
     return PostgresDatabase(engine, settings, owned=True)
 
 
-def _asyncpg_arguments(location: PostgresLocation, settings: Settings, *, for_migration: bool) -> dict[str, Any]:
+def _asyncpg_arguments(
+    location: PostgresLocation, settings: Settings, hook: hooks.Hook | None = None, *, for_migration: bool
+) -> dict[str, Any]:
     timeout = settings.connect_timeout.total_seconds()
     if location.options.connect_timeout is not None and "connect_timeout" not in settings.model_fields_set:
         timeout = location.options.connect_timeout
     arguments: dict[str, Any] = {
-        "async_creator_fn": Connector(location, settings),
+        "async_creator_fn": Connector(location, settings, hook),
         "timeout": timeout,
         "command_timeout": None if for_migration else settings.command_timeout.total_seconds(),
     }

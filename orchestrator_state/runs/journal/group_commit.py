@@ -11,18 +11,19 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Final
 from uuid import UUID
 
+from orchestrator_state import hooks
 from orchestrator_state.concurrency import Unstoppable
 from orchestrator_state.database import Idling
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, InvalidPayload, StoreUnavailable
 from orchestrator_state.records import Ack, RunChange
 from orchestrator_state.repositories.runs import commit_at_once
-from orchestrator_state.retry import while_transient
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 MOST_IN_A_BATCH: Final = 256
@@ -180,23 +181,26 @@ class GroupCommit:
 
     async def _write_together(self, batch: list[_Waiting]) -> set[_Waiting]:
         """Write a batch, or as much of it as can be written. Returns what was passed over."""
-        outcome_unknown = False
+        outcome_unknown, hook = False, self.transactions.hook
 
         async def attempt() -> set[_Waiting]:
             nonlocal outcome_unknown
             wanted, changes = self._about_to_be_sent(batch)
+            began_at = time.monotonic()
             try:
-                return self._acknowledged(wanted, await self._commit(changes) if changes else [])
+                acks = await self._commit(changes) if changes else []
+                passed_over = self._acknowledged(wanted, acks)
+                if hook is not None:
+                    self._tell([each for each in wanted if each not in passed_over], began_at)
+                return passed_over
             except StoreUnavailable as error:
                 if error.locked and len(batch) > 1 and not outcome_unknown:
                     return {waiting for waiting in batch if not waiting.outcome.done()}
                 outcome_unknown = outcome_unknown or error.outcome_unknown
                 raise
 
-        transactions = self.transactions
-        patience, endures = transactions.settings.retry_timeout, transactions.endures_crowds
         try:
-            return await while_transient(attempt, patience, endures_crowds=endures)
+            return await self.transactions.repeated(attempt)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the callers'
             if len(batch) == 1 and type(error) in _MAY_BE_A_COUNTS:
                 batch[0].is_refused = True
@@ -206,6 +210,16 @@ class GroupCommit:
                 return set()
         half = len(batch) // 2
         return await self._write_together(batch[:half]) | await self._write_together(batch[half:])
+
+    def _tell(self, written: list[_Waiting], began_at: float) -> None:
+        hooks.tell_of_store(
+            self.transactions.hook,
+            hooks.BatchCommitted,
+            commits=len(written),
+            size=sum(_bytes_of(waiting.change) for waiting in written),
+            queued=len(self._queue),
+            duration=time.monotonic() - began_at,
+        )
 
     def _about_to_be_sent(self, batch: list[_Waiting]) -> tuple[list[_Waiting], list[RunChange]]:
         """Those that have no outcome yet, once they have been told of it, and their changes."""
@@ -244,7 +258,10 @@ class GroupCommit:
         """Wait for whatever stands in the way, without anybody else waiting too."""
         try:
             async with self._places_alone:
+                began_at = time.monotonic()
                 waiting.succeed(await self.transactions.write(partial(_commit_alone, waiting=waiting)))
+            if self.transactions.hook is not None:
+                self._tell([waiting], began_at)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             waiting.fail(error)
 
@@ -264,6 +281,15 @@ class GroupCommit:
 async def _commit_alone(uow: StoreUnit, waiting: _Waiting) -> Ack:
     commits = uow.commits
     return await (commits.commit_counting_anew if waiting.is_refused else commits.commit)(waiting.change)
+
+
+def _bytes_of(change: RunChange) -> int:
+    """Of its payloads as they are stored."""
+    step = change.step
+    context = None if change.context is None else change.context.context
+    snapshot = None if change.checkpoint is None else change.checkpoint.snapshot
+    texts = filter(None, (step.outputs, step.context_patch, step.error, context, snapshot))
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
 
 
 def _fail_all(batch: list[_Waiting], error: Exception) -> None:

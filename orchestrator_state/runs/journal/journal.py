@@ -8,7 +8,6 @@ from functools import partial
 from typing import Final
 from uuid import UUID
 
-from orchestrator_state import hooks
 from orchestrator_state.concurrency import LONG, Turns
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
@@ -20,6 +19,7 @@ from orchestrator_state.runs.journal.entries import Entries, Entry
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.on_record import StepsOnRecord
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
+from orchestrator_state.runs.telling import Telling
 from orchestrator_state.transactions import StoreUnit
 
 
@@ -35,12 +35,13 @@ class Journal:
         group_commit: GroupCommit,
         switch: StopSwitch,
         policy: CheckpointPolicy,
-        hook: hooks.Hook | None,
+        telling: Telling | None,
     ) -> None:
         self.run = run
         self.lease = run.lease
         self.history = history
-        self.hook = hook
+        self.telling = telling
+        """What tells the hook; None if there is none, and then nothing is made to be told."""
         self._group_commit = group_commit
         self._transactions = transactions = group_commit.transactions
         self._payloads = transactions.payloads
@@ -72,8 +73,8 @@ class Journal:
         if self.history.length >= LONG and (long := self.history.foreseen(step.position, LONG)):
             ahead = await self._payloads.aside.call(partial(decoded, long), LONG)
         self.history.replay(step.position, ahead)
-        if self.hook is not None:
-            hooks.tell(self.hook, hooks.StepReused, workflow_state_id=self.run.id, step_id=step_id)
+        if self.telling is not None:
+            self.telling.reused(step_id)
         return step
 
     @property
@@ -132,6 +133,8 @@ class Journal:
         async with self.in_order:
             if consumed_signal in self._consumed:
                 return False
+            if self.telling is not None:
+                self.telling.step_failed(begun.step_id, error, will_retry=False)
             step = begun._replace(
                 position=self._on_record.next_position,
                 status=StepStatus.FAILED.value,
@@ -157,7 +160,8 @@ class Journal:
         """Write `entry` in the unit of work, which commits it with rows of the caller's."""
         await self._upload(entry)
         ack = await uow.commits.commit(entry.change, with_callers_rows=True)
-        self._tell(hooks.StepCommitting, entry.step)
+        if self.telling is not None:
+            self.telling.committing(entry.step)
         return ack
 
     def accept(self, entry: Entry, ack: Ack) -> None:
@@ -178,8 +182,8 @@ class Journal:
         self._checkpoints.committed(step, change.checkpoint, self._on_record.outputs_length + self.history.length)
         if ack.request is not None or not self._switch.is_quiet:
             self._switch.notice(ack.request)
-        if self.hook is not None:
-            self._tell(hooks.StepCommitted, step)
+        if self.telling is not None:
+            self.telling.committed(step)
 
     def adopt(self, step: OpenStep, tries: Sequence[Entry], *, is_last: bool) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect, which was one of the `tries`.
@@ -197,6 +201,8 @@ class Journal:
             self.history.accept(context, step.position)
         elif step.status in FINAL:
             self.history.come_past(step.position)
+        if self.telling is not None:
+            self.telling.committed(step)
 
     def _remember(self, step: OpenStep) -> None:
         """`step` is on record."""
@@ -214,7 +220,8 @@ class Journal:
         try:
             if has_blobs:
                 await self._upload(entry, patiently=True)
-            announce = None if self.hook is None else partial(self._tell, hooks.StepCommitting, entry.step)
+            telling = self.telling
+            announce = None if telling is None else partial(telling.committing, entry.step)
             writing = self._group_commit.send(entry.change, announce)
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
@@ -231,9 +238,6 @@ class Journal:
                 raise cancelled
         if has_blobs:
             await self._remove_pruned_snapshots(entry)
-
-    def _tell(self, event: type[hooks.StepCommitting | hooks.StepCommitted], step: OpenStep) -> None:
-        hooks.tell(self.hook, event, workflow_state_id=self.run.id, step_id=step.step_id)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:
