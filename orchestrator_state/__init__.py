@@ -45,6 +45,7 @@ from orchestrator_state.hooks import Event, Hook
 from orchestrator_state.maintenance import Damage, DeletionProgress, RekeyReport, Unloadable, Unopened, VerifyReport
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
+from orchestrator_state.records.overview import CurrentStep, RunCondition, RunFilters, RunOwner, RunPage, RunSummary
 from orchestrator_state.runs import Happened, Retry, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.store import StateStore
@@ -63,6 +64,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "CorruptPayload",
+    "CurrentStep",
     "Damage",
     "DecryptionFailed",
     "DeletionProgress",
@@ -89,8 +91,13 @@ __all__ = [
     "Retry",
     "Run",
     "RunCancelled",
+    "RunCondition",
     "RunFailed",
+    "RunFilters",
+    "RunOwner",
+    "RunPage",
     "RunPaused",
+    "RunSummary",
     "RunSuspended",
     "SchemaChanged",
     "SchemaMismatch",

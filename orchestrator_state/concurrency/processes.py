@@ -2,18 +2,21 @@
 
 A process is named by machine boot, pid namespace, pid and start time. Only a neighbour, with the same boot and the
 same namespace, can say that such a process is gone; everybody else waits for the lease to end. Two containers share
-the boot but not the namespace, and see nothing of each other.
+the boot but not the namespace, and see nothing of each other. The host's name is for people.
 """
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import psutil
 
+_LONGEST: Final = 255
+_SEPARATOR: Final = "|"
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _PID_NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -25,23 +28,26 @@ class ProcessIdentity:
     machine: str
     pid: int
     started: str
+    host: str = field(default="", compare=False)
 
     @classmethod
     def mine(cls) -> Self:
         pid = os.getpid()
-        return cls(_machine(), pid, _started(psutil.Process(pid)))
+        return cls(_machine(), pid, _started(psutil.Process(pid)), _host_name())
 
     @classmethod
     def parse(cls, text: str | None) -> Self | None:
+        """Of what `str` made. A version that wrote no host reads None in ours: it cannot tell, and waits."""
         try:
-            machine, pid, started = (text or "").split("|")
-            identity = cls(machine, int(pid), started)
+            machine, pid, started, *host = (text or "").split(_SEPARATOR, 3)
+            identity = cls(machine, int(pid), started, *host)
         except ValueError:
             return None
         return identity if identity.pid > 0 else None
 
     def __str__(self) -> str:
-        return f"{self.machine}|{self.pid}|{self.started}"
+        text = f"{self.machine}|{self.pid}|{self.started}"
+        return f"{text}|{self.host}"[:_LONGEST] if self.host else text
 
     def is_dead(self) -> bool:
         """Whether it certainly no longer runs. False also means "cannot tell from here"."""
@@ -74,6 +80,11 @@ def _machine() -> str:
         return f"{_BOOT_ID.read_text().strip()}/{_PID_NAMESPACE.stat().st_ino}"
     except OSError:
         return f"{os.uname().nodename}/{psutil.boot_time():.0f}"
+
+
+def _host_name() -> str:
+    """Printable, whatever the machine was named."""
+    return "".join(letter if letter.isprintable() else "?" for letter in socket.gethostname())
 
 
 def _started(process: psutil.Process) -> str:

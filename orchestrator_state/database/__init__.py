@@ -26,6 +26,7 @@ from orchestrator_state.database.engine import (
 from orchestrator_state.database.errors import database_errors, taken_name
 from orchestrator_state.database.opening import adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
+from orchestrator_state.database.searches import has_attributes, holds_text, moment_key, moment_of
 from orchestrator_state.database.sessions.callers import require_fit_maker
 from orchestrator_state.database.sessions.callers_code import (
     FunctionFailed,
@@ -70,6 +71,8 @@ __all__ = [
     "database_now",
     "database_time_in",
     "elapsed",
+    "has_attributes",
+    "holds_text",
     "idle_limit",
     "idling",
     "is_addressable",
@@ -81,6 +84,8 @@ __all__ = [
     "listening",
     "locate",
     "marking",
+    "moment_key",
+    "moment_of",
     "once_committed",
     "one_more",
     "open_database",

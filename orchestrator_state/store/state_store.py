@@ -23,6 +23,7 @@ from orchestrator_state.store.control import ControlCalls
 from orchestrator_state.store.health import HealthChecks
 from orchestrator_state.store.maintenance import MaintenanceCalls
 from orchestrator_state.store.opening import Opening, open_transactions, settings_for
+from orchestrator_state.store.operating import OperatingCalls
 from orchestrator_state.store.runs import RunCalls
 from orchestrator_state.store.units import UnitCalls
 from orchestrator_state.transactions import Transactions
@@ -30,7 +31,7 @@ from orchestrator_state.transactions import Transactions
 _HEALTH_CHECK_LIMIT: Final = timedelta(seconds=5)
 
 
-class StateStore(RunCalls, ControlCalls, UnitCalls, StatesByHand, MaintenanceCalls):
+class StateStore(RunCalls, ControlCalls, OperatingCalls, UnitCalls, StatesByHand, MaintenanceCalls):
     """Workflow state in the application's own database. Open it with `StateStore.open`.
 
     Each call is one transaction of its own, unless it says otherwise; `begin` groups several calls in one. When the

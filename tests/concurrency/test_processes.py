@@ -67,3 +67,18 @@ def test_a_pid_that_no_system_has_is_nobodys() -> None:
     identity = ProcessIdentity.parse(f"{ProcessIdentity.mine().machine}|{2**70}|1")
     assert identity is not None
     assert identity.is_dead()
+
+
+def test_the_host_is_named_for_people_and_read_also_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "rack|3\n" + "x" * 300)
+    mine = ProcessIdentity.mine()
+    stored = str(mine)
+    assert len(stored) == 255
+    parsed = ProcessIdentity.parse(stored)
+    assert parsed == mine
+    assert parsed is not None
+    assert parsed.host.startswith("rack|3?xxx")
+    older = ProcessIdentity.parse("|".join(stored.split("|")[:3]))
+    assert older == mine
+    assert older is not None
+    assert older.host == ""

@@ -1,0 +1,5 @@
+"""The SQL of what an operator sees of runs: it reads no payload, and locks and writes nothing."""
+
+from orchestrator_state.repositories.overview.summaries import OverviewRepository
+
+__all__ = ["OverviewRepository"]

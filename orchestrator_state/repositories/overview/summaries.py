@@ -1,0 +1,171 @@
+"""What an operator sees of runs. It reads no payload, and locks and writes nothing.
+
+A page is a few statements, each of which sees one snapshot: a run that is deleted between two of them is shown as the
+first one saw it, without its steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, case, func, select, type_coerce
+from sqlalchemy.orm import aliased
+
+from orchestrator_state.column_types import StoredIdentifier
+from orchestrator_state.database import moment_key, stored_bytes
+from orchestrator_state.domain import ACTIVE
+from orchestrator_state.models import (
+    CheckpointRow,
+    CurrentStepRow,
+    SignalRow,
+    StepRow,
+    WorkflowRow,
+    checkpoints,
+    signals,
+    step_states,
+    workflow_states,
+)
+from orchestrator_state.records import CELLS, FINAL, is_id
+from orchestrator_state.records.overview import (
+    MOST_BESIDE,
+    NOTHING_BESIDE,
+    RunPage,
+    RunQuery,
+    RunSummary,
+    SurroundingRows,
+    Surroundings,
+    cursor_after,
+    place_after,
+    summary_of,
+)
+from orchestrator_state.repositories.base import Repository
+from orchestrator_state.repositories.claimable import IS_LEASED
+from orchestrator_state.repositories.expressions import payload_columns
+from orchestrator_state.repositories.overview.condition import HAS_ENDED, IS_RUNNING, WAKES_AT, condition
+from orchestrator_state.repositories.overview.pages import Place, page_of
+
+_child: Final = aliased(WorkflowRow, name="child")
+
+
+def _bytes_in(table: Any) -> ColumnElement[int]:
+    parts = [func.coalesce(stored_bytes(column), 0) for column in payload_columns(table)]
+    return sum(parts[1:], parts[0])
+
+
+_OF_CHECKPOINTS: Final = (
+    select(func.coalesce(func.sum(_bytes_in(checkpoints)), 0))
+    .where(CheckpointRow.workflow_state_id == WorkflowRow.id)
+    .correlate(WorkflowRow)
+    .scalar_subquery()
+)
+_CELLS: Final = tuple(getattr(WorkflowRow, name) for name in CELLS["workflow_states"])
+
+
+def _summaries(stuck_for: timedelta) -> Select[Any]:
+    return select(
+        *_CELLS,
+        condition(stuck_for).label("condition"),
+        WAKES_AT.label("wakes_at"),
+        (_bytes_in(workflow_states) + _OF_CHECKPOINTS).label("own_bytes"),
+        moment_key(WorkflowRow.started_at).label("started_key"),
+        type_coerce(WorkflowRow.id, StoredIdentifier).label("id_key"),
+    )
+
+
+_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
+
+
+def _numbered(run: Any, order: Sequence[Any], rows: Any) -> Any:
+    """At most 100 of the rows of each run."""
+    number = func.row_number().over(partition_by=run, order_by=order).label("number")
+    numbered = rows.add_columns(number).where(run.in_(_IDS)).subquery()
+    return select(numbered).where(numbered.c.number <= MOST_BESIDE)
+
+
+_BESIDE: Final[Mapping[str, Any]] = {
+    "current": _numbered(
+        CurrentStepRow.workflow_state_id,
+        (CurrentStepRow.started_at, CurrentStepRow.step_id),
+        select(CurrentStepRow.workflow_state_id, CurrentStepRow.step_id, CurrentStepRow.started_at)
+        .join(WorkflowRow, WorkflowRow.id == CurrentStepRow.workflow_state_id)
+        .where(WorkflowRow.lease_token == CurrentStepRow.lease_token, IS_LEASED, ~HAS_ENDED),
+    ),
+    "running": _numbered(
+        StepRow.workflow_state_id,
+        (StepRow.started_at, StepRow.step_id),
+        select(StepRow.workflow_state_id, StepRow.step_id, StepRow.started_at, StepRow.kind, StepRow.waits_until).where(
+            IS_RUNNING
+        ),
+    ),
+    "children": _numbered(
+        _child.parent_id,
+        (_child.started_at, _child.id),
+        select(_child.parent_id.label("workflow_state_id"), _child.id.label("child"))
+        .join(WorkflowRow, WorkflowRow.id == _child.parent_id)
+        .where(_child.namespace == WorkflowRow.namespace, _child.status.in_(sorted(ACTIVE))),
+    ),
+    "signals": select(
+        SignalRow.workflow_state_id,
+        SignalRow.name,
+        func.count().label("number"),
+        func.sum(_bytes_in(signals)).label("stored_bytes"),
+    )
+    .where(SignalRow.workflow_state_id.in_(_IDS))
+    .group_by(SignalRow.workflow_state_id, SignalRow.name)
+    .order_by(SignalRow.workflow_state_id, SignalRow.name),
+    "steps": select(
+        StepRow.workflow_state_id,
+        func.count().label("number"),
+        func.sum(case((StepRow.status.in_(sorted(FINAL)), 1), else_=0)).label("finished"),
+        func.sum(_bytes_in(step_states)).label("stored_bytes"),
+    )
+    .where(StepRow.workflow_state_id.in_(_IDS))
+    .group_by(StepRow.workflow_state_id),
+}
+"""By kind, what `SurroundingRows` is made of."""
+
+
+class OverviewRepository(Repository):
+    """Runs as an operator sees them."""
+
+    async def page(self, query: RunQuery, cursor: str | None, limit: int) -> RunPage:
+        """The next runs. Raises `InvalidPayload` for a cursor of another query."""
+        fingerprint = query.fingerprint(self._namespace)
+        after = None if cursor is None else self._place(place_after(cursor, fingerprint))
+        page = page_of(query, self._namespace, after, limit + 1)
+        statement = (
+            _summaries(query.stuck_for)
+            .join_from(page, WorkflowRow, WorkflowRow.id == page.c.id)
+            .order_by(page.c.started_at.desc(), page.c.id.desc())
+        )
+        rows = await self._rows(statement)
+        shown = rows[:limit]
+        last = cursor_after((shown[-1].started_key, shown[-1].id_key), fingerprint) if len(rows) > limit else None
+        return RunPage(runs=tuple(await self._summaries_of(shown)), next=last)
+
+    async def find(self, workflow_state_id: UUID, stuck_for: timedelta) -> RunSummary | None:
+        """One run."""
+        of_id = (WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
+        rows = await self._rows(_summaries(stuck_for).where(*of_id))
+        return next(iter(await self._summaries_of(rows)), None)
+
+    def _place(self, cells: tuple[Any, ...]) -> Place:
+        started_at, run = cells
+        return (started_at, run) if self._dialect == "sqlite" else (started_at, UUID(run))
+
+    async def _summaries_of(self, rows: Sequence[Any]) -> list[RunSummary]:
+        around = await self._around([row.id for row in rows if is_id(row.id)])
+        return [summary_of(row, around.get(row.id, NOTHING_BESIDE)) for row in rows]
+
+    async def _around(self, ids: Sequence[UUID]) -> dict[UUID, Surroundings]:
+        """What other rows say of these runs."""
+        if not ids:
+            return {}
+        found = SurroundingRows()
+        for kind, statement in _BESIDE.items():
+            for row in await self._rows(statement, {"ids": ids}):
+                found.add(kind, row)
+        return found.of_runs()

@@ -1,0 +1,27 @@
+"""What an operator sees of runs."""
+
+from __future__ import annotations
+
+from typing import Unpack
+
+from orchestrator_state.records.overview import RunFilters, RunPage, RunQuery, as_limit
+from orchestrator_state.store.base import StoreCalls
+
+
+class OperatingCalls(StoreCalls):
+    """See what a database holds, without a key, a blob store or a handler."""
+
+    async def list_runs(self, *, limit: int = 50, cursor: str | None = None, **filters: Unpack[RunFilters]) -> RunPage:
+        """Return up to `limit` (1 to 500) runs that pass all filters, the newest first, payloads left out.
+
+        The filters are `status`, `condition`, `name`, `workflow_id`, `user_id`, `parent`, the times `started`,
+        `updated` and `finished`, each as `(from, before)`, `attributes` and `error_contains`; see `RunFilters`. A run
+        counts as stuck if no step of it has ended for longer than `stuck_for`. `page.next` is the `cursor` of the next
+        page, for the same filters: what is started meanwhile is on no later page, and a run that moves is neither
+        listed twice nor passed over.
+
+        It opens no payload, so it works on an encrypted or damaged database too, and takes no lock. Raises
+        `InvalidPayload` for a filter or a cursor that cannot be one.
+        """
+        query, most = RunQuery.of(filters), as_limit(limit)
+        return await self._transactions.read(lambda uow: uow.overview.page(query, cursor, most))
