@@ -19,7 +19,6 @@ from orchestrator_state.database.dialects import (
 )
 from orchestrator_state.database.direct.batches import Execute, ExecuteEach, write_in
 from orchestrator_state.database.engine import (
-    PROTECTED_NAMESPACES,
     Database,
     ReadingSession,
 )
@@ -46,13 +45,13 @@ from orchestrator_state.database.sessions.open_transactions import (
     setting_idle_limit,
     writes_alone,
 )
+from orchestrator_state.database.sessions.protected import is_protected
 from orchestrator_state.database.sessions.session import StoreSession, once_committed, unless_committed
 from orchestrator_state.database.urls import locate
 
 __all__ = [
     "FAR_FUTURE",
     "LATEST_WAKING",
-    "PROTECTED_NAMESPACES",
     "Database",
     "DatabaseClock",
     "Execute",
@@ -78,6 +77,7 @@ __all__ = [
     "is_addressable",
     "is_marked",
     "is_moment",
+    "is_protected",
     "is_stored_name",
     "lend",
     "lies_ahead",

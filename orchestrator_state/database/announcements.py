@@ -12,15 +12,14 @@ import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
-from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from orchestrator_state.database.engine import Database
 from orchestrator_state.database.postgres.notifications import listening_to_server, notify
 from orchestrator_state.database.sessions.session import once_committed
+from orchestrator_state.database.urls import path_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,7 @@ async def announce(session: AsyncSession, connection: AsyncConnection, namespace
     """Tell, with the commit of this transaction, that a run of `namespace` can be claimed."""
     if connection.dialect.name == "postgresql" and not session.sync_session.twophase:  # which Postgres would refuse
         await notify(connection, namespace)
-    once_committed(session, _Announcement(namespace, _path_of(connection.sync_engine)))
+    once_committed(session, _Announcement(namespace, path_of(connection.sync_engine)))
 
 
 @asynccontextmanager
@@ -69,18 +68,10 @@ async def listening(database: Database, namespace: str, wake: Callable[[], objec
         async with listening_to_server(database, namespace, wake):
             yield
         return
-    path = _path_of(database.writer.sync_engine)
+    path = path_of(database.writer.sync_engine)
     hearer = _Hearer(namespace, path, wake, asyncio.get_running_loop(), os.getpid())
     _hearers[id(hearer)] = hearer
     try:
         yield
     finally:
         del _hearers[id(hearer)]
-
-
-def _path_of(engine: Engine) -> str | None:
-    """Of the file of a SQLite engine, whoever made that and by what name; None where it does not tell."""
-    path = engine.url.database
-    if engine.dialect.name != "sqlite" or not path or path.startswith("file:"):
-        return None
-    return str(Path(path).resolve())

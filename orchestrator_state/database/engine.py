@@ -28,13 +28,12 @@ from orchestrator_state.database.sessions.failed_statements import (
     refuse_commits_after_failure,
     remember_failures,
 )
+from orchestrator_state.database.sessions.protected import note_protected
 from orchestrator_state.database.sessions.session import StoreSession, end_session
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
 _Answer = TypeVar("_Answer")
-
-PROTECTED_NAMESPACES: Final = "orchestrator_state_protected"  # execution option: of stores on it that encrypt
 
 # At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
 LOGGING_NAME: Final = "orchestrator_state"
@@ -209,11 +208,11 @@ class Database(ABC):
             rows = await greenlet_spawn(self._rows_of, compiled.sql, arguments)
         return compiled.converted(rows)
 
-    def note_protected(self, namespace: str) -> None:
-        """Let whoever uses the engine know that the payloads of `namespace` are encrypted."""
-        for engine in (self._pool, self.writer, self.reader):
-            known: frozenset[str] = engine.sync_engine.get_execution_options().get(PROTECTED_NAMESPACES, frozenset())
-            engine.update_execution_options(**{PROTECTED_NAMESPACES: known | {namespace}})
+    async def note_protected(self, namespace: str) -> None:
+        """Let whoever writes to the same database know that the payloads of `namespace` are encrypted."""
+        with database_errors(opening=True):
+            async with self.reader.connect() as connection:
+                await note_protected(self, connection, namespace)
 
     async def close(self) -> None:
         """Close every connection; the application's own engine is left as it is."""

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
+from sqlalchemy import Engine
+
 from orchestrator_state.database.postgres.options import PostgresOptions, read_options
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads import flaw_of
@@ -124,3 +126,11 @@ def _are_ports(listed: str) -> bool:
 def can_be_sent(text: str) -> bool:
     """Whether the protocol has a way to write it: UTF-8 that ends with a NUL."""
     return flaw_of(text) is None
+
+
+def path_of(engine: Engine) -> str | None:
+    """Of the file of a SQLite engine, whoever made that and by what name; None where it does not tell."""
+    path = engine.url.database
+    if engine.dialect.name != "sqlite" or not path or path.startswith("file:"):
+        return None
+    return str(Path(path).resolve())

@@ -1,8 +1,8 @@
 """The payloads of a unit of work that was made by hand, and not told how its store writes them.
 
 They are written as they are, as in a store without codecs; but not beside rows that are encrypted, where nobody would
-notice. Who opened an encrypting store on the same engine is known. Of another engine only the rows tell: the newest of
-each status are looked at, once for each unit of work, and only if it writes.
+notice. An encrypting store that is open in this process, on whatever engine, is known. Of those of other processes only
+the rows tell: the newest of each status are looked at, once for each unit of work, and only if it writes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 from sqlalchemy import Executable, Select, bindparam, func, select, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state.database import PROTECTED_NAMESPACES
+from orchestrator_state.database import database_errors, is_protected
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.models import WorkflowRow
@@ -42,8 +42,9 @@ class UndeclaredPayloads(Payloads):
         self.is_to_be_checked = False  # the query that looks is a statement of this unit as well
         is_encrypted = True  # as long as nobody knows
         try:
-            protected = session.get_bind(WorkflowRow.__mapper__).get_execution_options().get(PROTECTED_NAMESPACES, ())
-            is_encrypted = namespace in protected or _are_encrypted(await rows(_NEWEST, {"namespace": namespace}))
+            is_encrypted = await _is_known(session, namespace) or _are_encrypted(
+                await rows(_NEWEST, {"namespace": namespace})
+            )
         finally:
             self.is_to_be_checked, self._was_checked = is_encrypted, not is_encrypted
         if is_encrypted:
@@ -51,6 +52,11 @@ class UndeclaredPayloads(Payloads):
                 f"the store of namespace {namespace!r} encrypts its payloads, and this UnitOfWork would not: use "
                 "`store.unit_of_work(session)`, or, to write them unencrypted on purpose, pass payloads=Payloads()"
             )
+
+
+async def _is_known(session: AsyncSession, namespace: str) -> bool:
+    with database_errors():
+        return await is_protected(await session.connection({"mapper": WorkflowRow.__mapper__}), namespace)
 
 
 def _are_encrypted(starts: Sequence[Any]) -> bool:

@@ -103,12 +103,12 @@ async def open_transactions(
         else:
             await schema.verify(database)
         await database.warm_up(settings.pool_min)
+        if payloads.protects:
+            await database.note_protected(settings.namespace)
     except BaseException:
         await database.close()
         raise
     limited = payloads.within(_limits(settings), Aside())
-    if limited.protects:
-        database.note_protected(settings.namespace)
     return Transactions(database, settings, limited, schemas, hook)
 
 

@@ -1,6 +1,7 @@
 """A session of the application's on a store that encrypts: nothing is written in plain text without a word."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,15 +117,26 @@ async def checkpointed_by(uow: UnitOfWork, state: Any, snapshot: str) -> None:
     await uow.checkpoints.add(Checkpoint(workflow_state_id=state.id, step_id="load", snapshot=snapshot))
 
 
-async def test_on_the_engine_of_an_encrypting_store_it_refuses_from_the_first_row(engine: AsyncEngine) -> None:
+@pytest.mark.parametrize("opened", ["on the engine", "beside it"])
+async def test_while_an_encrypting_store_is_open_here_it_refuses_from_the_first_row(
+    engine: AsyncEngine, database_url: str, opened: str, tmp_path: Path
+) -> None:
+    place: dict[str, Any] = {"engine": engine} if opened == "on the engine" else {"database": database_url}
     async with (
-        StateStore.open(engine=engine, payloads=encrypting()),
+        StateStore.open(payloads=encrypting(), **place),
+        StateStore.open(tmp_path / "another.db", payloads=encrypting(), namespace="elsewhere"),
         AsyncSession(engine) as session,
         session.begin(),
     ):
         with pytest.raises(ConfigurationError, match="encrypts"):
             await UnitOfWork(session).workflows.save(a_workflow(context={"secret": CANARY}))
+        with pytest.raises(ConfigurationError, match="encrypts"):
+            await UnitOfWork(session).start("n", context={"secret": LONG_CANARY})
+        await UnitOfWork(session, namespace="elsewhere").start("n", context={"public": "x"})
+        await UnitOfWork(session, namespace="plain").start("n", context={"public": "x"})
     assert CANARY not in await stored(engine)
+    async with AsyncSession(engine) as session, session.begin():  # nobody says so any more, and no row does
+        await UnitOfWork(session).start("n", context={"public": "x"})
 
 
 async def test_inside_a_transact_it_is_refused_too(database_url: str) -> None:
