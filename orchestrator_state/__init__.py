@@ -42,7 +42,15 @@ from orchestrator_state.errors import (
 )
 from orchestrator_state.execution import RecoveredRun, RecoveryReport, WorkerHealth
 from orchestrator_state.hooks import Event, Hook
-from orchestrator_state.maintenance import Damage, DeletionProgress, RekeyReport, Unloadable, Unopened, VerifyReport
+from orchestrator_state.maintenance import (
+    Damage,
+    DeletionProgress,
+    EraseReport,
+    RekeyReport,
+    Unloadable,
+    Unopened,
+    VerifyReport,
+)
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
 from orchestrator_state.records.overview import CurrentStep, RunCondition, RunFilters, RunOwner, RunPage, RunSummary
@@ -68,6 +76,7 @@ __all__ = [
     "Damage",
     "DecryptionFailed",
     "DeletionProgress",
+    "EraseReport",
     "Event",
     "Happened",
     "Hook",

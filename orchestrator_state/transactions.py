@@ -30,7 +30,12 @@ from orchestrator_state.repositories.runs import (
     SignalRepository,
     WaitRepository,
 )
-from orchestrator_state.repositories.upkeep import InspectionRepository, PayloadRepository, RetentionRepository
+from orchestrator_state.repositories.upkeep import (
+    ErasureRepository,
+    InspectionRepository,
+    PayloadRepository,
+    RetentionRepository,
+)
 from orchestrator_state.retry import while_transient
 from orchestrator_state.settings import Settings
 from orchestrator_state.state_schema import Schemas
@@ -94,6 +99,10 @@ class StoreUnit(Unit):
     @cached_property
     def retention(self) -> RetentionRepository:
         return self._on_session(RetentionRepository)
+
+    @cached_property
+    def erasure(self) -> ErasureRepository:
+        return self._on_session(ErasureRepository)
 
     @cached_property
     def payloads(self) -> PayloadRepository:

@@ -37,7 +37,7 @@ from orchestrator_state.runs import (
     Telling,
     child_run_id,
 )
-from orchestrator_state.transactions import StoreUnit, Transactions
+from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")
 _LOOK_AGAIN: Final = 0.25  # seconds between looks at a run that another worker owns
@@ -87,14 +87,7 @@ class Executor:
     async def start(self, wanted: WantedRun) -> tuple[UUID, bool]:
         """Create the run for a worker to claim, unless it is there already. Returns its id, and whether it is new."""
         wanted = await self._starting.prepared(wanted)
-
-        async def start(uow: StoreUnit) -> tuple[UUID, bool]:
-            workflow_state_id, is_new = await start_pending(uow, wanted)
-            if is_new:
-                self.keeper.revoke_deleted(workflow_state_id)
-            return workflow_state_id, is_new
-
-        return await self._of_callers.write_once("start", start)
+        return await self._of_callers.write_once("start", partial(start_pending, wanted=wanted))
 
     async def run(
         self,

@@ -44,6 +44,15 @@ class Claim(set[UUID]):
     began_at = 0.0
     created: UUID | None = None
 
+    def __init__(self, supersede: Callable[[Collection[UUID]], None]) -> None:
+        super().__init__()
+        self._supersede = supersede
+
+    def take(self, ids: Collection[UUID]) -> None:
+        """The transaction, which has still to commit, claims these runs."""
+        self.update(ids)
+        self._supersede(ids)
+
     def begin(self) -> None:
         """Before the first statement of each attempt."""
         self.began_at = elapsed()
@@ -91,7 +100,7 @@ class LeaseKeeper:
         If the block is cancelled, or does not know whether it took effect, what was claimed all the same, and is not
         held, is let go of: nobody may come back to it here.
         """
-        claim = Claim()
+        claim = Claim(self._supersede)
         self._claims.append(claim)
         try:
             yield claim
@@ -141,18 +150,19 @@ class LeaseKeeper:
             return []  # they are the parent's
         return [run for workflow_state_id in ids if (run := self._held.get(workflow_state_id)) is not None]
 
-    def revoke_deleted(self, workflow_state_id: UUID) -> None:
-        """A run was created: one of that id, if it is under way here, was deleted under its hands.
-
-        It had the same owner, and would have the same token.
-        """
-        self.revoke(self.holders_of([workflow_state_id]))
-
     def revoke(self, runs: Iterable[Leaseholder]) -> None:
         """Stop runs whose leases somebody has taken away, at once: the heartbeat would learn of it later."""
         for run in runs:
             run.lease.revoke()
             self._lose(run)
+
+    def _supersede(self, ids: Collection[UUID]) -> None:
+        """Runs that are claimed anew have been lost here before.
+
+        Their tokens need not say so: a run that was deleted under the hands of its owner, and started again, comes to
+        have the same owner, token and version.
+        """
+        self.revoke(self.holders_of(ids))
 
     def drop(self, run: Leaseholder) -> None:
         """Stop renewing. The lease itself is released by whoever ends the run."""

@@ -169,7 +169,7 @@ class Recovery:
             runs = await self._claim_suspects(uow, limit, patient=patient)
             if not (suspects.have_their_turn or any(suspects.is_for_itself(run.attempts) for run in runs)):
                 runs += await uow.claims.claim_abandoned(self._handlers, owner, limit - len(runs))
-        claim.update([run.id for run in runs])
+        claim.take([run.id for run in runs])
         return runs
 
     async def _claim_suspects(self, uow: StoreUnit, limit: int, *, patient: bool, beside: int = 0) -> list[ClaimedRun]:

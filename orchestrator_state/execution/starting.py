@@ -130,8 +130,7 @@ class Starting:
                 uow, wanted, WorkflowStatus.RUNNING, lambda columns: uow.claims.create_claimed(columns, owner)
             )
             if isinstance(created, ClaimedRun):
-                self._keeper.revoke_deleted(created.id)
-                claim.add(created.id)
+                claim.take([created.id])
                 claim.created = created.id
                 return created
             found = created
@@ -155,7 +154,7 @@ class Starting:
         claimed = await uow.claims.claim(found, owner)
         if claimed is not None:
             _same(claimed, wanted)  # what was read may have been deleted, and its id another's by now
-            claim.add(claimed.id)
+            claim.take([claimed.id])
             if found.status == WorkflowStatus.FAILED:
                 await uow.lineage.revive_descendants(found.id)
         return claimed

@@ -1,6 +1,7 @@
 """What is done beside live runs, page by page."""
 
 from orchestrator_state.maintenance.damage import Damage
+from orchestrator_state.maintenance.erasure import EraseReport, Erasure
 from orchestrator_state.maintenance.garbage import collect_garbage
 from orchestrator_state.maintenance.loads import Unloadable
 from orchestrator_state.maintenance.pages import Progress, row_counter
@@ -11,6 +12,8 @@ from orchestrator_state.maintenance.verification import VerifyReport, verify
 __all__ = [
     "Damage",
     "DeletionProgress",
+    "EraseReport",
+    "Erasure",
     "OnProgress",
     "Progress",
     "RekeyReport",

@@ -23,6 +23,8 @@ from orchestrator_state.transactions import StoreUnit, Transactions
 
 _WORKFLOWS: Final = 200
 _ROWS: Final = 5_000  # in a transaction
+NOTHING: Final = Hanging(steps=0, checkpoints=0, signals=0)
+"""Hangs on a workflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +89,25 @@ async def delete_old_states(
             return deleted
         # No more are counted and locked than are likely to fit.
         limit = min(_WORKFLOWS, 2 * len(batch.ids) + 1)
-        await _let_others_in(transactions)
+        await let_others_in(transactions)
 
 
 async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
     found = await uow.retention.lock_finished(older_than=cutoff, limit=limit, spare=spare)
     families = [family.ids for family in found if family.is_over]
+    fitting, _ = await delete_fitting(uow, families)
+    return _Batch(
+        ids=[member for family in families[:fitting] for member in family],
+        spared=[family.ids[0] for family in found if not family.is_over],
+        is_last=fitting == len(families) and len(found) < limit,
+    )
+
+
+async def delete_fitting(uow: StoreUnit, families: Sequence[Sequence[UUID]]) -> tuple[int, Hanging]:
+    """Delete as many of these families, which the transaction has locked, as fit into it. Returns how many that were.
+
+    And what hung on them. Of a first one that does not fit some of what hangs on it is deleted.
+    """
     sizes = await _sizes(uow, families)
     fitting, rows = 0, 0
     for family, size in zip(families, sizes, strict=True):
@@ -103,30 +118,29 @@ async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: 
     if fitting == 0 and families:
         # Signals that nobody asked for, and the oldest checkpoints, are the least loss to a family whose deletion goes
         # no further.
-        await _prune_some(uow, families[0])
-    ids = [member for family in families[:fitting] for member in family]
-    await uow.retention.delete_locked(ids)
-    return _Batch(
-        ids=ids,
-        spared=[family.ids[0] for family in found if not family.is_over],
-        is_last=fitting == len(families) and len(found) < limit,
-    )
+        return 0, await _prune_some(uow, families[0])
+    await uow.retention.delete_locked([member for family in families[:fitting] for member in family])
+    return fitting, sum_of(sizes[:fitting])
 
 
 async def _sizes(uow: StoreUnit, families: Sequence[Sequence[UUID]]) -> list[Hanging]:
     """How many rows hang on the members of each family."""
     each = iter(await uow.retention.count_hanging([member for family in families for member in family]))
-    of_family = [[next(each) for _ in family] for family in families]
-    return [Hanging(*map(sum, zip(*sizes, strict=True))) for sizes in of_family]
+    return [sum_of([next(each) for _ in family]) for family in families]
 
 
-async def _prune_some(uow: StoreUnit, family: Sequence[UUID]) -> None:
-    left = _ROWS
+def sum_of(sizes: Sequence[Hanging]) -> Hanging:
+    return Hanging(*map(sum, zip(NOTHING, *sizes, strict=True)))
+
+
+async def _prune_some(uow: StoreUnit, family: Sequence[UUID]) -> Hanging:
+    signals, checkpoints = 0, 0
     for member, size in zip(family, await uow.retention.count_hanging(family), strict=True):
-        if left and size.signals:
-            left -= await uow.retention.delete_signals(member, limit=left)
-        if left and size.checkpoints:
-            left -= await uow.checkpoints.prune(member, keep=max(0, size.checkpoints - left))
+        if size.signals and (left := _ROWS - signals - checkpoints):
+            signals += await uow.retention.delete_signals(member, limit=left)
+        if size.checkpoints and (left := _ROWS - signals - checkpoints):
+            checkpoints += await uow.checkpoints.prune(member, keep=max(0, size.checkpoints - left))
+    return Hanging(steps=0, checkpoints=checkpoints, signals=signals)
 
 
 async def prune_checkpoints(
@@ -144,7 +158,7 @@ async def prune_checkpoints(
             if cuts is None:
                 return deleted
             if deleted:
-                await _let_others_in(transactions)
+                await let_others_in(transactions)
             deleted += await transactions.write_once("prune", partial(_prune_each, cuts=cuts))
         if progress is not None:
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
@@ -188,5 +202,5 @@ def _in_transactions(surplus: Iterable[tuple[UUID, int]], keep: int) -> Iterator
         yield cuts
 
 
-async def _let_others_in(transactions: Transactions) -> None:
+async def let_others_in(transactions: Transactions) -> None:
     await asyncio.sleep(transactions.database.pause_for_writers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from orchestrator_state.execution import Executor, RunControl
+from orchestrator_state.maintenance import Erasure
 from orchestrator_state.transactions import Transactions
 
 
@@ -12,6 +13,7 @@ class StoreCalls:
     def __init__(self, transactions: Transactions) -> None:
         self._transactions = transactions
         self._executor = Executor(transactions)
+        self._erasure = Erasure(transactions, self._executor.keeper)
         self._control = RunControl(transactions, self._executor.keeper)
 
     @property

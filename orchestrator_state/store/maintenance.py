@@ -8,6 +8,7 @@ from uuid import UUID
 
 from orchestrator_state.arguments import as_duration, as_flag, as_listener, as_uuid
 from orchestrator_state.maintenance import (
+    EraseReport,
     OnProgress,
     Progress,
     RekeyReport,
@@ -28,6 +29,30 @@ _GRACE: Final = timedelta(hours=1)
 
 class MaintenanceCalls(StoreCalls):
     """Delete what is old, and examine and rewrite what is stored."""
+
+    async def delete(self, workflow_state_id: UUID | str, *, force: bool = False) -> int:
+        """Delete one workflow, whatever its status, and all runs that descend from it. Returns how many that were.
+
+        With them go their steps, checkpoints, signals and blobs. Raises `WorkflowNotFound`; `LeaseHeld` if one of them
+        has a live owner; and `Conflict` if it is a child of a run that has not completed, which would call it again.
+        With `force` it is deleted all the same: an owner loses its lease as in `cancel`, and writes nothing more; a
+        parent that goes on calls the child anew. A run that is started later as the same `workflow_id` is a new one.
+
+        One transaction for some 5,000 rows. What has more, or blobs, is cancelled first, and deleted in several: if
+        that is interrupted, call it again.
+        """
+        return await self._erasure.delete(workflow_state_id, force=force)
+
+    async def erase(self, *, user_id: str, dry_run: bool = False, force: bool = False) -> EraseReport:
+        """Delete everything of a user in this namespace: workflows of any status, with all that hangs on them.
+
+        Those are the workflows with that `user_id`, and all runs that descend from them. The report says how much that
+        was; with `dry_run` how much it would be, and nothing is written. Runs with a live owner are left, with their
+        families, and named in the report: cancel them and call it again, or use `force`, which takes them from their
+        owners as in `delete`. Works in short transactions; if it is interrupted, call it again. What the database file,
+        its log and its backups still hold of deleted rows is beyond its reach.
+        """
+        return await self._erasure.erase(user_id, dry_run=dry_run, force=force)
 
     async def delete_old_states(self, older_than: datetime | timedelta, *, progress: OnProgress | None = None) -> int:
         """Delete finished workflows last updated before `older_than`, with their steps and checkpoints.

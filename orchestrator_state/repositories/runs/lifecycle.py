@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
 
-from sqlalchemy import Float, literal, select, update
+from sqlalchemy import Float, func, literal, not_, select, update
 
 from orchestrator_state.arguments import as_uuid
 from orchestrator_state.database import database_now, database_time_in, one_more
@@ -158,7 +158,7 @@ class RunRepository(FencedRepository):
         if run.status != WorkflowStatus.RUNNING:
             await self._tell_of(run, may_be_claimed=False)
         elif (signals and await self._has_signal(lease.workflow_state_id, signals)) or (
-            children and await self._has_finished(children)
+            children and await self._lacks_unfinished(children)
         ):
             await self.wake(lease.workflow_state_id)
         return run.status
@@ -209,10 +209,12 @@ class RunRepository(FencedRepository):
         )
         return await self._row(query.limit(1)) is not None
 
-    async def _has_finished(self, workflow_state_ids: Collection[UUID]) -> bool:
-        query = select(WorkflowRow.id).where(
+    async def _lacks_unfinished(self, workflow_state_ids: Collection[UUID]) -> bool:
+        """Whether one of these runs is finished, or was deleted."""
+        query = select(func.count()).where(
             WorkflowRow.namespace == self._namespace,
             WorkflowRow.id.in_(list(workflow_state_ids)),
-            IS_FINISHED,
+            not_(IS_FINISHED),
         )
-        return await self._row(query.limit(1)) is not None
+        (unfinished,) = await self._row(query)
+        return int(unfinished) < len(workflow_state_ids)

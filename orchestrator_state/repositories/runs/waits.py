@@ -39,7 +39,7 @@ class News:
     ready: set[UUID] = field(default_factory=set)
     """Child runs that are finished, or wait for somebody to go on with them."""
     known: set[UUID] = field(default_factory=set)
-    """Those child runs that there are, of the ones that may not have been started yet."""
+    """Those child runs that there are: others have not been started yet, or were deleted."""
     owners: set[str] = field(default_factory=set)
     """The processes that have child runs under way."""
     claimed: set[UUID] = field(default_factory=set)
@@ -56,8 +56,6 @@ class Awaited:
     """Those that wait for a signal of one of `names`."""
     names: Collection[str]
     children: Collection[UUID]
-    unsure: Collection[UUID]
-    """Child runs that may not have been started yet."""
     idle: Collection[UUID]
     """Child runs that are not under way with `owner`."""
     owner: UUID
@@ -72,8 +70,7 @@ class WaitRepository(Repository):
         parts = [
             *(self._signals(ids, awaited.names) for ids in chunks(list(awaited.signalled))),
             *(self._requests(ids) for ids in chunks(list(awaited.runs))),
-            *(part for ids in chunks(list(awaited.children)) for part in (self._ready(ids), self._owners(ids))),
-            *(self._known(ids) for ids in chunks(list(awaited.unsure))),
+            *(part for ids in chunks(list(awaited.children)) for part in self._children(ids)),
             *(self._claimed(ids, awaited.owner) for ids in chunks(list(awaited.idle))),
         ]
         for some in (parts[at : at + _PARTS] for at in range(0, len(parts), _PARTS)):
@@ -88,6 +85,9 @@ class WaitRepository(Repository):
     def _requests(self, ids: Sequence[UUID]) -> Select[Any]:
         query = _row("request", WorkflowRow.id, WorkflowRow.request)
         return query.where(WorkflowRow.id.in_(ids), WorkflowRow.request.is_not(None))
+
+    def _children(self, ids: Sequence[UUID]) -> Sequence[Select[Any]]:
+        return self._ready(ids), self._owners(ids), self._known(ids)
 
     def _ready(self, ids: Sequence[UUID]) -> Select[Any]:
         is_ready = or_(IS_FINISHED, _IS_CLAIMABLE)

@@ -1,5 +1,6 @@
 """The SQL of what is done beside live runs: deletions, and reading and writing what is stored as it is stored."""
 
+from orchestrator_state.repositories.upkeep.erasure import ErasureRepository, FoundFamilies, OfUser
 from orchestrator_state.repositories.upkeep.inspection import InspectionRepository, Named
 from orchestrator_state.repositories.upkeep.payloads import (
     CHECKED_TABLES,
@@ -18,10 +19,13 @@ __all__ = [
     "CHECKED_TABLES",
     "PAGE_BYTES",
     "PAYLOAD_TABLES",
+    "ErasureRepository",
+    "FoundFamilies",
     "Hanging",
     "InspectionRepository",
     "Key",
     "Named",
+    "OfUser",
     "PayloadRepository",
     "PayloadRow",
     "PayloadTable",

@@ -7,7 +7,7 @@ a parent stays while a child of its lives, or a run that is started later under 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -31,7 +31,7 @@ class Family(NamedTuple):
     ids: list[UUID]
     """The eldest first."""
     is_over: bool
-    """Whether all of them are finished, and old enough. Else none of them may be deleted."""
+    """Whether none of them keeps it, as one that is unfinished or too young. Else none of them may be deleted."""
 
 
 def _is_over(row: type[WorkflowRow], older_than: datetime) -> ColumnElement[bool]:
@@ -83,18 +83,28 @@ CHILDREN_TO_DELETE: Final = (
 )
 
 
+def lives(row: Any, older_than: datetime) -> bool:
+    """Whether a row of `CHILDREN_TO_DELETE` is unfinished, or not known to be old enough."""
+    return row.status not in FINISHED or not is_time(row.updated_at) or row.updated_at >= older_than
+
+
 class FamilyTree:
     """Families of which a generation at a time is read."""
 
-    def __init__(self, eldest: Iterable[UUID], older_than: datetime) -> None:
-        self._older_than = older_than
+    def __init__(self, eldest: Iterable[UUID], *, keeps: Callable[[Any], bool]) -> None:
+        """`keeps` says of the row of a child whether it keeps its family from being deleted."""
+        self._keeps = keeps
         self._members = {workflow_state_id: [workflow_state_id] for workflow_state_id in eldest}
         self._eldest_of = {workflow_state_id: workflow_state_id for workflow_state_id in self._members}
-        self._living: set[UUID] = set()
+        self._kept: set[UUID] = set()
 
     def add(self, children: Iterable[Any]) -> list[UUID]:
-        """Add rows of `CHILDREN_TO_DELETE`, and return the ids of those that were not known."""
+        """Add rows of children, and return the ids of those that were not known."""
         return [row.id for row in children if self._add(row)]
+
+    def note_kept(self, eldest: Iterable[UUID]) -> None:
+        """These keep their own families."""
+        self._kept.update(eldest)
 
     def _add(self, row: Any) -> bool:
         is_new = row.id not in self._eldest_of
@@ -105,11 +115,11 @@ class FamilyTree:
             self._members.pop(row.id, None)
             self._eldest_of.update(dict.fromkeys(joining, eldest))
             self._members[eldest] += joining
-        if row.status not in FINISHED or not is_time(row.updated_at) or row.updated_at >= self._older_than:
-            self._living.add(eldest)
+        if self._keeps(row):
+            self._kept.add(eldest)
         return is_new
 
     @property
     def families(self) -> Sequence[Family]:
-        living = {self._eldest_of[eldest] for eldest in self._living}
-        return [Family(ids, eldest not in living) for eldest, ids in self._members.items()]
+        kept = {self._eldest_of[eldest] for eldest in self._kept}
+        return [Family(ids, eldest not in kept) for eldest, ids in self._members.items()]

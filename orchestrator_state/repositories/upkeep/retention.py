@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Final, NamedTuple
 from uuid import UUID
 
@@ -32,6 +33,7 @@ from orchestrator_state.repositories.upkeep.families import (
     FamilyTree,
     eldest_finished,
     finished,
+    lives,
 )
 
 
@@ -105,7 +107,7 @@ class RetentionRepository(Repository):
         eldest = await self._rows(
             query.limit(as_count(limit, "limit")).with_for_update(skip_locked=True, of=WorkflowRow)
         )
-        tree = FamilyTree((row.id for row in eldest), cutoff)
+        tree = FamilyTree((row.id for row in eldest), keeps=partial(lives, older_than=cutoff))
         parents = [row.id for row in eldest if row.has_children]
         while parents:
             parents = [

@@ -74,7 +74,6 @@ class Watch:
             or request is not None
             or any((run, name) in news.signals for name in self.signals)
             or self.child in news.ready
-            or (self.is_question and self.child not in news.known)
         )
         if self.is_met or self.is_question:
             self.woken.set()
@@ -160,7 +159,6 @@ class Lookout:
             signalled={watch.workflow_state_id for watch in watches if watch.signals},
             names=frozenset[str]().union(*(watch.signals for watch in watches)),
             children=children,
-            unsure={watch.child for watch in watches if watch.child is not None and watch.is_question},
             idle=[child for child in children if not self._leases.has(child)],
             owner=self._leases.owner.id,
         )
@@ -170,4 +168,5 @@ class Lookout:
             news.ready |= children  # each may be the dead one's, and is taken over at once
         # So is what a claim of ours that was cut off has left. One that is under way has told the keeper by now.
         news.ready |= {child for child in news.claimed if not self._leases.has(child)}
+        news.ready |= children - news.known  # to be started, also where somebody has deleted it
         return news
