@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -14,12 +15,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from orchestrator_state import (
     AlreadyExists,
+    BlobStore,
     ConfigurationError,
     Conflict,
     Event,
     InvalidPayload,
     InvalidTransition,
     LeaseLost,
+    Payloads,
     Run,
     RunCancelled,
     StateStore,
@@ -32,6 +35,7 @@ from orchestrator_state import (
 from orchestrator_state.database.sessions.session import _KEY
 from orchestrator_state.hooks import RunEnded
 from tests.support.engines import count_orders, create_orders, orders, own_engine
+from tests.support.postgres_server import PrivatePostgres
 
 Ask = Callable[[UnitOfWork], Awaitable[object]]
 
@@ -205,6 +209,24 @@ async def test_a_run_starts_another_in_the_commit_of_its_own_step(store: StateSt
     assert str((await store.load_workflow_state_by_workflow_id("other")).id) == started
 
 
+async def test_what_is_too_long_for_a_row_is_uploaded_before_the_commit_and_left_as_garbage_after_a_rollback(
+    engine: AsyncEngine, database_url: str, session: AsyncSession, tmp_path: Path
+) -> None:
+    blobs = tmp_path / "blobs"
+    long = "x" * 1000
+
+    async with StateStore.open(database_url, payloads=Payloads(blobs=BlobStore(blobs.as_uri(), above=100))) as store:
+        for uploaded, end in ((2, session.rollback), (4, session.commit)):
+            uow = store.unit_of_work(session)
+            state = await uow.start("waits", workflow_id="w-1", context={"page": long})
+            await uow.signal(state.id, "go", long)
+            await end()
+            assert len([file for file in blobs.rglob("*") if file.is_file() and file.suffix != ".txt"]) == uploaded
+        found = await store.load_workflow_state_by_workflow_id("w-1")
+        assert found.context == {"page": long}
+        assert await store.run("waits", waits_for_go, workflow_id="w-1") == long
+
+
 # --- two transactions at a time ---
 
 
@@ -227,6 +249,33 @@ async def test_a_start_waits_for_one_that_has_not_ended_and_finds_its_run(
         assert (await starting).id == first.id
         await two.execute(text("SELECT 1"))  # its transaction has seen no failure
         await two.commit()
+
+
+async def test_many_transactions_at_a_time_start_each_run_once_and_keep_their_rows(
+    store: StateStore, engine: AsyncEngine
+) -> None:
+    ids: set[Any] = set()
+
+    async def place_order(number: int) -> None:
+        async with AsyncSession(engine) as session, session.begin():
+            await session.execute(insert(orders).values(item="book"))
+            ids.add((await store.unit_of_work(session).start("n", idempotency_key=f"k-{number % 3}")).id)
+
+    await asyncio.gather(*map(place_order, range(12)))
+    assert len(ids) == len(await store.list_active_workflows()) == 3
+    assert await count_orders(engine) == 12
+
+
+async def test_a_transaction_of_two_phases_starts_a_run(private_postgres: Callable[..., PrivatePostgres]) -> None:
+    """Postgres refuses a NOTIFY in it."""
+    server = private_postgres(max_prepared_transactions="5")
+    with server.database() as name:
+        engine = own_engine(server.url(name))
+        async with StateStore.open(server.url(name), migrate=True) as store:
+            async with AsyncSession(engine, twophase=True) as session, session.begin():
+                started = await store.unit_of_work(session).start("n")
+            assert [state.id for state in await store.list_active_workflows()] == [started.id]
+        await engine.dispose()
 
 
 @pytest.fixture
