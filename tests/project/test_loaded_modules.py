@@ -36,7 +36,18 @@ after_run = loaded()
 import orchestrator_state.cli
 print(json.dumps([after_import, after_run, loaded()]))
 """
-SLOW = ("alembic", "mako", "typer", "rich", "pygments", "cryptography", "fsspec", "httpx")
+SLOW = (
+    "alembic",
+    "mako",
+    "typer",
+    "rich",
+    "pygments",
+    "cryptography",
+    "fsspec",
+    "httpx",
+    "opentelemetry",
+    "prometheus_client",
+)
 
 
 async def make(database: Path) -> None:

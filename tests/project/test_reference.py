@@ -20,7 +20,7 @@ MODULES = [
     importlib.import_module(f"orchestrator_state.{name}")
     for name in (
         "column_types", "compression", "domain", "encryption", "errors", "hooks", "models", "schema", "settings",
-        "state_schema", "store", "unit_of_work", "worker",
+        "integrations.opentelemetry", "integrations.prometheus", "state_schema", "store", "unit_of_work", "worker",
     )
 ]  # fmt: skip
 ENTRY = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
