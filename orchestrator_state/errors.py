@@ -186,7 +186,7 @@ class StaleVersion(Conflict):
 
 
 class LeaseLost(Conflict):
-    """Another worker owns the run. Nothing was written, and nothing this worker writes will be."""
+    """Another worker owns the run, or it was deleted. Nothing was written, and nothing this worker writes will be."""
 
     workflow_state_id: UUID
 
