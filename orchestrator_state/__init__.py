@@ -53,7 +53,16 @@ from orchestrator_state.maintenance import (
 )
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
-from orchestrator_state.records.overview import CurrentStep, RunCondition, RunFilters, RunOwner, RunPage, RunSummary
+from orchestrator_state.records.overview import (
+    CurrentStep,
+    RunCondition,
+    RunDetails,
+    RunFilters,
+    RunOwner,
+    RunPage,
+    RunSummary,
+    StepSummary,
+)
 from orchestrator_state.runs import Happened, Retry, Run
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.store import StateStore
@@ -101,6 +110,7 @@ __all__ = [
     "Run",
     "RunCancelled",
     "RunCondition",
+    "RunDetails",
     "RunFailed",
     "RunFilters",
     "RunOwner",
@@ -118,6 +128,7 @@ __all__ = [
     "StepNotFound",
     "StepState",
     "StepStatus",
+    "StepSummary",
     "StoreUnavailable",
     "UnitOfWork",
     "UnknownCodec",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from typing import Unpack
+from uuid import UUID
 
-from orchestrator_state.records.overview import RunFilters, RunPage, RunQuery, as_limit
+from orchestrator_state.arguments import as_duration, as_uuid
+from orchestrator_state.records.overview import STUCK_FOR, RunDetails, RunFilters, RunPage, RunQuery, as_limit
+from orchestrator_state.runs import Duration
 from orchestrator_state.store.base import StoreCalls
 
 
@@ -25,3 +28,21 @@ class OperatingCalls(StoreCalls):
         """
         query, most = RunQuery.of(filters), as_limit(limit)
         return await self._transactions.read(lambda uow: uow.overview.page(query, cursor, most))
+
+    async def get_run(
+        self,
+        workflow_state_id: UUID | str,
+        *,
+        steps_limit: int = 100,
+        steps_cursor: str | None = None,
+        stuck_for: Duration = STUCK_FOR,
+    ) -> RunDetails:
+        """Return one run as `list_runs` does, and its last `steps_limit` (1 to 500) steps.
+
+        `details.earlier` is the `steps_cursor` of the steps before these. It opens no payload either. A run is found by
+        its id; `list_runs(workflow_id=...)` finds it by the application's name for it. Raises `WorkflowNotFound`, or
+        `InvalidPayload` for an argument that cannot be one.
+        """
+        run, most = as_uuid(workflow_state_id, "workflow_state_id"), as_limit(steps_limit, "steps_limit")
+        longest = as_duration(stuck_for, "stuck_for")
+        return await self._transactions.read(lambda uow: uow.overview.get(run, longest, steps_cursor, most))

@@ -1,7 +1,7 @@
 """What an operator sees of runs: each in its condition, page by page, whatever is damaged or encrypted."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -16,6 +16,7 @@ from orchestrator_state import (
     RunCondition,
     RunSummary,
     StateStore,
+    WorkflowNotFound,
     WorkflowState,
 )
 from orchestrator_state.database import FAR_FUTURE
@@ -481,3 +482,92 @@ async def writing(store: StateStore, run: UUID) -> AsyncIterator[None]:
             update(workflow_states).where(workflow_states.c.id == run).values(workflow_name="after")
         )
         yield
+
+
+# --- one run ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_run_is_shown_with_its_steps_in_their_order(store: StateStore) -> None:
+    def fails() -> None:
+        raise ValueError(SECRET)
+
+    async def handler(run: Run) -> object:
+        await run.step("first", lambda: SECRET)
+        with suppress(ValueError):
+            await run.step("second", fails)
+        return await run.wait_for("go", timeout=SOON)
+
+    state = await store.start("n", workflow_id="w", context={})
+    await store.recover({"n": handler})
+    details = await store.get_run(str(state.id))
+    assert details.condition == "waiting"
+    assert [(step.id, step.status, step.kind, step.has_error) for step in details.timeline] == [
+        ("first", "completed", None, False),
+        ("second", "failed", None, True),
+        ("signal:go", "running", "signal", False),
+    ]
+    first, _, waits = details.timeline
+    assert first.duration is not None
+    assert first.duration >= timedelta()
+    assert first.stored_bytes > len(SECRET)
+    assert waits.duration is None
+    assert details.earlier is None
+    assert SECRET not in repr(details)
+    (listed_run,) = await store.list_runs()
+    assert (listed_run.id, listed_run.steps) == (details.id, details.steps)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 10])
+async def test_a_long_timeline_is_read_backwards_in_parts(store: StateStore, limit: int) -> None:
+    run = await saved(store)
+    for number in range(10):
+        await with_step(store, run, f"s{number}", position=number // 2, status="completed")
+    found: list[str] = []
+    cursor = None
+    while True:
+        details = await store.get_run(run, steps_limit=limit, steps_cursor=cursor)
+        found = [step.id for step in details.timeline] + found
+        cursor = details.earlier
+        if cursor is None:
+            break
+    assert found == [f"s{number}" for number in range(10)]
+
+
+async def test_what_can_be_no_run_and_no_part_of_its_timeline_is_refused(store: StateStore, database_url: str) -> None:
+    run, other = await saved(store), await saved(store, number=1)
+    for each in (run, other):
+        await with_step(store, each, "a", position=0)
+        await with_step(store, each, "b", position=1)
+    with pytest.raises(WorkflowNotFound):
+        await store.get_run(uuid4())
+    async with StateStore.open(database_url, namespace="theirs") as theirs:
+        with pytest.raises(WorkflowNotFound):
+            await theirs.get_run(run)
+    cursor = (await store.get_run(other, steps_limit=1)).earlier
+    for arguments in ({"steps_limit": 0}, {"steps_cursor": "x"}, {"steps_cursor": cursor}, {"stuck_for": "x"}):
+        with pytest.raises(InvalidPayload):
+            await store.get_run(run, **arguments)
+    with pytest.raises(InvalidPayload):
+        await store.get_run("no id")
+
+
+async def test_a_timeline_shows_what_is_left_of_damaged_steps(store: StateStore, database_url: str) -> None:
+    run = await saved(store, status="running")
+    for number in range(3):
+        await with_step(store, run, f"s{number}", position=number, status="completed", completed_at=datetime.now(UTC))
+    if database_url.startswith(SQLITE):
+        execute(
+            database_url,
+            "PRAGMA ignore_check_constraints=ON",
+            "UPDATE step_states SET position = 'x', outputs = x'ff', retry_count = 'y' WHERE step_id = 's0'",
+            "UPDATE step_states SET status = x'ff', step_id = CAST(x'ff' AS TEXT), kind = x'ff' WHERE step_id = 's1'",
+        )
+    else:
+        execute(database_url, "UPDATE step_states SET position = -7, started_at = 'infinity' WHERE step_id = 's0'")
+    cursor, found = None, 0
+    while found < 3:
+        details = await store.get_run(run, steps_limit=1, steps_cursor=cursor)
+        found += len(details.timeline)
+        cursor = details.earlier
+    assert cursor is None
+    assert len([step for step in (await store.get_run(run)).timeline if step.damaged]) >= 1

@@ -1,7 +1,15 @@
 """What an operator sees of runs, and asks for: without a payload."""
 
 from orchestrator_state.records.overview.conditions import STATUSES, RunCondition
+from orchestrator_state.records.overview.details import (
+    RunDetails,
+    StepSummary,
+    details_of,
+    fingerprint_of_steps,
+    step_summary_of,
+)
 from orchestrator_state.records.overview.queries import (
+    STUCK_FOR,
     RunFilters,
     RunQuery,
     as_limit,
@@ -26,17 +34,23 @@ __all__ = [
     "MOST_BESIDE",
     "NOTHING_BESIDE",
     "STATUSES",
+    "STUCK_FOR",
     "CurrentStep",
     "RunCondition",
+    "RunDetails",
     "RunFilters",
     "RunOwner",
     "RunPage",
     "RunQuery",
     "RunSummary",
+    "StepSummary",
     "SurroundingRows",
     "Surroundings",
     "as_limit",
     "cursor_after",
+    "details_of",
+    "fingerprint_of_steps",
     "place_after",
+    "step_summary_of",
     "summary_of",
 ]

@@ -103,10 +103,10 @@ class RunQuery:
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
-def as_limit(value: object) -> int:
+def as_limit(value: object, path: str = "limit") -> int:
     """Return how many of a list are wanted: 1 to 500. Raises `InvalidPayload`."""
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MOST_AT_ONCE:
-        raise InvalidPayload(f"limit must be a whole number from 1 to {MOST_AT_ONCE}", path="limit")
+        raise InvalidPayload(f"{path} must be a whole number from 1 to {MOST_AT_ONCE}", path=path)
     return int.__int__(value)
 
 
@@ -120,19 +120,19 @@ def cursor_after(place: tuple[Any, ...], fingerprint: str) -> str:
     return base64.urlsafe_b64encode(_check(body, fingerprint) + body).decode()
 
 
-def place_after(cursor: object, fingerprint: str) -> tuple[Any, ...]:
+def place_after(cursor: object, fingerprint: str, path: str = "cursor") -> tuple[Any, ...]:
     """The cells of the last row of the page before. Raises `InvalidPayload` for what is no cursor of this query."""
     text = text_of(cursor)
     if text is None:
-        raise InvalidPayload(f"cursor must be a str, not a {type(cursor).__name__}", path="cursor")
+        raise InvalidPayload(f"{path} must be a str, not a {type(cursor).__name__}", path=path)
     try:
         raw = base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
     except (ValueError, binascii.Error):
-        raise _not_a_cursor() from None
+        raise _not_a_cursor(path) from None
     length_of_check = len(_check(b"", ""))
     check, body = raw[:length_of_check], raw[length_of_check:]
     if check != _check(body, fingerprint):
-        raise _not_a_cursor()
+        raise _not_a_cursor(path)
     cells = json.loads(body)
     return tuple(bytes.fromhex(cell["bytes"]) if isinstance(cell, dict) else cell for cell in cells)
 
@@ -141,10 +141,9 @@ def _check(body: bytes, fingerprint: str) -> bytes:
     return sha256(fingerprint.encode() + body).digest()[:12]
 
 
-def _not_a_cursor() -> InvalidPayload:
+def _not_a_cursor(path: str) -> InvalidPayload:
     return InvalidPayload(
-        "cursor is none that a page of this very query gave: ask for each page with the filters of the first",
-        path="cursor",
+        f"{path} is none that a page of this very query gave: ask for each page as for the first", path=path
     )
 
 

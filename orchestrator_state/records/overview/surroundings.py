@@ -97,7 +97,7 @@ class SurroundingRows:
         step_id = readable(row.step_id)
         self._steps[run][step_id] = CurrentStep(
             id=step_id,
-            kind=_kind_of(step_id, row.kind),
+            kind=kind_of(step_id, row.kind),
             started_at=_time(row.started_at),
             until=_time(row.waits_until),
         )
@@ -130,7 +130,7 @@ def _time(value: Any) -> datetime | None:
     return value if is_time(value) else None
 
 
-def _kind_of(step_id: str, kind: Any) -> str | None:
+def kind_of(step_id: str, kind: Any) -> str | None:
     """Software of earlier versions says it of no step, but names the steps of waits after their kinds."""
     if kind is not None:
         return readable(kind)

@@ -11,11 +11,11 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BindParameter, ColumnElement, Select, bindparam, case, func, select, type_coerce
+from sqlalchemy import BindParameter, Select, bindparam, case, func, select, type_coerce
 from sqlalchemy.orm import aliased
 
 from orchestrator_state.column_types import StoredIdentifier
-from orchestrator_state.database import moment_key, stored_bytes
+from orchestrator_state.database import moment_key
 from orchestrator_state.domain import ACTIVE
 from orchestrator_state.models import (
     CheckpointRow,
@@ -32,31 +32,30 @@ from orchestrator_state.records import CELLS, FINAL, is_id
 from orchestrator_state.records.overview import (
     MOST_BESIDE,
     NOTHING_BESIDE,
+    RunDetails,
     RunPage,
     RunQuery,
     RunSummary,
     SurroundingRows,
     Surroundings,
     cursor_after,
+    details_of,
+    fingerprint_of_steps,
     place_after,
+    step_summary_of,
     summary_of,
 )
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_LEASED
-from orchestrator_state.repositories.expressions import payload_columns
 from orchestrator_state.repositories.overview.condition import HAS_ENDED, IS_RUNNING, WAKES_AT, condition
 from orchestrator_state.repositories.overview.pages import Place, page_of
+from orchestrator_state.repositories.overview.timelines import bytes_in, timeline
 
 _child: Final = aliased(WorkflowRow, name="child")
 
 
-def _bytes_in(table: Any) -> ColumnElement[int]:
-    parts = [func.coalesce(stored_bytes(column), 0) for column in payload_columns(table)]
-    return sum(parts[1:], parts[0])
-
-
 _OF_CHECKPOINTS: Final = (
-    select(func.coalesce(func.sum(_bytes_in(checkpoints)), 0))
+    select(func.coalesce(func.sum(bytes_in(checkpoints)), 0))
     .where(CheckpointRow.workflow_state_id == WorkflowRow.id)
     .correlate(WorkflowRow)
     .scalar_subquery()
@@ -69,7 +68,7 @@ def _summaries(stuck_for: timedelta) -> Select[Any]:
         *_CELLS,
         condition(stuck_for).label("condition"),
         WAKES_AT.label("wakes_at"),
-        (_bytes_in(workflow_states) + _OF_CHECKPOINTS).label("own_bytes"),
+        (bytes_in(workflow_states) + _OF_CHECKPOINTS).label("own_bytes"),
         moment_key(WorkflowRow.started_at).label("started_key"),
         type_coerce(WorkflowRow.id, StoredIdentifier).label("id_key"),
     )
@@ -111,7 +110,7 @@ _BESIDE: Final[Mapping[str, Any]] = {
         SignalRow.workflow_state_id,
         SignalRow.name,
         func.count().label("number"),
-        func.sum(_bytes_in(signals)).label("stored_bytes"),
+        func.sum(bytes_in(signals)).label("stored_bytes"),
     )
     .where(SignalRow.workflow_state_id.in_(_IDS))
     .group_by(SignalRow.workflow_state_id, SignalRow.name)
@@ -120,7 +119,7 @@ _BESIDE: Final[Mapping[str, Any]] = {
         StepRow.workflow_state_id,
         func.count().label("number"),
         func.sum(case((StepRow.status.in_(sorted(FINAL)), 1), else_=0)).label("finished"),
-        func.sum(_bytes_in(step_states)).label("stored_bytes"),
+        func.sum(bytes_in(step_states)).label("stored_bytes"),
     )
     .where(StepRow.workflow_state_id.in_(_IDS))
     .group_by(StepRow.workflow_state_id),
@@ -146,11 +145,18 @@ class OverviewRepository(Repository):
         last = cursor_after((shown[-1].started_key, shown[-1].id_key), fingerprint) if len(rows) > limit else None
         return RunPage(runs=tuple(await self._summaries_of(shown)), next=last)
 
-    async def find(self, workflow_state_id: UUID, stuck_for: timedelta) -> RunSummary | None:
-        """One run."""
-        of_id = (WorkflowRow.id == workflow_state_id, WorkflowRow.namespace == self._namespace)
-        rows = await self._rows(_summaries(stuck_for).where(*of_id))
-        return next(iter(await self._summaries_of(rows)), None)
+    async def get(self, run: UUID, stuck_for: timedelta, cursor: str | None, steps: int) -> RunDetails:
+        """One run, with its last `steps` steps, or those before a cursor of its timeline."""
+        fingerprint = fingerprint_of_steps(self._namespace, run)
+        before = None if cursor is None else place_after(cursor, fingerprint, "steps_cursor")
+        of_id = (WorkflowRow.id == run, WorkflowRow.namespace == self._namespace)
+        found = await self._summaries_of(await self._rows(_summaries(stuck_for).where(*of_id)))
+        if not found:
+            raise self._workflow_not_found(run)
+        rows = await self._rows(timeline(run, before, steps + 1, on_sqlite=self._dialect == "sqlite"))
+        shown = rows[:steps]
+        earlier = cursor_after((shown[-1].position, shown[-1].step_id), fingerprint) if len(rows) > steps else None
+        return details_of(found[0], [step_summary_of(row) for row in reversed(shown)], earlier)
 
     def _place(self, cells: tuple[Any, ...]) -> Place:
         started_at, run = cells
