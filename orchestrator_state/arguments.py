@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
 from types import FunctionType
 from typing import Any, Final, TypeVar
@@ -153,6 +154,13 @@ def as_function(value: object, name: str) -> Callable[..., Any]:
         raise ConfigurationError(f"{name} must be a function, not a {type(value).__name__}")
     if inspect.isgeneratorfunction(value) or inspect.isasyncgenfunction(value):
         raise ConfigurationError(f"{name} is a generator; it must return its result instead of yielding it")
+    return value
+
+
+def as_executor(value: object) -> Executor:
+    """Return what calls functions elsewhere. Raises `ConfigurationError`."""
+    if not isinstance(value, Executor):
+        raise ConfigurationError(f"executor must be a concurrent.futures.Executor, not a {type(value).__name__}")
     return value
 
 

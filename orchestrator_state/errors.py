@@ -3,6 +3,7 @@
     OrchestratorStateError
     ├── ConfigurationError    the call or the environment is wrong: fix it, then call again
     │   ├── SchemaOutOfDate   the database is at another schema revision than the code
+    │   ├── ExecutorUnavailable   the executor of a step takes no calls: the run is left to whoever comes next
     │   └── MissingExtra      an optional dependency is not installed
     ├── NotFound
     │   ├── WorkflowNotFound
@@ -58,6 +59,7 @@ __all__ = [
     "Conflict",
     "CorruptPayload",
     "DecryptionFailed",
+    "ExecutorUnavailable",
     "InvalidPayload",
     "InvalidTransition",
     "LeaseHeld",
@@ -127,6 +129,17 @@ class SchemaOutOfDate(ConfigurationError):
 
     expected: str
     found: str | None
+
+
+class ExecutorUnavailable(ConfigurationError):
+    """The `executor` of a step was shut down, or is broken, and takes no calls; or it dropped this one.
+
+    The step's function was not called, so this is no failure of the run. It is left, as after a fault of the database,
+    to whoever comes next, whose executor may work.
+    """
+
+    workflow_state_id: UUID
+    step_id: str
 
 
 class MissingExtra(ConfigurationError):

@@ -4,7 +4,8 @@ from orchestrator_state.runs.calls import Retry
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.journal import Journal
-from orchestrator_state.runs.run import Duration, Handler, Run, call_handler
+from orchestrator_state.runs.run import Handler, Run, call_handler
+from orchestrator_state.runs.step_calls import Duration
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
 from orchestrator_state.runs.telling import Telling

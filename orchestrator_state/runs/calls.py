@@ -1,28 +1,30 @@
-"""Call a step's function: async, or sync and then in a thread, with a time limit; and again, if it fails."""
+"""Call a step's function: async, or sync and then in a thread or an executor, with a time limit; again, if it fails."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import math
 import random
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, fields
 from datetime import timedelta
 from functools import partial
 from types import CodeType
-from typing import Any, Final, TypeGuard, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, Self, TypeGuard, TypeVar, cast
 
 from orchestrator_state import hooks
-from orchestrator_state.arguments import as_pause
+from orchestrator_state.arguments import as_duration, as_executor, as_on_unknown, as_pause
 from orchestrator_state.concurrency import Returned, Threads, call_apart
 from orchestrator_state.errors import AbnormalExit, ConfigurationError, PayloadError
 from orchestrator_state.failures import note
+from orchestrator_state.runs.elsewhere import call_elsewhere, start_clock
 
 _T = TypeVar("_T")
 
 StepFunction = Callable[..., Awaitable[_T]] | Callable[..., _T]
+OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 Kinds = type[BaseException] | tuple[type[BaseException], ...]
 
 
@@ -122,6 +124,42 @@ def pause_before_next(retry: Retry, error: Exception, calls: int, step: str) -> 
     return pause
 
 
+class Calling(NamedTuple):
+    """How `run.step` has its function called."""
+
+    retry: Retry = ONCE
+    limit: timedelta | None = None
+    on_unknown: OnUnknown = "retry"
+    executor: Executor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        fn: Callable[..., Any] | None = None,
+        *,
+        retry: Retry | int | None = None,
+        timeout: timedelta | float | None = None,
+        on_unknown: OnUnknown = "retry",
+        executor: Executor | None = None,
+    ) -> Self:
+        """Raises `ConfigurationError`, also if `fn` cannot be called in an executor."""
+        calling = cls(
+            Retry.of(retry),
+            None if timeout is None else as_duration(timeout, "timeout"),
+            as_on_unknown(on_unknown),
+            None if executor is None else as_executor(executor),
+        )
+        if fn is not None:
+            calling.require_fit(fn)
+        return calling
+
+    def require_fit(self, fn: Callable[..., Any]) -> None:
+        if self.executor is not None and is_async(fn):
+            raise ConfigurationError(
+                "an async function is called in the event loop; only a sync one can be called in an `executor`"
+            )
+
+
 # --- once --------------------------------------------------------------------------------------------------------
 
 
@@ -134,23 +172,30 @@ async def call(
     fn: StepFunction[Any],
     args: tuple[Any, ...],
     limit: timedelta | None,
+    executor: Executor | None = None,
     *,
     may_begin: Callable[[], bool],
     ask: Callable[[], Awaitable[None]],
 ) -> Returned[Any]:
-    """Call `fn`, a sync one in one of `threads`. Raises what it raises, as an `Exception`: see `call_apart`.
+    """Call `fn`, a sync one in `executor`, or one of `threads`. Raises what it raises, as an `Exception`.
 
-    Raises `TimeoutError` when `limit` is over, counted from the moment that `fn` is called. A thread cannot be
-    stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped. `may_begin` is asked
-    at the last moment, in the thread that is to call `fn`: if it says no, `ask` is awaited first. There is time for it
-    to change: a call waits for its turn of the loop, for a thread, or out a pause after a failure.
+    See `call_apart`. Raises `TimeoutError` when `limit` is over, counted from the moment that `fn` is called. A thread
+    cannot be stopped: after a timeout or a cancellation a sync function runs on, and its result is dropped. `may_begin`
+    is asked at the last moment, in the thread that is to call `fn`, or to hand it over: if it says no, `ask` is awaited
+    first. There is time for it to change: a call waits for its turn of the loop, for a thread, or out a pause after a
+    failure. Raises `NotTaken` if `executor` does not call.
     """
-    seconds = None if limit is None else limit.total_seconds()
-    work = (
-        partial(_call_async, fn, args, seconds, may_begin)
-        if is_async(fn)
-        else partial(_call_in_thread, threads, fn, args, seconds, may_begin)
-    )
+
+    def begin() -> None:
+        if not may_begin():
+            raise _NotBegun
+
+    if executor is not None:
+        work = partial(call_elsewhere, executor, threads, fn, args, limit, begin)
+    elif is_async(fn):
+        work = partial(_call_async, fn, args, limit, begin)
+    else:
+        work = partial(_call_in_thread, threads, fn, args, limit, begin)
     while True:
         try:
             return await call_apart(work)
@@ -166,13 +211,12 @@ def is_async(fn: Callable[..., Any]) -> bool:
 
 
 async def _call_async(
-    fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], seconds: float | None, may_begin: Callable[[], bool]
+    fn: Callable[..., Awaitable[_T]], args: tuple[Any, ...], limit: timedelta | None, begin: Callable[[], None]
 ) -> _T:
-    if not may_begin():
-        raise _NotBegun
-    if seconds is None:
+    begin()
+    if limit is None:
         return await fn(*args)
-    async with asyncio.timeout(seconds):
+    async with asyncio.timeout(limit.total_seconds()):
         return await fn(*args)
 
 
@@ -180,22 +224,13 @@ async def _call_in_thread(
     threads: Threads,
     fn: Callable[..., Any],
     args: tuple[Any, ...],
-    seconds: float | None,
-    may_begin: Callable[[], bool],
+    limit: timedelta | None,
+    begin: Callable[[], None],
 ) -> Any:
-    loop = asyncio.get_running_loop()
-
     def work() -> Any:
-        if not may_begin():  # there may have been a queue for the thread
-            raise _NotBegun
+        begin()  # there may have been a queue for the thread
         return fn(*args)
 
     async with asyncio.timeout(None) as clock:
-
-        def start_the_clock() -> None:
-            if seconds is not None:
-                with contextlib.suppress(RuntimeError):  # nobody waits for the call any more
-                    clock.reschedule(loop.time() + seconds)
-
-        result = await threads.call(work, start_the_clock)
+        result = await threads.call(work, partial(start_clock, clock, limit))
         return await result if inspect.isawaitable(result) else result

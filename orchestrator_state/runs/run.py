@@ -7,48 +7,41 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar, copy_context
-from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Generic, NoReturn, Self, TypedDict, TypeVarTuple, Unpack, cast, overload
+from typing import (
+    Any,
+    Final,
+    Generic,
+    NoReturn,
+    Self,
+    TypedDict,
+    Unpack,
+    cast,
+    overload,
+)
 from uuid import UUID
 
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
-from orchestrator_state.arguments import as_duration, as_function, as_name, as_on_unknown, as_signal_name
+from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.runs.calls import ONCE, Retry
-from orchestrator_state.runs.steps import OnUnknown, Steps, nothing
-from orchestrator_state.runs.transacting import THE_FUNCTION, transact
+from orchestrator_state.runs.step_calls import Duration, StepCalls
+from orchestrator_state.runs.steps import Steps, nothing
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting.exits import HANDLER, mark
 from orchestrator_state.runs.waiting.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
 
-_Session = TypeVar("_Session", bound=AsyncSession)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-_Args = TypeVarTuple("_Args")
 State = TypeVar("State", bound=BaseModel, default=Any)
 """The model of a run's state; without one `Run` is `Run[Any]`."""
 _ChildState = TypeVar("_ChildState", bound=BaseModel)
-Duration = timedelta | float
 Handler = Callable[["Run[Any]"], Awaitable[_T]]
 
 # Not the run itself: contexts outlive it, that of a connection which one of its steps has opened, say.
 _current: Final[ContextVar[weakref.ref[Run[Any]] | None]] = ContextVar("orchestrator_state_current", default=None)
-
-
-class StepOptions(TypedDict, total=False):
-    """How `run.step` calls its function. See there."""
-
-    retry: Retry | int | None
-    """The number of calls in all, or how to call again."""
-    timeout: Duration | None
-    """Of each call, from the moment that the function is called."""
-    on_unknown: OnUnknown
-    """What to do about a step that was under way at a crash."""
 
 
 class ChildOptions(TypedDict, Generic[_ChildState], total=False):
@@ -75,7 +68,7 @@ def _run_ended() -> ConfigurationError:
     return ConfigurationError("the run that Run.current() asks for has ended")
 
 
-class Run(Generic[State]):
+class Run(StepCalls, Generic[State]):
     """A durable run, as its handler sees it. Made by `store.run`, `store.recover` and `Worker`.
 
     `Run[Totals]` is one whose `state` is a `Totals`.
@@ -86,7 +79,7 @@ class Run(Generic[State]):
     """
 
     def __init__(self, steps: Steps, start_child: StartChild) -> None:
-        self._steps = steps
+        super().__init__(steps)
         self._start_child = start_child
         self._pid = os.getpid()
 
@@ -171,150 +164,11 @@ class Run(Generic[State]):
         return cast("State", self._steps.journal.history.taken_up())
 
     @property
-    def step_key(self) -> str:
-        """The idempotency key of the step that is running: the same in every attempt, another for every step.
-
-        Give it to services that can tell a repetition by it. Raises `ConfigurationError` outside a step's function.
-        """
-        step_id = self._steps.running
-        if step_id is None:
-            raise ConfigurationError("run.step_key is for the function of a step; none is running here")
-        return self._steps.journal.key(step_id)
-
-    @property
     def unused_steps(self) -> tuple[str, ...]:
         """Finished steps on record that the handler has not asked for: in the end, those that it no longer has."""
         return self._steps.unused
 
     # --- durable calls -------------------------------------------------------------------------------------------
-
-    # Overloads and not a union: of that a type checker makes Never for every async function. The last one is for what
-    # is a type to pydantic and not to `type[...]`: a union, or Annotated.
-    @overload
-    def step(
-        self,
-        step_id: str,
-        fn: Callable[[*_Args], Awaitable[_T]],
-        *args: *_Args,
-        returns: None = None,
-        **options: Unpack[StepOptions],
-    ) -> Coroutine[Any, Any, _T]: ...
-
-    @overload
-    def step(
-        self,
-        step_id: str,
-        fn: Callable[[*_Args], _T],
-        *args: *_Args,
-        returns: None = None,
-        **options: Unpack[StepOptions],
-    ) -> Coroutine[Any, Any, _T]: ...
-
-    @overload
-    def step(
-        self,
-        step_id: str,
-        fn: Callable[[*_Args], object],
-        *args: *_Args,
-        returns: type[_R],
-        **options: Unpack[StepOptions],
-    ) -> Coroutine[Any, Any, _R]: ...
-
-    @overload
-    def step(
-        self,
-        step_id: str,
-        fn: Callable[[*_Args], object],
-        *args: *_Args,
-        returns: Any,
-        **options: Unpack[StepOptions],
-    ) -> Coroutine[Any, Any, Any]: ...
-
-    # Its options by name, so that Python refuses one that there is not.
-    def step(
-        self,
-        step_id: str,
-        fn: Callable[[*_Args], Any],
-        *args: *_Args,
-        returns: Any = None,
-        retry: Retry | int | None = None,
-        timeout: Duration | None = None,
-        on_unknown: OnUnknown = "retry",
-    ) -> Coroutine[Any, Any, Any]:
-        """Return `fn(*args)`, computed once: after a crash the recorded outputs come back instead.
-
-        `fn` is async, or sync and then runs in a thread; what it returns must be JSON. One commit writes the step, the
-        changed context, the checkpoint and its pruning, and only then is the result returned. The same id called again
-        is `step_id#2`, and so on, numbered when `step` is called. A step that was under way at a crash runs again,
-        with the same `step_key`. With `on_unknown="raise"`, or a callable, the intent is committed first, so that this
-        is noticed: then `OutcomeUnknown` is raised, or the callable is called with the key and returns `Happened`, or
-        None to run the step again.
-
-        With `returns=SomeType` the outputs are of that type, for which pydantic has a schema: a model, a dataclass,
-        `datetime`, `list[Page]`. What comes back is loaded from what was stored, the first time too.
-
-        `retry` is the number of calls in all, or a `Retry`; `timeout` bounds each of them, from the moment that `fn` is
-        called. Whatever it raises is a failure. When the last call fails, the failure is committed and its exception
-        raised; for what is no `Exception`, such as `SystemExit`, an `AbnormalExit`. A cancellation from outside is no
-        failure. Raises `InvalidPayload` for outputs that cannot be stored, and
-        `StateMismatch` if `returns` does not accept recorded ones.
-        """
-        as_function(fn, "the function of run.step")
-        on_unknown = as_on_unknown(on_unknown)
-        numbered = self._steps.number(step_id)
-        policy = ONCE if retry is None else Retry.of(retry)
-        limit = None if timeout is None else as_duration(timeout, "timeout")
-        if returns is not None or self._steps.types.schema is not None:
-            returns = self._steps.types.of_step(numbered, returns)
-        work = partial(self._steps.step, numbered, fn, args, returns, policy, limit, on_unknown)
-        return self._steps.call(numbered, partial(self._steps.recorded, returns), work)
-
-    @overload
-    def transact(
-        self,
-        step_id: str,
-        fn: Callable[[_Session, *_Args], Awaitable[_T]],
-        *args: *_Args,
-        returns: None = None,
-    ) -> Coroutine[Any, Any, _T]: ...
-
-    @overload
-    def transact(
-        self,
-        step_id: str,
-        fn: Callable[[_Session, *_Args], Awaitable[object]],
-        *args: *_Args,
-        returns: type[_R],
-    ) -> Coroutine[Any, Any, _R]: ...
-
-    @overload
-    def transact(
-        self,
-        step_id: str,
-        fn: Callable[[_Session, *_Args], Awaitable[object]],
-        *args: *_Args,
-        returns: Any,
-    ) -> Coroutine[Any, Any, Any]: ...
-
-    def transact(
-        self,
-        step_id: str,
-        fn: Callable[[_Session, *_Args], Awaitable[Any]],
-        *args: *_Args,
-        returns: Any = None,
-    ) -> Coroutine[Any, Any, Any]:
-        """Return `await fn(session, *args)`, whose rows commit together with the step: exactly once.
-
-        `session` is an `AsyncSession`, made by the store's `sessionmaker` if it has one: add and flush, and leave the
-        commit to the run. If the database gives up on the transaction, all of it is repeated, and what `fn` did to the
-        context is taken back before. It is open while `fn` runs, so `fn` should do nothing but write rows.
-        `returns` is as in `step`.
-        """
-        as_function(fn, THE_FUNCTION)
-        numbered = self._steps.number(step_id)
-        returns = self._steps.types.of_step(numbered, returns)
-        work = partial(transact, self._steps, numbered, fn, args, returns)
-        return self._steps.call(numbered, partial(self._steps.recorded, returns), work)
 
     def checkpoint(self, label: str = "checkpoint") -> Coroutine[Any, Any, None]:
         """Commit the context now, as a step of that name, with a checkpoint whatever the policy."""

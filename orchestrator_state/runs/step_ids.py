@@ -38,6 +38,13 @@ class StepIds:
         self.asked.add(numbered)
         return numbered
 
+    def peek(self, step_id: str) -> str:
+        """The id that the next call of `step_id` is going to have. Raises `InvalidPayload`."""
+        numbered = self.number(step_id)
+        self._calls[as_stored_name(step_id, "step_id")] -= 1
+        self.asked.remove(numbered)
+        return numbered
+
     def _was_recorded_bare(self, step_id: str) -> bool:
         """Whether it is on record without the number, as older software left it, and not as another id's repetition."""
         base = step_id.rpartition("#")[0]

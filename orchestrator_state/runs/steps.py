@@ -6,18 +6,19 @@ import asyncio
 import inspect
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
 from orchestrator_state.domain import StepStatus
-from orchestrator_state.errors import ConfigurationError, OutcomeUnknown
+from orchestrator_state.errors import ConfigurationError, ExecutorUnavailable, OutcomeUnknown
 from orchestrator_state.failures import describe
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import CHECKPOINT, FINAL, OpenStep
-from orchestrator_state.runs.calls import Retry, StepFunction, call, pause_before_next
+from orchestrator_state.runs.calls import Calling, OnUnknown, StepFunction, call, pause_before_next
+from orchestrator_state.runs.elsewhere import NotTaken
 from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch
@@ -28,7 +29,6 @@ from orchestrator_state.runs.waiting.room import WaitingRoom
 from orchestrator_state.transactions import Transactions
 
 _T = TypeVar("_T")
-OnUnknown = Literal["retry", "raise"] | Callable[..., Any]
 
 _LONGEST_STRETCH: Final = 0.05  # seconds in which a handler that passes through recorded steps has the loop to itself
 
@@ -63,6 +63,7 @@ class Steps:
         self._ids = StepIds(journal.steps)
         self.number: Final = self._ids.number
         """See `StepIds.number`."""
+        self.next_id: Final = self._ids.peek
         # A worker that was frozen asks for its lease before it calls: another one may have the run by now.
         self._call_function = partial(call, threads, may_begin=self._has_fresh_lease, ask=self._confirm_lease)
         self._leases = leases
@@ -158,23 +159,39 @@ class Steps:
 
     # --- run.step ------------------------------------------------------------------------------------------------
 
+    def begin(
+        self,
+        step_id: str,
+        fn: StepFunction[Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        returns: Any,
+        calling: Calling,
+    ) -> Coroutine[Any, Any, Any]:
+        """The call of `run.step`: `fn(*args, **kwargs)`, or what is recorded of it. What it is given was checked."""
+        numbered = self.number(step_id)
+        if kwargs:
+            fn = partial(fn, **kwargs)
+        if returns is not None or self.types.schema is not None:
+            returns = self.types.of_step(numbered, returns)
+        work = partial(self.step, numbered, fn, args, returns, calling)
+        return self.call(numbered, partial(self.recorded, returns), work)
+
     async def step(
         self,
         step_id: str,
         fn: StepFunction[Any],
         args: tuple[Any, ...],
         returns: Any,
-        retry: Retry,
-        limit: timedelta | None,
-        on_unknown: OnUnknown,
+        calling: Calling,
     ) -> Any:
         """The work of `run.step`: call `fn`, again if it fails, and commit what it returned or failed of."""
         journal = self.journal
         if returns is not None:
             ValueType.of(returns).require_storable()
         await self.before_work()
-        if on_unknown != "retry":
-            happened = await self._settle(step_id, on_unknown)
+        if calling.on_unknown != "retry":
+            happened = await self._settle(step_id, calling.on_unknown)
             if happened is not None:
                 encoded, outputs, cancelled = await self.encode(step_id, returns, happened.outputs)
                 await self.finish(journal.new_step(step_id), encoded, cancelled)
@@ -184,7 +201,7 @@ class Steps:
             begun = journal.new_step(step_id)
         failures: list[Exception] = []
         try:
-            outputs, cancelled = await self._outputs(begun, fn, args, retry, limit, failures)
+            outputs, cancelled = await self._outputs(begun, fn, args, calling, failures)
             encoded, outputs, later = await self.encode(step_id, returns, outputs)
         except Exception as error:
             await journal.fail_step(begun, error, calls=max(len(failures), 1))
@@ -199,8 +216,7 @@ class Steps:
         begun: OpenStep,
         fn: StepFunction[Any],
         args: tuple[Any, ...],
-        retry: Retry,
-        limit: timedelta | None,
+        calling: Calling,
         failures: list[Exception],
     ) -> Returned[Any]:
         """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
@@ -209,13 +225,18 @@ class Steps:
         try:
             while True:
                 try:
+                    call_it = partial(self._call_function, fn, args, calling.limit, calling.executor)
                     if telling is None:
-                        return await self._call_function(fn, args, limit)
+                        return await call_it()
                     number = begun.retry_count + len(failures) + 1
-                    return await telling.step_started(step_id, number, self._call_function, fn, args, limit)
+                    return await telling.step_started(step_id, number, call_it)
+                except NotTaken as not_taken:
+                    if failures and isinstance(failures[-1], BrokenExecutor):
+                        raise failures[-1] from None  # it was our call, perhaps, that has broken it
+                    self.switch.stop(self._executor_unavailable(step_id, not_taken))
                 except Exception as error:
                     failures.append(error)
-                    pause = pause_before_next(retry, error, len(failures), f"step {step_id!r} of run {self.id}")
+                    pause = pause_before_next(calling.retry, error, len(failures), f"step {step_id!r} of run {self.id}")
                     if pause is None:
                         raise
                     if telling is not None:
@@ -223,6 +244,13 @@ class Steps:
                 await asyncio.sleep(pause)
         finally:
             IN_STEP.reset(within)
+
+    def _executor_unavailable(self, step_id: str, not_taken: NotTaken) -> ExecutorUnavailable:
+        return ExecutorUnavailable(
+            f"the executor of step {step_id!r} did not call its function ({not_taken}): is it shut down, or broken?",
+            workflow_state_id=self.id,
+            step_id=step_id,
+        )
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""

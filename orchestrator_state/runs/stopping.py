@@ -16,6 +16,7 @@ from uuid import UUID
 from orchestrator_state.domain import WorkflowStatus
 from orchestrator_state.errors import (
     ConfigurationError,
+    ExecutorUnavailable,
     LeaseLost,
     OrchestratorStateError,
     PauseTakenBack,
@@ -28,15 +29,15 @@ from orchestrator_state.failures import is_a, leaves, message_of
 from orchestrator_state.records import UNOPENED_HERE
 from orchestrator_state.repositories.runs import CANCEL, PAUSE
 
-UNREADABLE_HERE: Final = (SchemaMismatch, *UNOPENED_HERE)
-"""Other code, or a store with other keys, may well be able to read it."""
+_NOT_HERE: Final = (ExecutorUnavailable, SchemaMismatch, *UNOPENED_HERE)
+"""Other code, or a store with other keys, or a process with another executor, may well be able to go on with it."""
 
-NOT_THE_RUNS: Final = (StoreUnavailable, *UNREADABLE_HERE)
+NOT_THE_RUNS: Final = (StoreUnavailable, *_NOT_HERE)
 """What the handler never sees, if it happens to a call of its run."""
 
 _FIRST_PAUSE: Final = 1.0  # seconds; they double
-_FIRST_UNREADABLE: Final = 2.0
-_LONGEST_UNREADABLE: Final = timedelta(minutes=5)
+_FIRST_ELSEWHERE: Final = 2.0
+_LONGEST_ELSEWHERE: Final = timedelta(minutes=5)
 
 
 def stopped_as(status: str, workflow_state_id: UUID) -> OrchestratorStateError:
@@ -147,7 +148,7 @@ def pause_after(error: BaseException, faults: int, lease_term: timedelta) -> tim
 
     After a fault of the database no longer than a lease is good for, as if the worker had vanished.
     """
-    unreadable = is_a(error, UNREADABLE_HERE)
-    first, longest = (_FIRST_UNREADABLE, _LONGEST_UNREADABLE) if unreadable else (_FIRST_PAUSE, lease_term)
+    elsewhere = is_a(error, _NOT_HERE)
+    first, longest = (_FIRST_ELSEWHERE, _LONGEST_ELSEWHERE) if elsewhere else (_FIRST_PAUSE, lease_term)
     seconds = min(first * 2.0 ** min(faults - 1, 30), longest.total_seconds())
     return timedelta(seconds=seconds * random.uniform(0.75, 1))  # noqa: S311 - spreads load, guards nothing
