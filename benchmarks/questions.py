@@ -9,6 +9,7 @@ from benchmarks.appending import APPENDING
 from benchmarks.growth import GROWTH
 from benchmarks.idle import IDLE
 from benchmarks.list_active import LIST_ACTIVE
+from benchmarks.listening import LISTENING
 from benchmarks.load import LOAD
 from benchmarks.measure import Question
 from benchmarks.payloads import PAYLOADS
@@ -25,6 +26,7 @@ QUESTIONS: Final[tuple[Question, ...]] = (
     APPENDING,
     RECOVERING,
     *UNDER_LOAD,
+    LISTENING,
     IDLE,
     LOAD,
     SAVE,

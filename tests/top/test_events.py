@@ -33,7 +33,7 @@ from orchestrator_state.hooks import (
     StoreEvent,
     TransactionRepeated,
 )
-from tests.support.running import Failing, Gate, Log, change_row, expire_lease, vanish
+from tests.support.running import LONG_AGO, Failing, Gate, Log, change_row, expire_lease, vanish
 
 AGAIN = Retry(attempts=3, wait_initial=0, wait_max=0, wait_jitter=0)
 
@@ -268,6 +268,25 @@ async def test_a_failed_run_is_one_line_without_what_the_error_says_unless_asked
     assert "caused by KeyError" in line
     assert f"{__file__}:" in line
     assert ("secret" in line) is with_text
+
+
+async def test_no_name_nor_error_breaks_or_colours_a_line(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    hostile = "x\r\nERROR forged\x1b[31m\u2028\u202e"
+    kind: Any = type(hostile, (Exception,), {})
+
+    async def handler(run: Run) -> None:
+        await run.step(hostile, Failing(kind(hostile)))
+
+    async with StateStore.open(database_url, log_error_text=True) as store:
+        with pytest.raises(kind):
+            await store.run(hostile, handler, workflow_id=hostile)
+        state = await store.load_workflow_state_by_workflow_id(hostile)
+        await change_row(store, state.id, status="running", lease_expires_at=LONG_AGO, attempts=99)
+        await store.recover({hostile: handler})
+    assert {"failed: ", "workers vanished"} <= {
+        words for words in ("failed: ", "workers vanished") for each in caplog.messages if words in each
+    }
+    assert [each for each in caplog.messages if not each.isprintable()] == []
 
 
 # --- the store ---------------------------------------------------------------------------------------------------
