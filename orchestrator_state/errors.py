@@ -19,6 +19,7 @@
     │   ├── PauseTakenBack    somebody paused the run and resumed it: whoever comes next continues it
     │   ├── RunCancelled      somebody cancelled the run
     │   ├── RunFailed         the run that was waited for failed: a child, or one that another worker has
+    │   ├── RunUnfinished     the run has no result yet
     │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
     │   ├── OutcomeUnknown    a step was under way at a crash, and may or may not have taken effect
     │   └── UnusedSteps       a resumed handler did not ask for all recorded steps, and was told to be strict
@@ -76,6 +77,7 @@ __all__ = [
     "RunFailed",
     "RunPaused",
     "RunSuspended",
+    "RunUnfinished",
     "SchemaChanged",
     "SchemaMismatch",
     "SchemaOutOfDate",
@@ -232,6 +234,13 @@ class RunCancelled(Conflict):
     """The run was cancelled, for good."""
 
     workflow_state_id: UUID
+
+
+class RunUnfinished(Conflict):
+    """The run whose result was asked for is not over. `store.wait` waits until it is."""
+
+    workflow_state_id: UUID
+    status: str
 
 
 class RunFailed(Conflict):

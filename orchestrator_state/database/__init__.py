@@ -1,7 +1,7 @@
 """Where the database is, and every fact about a dialect."""
 
 from orchestrator_state.database.adopted import refuse_autocommit
-from orchestrator_state.database.announcements import announce, listening
+from orchestrator_state.database.announcements import announce, hearing_of_ends, listening, tell_of_ends
 from orchestrator_state.database.clock import FAR_FUTURE, LATEST_WAKING, DatabaseClock, elapsed
 from orchestrator_state.database.compiled import shared_cache
 from orchestrator_state.database.dialects import (
@@ -71,6 +71,7 @@ __all__ = [
     "database_time_in",
     "elapsed",
     "has_attributes",
+    "hearing_of_ends",
     "holds_text",
     "idle_limit",
     "idling",
@@ -98,6 +99,7 @@ __all__ = [
     "stored_bytes",
     "taken_name",
     "takes_marks",
+    "tell_of_ends",
     "time_after",
     "transaction_ended",
     "unless_committed",

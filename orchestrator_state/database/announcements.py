@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
+from uuid import UUID
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 from orchestrator_state.database.engine import Database
-from orchestrator_state.database.postgres.notifications import listening_to_server, notify
+from orchestrator_state.database.postgres.notifications import CHANNEL, ENDS, Heard, notify, notify_of_ends
 from orchestrator_state.database.sessions.session import once_committed
 from orchestrator_state.database.urls import path_of
 
@@ -64,8 +65,8 @@ async def announce(session: AsyncSession, connection: AsyncConnection, namespace
 async def listening(database: Database, namespace: str, wake: Callable[[], object]) -> AsyncIterator[None]:
     """Call `wake` in this event loop for each announcement in `namespace`, as far as somebody tells of them."""
     database.enter()
-    if database.can_listen:
-        async with listening_to_server(database, namespace, wake):
+    if database.listener is not None:
+        async with database.listener.hearing(CHANNEL, lambda said: wake() if said in (None, namespace) else None):
             yield
         return
     path = path_of(database.writer.sync_engine)
@@ -75,3 +76,19 @@ async def listening(database: Database, namespace: str, wake: Callable[[], objec
         yield
     finally:
         del _hearers[id(hearer)]
+
+
+@asynccontextmanager
+async def hearing_of_ends(database: Database, heard: Heard) -> AsyncIterator[bool]:
+    """Call `heard` with the ids of runs that are over, as far as a server tells of them: yields whether one does."""
+    if database.listener is None:
+        yield False
+        return
+    async with database.listener.hearing(ENDS, heard):
+        yield True
+
+
+async def tell_of_ends(database: Database, ids: Sequence[UUID]) -> None:
+    """Tell other processes that these runs are over, at most 200; only where `database.listener` says that we can."""
+    async with database.reader.connect() as connection:
+        await notify_of_ends(connection, ids)

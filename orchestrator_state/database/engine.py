@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Executable, Pool
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
@@ -33,6 +33,9 @@ from orchestrator_state.database.sessions.session import StoreSession, end_sessi
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.settings import Settings
 
+if TYPE_CHECKING:
+    from orchestrator_state.database.postgres.notifications import ServerListener
+
 _Answer = TypeVar("_Answer")
 
 # At DEBUG SQLAlchemy logs every row that it fetches, payloads included; `hide_parameters` is about parameters only.
@@ -47,8 +50,8 @@ class Database(ABC):
     """Whether statements may go to the driver, past SQLAlchemy: only on connections that we set up ourselves."""
     has_idle_limit: bool
     """Whether its connections are set up so that a transaction of a frozen process ends; else each has to say so."""
-    can_listen = False
-    """Whether the database tells workers that there is something to do."""
+    listener: ServerListener | None = None
+    """What hears of the database that there is something to do, if that tells."""
     limits_statements = False
     """Whether its connections give up on a statement after a while, as those of a migration must not."""
     renewals_may_hang = True

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Final
+from uuid import UUID
 
 from orchestrator_state import hooks
-from orchestrator_state.domain import WorkflowStatus
+from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.errors import (
     LeaseLost,
     OrchestratorStateError,
@@ -45,9 +46,9 @@ def outcome_of(error: BaseException, *, otherwise: str) -> str:
 
 
 class Endings:
-    """Writes them. `tell` is called when a run is over: its parent may wait for it."""
+    """Writes them. `tell` is called with the id of a run that is over: its parent may wait for it, or a caller."""
 
-    def __init__(self, transactions: Transactions, tell: Callable[[], object]) -> None:
+    def __init__(self, transactions: Transactions, tell: Callable[[UUID], object]) -> None:
         self._transactions = transactions
         self._tell = tell
 
@@ -74,7 +75,7 @@ class Endings:
             return status
 
         status = await self._transactions.write(finish)
-        self._tell()
+        self._tell(run.id)
         return status
 
     async def suspend(self, run: ClaimedRun, room: WaitingRoom) -> str:
@@ -87,7 +88,10 @@ class Endings:
 
     async def let_go(self, run: ClaimedRun) -> str:
         """Do what was asked of the run, and release it. Returns its status. Raises `LeaseLost`."""
-        return await self._transactions.write(lambda uow: uow.runs.let_go(run.lease))
+        status = await self._transactions.write(lambda uow: uow.runs.let_go(run.lease))
+        if status in FINISHED:
+            self._tell(run.id)
+        return status
 
     async def leave(self, run: ClaimedRun, error: BaseException, *, progress: bool) -> None:
         """Let go of the run; after a fault with a pause, which grows while faults follow each other without progress.

@@ -22,7 +22,9 @@ from orchestrator_state.execution.attempts import Attempt, Shared
 from orchestrator_state.execution.endings import GIVEN_UP, Endings
 from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page
-from orchestrator_state.execution.results import recorded_failure, recorded_result
+from orchestrator_state.execution.outcomes.ends import Ends
+from orchestrator_state.execution.outcomes.outcomes import Outcomes
+from orchestrator_state.execution.outcomes.results import recorded_failure, recorded_result
 from orchestrator_state.execution.starting import Starting, WantedRun, start_pending
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.records import ClaimedRun
@@ -58,7 +60,9 @@ class Executor:
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
         self.lookout: Final = Lookout(transactions, self.keeper)
         self._starting = Starting(transactions, self.keeper)
-        self._endings = Endings(transactions, self.lookout.look_now)
+        self.outcomes: Final = Outcomes(self._of_callers)
+        self._ends = Ends(transactions.database)
+        self._endings = Endings(transactions, self.tell_of_end)
         self._shared = Shared(
             transactions=transactions,
             keeper=self.keeper,
@@ -74,10 +78,22 @@ class Executor:
     async def close(self) -> None:
         """Stop the runs under way, which let go of their leases, and wait until all that was to be written is."""
         await self.keeper.stop_runs()
+        await self.outcomes.watch.close()
         await self.lookout.close()
         await self.keeper.close()
         await self.group_commit.close()
+        await self._ends.close()
         self.threads.close()
+
+    def look_now(self) -> None:
+        """Something was changed from outside, which runs here, or callers, may wait for."""
+        self.lookout.look_now()
+        self.outcomes.watch.look_now()
+
+    def tell_of_end(self, workflow_state_id: UUID) -> None:
+        """This run may be over, which here, and elsewhere, somebody may wait for."""
+        self.look_now()
+        self._ends.tell(workflow_state_id)
 
     def types_of(self, workflow_name: str, state: Any = None, result: Any = None) -> RunTypes:
         """See `RunTypes.of`."""

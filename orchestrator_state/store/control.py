@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from orchestrator_state.arguments import as_uuid
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.store.base import StoreCalls
 
@@ -25,7 +26,7 @@ class ControlCalls(StoreCalls):
         for what cannot be stored.
         """
         await self._control.signal(workflow_state_id, name, payload, once=once)
-        self._executor.lookout.look_now()
+        self._executor.look_now()
 
     async def pause(self, workflow_state_id: UUID | str) -> None:
         """Pause a run: at once if nobody owns it, else at its owner's next step.
@@ -33,7 +34,7 @@ class ControlCalls(StoreCalls):
         Raises `WorkflowNotFound`, or `InvalidTransition` if the run is finished.
         """
         await self._control.pause(workflow_state_id)
-        self._executor.lookout.look_now()
+        self._executor.look_now()
 
     async def resume(self, workflow_state_id: UUID | str) -> None:
         """Let a paused or failed run go on, with a new budget of attempts; `recover` or a `Worker` picks it up.
@@ -41,7 +42,7 @@ class ControlCalls(StoreCalls):
         Raises `WorkflowNotFound`, or `InvalidTransition` if the run is completed or cancelled.
         """
         await self._control.resume(workflow_state_id)
-        self._executor.lookout.look_now()
+        self._executor.look_now()
 
     async def cancel(self, workflow_state_id: UUID | str, *, force: bool = False) -> None:
         """Cancel a run and its child runs: at once if nobody owns them, else at their owner's next step.
@@ -54,7 +55,7 @@ class ControlCalls(StoreCalls):
         Raises `WorkflowNotFound`, or `InvalidTransition` if the run is completed or failed.
         """
         await self._control.cancel(workflow_state_id, force=force)
-        self._executor.lookout.look_now()
+        self._executor.tell_of_end(as_uuid(workflow_state_id, "workflow_state_id"))
 
     async def fork(self, checkpoint_id: UUID | str, *, workflow_id: str | None = None) -> WorkflowState:
         """Create a new, pending workflow that starts from that checkpoint, and remembers where it came from.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
 from typing import Any, TypeVar, Unpack, overload
+from uuid import UUID
 
 from pydantic import BaseModel
 
-from orchestrator_state.arguments import as_duration, as_flag, as_function
+from orchestrator_state.arguments import as_duration, as_flag, as_function, as_uuid
 from orchestrator_state.database import listening
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.execution import Recovery, RecoveryReport, wanted_run
@@ -118,6 +119,47 @@ class RunCalls(StoreCalls):
             types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
         )
         return await start(self._transactions, self._executor, wanted)
+
+    @overload
+    async def result(self, workflow_state_id: UUID | str, *, returns: type[_R]) -> _R: ...
+
+    @overload
+    async def result(self, workflow_state_id: UUID | str, *, returns: Any = None) -> Any: ...
+
+    async def result(self, workflow_state_id: UUID | str, *, returns: Any = None) -> Any:
+        """Return what the handler of a completed run returned, without that handler.
+
+        `returns` is as in `run`; else the result is of the type that the schema of the run's name says. A state that
+        was completed by hand has the result None.
+
+        Raises `RunFailed` with the recorded error of a failed run, `RunCancelled`, `RunUnfinished` if the run is not
+        over, `WorkflowNotFound`, and `PayloadError` for a result that cannot be read.
+        """
+        return await self._executor.outcomes.get(as_uuid(workflow_state_id, "workflow_state_id"), returns)
+
+    @overload
+    def wait(
+        self, workflow_state_id: UUID | str, timeout: Duration | None = None, *, returns: type[_R]
+    ) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def wait(
+        self, workflow_state_id: UUID | str, timeout: Duration | None = None, *, returns: Any = None
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def wait(
+        self, workflow_state_id: UUID | str, timeout: Duration | None = None, *, returns: Any = None
+    ) -> Coroutine[Any, Any, Any]:
+        """Wait until a run is over, whoever drives it, and return or raise what `result` does.
+
+        A run that fails is over, also if it may be resumed. One that is paused is not: it is waited for until somebody
+        resumes or cancels it. After `timeout` (a duration, or seconds) a `TimeoutError` is raised, and the run goes on.
+
+        An end in this process is heard of at once, one in another by a notification of Postgres, or else by one look
+        for all who wait in this store, four times a second on SQLite. It drives no run: somebody has to.
+        """
+        limit = None if timeout is None else as_duration(timeout, "timeout")
+        return self._executor.outcomes.wait(as_uuid(workflow_state_id, "workflow_state_id"), limit, returns)
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
         """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.

@@ -24,6 +24,7 @@ from orchestrator_state.database.engine import LOGGING_NAME, Database, committed
 from orchestrator_state.database.errors import database_errors
 from orchestrator_state.database.internals import greenlet_spawn, is_heard, pool_limit
 from orchestrator_state.database.postgres.connection import Connector
+from orchestrator_state.database.postgres.notifications import ServerListener
 from orchestrator_state.database.sessions.failed_statements import refuse_entangled_connections
 from orchestrator_state.database.sessions.lent import put_back_postgres
 from orchestrator_state.database.urls import PostgresLocation
@@ -54,7 +55,7 @@ class PostgresDatabase(Database):
         # Past SQLAlchemy: neither with events and settings of the application's, nor, behind PgBouncer, with prepared
         # statements outside a transaction.
         self.is_direct = self.has_idle_limit = owned and not settings.pgbouncer
-        self.can_listen = not settings.pgbouncer
+        self.listener = None if settings.pgbouncer else ServerListener(self)
         self.limits_statements = owned
         self._autocommits = autocommits
 

@@ -78,6 +78,16 @@ class WaitRepository(Repository):
                 _note(news, kind, run, text)
         return news
 
+    async def list_statuses(self, ids: Collection[UUID]) -> dict[UUID, str]:
+        """The statuses of those of these runs that there are: one statement for up to 500."""
+        statuses: dict[UUID, str] = {}
+        for some in chunks(list(ids)):
+            query = select(WorkflowRow.id, WorkflowRow.status).where(
+                WorkflowRow.namespace == self._namespace, WorkflowRow.id.in_(some)
+            )
+            statuses |= {row.id: row.status for row in await self._rows(query)}
+        return statuses
+
     def _signals(self, ids: Sequence[UUID], names: Collection[str]) -> Select[Any]:
         query = _row("signal", SignalRow.workflow_state_id, SignalRow.name)
         return query.where(SignalRow.workflow_state_id.in_(ids), SignalRow.name.in_(sorted(names))).distinct()
