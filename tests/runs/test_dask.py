@@ -24,8 +24,11 @@ AT_ONCE = Retry(attempts=3, wait_initial=0, wait_jitter=0)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[LocalCluster]:
-    """One worker process of two threads. What it logs of failing functions is none of the tests' business."""
-    options = {"dashboard_address": None, "worker_dashboard_address": None, "silence_logs": logging.CRITICAL}
+    """One worker process of two threads. What it logs of failing functions is none of the tests' business.
+
+    The port of its dashboard is any: another process may have a cluster of its own.
+    """
+    options = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": None, "silence_logs": logging.CRITICAL}
     with LocalCluster(n_workers=1, threads_per_worker=2, host="127.0.0.1", **options) as cluster:  # type: ignore[no-untyped-call]
         yield cluster
 
