@@ -16,8 +16,8 @@ _before: Final[dict[signal.Signals, Any]] = {}
 
 
 @contextlib.contextmanager
-def on_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Call `stop` in the running loop on SIGTERM and SIGINT, as every such block does that is open then.
+def on_signals(stop: Callable[[], None], loop: asyncio.AbstractEventLoop | None = None) -> Iterator[None]:
+    """Call `stop` in `loop`, or in the running one, on SIGTERM and SIGINT, as every such block does that is open then.
 
     After the last block they are as they were before the first. So not by the loop's own `add_signal_handler`, which
     forgets what was there. Outside the main thread Python lets nobody take signals, and this does nothing.
@@ -25,9 +25,9 @@ def on_signals(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    loop = asyncio.get_running_loop()
+    in_loop = asyncio.get_running_loop() if loop is None else loop
     listener = object()
-    _listeners[listener] = lambda: loop.call_soon_threadsafe(stop)
+    _listeners[listener] = lambda: in_loop.call_soon_threadsafe(stop)
     for number in _SIGNALS:
         if signal.getsignal(number) is not _tell_all:
             _before[number] = signal.signal(number, _tell_all)

@@ -47,7 +47,7 @@ from orchestrator_state.database.sessions.open_transactions import (
 )
 from orchestrator_state.database.sessions.protected import is_protected
 from orchestrator_state.database.sessions.session import StoreSession, once_committed, unless_committed
-from orchestrator_state.database.urls import locate
+from orchestrator_state.database.urls import SqliteLocation, locate
 
 __all__ = [
     "FAR_FUTURE",
@@ -60,6 +60,7 @@ __all__ = [
     "Idling",
     "Places",
     "ReadingSession",
+    "SqliteLocation",
     "StoreSession",
     "adopt_engine",
     "announce",

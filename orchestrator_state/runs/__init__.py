@@ -1,11 +1,11 @@
 """What a handler holds."""
 
-from orchestrator_state.runs.calls import Retry
+from orchestrator_state.runs.calls import Retry, is_async
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.journal import Journal
-from orchestrator_state.runs.run import Handler, Run, call_handler
-from orchestrator_state.runs.step_calls import Duration
+from orchestrator_state.runs.run import Handler, Run, State, call_handler
+from orchestrator_state.runs.step_calls import ChildOptions, Duration
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
 from orchestrator_state.runs.telling import Telling
@@ -19,6 +19,7 @@ from orchestrator_state.runs.waiting.waits import StartChild, child_run_id
 __all__ = [
     "NOT_THE_RUNS",
     "CheckpointPolicy",
+    "ChildOptions",
     "Duration",
     "Exits",
     "GroupCommit",
@@ -30,6 +31,7 @@ __all__ = [
     "Run",
     "RunTypes",
     "StartChild",
+    "State",
     "Steps",
     "StopSwitch",
     "Telling",
@@ -39,6 +41,7 @@ __all__ = [
     "call_handler",
     "child_run_id",
     "fault_behind",
+    "is_async",
     "pause_after",
     "stopped_as",
 ]

@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -34,6 +32,7 @@ from orchestrator_state.database.internals import greenlet_spawn, hear_errors, i
 from orchestrator_state.database.sessions.lent import put_back_sqlite
 from orchestrator_state.database.sqlite import connection
 from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile, refuse_what_is_no_database
+from orchestrator_state.database.sqlite.memory import TemporaryDirectory
 from orchestrator_state.database.urls import SqliteLocation
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
@@ -68,7 +67,7 @@ class SqliteDatabase(Database):
         adopted_file: OpenFiles | None = None,
         connections: Iterable[sqlite3.Connection] = (),
         threads: WeakSet[connection.SqliteConnection] | None = None,
-        temporary: tempfile.TemporaryDirectory[str] | None = None,
+        temporary: TemporaryDirectory | None = None,
     ) -> None:
         settings.refuse("db_schema", "db_schema is for Postgres; SQLite has no schemas")
         if not owned:
@@ -192,8 +191,8 @@ def open_sqlite(location: SqliteLocation, settings: Settings) -> SqliteDatabase:
     path = location.path
     if path is None:
         # A real file: with one shared in-memory connection, a task's rollback would erase another task's write.
-        temporary = _temporary_directory()
-        path = Path(temporary.name) / "memory.db"
+        temporary = TemporaryDirectory()
+        path = temporary.path / "memory.db"
     else:
         refuse_what_is_no_database(path)
     file = SqliteFile(path)
@@ -248,18 +247,6 @@ def _leave_the_parents_alone(file: SqliteFile) -> None:
         except ConfigurationError:
             if _databases[inherited].is_same(file):
                 raise
-
-
-def _temporary_directory() -> tempfile.TemporaryDirectory[str]:
-    try:
-        directory = tempfile.TemporaryDirectory(prefix="orchestrator-state-", ignore_cleanup_errors=True)
-        Path(directory.name).chmod(0o700)  # whatever the process's umask
-    except OSError as error:
-        raise ConfigurationError(
-            f"there is no place for a database in memory ({type(error).__name__}); set TMPDIR to a directory "
-            "that can be written to"
-        ) from None
-    return directory
 
 
 class _Connection(sqlite3.Connection):

@@ -1,0 +1,62 @@
+"""Every call of a store, each with arguments that it takes: for what has to hold of all of them."""
+
+import inspect
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final
+from uuid import uuid4
+
+from orchestrator_state import Checkpoint, StateStore
+from tests.support.states import a_state
+
+
+async def handler(run: Any) -> int:
+    return int(await run.step("load", lambda: 1))
+
+
+_SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
+    "checkpoint": lambda: Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot={}),
+    "checkpoint_id": uuid4,
+    "handler": lambda: handler,
+    "handlers": lambda: {"n": handler},
+    "keep": lambda: 1,
+    "name": lambda: "n",
+    "older_than": lambda: timedelta(days=1),
+    "state": a_state,
+    "workflow_id": lambda: "other",
+    "workflow_state_id": uuid4,
+}
+"""What stands for a parameter that has to be given, by its name."""
+
+
+def names_of(kind: type[object]) -> set[str]:
+    """What users see of a class."""
+    return {name for name in dir(kind) if not name.startswith("_")}
+
+
+def arguments_of(call: Callable[..., Any]) -> dict[str, Any]:
+    """Those that `call` cannot do without."""
+    needed = [
+        parameter.name
+        for parameter in list(inspect.signature(call).parameters.values())[1:]
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    ]
+    unknown = set(needed) - _SAMPLES.keys()
+    assert not unknown, f"say in tests/support/calls.py what to call {call.__name__} with as {unknown}"
+    return {name: _SAMPLES[name]() for name in needed}
+
+
+def calls_of_stores() -> dict[str, Callable[[StateStore], Awaitable[Any]]]:
+    """By name: all that are awaited, but for `close`."""
+    names = names_of(StateStore) - {"close"}
+    return {name: _calling(name) for name in sorted(names) if inspect.iscoroutinefunction(getattr(StateStore, name))}
+
+
+def _calling(name: str) -> Callable[[StateStore], Awaitable[Any]]:
+    method = getattr(StateStore, name)
+
+    def call(store: StateStore) -> Awaitable[Any]:
+        answer: Awaitable[Any] = method(store, **arguments_of(method))
+        return answer
+
+    return call
