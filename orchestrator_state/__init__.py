@@ -1,5 +1,6 @@
 """Durable state for LLM workflows, in the application's own SQLite or Postgres tables."""
 
+from orchestrator_state.blocking import BlockingRun, BlockingStore
 from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
 from orchestrator_state.errors import (
     AbnormalExit,
@@ -77,6 +78,8 @@ __all__ = [
     "AesGcm",
     "AlreadyExists",
     "BlobStore",
+    "BlockingRun",
+    "BlockingStore",
     "Checkpoint",
     "CheckpointNotFound",
     "Codec",

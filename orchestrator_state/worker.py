@@ -115,6 +115,7 @@ class Worker:
 
     async def __aenter__(self) -> Self:
         """Work in the background until the block ends. Signals are the program's own."""
+        await self._store.__aenter__()  # which refuses what `_run` would refuse, when nobody waits for it
         self._background = asyncio.create_task(self._run(), name="orchestrator_state worker")
         self._background.add_done_callback(_tell_of_its_end)
         return self

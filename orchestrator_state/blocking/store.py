@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from pydantic import BaseModel
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from orchestrator_state import hooks
 from orchestrator_state.arguments import as_handlers
@@ -67,8 +67,9 @@ class BlockingStore:
         database: str | os.PathLike[str] | None = None,
         *,
         engine: AsyncEngine | None = None,
+        sessionmaker: async_sessionmaker[Any] | None = None,
         migrate: bool | None = None,
-        hook: hooks.Hook | None = None,
+        hook: hooks.Hook | Sequence[hooks.Hook] | None = None,
         payloads: Payloads = PLAIN,
         schemas: Iterable[StateSchema] = (),
         **options: Unpack[Options],
@@ -83,7 +84,14 @@ class BlockingStore:
         if engine is None:
             database, is_lasting = _located(database, options)
         opening = StateStore.open(
-            database, engine=engine, migrate=migrate, hook=hook, payloads=payloads, schemas=schemas, **options
+            database,
+            engine=engine,
+            sessionmaker=sessionmaker,
+            migrate=migrate,
+            hook=hook,
+            payloads=payloads,
+            schemas=schemas,
+            **options,
         )
         return cls(opening, is_for_children=is_lasting)
 
@@ -214,6 +222,7 @@ class BlockingStore:
         return BlockingWorker(opened, make)
 
     start = blocking(StateStore.start)
+    list_runs = blocking(StateStore.list_runs)
     signal = blocking(StateStore.signal)
     pause = blocking(StateStore.pause)
     resume = blocking(StateStore.resume)
@@ -241,6 +250,8 @@ class BlockingStore:
 
     # --- upkeep ------------------------------------------------------------------------------------------------------
 
+    delete = blocking(StateStore.delete)
+    erase = blocking(StateStore.erase)
     delete_old_states = blocking(StateStore.delete_old_states)
     prune_checkpoints = blocking(StateStore.prune_checkpoints)
     cleanup_old_checkpoints = blocking(StateStore.cleanup_old_checkpoints)

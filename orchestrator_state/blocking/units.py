@@ -145,30 +145,32 @@ class BlockingCheckpoints(_Part):
     prune = blocking(CheckpointRepository.prune)
 
 
-class BlockingUnitOfWork:
-    """What `with store.begin() as uow` yields: three repositories, one transaction. Their calls block."""
+class BlockingUnitOfWork(_Part):
+    """What `with store.begin() as uow` yields: three repositories, and what runs are asked, in one transaction."""
 
-    def __init__(self, unit: UnitOfWork, ask: Ask) -> None:
-        self._unit = unit
-        self._ask = ask
+    _of: UnitOfWork
 
     @property
     def workflows(self) -> BlockingWorkflows:
         """Workflows with their steps."""
-        return BlockingWorkflows(self._unit.workflows, self._ask)
+        return BlockingWorkflows(self._of.workflows, self._ask)
 
     @property
     def steps(self) -> BlockingSteps:
         """Steps by themselves, for reading."""
-        return BlockingSteps(self._unit.steps, self._ask)
+        return BlockingSteps(self._of.steps, self._ask)
 
     @property
     def checkpoints(self) -> BlockingCheckpoints:
         """The checkpoints of workflows."""
-        return BlockingCheckpoints(self._unit.checkpoints, self._ask)
+        return BlockingCheckpoints(self._of.checkpoints, self._ask)
 
     def __reduce__(self) -> NoReturn:
         raise ConfigurationError("a unit of work belongs to its block, and does not pickle")
+
+    start = blocking(UnitOfWork.start)
+    signal = blocking(UnitOfWork.signal)
+    cancel = blocking(UnitOfWork.cancel)
 
     def run_sync(self, fn: Callable[Concatenate[Session, _P], _T], *args: _P.args, **options: _P.kwargs) -> _T:
         """Return `fn(session, *args, **options)`: rows of your own, in the transaction of the unit.
@@ -179,5 +181,5 @@ class BlockingUnitOfWork:
         as_function(fn, "the function of uow.run_sync")
         if is_async(fn):
             raise ConfigurationError("the function of uow.run_sync is async; give a plain one, which takes a Session")
-        session = self._unit.session
+        session = self._of.session
         return self._ask(lambda: session.run_sync(fn, *args, **options))

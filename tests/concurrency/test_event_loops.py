@@ -3,14 +3,14 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 import pytest
+from sqlalchemy.ext.asyncio import AsyncSession
 
-from orchestrator_state import Checkpoint, ConfigurationError, Run, StateStore, Worker
+from orchestrator_state import ConfigurationError, Run, StateStore, Worker
+from tests.support.calls import calls_of_stores, names_of
 from tests.support.cases import case
 from tests.support.running import Gate
 from tests.support.states import a_state
@@ -34,34 +34,37 @@ async def enter(store: StateStore) -> None:
         pass
 
 
+async def work_beside(store: StateStore) -> None:
+    async with Worker(store, {"n": handler}):
+        raise AssertionError("the worker was not refused before the block")
+
+
+async def listen(store: StateStore) -> None:
+    async with store.listening(lambda: None):
+        pass
+
+
+async def take_a_session(store: StateStore) -> None:
+    async with AsyncSession() as session:
+        store.unit_of_work(session)
+
+
 CALLS: dict[str, Callable[[StateStore], Awaitable[Any]]] = {
-    "save": lambda store: store.save_workflow_state(a_state()),
-    "load": lambda store: store.load_workflow_state(uuid4()),
-    "list": lambda store: store.list_active_workflows(),
-    "checkpoint": lambda store: store.create_checkpoint(
-        Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot={})
-    ),
-    "latest": lambda store: store.get_latest_checkpoint(uuid4()),
-    "restore": lambda store: store.restore_from_checkpoint(uuid4()),
-    "delete": lambda store: store.delete_old_states(datetime.now(UTC) - timedelta(days=1)),
-    "prune": lambda store: store.prune_checkpoints(keep=1),
-    "health": lambda store: store.health_check(),
-    "verify": lambda store: store.verify(),
-    "rekey": lambda store: store.rekey(),
+    **calls_of_stores(),
     "begin": unit,
-    "run": lambda store: store.run("n", handler, workflow_id="other"),
-    "start": lambda store: store.start("n", workflow_id="other"),
-    "recover": lambda store: store.recover({"n": handler}),
-    "signal": lambda store: store.signal(uuid4(), "go"),
-    "pause": lambda store: store.pause(uuid4()),
-    "resume": lambda store: store.resume(uuid4()),
-    "cancel": lambda store: store.cancel(uuid4()),
-    "fork": lambda store: store.fork(uuid4()),
-    "rewind": lambda store: store.rewind(uuid4()),
-    "worker": work,
+    "unit_of_work": take_a_session,
+    "listening": listen,
+    "Worker.run": work,
+    "async with Worker": work_beside,
     "async with": enter,
     "close": lambda store: store.close(),
 }
+NOT_CALLED = {"open", "namespace", "payloads", "recovery"}
+"""They begin nothing that a loop is needed for."""
+
+
+def test_all_calls_are_tried_here() -> None:
+    assert names_of(StateStore) - NOT_CALLED == CALLS.keys() - {"Worker.run", "async with Worker", "async with"}
 
 
 def in_another_loop(call: Callable[[], Awaitable[Any]]) -> Any:

@@ -19,8 +19,8 @@ PAGES = sorted((ROOT / "docs" / "reference").glob("*.md"))
 MODULES = [
     importlib.import_module(f"orchestrator_state.{name}")
     for name in (
-        "column_types", "compression", "domain", "encryption", "errors", "hooks", "models", "schema", "settings",
-        "integrations.opentelemetry", "integrations.prometheus", "state_schema", "store", "unit_of_work", "worker",
+        "blocking", "column_types", "compression", "domain", "encryption", "errors", "hooks", "models", "schema",
+        "integrations.opentelemetry", "integrations.prometheus", "settings", "state_schema", "unit_of_work", "worker",
     )
 ]  # fmt: skip
 ENTRY = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)
