@@ -23,6 +23,7 @@ async def collect_garbage(transactions: Transactions, older_than: timedelta) -> 
     The blobs are listed before the rows are read. One that is referred to later than that was uploaded later, or within
     the time that `older_than` leaves it: a name is used once.
     """
+    transactions.enter()
     blobs = transactions.payloads.blobs
     if blobs is None:
         return 0

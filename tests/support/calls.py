@@ -23,6 +23,7 @@ _SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
     "name": lambda: "n",
     "older_than": lambda: timedelta(days=1),
     "state": a_state,
+    "user_id": lambda: "u",
     "workflow_id": lambda: "other",
     "workflow_state_id": uuid4,
 }
