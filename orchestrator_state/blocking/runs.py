@@ -8,7 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
 from functools import partial, wraps
-from typing import Any, Generic, NoReturn, TypeVar, TypeVarTuple, Unpack, cast, overload
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -18,12 +18,14 @@ from sqlalchemy.orm import Session
 from orchestrator_state.arguments import as_function
 from orchestrator_state.blocking.calls import Call, Errands, blocking
 from orchestrator_state.blocking.loops import LoopThread
+from orchestrator_state.blocking.step_calls import BlockingStep, BlockingStepCaller, BlockingTypedStepCaller
 from orchestrator_state.concurrency import Outcome
 from orchestrator_state.errors import ConfigurationError, StoreUnavailable
-from orchestrator_state.runs import ChildOptions, Run, State, is_async
+from orchestrator_state.runs import ChildOptions, Run, State, StepOptions, is_async
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
+_P = ParamSpec("_P")
 _Args = TypeVarTuple("_Args")
 _ChildState = TypeVar("_ChildState", bound=BaseModel)
 
@@ -188,10 +190,29 @@ class BlockingRun(Generic[State]):
 
     # --- durable calls -------------------------------------------------------------------------------------------
 
-    step = blocking(Run.step)
+    step = cast("BlockingStep", blocking(cast("Any", Run.step)))
     checkpoint = blocking(Run.checkpoint)
     sleep = blocking(Run.sleep)
     wait_for = blocking(Run.wait_for)
+
+    @overload
+    def with_options(self, *, returns: None = None, **options: Unpack[StepOptions]) -> BlockingStepCaller: ...
+
+    @overload
+    def with_options(self, *, returns: type[_R], **options: Unpack[StepOptions]) -> BlockingTypedStepCaller[_R]: ...
+
+    @overload
+    def with_options(self, *, returns: Any, **options: Unpack[StepOptions]) -> BlockingTypedStepCaller[Any]: ...
+
+    def with_options(
+        self, *, returns: Any = None, **options: Unpack[StepOptions]
+    ) -> BlockingStepCaller | BlockingTypedStepCaller[Any]:
+        """See `Run.with_options`."""
+        return BlockingStepCaller(self._run.with_options(returns=returns, **options), self._thread.ask)
+
+    def key_of(self, step_id: str) -> str:
+        """See `Run.key_of`."""
+        return self._thread.look(lambda: self._run.key_of(step_id))
 
     def append(self, key: str, item: Any) -> None:
         """See `Run.append`."""
@@ -225,7 +246,23 @@ class BlockingRun(Generic[State]):
         returns: Any,
     ) -> Any: ...
 
-    def transact(self, step_id: str, fn: Callable[[Any, *_Args], Any], *args: *_Args, returns: Any = None) -> Any:
+    @overload
+    def transact(
+        self,
+        step_id: str,
+        fn: Callable[Concatenate[AsyncSession, _P], Awaitable[_T]],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> _T: ...
+
+    @overload
+    def transact(
+        self, step_id: str, fn: Callable[Concatenate[Session, _P], _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _T: ...
+
+    def transact(  # type: ignore[misc]  # a function's own keyword could be named as an option is
+        self, step_id: str, fn: Callable[..., Any], *args: Any, returns: Any = None, **kwargs: Any
+    ) -> Any:
         """Return `fn(session, *args)`, whose rows commit together with the step: see `Run.transact`.
 
         A plain function is given a `Session`; it is called in the thread of the event loop, and so should do nothing
@@ -233,7 +270,7 @@ class BlockingRun(Generic[State]):
         """
         as_function(fn, "the function of run.transact")
         work = fn if is_async(fn) else _with_session(fn)
-        return self._call(Run.transact, (step_id, work, *args), {"returns": returns})
+        return self._call(Run.transact, (step_id, work, *args), {"returns": returns, **kwargs})
 
     @overload
     def child(
@@ -293,7 +330,7 @@ class BlockingRun(Generic[State]):
 
 
 def _with_session(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    async def call(session: AsyncSession, *args: Any) -> Any:
-        return await session.run_sync(cast("Any", fn), *args)
+    async def call(session: AsyncSession, *args: Any, **kwargs: Any) -> Any:
+        return await session.run_sync(cast("Any", fn), *args, **kwargs)
 
     return call

@@ -223,6 +223,7 @@ class BlockingStore:
 
     start = blocking(StateStore.start)
     list_runs = blocking(StateStore.list_runs)
+    get_run = blocking(StateStore.get_run)
     signal = blocking(StateStore.signal)
     pause = blocking(StateStore.pause)
     resume = blocking(StateStore.resume)

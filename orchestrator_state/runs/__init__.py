@@ -5,7 +5,7 @@ from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.run import ChildOptions, Handler, Run, State, call_handler
-from orchestrator_state.runs.step_calls import Duration
+from orchestrator_state.runs.step_calls import Duration, StepOptions
 from orchestrator_state.runs.steps import Happened, Steps
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch, fault_behind, pause_after, stopped_as
 from orchestrator_state.runs.telling import Telling
@@ -32,6 +32,7 @@ __all__ = [
     "RunTypes",
     "StartChild",
     "State",
+    "StepOptions",
     "Steps",
     "StopSwitch",
     "Telling",

@@ -45,8 +45,7 @@ async def listen(store: StateStore) -> None:
 
 
 async def take_a_session(store: StateStore) -> None:
-    async with AsyncSession() as session:
-        store.unit_of_work(session)
+    store.unit_of_work(AsyncSession())
 
 
 CALLS: dict[str, Callable[[StateStore], Awaitable[Any]]] = {
