@@ -224,6 +224,8 @@ class BlockingStore:
     start = blocking(StateStore.start)
     list_runs = blocking(StateStore.list_runs)
     get_run = blocking(StateStore.get_run)
+    result = blocking(StateStore.result)
+    wait = blocking(StateStore.wait)
     signal = blocking(StateStore.signal)
     pause = blocking(StateStore.pause)
     resume = blocking(StateStore.resume)
