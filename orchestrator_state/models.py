@@ -75,8 +75,12 @@ def _at_most_255(*columns: str) -> list[CheckConstraint]:
     return [CheckConstraint(text(f"length({column}) <= 255"), name=f"{column}_length") for column in columns]
 
 
-def _partial_index(name: str, condition: str) -> Index:
-    return Index(name, "namespace", postgresql_where=text(condition), sqlite_where=text(condition))
+def _partial_index(name: str, condition: str, *columns: str, **options: Any) -> Index:
+    where = text(condition)
+    return Index(name, *(columns or ("namespace",)), postgresql_where=where, sqlite_where=where, **options)
+
+
+_OF_ATTRIBUTES: Final = {"postgresql_using": "gin", "postgresql_ops": {"attributes": "jsonb_path_ops"}}
 
 
 _FOR_READING: Final[dict[str, Any]] = {"viewonly": True, "lazy": "raise"}
@@ -90,12 +94,18 @@ class WorkflowRow(Base):
         _one_of("status", WorkflowStatus),
         *_at_most_255("workflow_id", "workflow_name", "user_id", "namespace"),
         Index("idx_workflow_id_status", "workflow_id", "status"),
-        Index("idx_status", "status"),
-        Index("idx_user_id", "user_id"),
+        # Both begin with the one column that the original software's users look for.
+        Index("idx_status", "status", "namespace", "started_at", "id"),
+        Index("idx_user_id", "user_id", "namespace", "started_at", "id"),
+        Index("idx_workflow_states_namespace_started_at", "namespace", "started_at", "id"),
+        Index("idx_workflow_states_namespace_name", "namespace", "workflow_name", "status", "started_at", "id"),
         Index("idx_workflow_states_namespace_status", "namespace", "status", "updated_at"),
         Index("idx_workflow_states_namespace_workflow_id", "namespace", "workflow_id", "updated_at"),
         Index("idx_workflow_states_namespace_idempotency_key", "namespace", "idempotency_key", unique=True),
-        Index("idx_workflow_states_parent_id", "parent_id"),
+        # Of those rows alone that have one: each index of all rows is written with each commit of a step on Postgres.
+        _partial_index("idx_workflow_states_parent_id", "parent_id IS NOT NULL", "parent_id"),
+        _partial_index("idx_workflow_states_completed_at", "completed_at IS NOT NULL", "namespace", "completed_at"),
+        _partial_index("idx_workflow_states_attributes", "attributes IS NOT NULL", "attributes", **_OF_ATTRIBUTES),
         # Of few rows, for what is looked for at each claim.
         _partial_index("idx_workflow_states_request", "request IS NOT NULL"),
         _partial_index("idx_workflow_states_suspects", "attempts > 1 AND status IN ('pending', 'running')"),
@@ -191,7 +201,9 @@ class StepRow(Base):
     __table_args__ = (
         _one_of("status", StepStatus),
         *_at_most_255("step_id"),
-        Index("idx_step_workflow_state", "workflow_state_id"),
+        Index("idx_step_workflow_state", "workflow_state_id", "position"),
+        # What a run waits for, or was in the middle of. A step that is written when it has ended is not in it.
+        _partial_index("idx_step_states_running", "status = 'running'", "workflow_state_id"),
     )
 
     workflow_state_id: Mapped[UUID] = mapped_column(

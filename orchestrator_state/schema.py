@@ -6,7 +6,7 @@ The migrations belong to the package and travel in its wheel. Their bookkeeping 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from orchestrator_state.concurrency import ProcessLock
-from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name
+from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name, views
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate, StoreUnavailable
 from orchestrator_state.models import (
     VERSION_TABLE,
@@ -31,6 +31,7 @@ from orchestrator_state.settings import Settings
 __all__ = [
     "head_revision",
     "migrations_directory",
+    "view_statements",
 ]
 
 # The newest of the migrations. Alembic would tell, but to load it takes far longer than to open a store.
@@ -82,6 +83,18 @@ def migrations_directory() -> Path:
 def head_revision() -> str:
     """The newest revision in the package."""
     return _HEAD
+
+
+def view_statements(dialect: str) -> Sequence[str]:
+    """The SQL that creates the views `workflow_overview` and `step_durations`; `dialect` is `postgresql` or `sqlite`.
+
+    Our own migrations do so. An application whose Alembic history has our tables executes them in a revision of its
+    own: `for statement in view_statements(op.get_context().dialect.name): op.execute(statement)`. Nothing of this
+    package reads the views. A revision that changes our tables drops them before, and creates them again.
+    """
+    if dialect not in ("postgresql", "sqlite"):
+        raise ConfigurationError("dialect must be 'postgresql' or 'sqlite'")
+    return views(dialect)
 
 
 @cache

@@ -22,7 +22,7 @@ from orchestrator_state import (
 from orchestrator_state.database import FAR_FUTURE
 from orchestrator_state.models import current_steps, step_states, workflow_states
 from tests.support.payload_samples import encrypted
-from tests.support.raw_sql import SQLITE, execute
+from tests.support.raw_sql import SQLITE, execute, fetch
 from tests.support.running import LONG_AGO, change_row
 
 SOON = timedelta(hours=1)
@@ -83,9 +83,10 @@ UNOWNED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("columns", "condition"), UNOWNED)
 async def test_what_nobody_owns_is_in_the_condition_of_its_columns(
-    store: StateStore, columns: dict[str, Any], condition: str
+    store: StateStore, database_url: str, columns: dict[str, Any], condition: str
 ) -> None:
     run = await saved(store, **columns)
+    assert fetch(database_url, "SELECT condition, steps FROM workflow_overview") == [(condition, 0)]
     assert (await listed(store, run)).condition == condition
     assert [each.id for each in await store.list_runs(condition=condition)] == [run]
     others = [each for each in RunCondition if each != condition]
@@ -115,11 +116,12 @@ async def test_an_owned_run_is_stuck_once_no_step_has_ended_for_long(store: Stat
     ],
 )
 async def test_an_owned_run_that_only_waits_is_not_stuck(
-    store: StateStore, step_id: str, kind: str | None, condition: str
+    store: StateStore, database_url: str, step_id: str, kind: str | None, condition: str
 ) -> None:
     run = await saved(store, **leased() | {"updated_at": LONG_AGO})
     await with_step(store, run, step_id, kind=kind)
     assert (await listed(store, run)).condition == condition
+    assert fetch(database_url, "SELECT condition, steps FROM workflow_overview") == [(condition, 1)]
     await with_step(store, run, "another", started_at=LONG_AGO)
     assert (await listed(store, run)).condition == "stuck"
 
@@ -406,6 +408,18 @@ async def test_a_cursor_of_another_query_is_refused(store: StateStore, database_
     async with StateStore.open(database_url, namespace="theirs") as theirs:
         with pytest.raises(InvalidPayload, match="cursor"):
             await theirs.list_runs(cursor=cursor, name="n")
+
+
+# --- views -----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_view_tells_how_long_each_step_took(store: StateStore, database_url: str) -> None:
+    run = await saved(store)
+    ended = LONG_AGO + timedelta(seconds=2.5)
+    await with_step(store, run, "a", status="completed", started_at=LONG_AGO, completed_at=ended)
+    await with_step(store, run, "b")
+    rows = fetch(database_url, "SELECT step_id, workflow_name, seconds FROM step_durations ORDER BY step_id")
+    assert rows == [("a", "n", 2.5), ("b", "n", None)]
 
 
 # --- damage ----------------------------------------------------------------------------------------------------------

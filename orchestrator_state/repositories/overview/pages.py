@@ -41,14 +41,22 @@ def page_of(query: RunQuery, namespace: str, after: Place | None, limit: int) ->
     if after is not None:
         wanted.append(tuple_(*_KEY) < tuple_(moment_of(after[0]), literal(after[1], StoredIdentifierKey)))
     statuses = _statuses(query)
-    each = [and_(*wanted)] if statuses is None else [and_(WorkflowRow.status == status, *wanted) for status in statuses]
-    branches = [_newest(conditions, limit) for conditions in each or [false()]]
+    each = [()] if statuses is None else [_of_status(status, query) for status in statuses]
+    branches = [_newest(and_(*wanted, *conditions), limit) for conditions in each or [(false(),)]]
     if len(branches) == 1:
         (wanted_rows,) = branches
     else:
         both = union_all(*(select(branch.subquery()) for branch in branches)).subquery("branches")
         wanted_rows = select(both).order_by(both.c.started_at.desc(), both.c.id.desc()).limit(limit)
     return wanted_rows.subquery("page")
+
+
+def _of_status(status: WorkflowStatus, query: RunQuery) -> tuple[ColumnElement[bool], ...]:
+    """Of this status; and, where that does not tell, in one of the conditions."""
+    is_told = len([each for each in STATUSES if status in STATUSES[each]]) == 1
+    if query.conditions is None or is_told:
+        return (WorkflowRow.status == status,)
+    return WorkflowRow.status == status, condition(query.stuck_for).in_(sorted(query.conditions))
 
 
 def _newest(wanted: ColumnElement[bool], limit: int) -> Select[Any]:
@@ -79,5 +87,3 @@ def _conditions(query: RunQuery) -> Iterator[ColumnElement[bool]]:
         yield has_attributes(WorkflowRow.attributes, query.attributes)
     if query.error_contains is not None:
         yield holds_text(WorkflowRow.error, query.error_contains)
-    if query.conditions is not None:
-        yield condition(query.stuck_for).in_(sorted(query.conditions))
