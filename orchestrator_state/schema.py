@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Inspector, inspect, select
 from sqlalchemy.exc import DBAPIError, PendingRollbackError
 
 from orchestrator_state.concurrency import ProcessLock
-from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name, views
+from orchestrator_state.database import Database, database_errors, open_database, require_unicode, taken_name
 from orchestrator_state.errors import ConfigurationError, SchemaOutOfDate, StoreUnavailable
 from orchestrator_state.models import (
     VERSION_TABLE,
@@ -26,6 +26,7 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
+from orchestrator_state.repositories.overview import views
 from orchestrator_state.settings import Settings
 
 __all__ = [

@@ -48,7 +48,6 @@ from orchestrator_state.database.sessions.open_transactions import (
 from orchestrator_state.database.sessions.protected import is_protected
 from orchestrator_state.database.sessions.session import StoreSession, once_committed, unless_committed
 from orchestrator_state.database.urls import SqliteLocation, locate
-from orchestrator_state.database.views import views
 
 __all__ = [
     "FAR_FUTURE",
@@ -105,7 +104,6 @@ __all__ = [
     "time_after",
     "transaction_ended",
     "unless_committed",
-    "views",
     "write_in",
     "writes_alone",
 ]
