@@ -26,7 +26,7 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
-from orchestrator_state.repositories.overview import views
+from orchestrator_state.repositories.overview import creating_views
 from orchestrator_state.settings import Settings
 
 __all__ = [
@@ -95,7 +95,7 @@ def view_statements(dialect: str) -> Sequence[str]:
     """
     if dialect not in ("postgresql", "sqlite"):
         raise ConfigurationError("dialect must be 'postgresql' or 'sqlite'")
-    return views(dialect)
+    return creating_views(dialect)
 
 
 @cache

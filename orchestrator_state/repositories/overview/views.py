@@ -95,7 +95,7 @@ _WORDS: Final[Mapping[str, Mapping[str, str]]] = {
 _LEASES: Final = str(2 * 24 * 3600)
 
 
-def views(dialect: str) -> Sequence[str]:
+def creating_views(dialect: str) -> Sequence[str]:
     """The statements that create the views."""
     words = {name: word.replace("{leases}", _LEASES) for name, word in _WORDS[dialect].items()}
     return [statement.format(**words).strip() for statement in (_OVERVIEW, _DURATIONS)]
