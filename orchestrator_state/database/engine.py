@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Executable, Pool
+from sqlalchemy import Executable, Pool, event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from orchestrator_state.concurrency import require_own_loop, running_loop
@@ -216,6 +216,13 @@ class Database(ABC):
         with database_errors(opening=True):
             async with self.reader.connect() as connection:
                 await note_protected(self, connection, namespace)
+
+    async def prepare_connections(self, prepare: Callable[[Any], object]) -> None:
+        """Call `prepare` with each connection that is made from now on; to be called before others use the database."""
+        self.enter()
+        for engine in (self._pool, self._beside):
+            event.listen(engine.sync_engine.pool, "connect", lambda connection, _: prepare(connection))
+        await self._pool.dispose()  # those that were made before
 
     async def close(self) -> None:
         """Close every connection; the application's own engine is left as it is."""

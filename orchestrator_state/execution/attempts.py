@@ -30,6 +30,7 @@ from orchestrator_state.runs import (
     NOT_THE_RUNS,
     CheckpointPolicy,
     Exits,
+    Faults,
     GroupCommit,
     Handler,
     Journal,
@@ -65,6 +66,7 @@ class Shared:
     threads: Threads
     endings: Endings
     policy: CheckpointPolicy
+    faults: Faults | None = None
 
 
 class Attempt:
@@ -95,6 +97,7 @@ class Attempt:
         self._telling = Telling.of(shared.transactions.hook, run)
         self._switch = StopSwitch(run.id)
         self._journal: Journal | None = None
+        self._room: WaitingRoom | None = None
 
     # --- as the keeper of its lease sees it ----------------------------------------------------------------------
 
@@ -104,6 +107,14 @@ class Attempt:
 
     def stop(self, reason: OrchestratorStateError) -> None:
         self._switch.trip(reason)
+
+    def skip(self, duration: timedelta) -> None:
+        if self._room is not None:
+            self._room.skip(duration)
+
+    @property
+    def is_resting(self) -> bool:
+        return self._room is not None and self._room.is_resting
 
     # --- from the claim to the end -------------------------------------------------------------------------------
 
@@ -141,14 +152,17 @@ class Attempt:
 
     async def _drive(self, handler: Handler[_T]) -> Outcome[_T]:
         shared, switch = self._shared, self._switch
-        self._clock = DatabaseClock(self._run.now, asked_at=shared.keeper.hold(self))
+        make_clock = DatabaseClock if shared.faults is None else shared.faults.clock
+        self._clock = make_clock(self._run.now, asked_at=shared.keeper.hold(self))
         try:
             if self._run.request is not None:  # left for an owner that is gone
                 switch.trip(stopped_as(await shared.endings.let_go(self._run), self._run.id))
             if switch.reason is not None:
                 raise switch.reason
             self._journal = journal = await self._load()
-            room = WaitingRoom(self._run.id, switch, self._linger, self._clock, shared.lookout, shared.exits)
+            self._room = room = WaitingRoom(
+                self._run.id, switch, self._linger, self._clock, shared.lookout, shared.exits
+            )
             steps = Steps(journal, switch, room, shared.keeper, shared.transactions, shared.threads, self._types)
             return await self._call(handler, steps)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
@@ -180,6 +194,7 @@ class Attempt:
         journal = Journal(
             run, steps, history, self._types.version, shared.group_commit, self._switch, shared.policy, self._telling
         )
+        journal.faults = shared.faults
         if run.id in shared.suspects:
             journal.on_progress = partial(shared.suspects.clear, run.id)
         return journal

@@ -42,7 +42,9 @@ _OUTCOMES: Final[Mapping[type[BaseException], str]] = {
 
 def outcome_of(error: BaseException, *, otherwise: str) -> str:
     """What has become of a run that something happened to, by what its attempt raised."""
-    return "interrupted" if is_a(error, NOT_THE_RUNS) else _OUTCOMES.get(type(error), otherwise)
+    if is_a(error, NOT_THE_RUNS):
+        return "interrupted"
+    return next((outcome for kind, outcome in _OUTCOMES.items() if is_a(error, kind)), otherwise)
 
 
 class Endings:

@@ -32,6 +32,7 @@ from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import (
     CheckpointPolicy,
     Exits,
+    Faults,
     GroupCommit,
     Handler,
     Lookout,
@@ -50,7 +51,7 @@ _ENDED: Final = _HAS_RESULT | {WorkflowStatus.FAILED.value}
 class Executor:
     """Runs of one store in one process."""
 
-    def __init__(self, transactions: Transactions) -> None:
+    def __init__(self, transactions: Transactions, faults: Faults | None = None) -> None:
         settings = transactions.settings
         self._of_callers = transactions
         self._transactions = transactions = transactions.for_runs()
@@ -73,6 +74,7 @@ class Executor:
             threads=self.threads,
             endings=self._endings,
             policy=CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints),
+            faults=faults,
         )
 
     async def close(self) -> None:

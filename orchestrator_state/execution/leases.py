@@ -18,7 +18,7 @@ from orchestrator_state.errors import OrchestratorStateError, StoreUnavailable
 from orchestrator_state.records import Lease, Owner, Renewal
 from orchestrator_state.repositories import chunks
 from orchestrator_state.repositories.runs import lease_lost
-from orchestrator_state.transactions import StoreUnit, Transactions
+from orchestrator_state.transactions import StoreUnit, Transactions, Work
 
 _RENEWALS_PER_TERM: Final = 3
 _TRIES_PER_PAUSE: Final = 5  # after a renewal that failed
@@ -33,6 +33,13 @@ class Leaseholder(Protocol):
 
     def renewed(self, request: str | None, now: datetime, asked_at: float) -> None:
         """The lease goes on. `now` is the database's time, as `asked_at`, and somebody may have left a request."""
+
+    def skip(self, duration: timedelta) -> None:
+        """The time has jumped by so much, and `renewed` has told of it."""
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether all that it has to do is to wait, some of it between two calls of a step."""
 
     def stop(self, reason: OrchestratorStateError) -> None:
         """The lease is gone, or is to be let go of: stop, and write no more."""
@@ -130,6 +137,11 @@ class LeaseKeeper:
         """Whether that run is under way here. A lease of ours on any other is nobody's."""
         return workflow_state_id in self._held or any(workflow_state_id in claim for claim in self._claims)
 
+    @property
+    def resting(self) -> int:
+        """How many runs under way here have nothing to do for now."""
+        return sum(run.is_resting for run in self._held.values())
+
     def hold(self, run: Leaseholder) -> float:
         """Renew the lease of a run that was just claimed, until it is dropped. Returns when the claim began."""
         self._held[run.lease.workflow_state_id] = run
@@ -215,6 +227,21 @@ class LeaseKeeper:
         if lease.workflow_state_id not in self._held:
             raise lease_lost(lease)
 
+    async def jump(self, move: Work[None], duration: timedelta) -> None:
+        """Let the database's clock jump by `duration` with `move`, in one transaction with the renewal of all leases.
+
+        So a jump ends the leases of those who are gone, and no other. `move` must bear being done twice.
+        """
+        under_way = list(self._held.values())
+
+        async def move_and_renew(uow: StoreUnit) -> None:
+            await move(uow)
+            await uow.leases.renew(self.owner, [run for claim in self._claims for run in claim])  # not held yet
+
+        await self._renew_among(list(self._held), wait=True, first=move_and_renew)
+        for run in under_way:
+            run.skip(duration)
+
     async def _beat(self) -> None:
         pause = self._term_seconds / _RENEWALS_PER_TERM
         is_answered = True
@@ -248,13 +275,18 @@ class LeaseKeeper:
         for workflow_state_id in ids:
             await _trying(partial(self._renew_among, [workflow_state_id], wait=True))
 
-    async def _renew_among(self, ids: Collection[UUID], *, wait: bool) -> list[UUID]:
-        """Renew those of `ids` that are held. Without `wait`, returns those that were not: locked, or lost."""
+    async def _renew_among(self, ids: Collection[UUID], *, wait: bool, first: Work[None] | None = None) -> list[UUID]:
+        """Renew those of `ids` that are held, in a transaction that begins with `first`.
+
+        Without `wait`, returns those that were not renewed: locked, or lost.
+        """
         asked = {key: run for key in ids if (run := self._held.get(key)) is not None}
         at = 0.0
 
         async def renew(uow: StoreUnit) -> dict[UUID, Renewal]:
             nonlocal at
+            if first is not None:
+                await first(uow)
             at = elapsed()  # of the attempt that takes effect: the database may have been away before
             return await uow.leases.renew(self.owner, asked, wait=wait)
 

@@ -1,6 +1,7 @@
 """What a handler holds."""
 
 from orchestrator_state.runs.calls import Retry, is_async
+from orchestrator_state.runs.faults import Faults
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.journal import Journal
@@ -22,6 +23,7 @@ __all__ = [
     "ChildOptions",
     "Duration",
     "Exits",
+    "Faults",
     "GroupCommit",
     "Handler",
     "Happened",

@@ -225,6 +225,7 @@ class Steps:
         try:
             while True:
                 try:
+                    self.before_call(step_id)
                     call_it = partial(self._call_function, fn, args, calling.limit, calling.executor)
                     if telling is None:
                         return await call_it()
@@ -241,7 +242,7 @@ class Steps:
                         raise
                     if telling is not None:
                         telling.step_failed(step_id, error, will_retry=True)
-                await asyncio.sleep(pause)
+                await self.room.rest(pause)
         finally:
             IN_STEP.reset(within)
 
@@ -251,6 +252,14 @@ class Steps:
             workflow_state_id=self.id,
             step_id=step_id,
         )
+
+    def before_call(self, step_id: str) -> None:
+        """The last moment before a step's function is called."""
+        if (faults := self.journal.faults) is not None:
+            with self.switch.on_fault():
+                error = faults.before_call(self.journal.lease, step_id)
+            if error is not None:
+                raise error
 
     async def _settle(self, step_id: str, on_unknown: OnUnknown) -> Happened | None:
         """If a worker vanished in the middle of the step: has it taken effect?"""

@@ -105,6 +105,7 @@ class _Transact:
         await self._refuse_to_repeat(uow, limit)
         journal.history.begin_trial()
         self._is_written = False
+        steps.before_call(begun.step_id)
         within = IN_STEP.set((steps.room, begun.step_id))
         try:
             call = partial(awaitable, THE_FUNCTION, self._fn, uow.session, *self._args)

@@ -15,7 +15,7 @@ from orchestrator_state import hooks
 from orchestrator_state.arguments import as_duration
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.payloads import PLAIN, Payloads
-from orchestrator_state.runs import Duration
+from orchestrator_state.runs import Duration, Faults
 from orchestrator_state.settings import Options
 from orchestrator_state.state_schema import Schemas, StateSchema
 from orchestrator_state.store.by_hand import StatesByHand
@@ -40,8 +40,8 @@ class StateStore(RunCalls, ControlCalls, OperatingCalls, UnitCalls, StatesByHand
     only. A store may be used by many tasks of one event loop at once.
     """
 
-    def __init__(self, transactions: Transactions) -> None:
-        super().__init__(transactions)
+    def __init__(self, transactions: Transactions, faults: Faults | None = None) -> None:
+        super().__init__(transactions, faults)
         self._health = HealthChecks(transactions)
         self._closing: asyncio.Task[None] | None = None
 

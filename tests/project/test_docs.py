@@ -62,8 +62,13 @@ def test_every_python_block_of_a_page_runs(
 
 
 def family(kind: type[object]) -> set[str]:
-    """The names of the package's subclasses of `kind`, near and far."""
-    children = [child for child in kind.__subclasses__() if child.__module__.startswith("orchestrator_state.")]
+    """The names of the package's subclasses of `kind`, near and far; but of those that only tests see."""
+    ours, for_tests = "orchestrator_state.", "orchestrator_state.testing."
+    children = [
+        child
+        for child in kind.__subclasses__()
+        if child.__module__.startswith(ours) and not child.__module__.startswith(for_tests)
+    ]
     return {child.__name__ for child in children}.union(*map(family, children))
 
 

@@ -18,8 +18,11 @@ LONGEST_FILE = 450
 MOST_MODULES = 12
 MOST_WITHOUT_ROOM = 18
 
-# Entry points: the command line's is in pyproject.toml.
-WANTED_FROM_OUTSIDE = {("orchestrator_state.cli", "main")}
+# Entry points: the command line's is in pyproject.toml, the others are the types of fixtures.
+WANTED_FROM_OUTSIDE = {
+    ("orchestrator_state.cli", "main"),
+    *(("orchestrator_state.testing", name) for name in ("Clock", "Faults", "Workers")),
+}
 
 
 def test_a_room_is_entered_by_its_face() -> None:

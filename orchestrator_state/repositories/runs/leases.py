@@ -18,6 +18,7 @@ from orchestrator_state.repositories.base import Repository, chunks, rowcount
 from orchestrator_state.repositories.claimable import IS_LEASED, lease_was_good
 from orchestrator_state.repositories.expressions import IN_NAMESPACE
 
+_LONG_AGO: Final = literal(-3600.0, Float)  # seconds
 _HELD: Final = (IN_NAMESPACE, WorkflowRow.status == WorkflowStatus.RUNNING.value, IS_LEASED)
 _OF_OWNER: Final = select(WorkflowRow.id, WorkflowRow.lease_owner, WorkflowRow.lease_token, WorkflowRow.version).where(
     *_HELD, WorkflowRow.lease_owner == bindparam("owner")
@@ -102,6 +103,20 @@ class LeaseRepository(Repository):
         if rowcount(ended):
             await self._announce()
         return rowcount(ended)
+
+    async def end(self, lease: Lease) -> None:
+        """End a lease as that of an owner who is long gone, if it is not another's by now. So no unit prolongs it."""
+        await self._execute(
+            update(WorkflowRow)
+            .where(
+                WorkflowRow.namespace == self._namespace,
+                WorkflowRow.id == lease.workflow_state_id,
+                WorkflowRow.lease_token == lease.token,
+                IS_LEASED,
+            )
+            .values(lease_expires_at=database_time_in(_LONG_AGO))
+        )
+        await self._announce()
 
     async def database_time(self) -> datetime:
         """The present time by the database's clock."""

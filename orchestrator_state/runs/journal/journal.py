@@ -14,6 +14,7 @@ from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
 from orchestrator_state.records import FINAL, Ack, ClaimedRun, Columns, OpenStep
 from orchestrator_state.records.context import ContextHistory, Decoded, decoded
+from orchestrator_state.runs.faults import Faults
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy, Checkpoints
 from orchestrator_state.runs.journal.entries import Entries, Entry
 from orchestrator_state.runs.journal.group_commit import GroupCommit
@@ -54,6 +55,7 @@ class Journal:
         self._switch = switch
         self._consumed: set[UUID | None] = set()
         self.in_order = Turns()
+        self.faults: Faults | None = None
         self.has_progressed = False
         """Whether a step was finished under this lease."""
         self.on_progress: Callable[[], object] | None = None
@@ -160,8 +162,7 @@ class Journal:
         """Write `entry` in the unit of work, which commits it with rows of the caller's."""
         await self._upload(entry)
         ack = await uow.commits.commit(entry.change, with_callers_rows=True)
-        if self.telling is not None:
-            self.telling.committing(entry.step)
+        self._about_to_commit(entry.step)
         return ack
 
     def accept(self, entry: Entry, ack: Ack) -> None:
@@ -184,6 +185,9 @@ class Journal:
             self._switch.notice(ack.request)
         if self.telling is not None:
             self.telling.committed(step)
+        if self.faults is not None:
+            with self._switch.on_fault():
+                self.faults.after_commit(self.lease, step)
 
     def adopt(self, step: OpenStep, tries: Sequence[Entry], *, is_last: bool) -> None:
         """`step` turned out to be durable: a commit of unknown outcome took effect, which was one of the `tries`.
@@ -220,8 +224,8 @@ class Journal:
         try:
             if has_blobs:
                 await self._upload(entry, patiently=True)
-            telling = self.telling
-            announce = None if telling is None else partial(telling.committing, entry.step)
+            is_noticed = self.telling is not None or self.faults is not None
+            announce = partial(self._about_to_commit, entry.step) if is_noticed else None
             writing = self._group_commit.send(entry.change, announce)
         except NOT_THE_RUNS as error:
             self._switch.stop(error)
@@ -238,6 +242,13 @@ class Journal:
                 raise cancelled
         if has_blobs:
             await self._remove_pruned_snapshots(entry)
+
+    def _about_to_commit(self, step: OpenStep) -> None:
+        if self.telling is not None:
+            self.telling.committing(step)
+        if self.faults is not None:
+            with self._switch.on_fault():
+                self.faults.before_commit(self.lease, step)
 
     def _accept_outcome(self, entry: Entry, writing: asyncio.Future[Ack]) -> None:
         try:

@@ -32,6 +32,14 @@ class _Parked:
     until: datetime | None
 
 
+@dataclass(eq=False, slots=True)
+class _Rest:
+    """A step that is to be called again."""
+
+    ends: float
+    woken: asyncio.Event
+
+
 class WaitingRoom:
     """Counts the calls of a run that work and those that wait.
 
@@ -55,6 +63,7 @@ class WaitingRoom:
         self._exits = exits
         self._calls = 0
         self._parked: list[_Parked] = []
+        self._resting: list[_Rest] = []
         self._timer: asyncio.TimerHandle | None = None
         self.clock: Final = clock
 
@@ -91,6 +100,37 @@ class WaitingRoom:
             if type(self._switch.reason) is not RunSuspended:
                 self._parked.remove(parked)
                 self._stay()
+
+    async def rest(self, seconds: float) -> None:
+        """Between two calls of a step's function, which keep the run where it is. By no clock that somebody sets."""
+        loop = asyncio.get_running_loop()
+        rest = _Rest(loop.time() + seconds, asyncio.Event())
+        self._resting.append(rest)
+        try:
+            while (left := rest.ends - loop.time()) > 0:
+                alarm = loop.call_later(left, rest.woken.set)
+                try:
+                    await rest.woken.wait()
+                finally:
+                    alarm.cancel()
+                rest.woken.clear()
+        finally:
+            self._resting.remove(rest)
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether all that the run has to do is to wait, some of it between two calls of a step."""
+        is_woken = any(each.woken.is_set() for each in self._resting)
+        return bool(self._resting) and not is_woken and len(self._resting) + len(self._parked) == self._calls
+
+    def skip(self, duration: timedelta) -> None:
+        """The time has jumped, and the clock was set: who rests has rested for so long, who waits looks at it."""
+        for rest in self._resting:
+            rest.ends -= duration.total_seconds()
+            rest.woken.set()
+        for parked in self._parked:
+            if parked.until is not None:
+                parked.watch.woken.set()
 
     def wake_all(self) -> None:
         """The run is over: a branch that outlives its handler would wait, and look into the database, for ever."""
