@@ -159,6 +159,7 @@ class RunCalls(StoreCalls):
         for all who wait in this store, four times a second on SQLite. It drives no run: somebody has to.
         """
         limit = None if timeout is None else as_duration(timeout, "timeout")
+        self._transactions.enter()
         return self._executor.outcomes.wait(as_uuid(workflow_state_id, "workflow_state_id"), limit, returns)
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:

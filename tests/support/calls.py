@@ -49,8 +49,14 @@ def arguments_of(call: Callable[..., Any]) -> dict[str, Any]:
 
 def calls_of_stores() -> dict[str, Callable[[StateStore], Awaitable[Any]]]:
     """By name: all that are awaited, but for `close`."""
-    names = names_of(StateStore) - {"close"}
-    return {name: _calling(name) for name in sorted(names) if inspect.iscoroutinefunction(getattr(StateStore, name))}
+    return {name: _calling(name) for name in sorted(names_of(StateStore) - {"close"}) if _is_awaited(name)}
+
+
+def _is_awaited(name: str) -> bool:
+    call = getattr(StateStore, name)
+    if inspect.iscoroutinefunction(call):
+        return True
+    return callable(call) and str(inspect.signature(call).return_annotation).startswith(("Coroutine", "Awaitable"))
 
 
 def _calling(name: str) -> Callable[[StateStore], Awaitable[Any]]:
