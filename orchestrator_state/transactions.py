@@ -350,6 +350,10 @@ class Transactions:
         """Payloads for one piece of work, which has blobs of its own to move."""
         return self.payloads.for_unit(self.settings.namespace, ahead=ahead)
 
+    def unit_on(self, session: AsyncSession) -> StoreUnit:
+        """All repositories, on a session that is the store's."""
+        return self._unit(session, self.unit_payloads())
+
     def _unit(self, session: AsyncSession, payloads: Payloads) -> StoreUnit:
         return StoreUnit(session, self.unit_options(payloads))
 

@@ -194,6 +194,7 @@ class BlockingRun(Generic[State]):
     checkpoint = blocking(Run.checkpoint)
     sleep = blocking(Run.sleep)
     wait_for = blocking(Run.wait_for)
+    set_attributes = blocking(Run.set_attributes)
 
     @overload
     def with_options(self, *, returns: None = None, **options: Unpack[StepOptions]) -> BlockingStepCaller: ...

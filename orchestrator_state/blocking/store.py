@@ -29,6 +29,7 @@ from orchestrator_state.database import SqliteLocation, locate
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.execution import RecoveryReport
 from orchestrator_state.payloads import PLAIN, Payloads
+from orchestrator_state.records.overview import Attribute
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import StateSchema
@@ -180,6 +181,7 @@ class BlockingStore:
         returns: Any = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         wait: Duration | None = None,
         strict: bool = False,
     ) -> Any:
@@ -189,7 +191,8 @@ class BlockingStore:
         `BlockingRun`, called in a thread of its own with this thread's context variables.
         """
         options: dict[str, Any] = {"workflow_id": workflow_id, "context": context, "state": state, "returns": returns}
-        options |= {"user_id": user_id, "idempotency_key": idempotency_key, "wait": wait, "strict": strict}
+        options |= {"user_id": user_id, "idempotency_key": idempotency_key, "attributes": attributes}
+        options |= {"wait": wait, "strict": strict}
         return self._execute(lambda store: store.run(name, self._as_async(handler), **options))
 
     def recover(
@@ -224,6 +227,7 @@ class BlockingStore:
     start = blocking(StateStore.start)
     list_runs = blocking(StateStore.list_runs)
     get_run = blocking(StateStore.get_run)
+    set_attributes = blocking(StateStore.set_attributes)
     result = blocking(StateStore.result)
     wait = blocking(StateStore.wait)
     signal = blocking(StateStore.signal)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4, uuid5
@@ -25,6 +25,7 @@ from orchestrator_state.records import (
     is_id,
     prepared_workflow,
 )
+from orchestrator_state.records.overview import Attribute, as_attributes, merged
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, MOST_LOOKS
 from orchestrator_state.runs import RunTypes, stopped_as
@@ -49,6 +50,7 @@ class WantedRun:
     types: RunTypes
     user_id: str | None = None
     idempotency_key: str | None = None
+    attributes: Mapping[str, Attribute] | None = None
     id: UUID | None = None
     """A given id: that of a child run."""
     parent: Lease | None = None
@@ -66,6 +68,7 @@ async def wanted_run(
     context: dict[str, Any] | BaseModel | None,
     user_id: str | None,
     idempotency_key: str | None,
+    attributes: Mapping[str, Attribute] | None = None,
 ) -> WantedRun:
     """Check the arguments of a start as the domain would."""
     if idempotency_key is not None:
@@ -81,6 +84,7 @@ async def wanted_run(
         context=None if context is None else await types.started_with(context),
         user_id=user_id,
         idempotency_key=idempotency_key,
+        attributes=merged({}, as_attributes(attributes, "attributes")) if attributes is not None else None,
     )
 
 
@@ -223,7 +227,7 @@ def _names(wanted: WantedRun, namespace: str) -> RunNames:
 
 def _columns(wanted: WantedRun, status: WorkflowStatus) -> Columns:
     """Of a new run."""
-    return {
+    columns: Columns = {
         "workflow_id": wanted.workflow_id,
         "workflow_name": wanted.name,
         "status": status.value,
@@ -234,6 +238,7 @@ def _columns(wanted: WantedRun, status: WorkflowStatus) -> Columns:
         "idempotency_key": wanted.idempotency_key,
         "parent_id": wanted.parent_id,
     }
+    return columns | ({"attributes": wanted.attributes} if wanted.attributes else {})
 
 
 def _require_active(run: FoundRun) -> None:

@@ -22,11 +22,13 @@ from typing import (
 from uuid import UUID
 
 from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
 from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
+from orchestrator_state.records.overview import Attribute, as_attributes
 from orchestrator_state.runs.step_calls import Duration, StepCalls
 from orchestrator_state.runs.steps import Steps, nothing
 from orchestrator_state.runs.types import RunTypes
@@ -178,6 +180,19 @@ class Run(StepCalls, Generic[State]):
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
         self._steps.journal.history.held.append(as_name(key, "key"), item)
+
+    def set_attributes(self, **attributes: Attribute) -> Coroutine[Any, Any, None]:
+        """Set what the run is to be found by, as `store.set_attributes` does; None takes one away, and others stay.
+
+        It is a step, `attributes`, which commits with its effect: a handler that is called again, and passes it again,
+        takes back nothing that was set since.
+        """
+        changes, steps = as_attributes(attributes, "attributes"), self._steps
+
+        async def change(session: AsyncSession) -> None:
+            await steps.transactions.unit_on(session).overview.set_attributes(steps.id, changes)
+
+        return self.transact("attributes", change)
 
     def sleep(self, duration: Duration) -> Coroutine[Any, Any, None]:
         """Wait, durably: a restart waits for what is left, by the database's clock."""

@@ -6,7 +6,16 @@ from typing import Unpack
 from uuid import UUID
 
 from orchestrator_state.arguments import as_duration, as_uuid
-from orchestrator_state.records.overview import STUCK_FOR, RunDetails, RunFilters, RunPage, RunQuery, as_limit
+from orchestrator_state.records.overview import (
+    STUCK_FOR,
+    Attribute,
+    RunDetails,
+    RunFilters,
+    RunPage,
+    RunQuery,
+    as_attributes,
+    as_limit,
+)
 from orchestrator_state.runs import Duration
 from orchestrator_state.store.base import StoreCalls
 
@@ -46,3 +55,13 @@ class OperatingCalls(StoreCalls):
         run, most = as_uuid(workflow_state_id, "workflow_state_id"), as_limit(steps_limit, "steps_limit")
         longest = as_duration(stuck_for, "stuck_for")
         return await self._transactions.read(lambda uow: uow.overview.get(run, longest, steps_cursor, most))
+
+    async def set_attributes(self, workflow_state_id: UUID | str, /, **attributes: Attribute) -> None:
+        """Set what a run, of any status, is to be found by; None takes an attribute away, and others stay.
+
+        A run has at most 64 attributes and 4 KiB of them: texts, whole numbers of 64 bits, finite numbers up to 2**53,
+        True and False. They are not encrypted. A worker that has the run is not disturbed. Raises `WorkflowNotFound`,
+        `InvalidPayload` or `PayloadTooLarge`.
+        """
+        run, changes = as_uuid(workflow_state_id, "workflow_state_id"), as_attributes(attributes, "attributes")
+        await self._transactions.write_once("attributes", lambda uow: uow.overview.set_attributes(run, changes))

@@ -14,6 +14,7 @@ from orchestrator_state.arguments import as_duration, as_flag, as_function, as_u
 from orchestrator_state.database import listening
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.execution import Recovery, RecoveryReport, wanted_run
+from orchestrator_state.records.overview import Attribute
 from orchestrator_state.runs import Duration, Handler, Run
 from orchestrator_state.store.base import StoreCalls
 from orchestrator_state.store.starting import RunOptions, start
@@ -68,6 +69,7 @@ class RunCalls(StoreCalls):
         returns: Any = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
         wait: Duration | None = None,
         strict: bool = False,
     ) -> Any:
@@ -76,7 +78,7 @@ class RunCalls(StoreCalls):
         `handler(run)` is plain async code whose steps go through `run`. What it returns, any JSON value, is stored;
         what it raises marks the run failed and is raised here. Calling again resumes a failed run, its finished steps
         kept. `context` is the run's at its first start. Without a `workflow_id` each call is a run of its own, unless
-        `idempotency_key` says which start it repeats.
+        `idempotency_key` says which start it repeats. `attributes` are what it is to be found by: see `set_attributes`.
 
         With `state=Model` the context is an instance of that model, or a dict that makes one, and the handler has it as
         `run.state`. With `returns=Type` the result is of that type, as the outputs of `run.step(..., returns=Type)`
@@ -94,7 +96,12 @@ class RunCalls(StoreCalls):
         as_function(handler, "handler")
         types = self._executor.types_of(name, state, returns)
         wanted = await wanted_run(
-            types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
+            types,
+            workflow_id=workflow_id,
+            context=context,
+            user_id=user_id,
+            idempotency_key=idempotency_key,
+            attributes=attributes,
         )
         patience = as_duration(0 if wait is None else wait, "wait")
         outcome = await self._executor.run(wanted, handler, wait=patience, strict=as_flag(strict, "strict"))
@@ -109,6 +116,7 @@ class RunCalls(StoreCalls):
         state: type[BaseModel] | None = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
+        attributes: Mapping[str, Attribute] | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`.
 
@@ -116,7 +124,12 @@ class RunCalls(StoreCalls):
         """
         types = self._executor.types_of(name, state)
         wanted = await wanted_run(
-            types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
+            types,
+            workflow_id=workflow_id,
+            context=context,
+            user_id=user_id,
+            idempotency_key=idempotency_key,
+            attributes=attributes,
         )
         return await start(self._transactions, self._executor, wanted)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Generic, TypedDict, TypeVar
 
 from pydantic import BaseModel
@@ -9,6 +10,7 @@ from pydantic import BaseModel
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.errors import WorkflowNotFound
 from orchestrator_state.execution import Executor, WantedRun
+from orchestrator_state.records.overview import Attribute
 from orchestrator_state.repositories.runs import MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import Duration
@@ -26,6 +28,7 @@ class RunOptions(TypedDict, Generic[_State], total=False):
     state: type[_State] | None
     user_id: str | None
     idempotency_key: str | None
+    attributes: Mapping[str, Attribute] | None
     wait: Duration | None
     strict: bool
 

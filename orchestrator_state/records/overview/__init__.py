@@ -1,5 +1,6 @@
 """What an operator sees of runs, and asks for: without a payload."""
 
+from orchestrator_state.records.overview.attributes import Attribute, as_attributes, merged, require_small
 from orchestrator_state.records.overview.conditions import STATUSES, RunCondition
 from orchestrator_state.records.overview.details import (
     RunDetails,
@@ -35,6 +36,7 @@ __all__ = [
     "NOTHING_BESIDE",
     "STATUSES",
     "STUCK_FOR",
+    "Attribute",
     "CurrentStep",
     "RunCondition",
     "RunDetails",
@@ -46,11 +48,14 @@ __all__ = [
     "StepSummary",
     "SurroundingRows",
     "Surroundings",
+    "as_attributes",
     "as_limit",
     "cursor_after",
     "details_of",
     "fingerprint_of_steps",
+    "merged",
     "place_after",
+    "require_small",
     "step_summary_of",
     "summary_of",
 ]

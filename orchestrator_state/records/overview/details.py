@@ -22,7 +22,7 @@ class StepSummary:
 
     id: str
     kind: str | None
-    """What it waited for, if it is a wait: `signal`, `sleep`, `child`. None: it is a function."""
+    """What was called, if not a function by `run.step`: `signal`, `sleep`, `child`, `transact`, `checkpoint`."""
     status: StepStatus | None
     position: int | None
     """Its place in the order in which the steps were first saved."""

@@ -11,11 +11,10 @@ from typing import Any, Final
 from uuid import UUID
 
 from orchestrator_state.records.cells import is_id, is_time
-from orchestrator_state.records.steps import LOOKS_NUMBERED
+from orchestrator_state.records.steps import LOOKS_NUMBERED, SIGNAL, SLEEP
 
 MOST_BESIDE: Final = 100
 """Steps, children and names of signals that are named of one run."""
-_SIGNAL: Final = "signal"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +23,7 @@ class CurrentStep:
 
     id: str
     kind: str | None
-    """What it waits for, if it is a wait: `signal`, `sleep`, `child`. None: it is a function that runs."""
+    """What was called, if not a function by `run.step`: `signal`, `sleep`, `child`, `transact`."""
     started_at: datetime | None
     until: datetime | None
     """Of a wait that has a time limit: when that is over."""
@@ -32,9 +31,9 @@ class CurrentStep:
     @property
     def signal(self) -> str | None:
         """The name of the signal that it waits for."""
-        if self.kind != _SIGNAL:
+        if self.kind != SIGNAL:
             return None
-        name = self.id.removeprefix(f"{_SIGNAL}:")
+        name = self.id.removeprefix(f"{SIGNAL}:")
         return name.rpartition("#")[0] if LOOKS_NUMBERED.fullmatch(name) else name
 
 
@@ -134,6 +133,6 @@ def kind_of(step_id: str, kind: Any) -> str | None:
     """Software of earlier versions says it of no step, but names the steps of waits after their kinds."""
     if kind is not None:
         return readable(kind)
-    if step_id.startswith(f"{_SIGNAL}:"):
-        return _SIGNAL
-    return "sleep" if step_id == "sleep" or step_id.startswith("sleep#") else None
+    if step_id.startswith(f"{SIGNAL}:"):
+        return SIGNAL
+    return SLEEP if step_id == SLEEP or step_id.startswith(f"{SLEEP}#") else None

@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 from orchestrator_state.database import FAR_FUTURE, database_time_in
 from orchestrator_state.domain import ACTIVE, FINISHED, StepStatus, WorkflowStatus
 from orchestrator_state.models import CurrentStepRow, StepRow, WorkflowRow
-from orchestrator_state.records import FINAL
+from orchestrator_state.records import FINAL, SLEEP, WAITS
 from orchestrator_state.records.overview import RunCondition
 from orchestrator_state.repositories.claimable import IS_ASLEEP, IS_LEASED
 
@@ -29,11 +29,11 @@ IS_UNFINISHED_CHILD: Final = and_(_child.namespace == WorkflowRow.namespace, _ch
 # Never NULL: it is asked what is not of a kind. Software of earlier versions says it of no step.
 _KIND: Final = func.coalesce(StepRow.kind, "")
 _WAITS_FOR_SOMEBODY: Final = or_(
-    _KIND.in_(("signal", "question", "child")),
+    _KIND.in_(sorted(WAITS - {SLEEP} | {"question"})),
     and_(_KIND == "", func.substr(StepRow.step_id, 1, len("signal:")) == "signal:"),
 )
 _SLEEPS: Final = or_(
-    _KIND == "sleep",
+    _KIND == SLEEP,
     and_(_KIND == "", or_(StepRow.step_id == "sleep", func.substr(StepRow.step_id, 1, 6) == "sleep#")),
 )
 HAS_ENDED: Final = exists().where(

@@ -1,4 +1,4 @@
-"""What an operator sees of runs. It reads no payload, and locks and writes nothing.
+"""What an operator sees of runs. It reads no payload, and locks nothing; what it writes are attributes.
 
 A page is a few statements, each of which sees one snapshot: a run that is deleted between two of them is shown as the
 first one saw it, without its steps.
@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import BindParameter, Select, bindparam, case, func, select, type_coerce
+from sqlalchemy import BindParameter, Select, bindparam, case, func, select, type_coerce, update
 from sqlalchemy.orm import aliased
 
 from orchestrator_state.column_types import StoredIdentifier
@@ -32,6 +32,7 @@ from orchestrator_state.records import CELLS, FINAL, is_id
 from orchestrator_state.records.overview import (
     MOST_BESIDE,
     NOTHING_BESIDE,
+    Attribute,
     RunDetails,
     RunPage,
     RunQuery,
@@ -41,7 +42,9 @@ from orchestrator_state.records.overview import (
     cursor_after,
     details_of,
     fingerprint_of_steps,
+    merged,
     place_after,
+    require_small,
     step_summary_of,
     summary_of,
 )
@@ -157,6 +160,19 @@ class OverviewRepository(Repository):
         shown = rows[:steps]
         earlier = cursor_after((shown[-1].position, shown[-1].step_id), fingerprint) if len(rows) > steps else None
         return details_of(found[0], [step_summary_of(row) for row in reversed(shown)], earlier)
+
+    async def set_attributes(self, run: UUID, changes: Mapping[str, Attribute]) -> None:
+        """Merge `changes` into a run's attributes, of which None takes one away.
+
+        Nothing else of the row changes: neither its version, by which its owner knows it, nor when it was last updated.
+        """
+        of_id = (WorkflowRow.id == run, WorkflowRow.namespace == self._namespace)
+        row = await self._row(select(WorkflowRow.attributes).where(*of_id).with_for_update(key_share=True))
+        if row is None:
+            raise self._workflow_not_found(run)
+        attributes = merged(row.attributes if isinstance(row.attributes, dict) else {}, changes)
+        require_small(attributes, "attributes")
+        await self._execute(update(WorkflowRow).where(*of_id).values(attributes=attributes or None))
 
     def _place(self, cells: tuple[Any, ...]) -> Place:
         started_at, run = cells
