@@ -181,7 +181,7 @@ class Run(StepCalls, Generic[State]):
         """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
         self._steps.journal.history.held.append(as_name(key, "key"), item)
 
-    def set_attributes(self, **attributes: Attribute) -> Coroutine[Any, Any, None]:
+    def set_attributes(self, /, **attributes: Attribute) -> Coroutine[Any, Any, None]:
         """Set what the run is to be found by, as `store.set_attributes` does; None takes one away, and others stay.
 
         It is a step, `attributes`, which commits with its effect: a handler that is called again, and passes it again,
