@@ -1,7 +1,14 @@
 """Durable state for LLM workflows, in the application's own SQLite or Postgres tables."""
 
 from orchestrator_state.blocking import BlockingRun, BlockingStore
-from orchestrator_state.domain import Checkpoint, StepState, StepStatus, WorkflowState, WorkflowStatus
+from orchestrator_state.domain import (
+    Checkpoint,
+    QuestionStatus,
+    StepState,
+    StepStatus,
+    WorkflowState,
+    WorkflowStatus,
+)
 from orchestrator_state.errors import (
     AbnormalExit,
     AccessLost,
@@ -24,6 +31,8 @@ from orchestrator_state.errors import (
     PauseTakenBack,
     PayloadError,
     PayloadTooLarge,
+    QuestionClosed,
+    QuestionNotFound,
     RunCancelled,
     RunFailed,
     RunPaused,
@@ -56,6 +65,7 @@ from orchestrator_state.maintenance import (
 )
 from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
+from orchestrator_state.records import Question, QuestionFilters, QuestionPage
 from orchestrator_state.records.overview import (
     CurrentStep,
     RunCondition,
@@ -109,6 +119,12 @@ __all__ = [
     "PayloadError",
     "PayloadTooLarge",
     "Payloads",
+    "Question",
+    "QuestionClosed",
+    "QuestionFilters",
+    "QuestionNotFound",
+    "QuestionPage",
+    "QuestionStatus",
     "RecoveredRun",
     "RecoveryReport",
     "RekeyReport",

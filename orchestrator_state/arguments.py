@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from datetime import UTC, datetime, timedelta
@@ -21,6 +22,7 @@ from orchestrator_state.payloads import LONGEST_NAME, check_text, text_of
 _T = TypeVar("_T")
 _YIELDS: Final = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 _AT_ONCE: Final = timedelta()
+_ANSWER: Final = re.compile(r"question:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 def as_uuid(value: object, path: str) -> UUID:
@@ -124,6 +126,16 @@ def as_signal_name(value: object) -> str:
     name, longest = as_name(value, "name"), LONGEST_NAME - len("signal:")
     if not 1 <= len(name) <= longest:
         raise InvalidPayload(f"a signal's name must have 1 to {longest} characters, not {len(name)}", path="name")
+    if _ANSWER.fullmatch(name):
+        raise InvalidPayload(f"signals of the name {name} are answers: use store.answer", path="name")
+    return name
+
+
+def as_question_name(value: object) -> str:
+    """Return a question's name: 1 to 246 characters, since the step that asks is called `question:<name>`."""
+    name, longest = as_name(value, "name"), LONGEST_NAME - len("question:")
+    if not 1 <= len(name) <= longest:
+        raise InvalidPayload(f"a question's name must have 1 to {longest} characters, not {len(name)}", path="name")
     return name
 
 

@@ -35,6 +35,7 @@ __all__ = [
     "STEP_TRANSITIONS",
     "WORKFLOW_TRANSITIONS",
     "Checkpoint",
+    "QuestionStatus",
     "StepState",
     "StepStatus",
     "WorkflowState",
@@ -58,6 +59,14 @@ class WorkflowStatus(_Status):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+
+class QuestionStatus(StrEnum):
+    """What became of a question of a run to people."""
+
+    OPEN = "open"
+    ANSWERED = "answered"
+    EXPIRED = "expired"
 
 
 class StepStatus(_Status):

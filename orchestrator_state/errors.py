@@ -8,7 +8,8 @@
     ├── NotFound
     │   ├── WorkflowNotFound
     │   ├── StepNotFound
-    │   └── CheckpointNotFound
+    │   ├── CheckpointNotFound
+    │   └── QuestionNotFound
     ├── Conflict              somebody else got there first, or the change is not allowed from here
     │   ├── AlreadyExists
     │   ├── InvalidTransition
@@ -21,6 +22,7 @@
     │   ├── RunFailed         the run that was waited for failed: a child, or one that another worker has
     │   ├── RunUnfinished     the run has no result yet
     │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
+    │   ├── QuestionClosed    the question was answered before, its time is over, or its run is
     │   ├── OutcomeUnknown    a step was under way at a crash, and may or may not have taken effect
     │   └── UnusedSteps       a resumed handler did not ask for all recorded steps, and was told to be strict
     ├── PayloadError          a value cannot be stored, or what is stored cannot be read
@@ -73,6 +75,8 @@ __all__ = [
     "PauseTakenBack",
     "PayloadError",
     "PayloadTooLarge",
+    "QuestionClosed",
+    "QuestionNotFound",
     "RunCancelled",
     "RunFailed",
     "RunPaused",
@@ -174,6 +178,12 @@ class CheckpointNotFound(NotFound):
     checkpoint_id: UUID
 
 
+class QuestionNotFound(NotFound):
+    """No such question."""
+
+    question_id: UUID
+
+
 class Conflict(OrchestratorStateError):
     """The write would overwrite or contradict what is there. Nothing was changed."""
 
@@ -262,6 +272,18 @@ class RunSuspended(Conflict):
 
     workflow_state_id: UUID
     wake_at: datetime | None = None
+
+
+class QuestionClosed(Conflict):
+    """No answer is accepted any more, and this one was not. `found` says why: `answered`, `expired` or `withdrawn`.
+
+    `answered_by` is who was named with the answer that was accepted, if there is one.
+    """
+
+    question_id: UUID
+    workflow_state_id: UUID
+    found: str
+    answered_by: str | None
 
 
 class OutcomeUnknown(Conflict):

@@ -37,11 +37,12 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, foreign, mapped_column, relationship, remote
 
 from orchestrator_state.column_types import Attributes, Identifier, UtcTimestamp
-from orchestrator_state.domain import StepStatus, WorkflowStatus
+from orchestrator_state.domain import QuestionStatus, StepStatus, WorkflowStatus
 
 __all__ = [
     "CheckpointRow",
     "CurrentStepRow",
+    "QuestionRow",
     "SignalRow",
     "StepRow",
     "WorkflowRow",
@@ -64,7 +65,7 @@ class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
-def _one_of(column: str, statuses: type[WorkflowStatus | StepStatus]) -> CheckConstraint:
+def _one_of(column: str, statuses: type[WorkflowStatus | StepStatus | QuestionStatus]) -> CheckConstraint:
     """A constraint whose text is built from our own enums only."""
     values = ", ".join(f"'{status}'" for status in statuses)
     return CheckConstraint(text(f"{column} IN ({values})"), name=column)
@@ -298,6 +299,40 @@ class CurrentStepRow(Base):
     workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
 
 
+class QuestionRow(Base):
+    """A question of a run to people. Its answer comes to the run as a signal, and ends up in the step that asked."""
+
+    __tablename__ = "questions"
+    __table_args__ = (
+        _one_of("status", QuestionStatus),
+        *_at_most_255("namespace", "step_id", "name", "answered_by", "refused"),
+        Index("idx_questions_workflow_state", "workflow_state_id"),
+        Index("idx_questions_namespace_status", "namespace", "status", "asked_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    workflow_state_id: Mapped[UUID] = mapped_column(Identifier, ForeignKey("workflow_states.id", ondelete="CASCADE"))
+    namespace: Mapped[str] = mapped_column(String(255))
+    """Its run's."""
+    step_id: Mapped[str] = mapped_column(String(255))
+    name: Mapped[str] = mapped_column(String(255))
+    question: Mapped[str] = mapped_column(Text)
+    """What is asked, the JSON schema of the answer, and the choices."""
+    question_digest: Mapped[str | None] = mapped_column(Digest)
+    status: Mapped[str] = mapped_column(String(50))
+    """`open`, `answered` or `expired`. One of a run that is over may still be called open."""
+    asked_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+    expires_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    closed_at: Mapped[datetime | None] = mapped_column(UtcTimestamp)
+    """When it was answered, or found to have expired."""
+    answered_by: Mapped[str | None] = mapped_column(String(255))
+    """As whoever answered was named."""
+    refused: Mapped[str | None] = mapped_column(String(255))
+    """Of a question that is open again: why the run did not accept an answer that its schema had let pass."""
+
+    workflow: Mapped[WorkflowRow] = relationship(**_FOR_READING)
+
+
 class RequestRow(Base):
     """A call that changed something. It commits with its effect, so that its repetition finds it."""
 
@@ -335,6 +370,7 @@ workflow_states: Final = cast(Table, WorkflowRow.__table__)
 step_states: Final = cast(Table, StepRow.__table__)
 checkpoints: Final = cast(Table, CheckpointRow.__table__)
 signals: Final = cast(Table, SignalRow.__table__)
+questions: Final = cast(Table, QuestionRow.__table__)
 current_steps: Final = cast(Table, CurrentStepRow.__table__)
 requests: Final = cast(Table, RequestRow.__table__)
 schema_version: Final = cast(Table, SchemaVersionRow.__table__)

@@ -26,6 +26,7 @@ from orchestrator_state.repositories.runs import (
     HistoryRepository,
     LeaseRepository,
     LineageRepository,
+    QuestionRepository,
     RunRepository,
     SignalRepository,
     WaitRepository,
@@ -79,6 +80,10 @@ class StoreUnit(Unit):
     @cached_property
     def signals(self) -> SignalRepository:
         return self._on_session(SignalRepository)
+
+    @cached_property
+    def questions(self) -> QuestionRepository:
+        return self._on_session(QuestionRepository)
 
     @cached_property
     def commits(self) -> CommitRepository:

@@ -194,6 +194,7 @@ class BlockingRun(Generic[State]):
     checkpoint = blocking(Run.checkpoint)
     sleep = blocking(Run.sleep)
     wait_for = blocking(Run.wait_for)
+    ask = blocking(Run.ask)
     set_attributes = blocking(Run.set_attributes)
 
     @overload

@@ -16,6 +16,7 @@ _OWN_ID: Final = {
     "workflow_states": "workflow_state_id",
     "checkpoints": "checkpoint_id",
     "signals": "signal_id",
+    "questions": "question_id",
     "requests": "request_id",
 }
 Blobs = Mapping[str, str | None]
@@ -33,6 +34,7 @@ class Damage:
     step_id: str | None = None
     checkpoint_id: str | None = None
     signal_id: str | None = None
+    question_id: str | None = None
     request_id: str | None = None
     reason: str
 

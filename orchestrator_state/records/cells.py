@@ -12,7 +12,7 @@ from typing import Final
 from uuid import UUID
 
 from orchestrator_state.damaged import DAMAGED_ID, DAMAGED_TIME, FURTHEST_COUNT
-from orchestrator_state.domain import StepStatus, WorkflowStatus
+from orchestrator_state.domain import QuestionStatus, StepStatus, WorkflowStatus
 from orchestrator_state.errors import CorruptPayload
 from orchestrator_state.payloads import LONGEST_NAME, is_unicode
 from orchestrator_state.records.opening import DigestedRow
@@ -24,6 +24,7 @@ GROWING_COUNTS: Final = ("version", "lease_token", "attempts", "checkpoint_seq")
 """Counts that grow by one in statements for many runs, which leave out rows in which one of them cannot grow."""
 
 _WORKFLOW_STATUSES: Final = frozenset(WorkflowStatus)
+_QUESTION_STATUSES: Final = frozenset(QuestionStatus)
 _STEP_STATUSES: Final = frozenset(StepStatus)
 
 
@@ -132,6 +133,19 @@ CELLS: Final[Mapping[str, Cells]] = {
         "step_id": is_text,
         "lease_token": is_count,
         "started_at": is_time,
+    },
+    "questions": {
+        "id": is_id,
+        "workflow_state_id": is_id,
+        "namespace": is_name,
+        "step_id": is_text,
+        "name": is_text,
+        "status": _QUESTION_STATUSES.__contains__,
+        "asked_at": is_time,
+        "expires_at": _or_null(is_time),
+        "closed_at": _or_null(is_time),
+        "answered_by": _or_null(is_text),
+        "refused": _or_null(is_text),
     },
     "requests": {
         "id": is_id,

@@ -20,6 +20,7 @@ PAYLOAD_COLUMNS: Final = {
     "step_states": STEP_PAYLOADS,
     "checkpoints": ("snapshot",),
     "signals": ("payload",),
+    "questions": ("question",),
 }
 NO_ERROR: Final[Columns] = {"error": None, "error_type": None}
 """Of a run that goes on, or has completed."""
@@ -33,6 +34,10 @@ def workflow_identity(workflow_state_id: UUID | str, column: str) -> str:
 
 def step_identity(workflow_state_id: UUID | str, step_id: str, column: str) -> str:
     return f"step_states/{workflow_state_id}/{step_id}/{column}"
+
+
+def question_identity(workflow_state_id: UUID | str, question_id: UUID | str) -> str:
+    return f"questions/{workflow_state_id}/{question_id}/question"
 
 
 def checkpoint_identity(workflow_state_id: UUID | str, checkpoint_id: UUID | str) -> str:

@@ -20,7 +20,8 @@ FINAL: Final = frozenset({StepStatus.COMPLETED.value, StepStatus.SKIPPED.value})
 SIGNAL: Final = "signal"
 SLEEP: Final = "sleep"
 CHILD: Final = "child"
-WAITS: Final = frozenset({SIGNAL, SLEEP, CHILD})
+QUESTION: Final = "question"
+WAITS: Final = frozenset({SIGNAL, SLEEP, CHILD, QUESTION})
 """The `kind` of a step that waits, and of one that has waited."""
 TRANSACT: Final = "transact"
 CHECKPOINT: Final = "checkpoint"

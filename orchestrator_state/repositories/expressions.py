@@ -8,10 +8,10 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, FromClause, bindparam, case, exists, func, null, or_
 
 from orchestrator_state.database import database_now
-from orchestrator_state.models import CheckpointRow, SignalRow, StepRow, WorkflowRow, checkpoints
+from orchestrator_state.models import CheckpointRow, QuestionRow, SignalRow, StepRow, WorkflowRow, checkpoints
 from orchestrator_state.payloads import REFERENCE_MARKER
 
-HANGING: Final = (StepRow, CheckpointRow, SignalRow)
+HANGING: Final = (StepRow, CheckpointRow, SignalRow, QuestionRow)
 """The rows that hang on a workflow's."""
 
 IN_NAMESPACE: Final = WorkflowRow.namespace == bindparam("namespace")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
 from functools import partial
 from typing import (
@@ -25,7 +25,7 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
-from orchestrator_state.arguments import as_duration, as_function, as_name, as_signal_name
+from orchestrator_state.arguments import as_duration, as_function, as_name, as_question_name, as_signal_name
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.records.overview import Attribute, as_attributes
@@ -33,6 +33,7 @@ from orchestrator_state.runs.step_calls import Duration, StepCalls
 from orchestrator_state.runs.steps import Steps, nothing
 from orchestrator_state.runs.types import RunTypes
 from orchestrator_state.runs.waiting.exits import HANDLER, mark
+from orchestrator_state.runs.waiting.questions import ask, recorded_answer, wording_of
 from orchestrator_state.runs.waiting.waits import Child, StartChild, child, recorded_signal, sleep, wait_for
 
 _T = TypeVar("_T")
@@ -221,6 +222,55 @@ class Run(StepCalls, Generic[State]):
         returns = self._steps.types.of_step(numbered, returns)
         work = partial(wait_for, self._steps, numbered, name, limit, returns)
         return self._steps.call(numbered, partial(recorded_signal, self._steps, name, returns), work)
+
+    @overload
+    def ask(
+        self,
+        name: str,
+        prompt: Any = None,
+        *,
+        returns: type[_R],
+        choices: Sequence[Any] | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, _R]: ...
+
+    @overload
+    def ask(
+        self,
+        name: str,
+        prompt: Any = None,
+        *,
+        returns: Any = None,
+        choices: Sequence[Any] | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, Any]: ...
+
+    def ask(
+        self,
+        name: str,
+        prompt: Any = None,
+        *,
+        returns: Any = None,
+        choices: Sequence[Any] | None = None,
+        timeout: Duration | None = None,
+    ) -> Coroutine[Any, Any, Any]:
+        """Ask people something, and return the answer that one of them gives with `store.answer`.
+
+        `store.list_questions` shows it until then, with the `prompt` (any JSON value), the JSON schema of `returns`,
+        the `choices` and the deadline. An answer that does not fit is refused there; one is accepted, and no second.
+        Where `returns` accepts less than its JSON schema tells, the question is open again after an answer that it does
+        not accept, and says why.
+
+        Raises `TimeoutError` after `timeout` (a duration, or seconds), which is durable. Under `store.recover` and
+        `Worker` a run that waits is let go of. The step is called `question:` and the name.
+        """
+        name = as_question_name(name)
+        numbered = self._steps.number(f"question:{name}")
+        limit = None if timeout is None else as_duration(timeout, "timeout")
+        returns = self._steps.types.of_step(numbered, returns)
+        wording = wording_of(name, prompt, returns, choices, limit)
+        work = partial(ask, self._steps, numbered, wording, returns)
+        return self._steps.call(numbered, partial(recorded_answer, self._steps, name, returns), work)
 
     @overload
     def child(

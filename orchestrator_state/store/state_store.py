@@ -24,6 +24,7 @@ from orchestrator_state.store.health import HealthChecks
 from orchestrator_state.store.maintenance import MaintenanceCalls
 from orchestrator_state.store.opening import Opening, open_transactions, settings_for
 from orchestrator_state.store.operating import OperatingCalls
+from orchestrator_state.store.questions import QuestionCalls
 from orchestrator_state.store.runs import RunCalls
 from orchestrator_state.store.units import UnitCalls
 from orchestrator_state.transactions import Transactions
@@ -31,7 +32,7 @@ from orchestrator_state.transactions import Transactions
 _HEALTH_CHECK_LIMIT: Final = timedelta(seconds=5)
 
 
-class StateStore(RunCalls, ControlCalls, OperatingCalls, UnitCalls, StatesByHand, MaintenanceCalls):
+class StateStore(RunCalls, ControlCalls, QuestionCalls, OperatingCalls, UnitCalls, StatesByHand, MaintenanceCalls):
     """Workflow state in the application's own database. Open it with `StateStore.open`.
 
     Each call is one transaction of its own, unless it says otherwise; `begin` groups several calls in one. When the

@@ -7,6 +7,7 @@ import shutil
 import sys
 import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -302,6 +303,31 @@ async def drive_family(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.RunFailed, store.run("n", parent, workflow_id="family"))
 
 
+async def drive_questions(driven: Driven, store: StateStore) -> None:
+    async def asks(run: Run) -> Any:
+        return await run.ask("secret", HIDDEN, choices=[PAYLOAD])
+
+    await store.start("asks", workflow_id="asking", context={"seen": PAYLOAD})
+    await store.recover({"asks": asks})
+    (question,) = await store.list_questions()
+    assert not secrets_in(repr(question))
+    await driven.error(errors.QuestionNotFound, store.answer(uuid4(), PAYLOAD))
+    await driven.error(errors.InvalidPayload, store.answer(question.id, HIDDEN))
+    await driven.error(errors.RunUnfinished, store.result(question.workflow_state_id))
+    await store.answer(question.id, PAYLOAD)
+    await driven.error(errors.QuestionClosed, store.answer(question.id, PAYLOAD))
+
+
+async def drive_executors(driven: Driven, store: StateStore) -> None:
+    pool = ThreadPoolExecutor()
+    pool.shutdown()
+
+    async def handler(run: Run) -> None:
+        await run.step("load", len, PAYLOAD, executor=pool)
+
+    await driven.error(errors.ExecutorUnavailable, store.run("n", handler, workflow_id="refused by the pool"))
+
+
 async def drive_leases(driven: Driven, store: StateStore) -> None:
     gate = Gate()
 
@@ -426,6 +452,8 @@ async def test_no_error_no_log_record_and_no_event_shows_a_payload_or_a_password
 
     async with open_store() as store:
         await drive_runs(driven, store)
+        await drive_questions(driven, store)
+        await drive_executors(driven, store)
         await drive_domain(driven, store)
         await drive_refusals(driven, store)
         await drive_database_refusals(driven, store, backend, database_url)

@@ -21,9 +21,11 @@ _SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
     "handlers": lambda: {"n": handler},
     "keep": lambda: 1,
     "name": lambda: "n",
+    "question_id": uuid4,
     "older_than": lambda: timedelta(days=1),
     "state": a_state,
     "user_id": lambda: "u",
+    "value": lambda: 1,
     "workflow_id": lambda: "other",
     "workflow_state_id": uuid4,
 }
@@ -52,6 +54,11 @@ def calls_of_stores() -> dict[str, Callable[[StateStore], Awaitable[Any]]]:
     return {name: _calling(name) for name in sorted(names_of(StateStore) - {"close"}) if _is_awaited(name)}
 
 
+def _only_by_place(call: Callable[..., Any]) -> list[str]:
+    parameters = inspect.signature(call).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.POSITIONAL_ONLY]
+
+
 def _is_awaited(name: str) -> bool:
     call = getattr(StateStore, name)
     if inspect.iscoroutinefunction(call):
@@ -63,7 +70,9 @@ def _calling(name: str) -> Callable[[StateStore], Awaitable[Any]]:
     method = getattr(StateStore, name)
 
     def call(store: StateStore) -> Awaitable[Any]:
-        answer: Awaitable[Any] = method(store, **arguments_of(method))
+        given = arguments_of(method)
+        by_place = [given.pop(name) for name in _only_by_place(method) if name in given]
+        answer: Awaitable[Any] = method(store, *by_place, **given)
         return answer
 
     return call

@@ -17,7 +17,7 @@ COLUMNS = [(table, column) for table, columns in PAYLOAD_COLUMNS.items() for col
 
 
 async def fill(store: StateStore) -> None:
-    """A run that ended, one that failed, and one that waits with a signal it has not seen."""
+    """A run that ended, one that failed, one that waits with a signal it has not seen, and one that asks."""
 
     async def ends(run: Run) -> Any:
         run.context["list"] = [CANARY]
@@ -35,6 +35,12 @@ async def fill(store: StateStore) -> None:
         await store.run("fails", fails, workflow_id="failed", context={"note": CANARY})
     waiting = await store.start("waits", workflow_id="waiting", context={"note": CANARY})
     await store.signal(waiting.id, "hello", {"note": CANARY})
+
+    async def asks(run: Run) -> None:
+        await run.ask("anything", {"note": CANARY})
+
+    await store.start("asks", workflow_id="asking", context={"note": CANARY})
+    await store.recover({"asks": asks})
 
 
 def encrypted(*keys: str, strict: bool = False, readers: Sequence[Codec] = ()) -> Payloads:

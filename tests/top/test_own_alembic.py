@@ -25,6 +25,7 @@ OURS = [
     "checkpoints",
     "current_steps",
     "orchestrator_state_version",
+    "questions",
     "requests",
     "signals",
     "step_states",

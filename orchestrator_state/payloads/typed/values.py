@@ -76,6 +76,13 @@ class ValueType:
         self.check_same(accepted, loaded, path)
         return text, loaded
 
+    def json_schema(self) -> dict[str, Any] | None:
+        """What JSON the type accepts, as far as a JSON schema can say that. None if it cannot."""
+        try:
+            return self._adapter.json_schema()
+        except PydanticUserError:
+            return None
+
     def dump(self, value: Any, path: str, encode: Encode = encode_json) -> str:
         """The canonical JSON text of `value`, whatever it loads as. Raises `InvalidPayload`."""
         try:

@@ -7,6 +7,7 @@ from orchestrator_state.repositories.runs.history import HistoryRepository
 from orchestrator_state.repositories.runs.leases import LeaseRepository
 from orchestrator_state.repositories.runs.lifecycle import RunRepository
 from orchestrator_state.repositories.runs.lineage import LineageRepository
+from orchestrator_state.repositories.runs.questions import QuestionRepository
 from orchestrator_state.repositories.runs.requests import CANCEL, PAUSE
 from orchestrator_state.repositories.runs.signals import SignalRepository
 from orchestrator_state.repositories.runs.suspects import FROM_ATTEMPT, Suspect
@@ -24,6 +25,7 @@ __all__ = [
     "LeaseRepository",
     "LineageRepository",
     "News",
+    "QuestionRepository",
     "RunRepository",
     "SignalRepository",
     "Suspect",

@@ -27,13 +27,14 @@ from sqlalchemy.sql import Update
 
 from orchestrator_state.column_types import StoredIdentifier, StoredIdentifierKey, StoredText, StoredTextKey
 from orchestrator_state.database import is_stored_name, stored_bytes
-from orchestrator_state.models import checkpoints, requests, signals, step_states, workflow_states
+from orchestrator_state.models import checkpoints, questions, requests, signals, step_states, workflow_states
 from orchestrator_state.records import (
     CELLS,
     PAYLOAD_COLUMNS,
     Columns,
     SignalPlace,
     checkpoint_identity,
+    question_identity,
     step_identity,
     workflow_identity,
 )
@@ -94,6 +95,12 @@ PAYLOAD_TABLES: Final = (
         further_ids=("workflow_state_id",),
         further_names=("name",),
         identity=lambda ids, _: SignalPlace(ids["workflow_state_id"], ids["id"], "", "").identity,
+    ),
+    PayloadTable(
+        table=questions,
+        key=("id",),
+        further_ids=("workflow_state_id",),
+        identity=lambda ids, _: question_identity(ids["workflow_state_id"], ids["id"]),
     ),
 )
 CHECKED_TABLES: Final = (*PAYLOAD_TABLES, PayloadTable(table=requests, key=("id",), identity=lambda _ids, _: ""))

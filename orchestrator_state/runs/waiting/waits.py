@@ -50,7 +50,7 @@ class Child(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Taken:
+class Taken:
     """A signal was consumed; its payload may be None."""
 
     payload: Any
@@ -61,7 +61,7 @@ class _Taken:
 
 async def sleep(steps: Steps, step_id: str, duration: timedelta) -> None:
     """The work of `run.sleep`."""
-    wait = _Wait.of(steps, step_id, SLEEP, duration)
+    wait = Wait.of(steps, step_id, SLEEP, duration)
     await wait.begin()
     while not wait.is_over:
         await steps.room.wait(until=wait.until)
@@ -71,7 +71,7 @@ async def sleep(steps: Steps, step_id: str, duration: timedelta) -> None:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Wait:
+class Wait:
     """A wait, and when it ends: on record once it `began`, so that a restart does not wait anew."""
 
     steps: Steps
@@ -81,7 +81,7 @@ class _Wait:
     has_begun: bool
 
     @classmethod
-    def of(cls, steps: Steps, step_id: str, kind: str, limit: timedelta | None) -> _Wait:
+    def of(cls, steps: Steps, step_id: str, kind: str, limit: timedelta | None) -> Wait:
         """As it is on record, if that fits the `limit`; else it begins now."""
         recorded = steps.journal.recorded(step_id)
         text = recorded.outputs if recorded is not None and recorded.status == StepStatus.RUNNING else None
@@ -102,6 +102,15 @@ class _Wait:
         outputs = _NO_END if self.until is None else encode(self.until.isoformat(), "deadline")
         await self.steps.journal.begin_step(self.step, outputs=outputs)
         self.has_begun = True
+
+    async def for_signal(self, name: str) -> None:
+        """Wait until a signal of that name is there, or the time is over."""
+        await self.steps.room.wait(signals=frozenset({name}), until=self.until)
+
+    async def give_up(self) -> None:
+        """Commit that nothing came in time."""
+        await self.steps.journal.finish_step(self.step, "null", status=StepStatus.SKIPPED)
+        self.steps.switch.obey()
 
     @property
     def step(self) -> OpenStep:
@@ -129,20 +138,14 @@ def _recorded_moment(text: str) -> datetime | None:
 
 async def wait_for(steps: Steps, step_id: str, name: str, limit: timedelta | None, returns: Any) -> Any:
     """The work of `run.wait_for`."""
-    wait = _Wait.of(steps, step_id, SIGNAL, limit)
-    while True:
-        await steps.before_work()
-        with steps.switch.on_fault():
-            signal = await steps.transactions.read(lambda uow: uow.signals.next(steps.id, name))
-        if signal is not None and (taken := await _take(steps, wait.step, signal, returns)):
-            steps.switch.obey()  # a signal that came after a cancel must not complete the run
-            return taken.payload
+    wait = Wait.of(steps, step_id, SIGNAL, limit)
+    while not (taken := await _taken_signal(wait, name, returns)):
         if wait.is_over:
-            await steps.journal.finish_step(wait.step, "null", status=StepStatus.SKIPPED)
-            steps.switch.obey()
+            await wait.give_up()
             raise _late(name)
         await wait.begin()
-        await steps.room.wait(signals=frozenset({name}), until=wait.until)
+        await wait.for_signal(name)
+    return taken.payload
 
 
 def recorded_signal(steps: Steps, name: str, returns: Any, step: OpenStep) -> Coroutine[Any, Any, Any]:
@@ -152,18 +155,36 @@ def recorded_signal(steps: Steps, name: str, returns: Any, step: OpenStep) -> Co
     return steps.recorded(returns, step)
 
 
-async def _take(steps: Steps, begun: OpenStep, signal: Signal, returns: Any) -> _Taken | None:
-    """Consume a signal, unless another branch did. One of another type is consumed with the failure of the step."""
-    journal = steps.journal
+async def next_signal(wait: Wait, name: str) -> Signal | None:
+    """The oldest signal of that name, not consumed yet."""
+    steps = wait.steps
+    await steps.before_work()
+    with steps.switch.on_fault():
+        return await steps.transactions.read(lambda uow: uow.signals.next(steps.id, name))
+
+
+async def take(wait: Wait, signal: Signal, returns: Any) -> Taken | None:
+    """Consume a signal with the step, unless another branch did. Raises `NotAccepted` for one of another type."""
+    steps, begun = wait.steps, wait.step
+    payload = await steps.transactions.payloads.decode_aside(returns, signal.payload, begun.step_id)
+    if not await steps.journal.finish_step(begun, signal.payload, consumed_signal=signal.id):
+        return None
+    steps.switch.obey()  # a signal that came after a cancel must not complete the run
+    return Taken(payload)
+
+
+async def _taken_signal(wait: Wait, name: str, returns: Any) -> Taken | None:
+    """The oldest signal of that name. None if there is none; one of another type fails the step and is consumed."""
+    signal = await next_signal(wait, name)
+    if signal is None:
+        return None
     try:
-        payload = await steps.transactions.payloads.decode_aside(returns, signal.payload, begun.step_id)
+        return await take(wait, signal, returns)
     except NotAccepted as refused:
         error = InvalidPayload(f"the type does not accept {refused}", path=refused.paths[0])
-        if await journal.fail_step(begun, error, calls=1, consumed_signal=signal.id):
-            raise error from None
-        return None
-    is_ours = await journal.finish_step(begun, signal.payload, consumed_signal=signal.id)
-    return _Taken(payload) if is_ours else None
+    if await wait.steps.journal.fail_step(wait.step, error, calls=1, consumed_signal=signal.id):
+        raise error
+    return None
 
 
 def _late(signal: str) -> TimeoutError:
@@ -196,7 +217,7 @@ async def child(steps: Steps, step_id: str, start: StartChild, wanted: Child, re
 
 
 async def _outcome_of(steps: Steps, step_id: str, start: StartChild, wanted: Child) -> Outcome[Any]:
-    wait = _Wait.of(steps, step_id, CHILD, None)
+    wait = Wait.of(steps, step_id, CHILD, None)
     child: UUID | None = None
     until: datetime | None = None
     if steps.journal.lease.token > 1:  # a run that is resumed may have started it before
