@@ -2,72 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from orchestrator_state import schema
-from orchestrator_state.cli.options import Schema, Url
+from orchestrator_state.cli.database import db, health
+from orchestrator_state.cli.output import write
 from orchestrator_state.cli.payloads import collect_garbage, rekey, verify
-from orchestrator_state.cli.retention import prune
-from orchestrator_state.cli.runs import runs
-from orchestrator_state.database import Database, open_database
-from orchestrator_state.settings import Settings
+from orchestrator_state.cli.retention import erase, prune
+from orchestrator_state.cli.runs.commands import runs
 
-_Result = TypeVar("_Result")
-
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-db = typer.Typer(no_args_is_help=True, help="Look at the database schema, and change it.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(db, name="db")
 app.add_typer(runs, name="runs")
-app.command()(verify)
-app.command()(rekey)
-app.command()(collect_garbage)
-app.command()(prune)
+for command in (verify, rekey, collect_garbage, prune, erase, health):
+    app.command()(command)
+
+
+def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it
+    if wanted:
+        from importlib.metadata import version
+
+        write(version("orchestrator-state"))
+        raise typer.Exit
 
 
 @app.callback()
-def _root() -> None:
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     """Durable state for LLM workflows, in your own SQLite or Postgres tables."""
-
-
-@db.command()
-def upgrade(
-    revision: Annotated[str, typer.Argument(help="Where to go.")] = "head",
-    url: Url = None,
-    db_schema: Schema = None,
-) -> None:
-    """Bring the schema up to date. Safe to run from several places at once."""
-    _with_database(url, db_schema, lambda database: schema.upgrade(database, revision))
-    typer.echo(f"the schema is at {_revision(_state(url, db_schema))}")
-
-
-@db.command()
-def downgrade(
-    revision: Annotated[str, typer.Argument(help="Revision to go back to, or `base` to drop the tables.")],
-    url: Url = None,
-    db_schema: Schema = None,
-) -> None:
-    """Go back to an older schema. What that schema has no room for is lost."""
-    _with_database(url, db_schema, lambda database: schema.downgrade(database, revision))
-    typer.echo(f"the schema is at {_revision(_state(url, db_schema))}")
-
-
-@db.command()
-def current(url: Url = None, db_schema: Schema = None) -> None:
-    """Print the revision of the database, and the newest one."""
-    state = _state(url, db_schema)
-    typer.echo(f"database: {_revision(state)}\npackage:  {state.head}")
-
-
-@db.command()
-def check(url: Url = None, db_schema: Schema = None) -> None:
-    """Exit with 1 unless the database has the schema that this version of the package needs."""
-    _with_database(url, db_schema, schema.verify)
-    typer.echo("the schema is up to date")
 
 
 @app.command()
@@ -90,22 +62,3 @@ def demo(
     from orchestrator_state.demo import run_demo  # neither is needed by `db`
 
     raise typer.Exit(run_demo(db=url, input_dir=input_dir, llm=llm, output=output, console=Console()))
-
-
-def _state(url: str | None, db_schema: str | None) -> schema.SchemaState:
-    return _with_database(url, db_schema, schema.inspect_schema)
-
-
-def _revision(state: schema.SchemaState) -> str:
-    return "the application's own revision" if state.foreign else state.current or "base"
-
-
-def _with_database(url: str | None, db_schema: str | None, work: Callable[[Database], Awaitable[_Result]]) -> _Result:
-    async def run() -> _Result:
-        database = open_database(Settings.load(database_url=url, db_schema=db_schema), for_migration=True)
-        try:
-            return await work(database)
-        finally:
-            await database.close()
-
-    return asyncio.run(run())

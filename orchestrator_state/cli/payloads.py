@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator_state.cli.application import App, OptionalApp, store_options
-from orchestrator_state.cli.opened import with_store
 from orchestrator_state.cli.options import Namespace, Schema, Url
-from orchestrator_state.cli.tables import add_row, new_table, show_table
-from orchestrator_state.maintenance import RekeyReport, VerifyReport
+from orchestrator_state.cli.output import write
+from orchestrator_state.cli.tables import Table
+from orchestrator_state.cli.target import with_store
+
+if TYPE_CHECKING:
+    from orchestrator_state import RekeyReport, VerifyReport
 
 
 def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, namespace: Namespace = None) -> None:
@@ -54,51 +57,51 @@ def collect_garbage(app: App, url: Url = None, db_schema: Schema = None, namespa
     """Remove blobs, older than an hour, that no row refers to any more: what crashes and overwritten values left."""
     options = store_options(app, url, db_schema, namespace)
     removed = with_store(options, lambda store: store.collect_garbage())
-    typer.echo(f"{removed} blobs removed")
+    write(f"{removed} blobs removed")
 
 
 def _show_damage(report: VerifyReport) -> None:
-    counts = new_table("payloads", "intact", "without digest", "changed by older software", "damaged")
-    add_row(counts, report.payloads, report.intact, report.undigested, report.unverified, report.damaged)
-    show_table(counts)
+    counts = Table("payloads", "intact", "without digest", "changed by older software", "damaged")
+    counts.add(report.payloads, report.intact, report.undigested, report.unverified, report.damaged)
+    counts.show()
     if not report.damage:
         return
-    table = new_table("table", "workflow", "step or id", "column", "damage")
+    table = Table("table", "workflow", "step or id", "column", "damage")
     for one in report.damage:
         place = one.step_id or one.checkpoint_id or one.signal_id or one.request_id or ""
-        add_row(table, one.table, one.workflow_state_id or "", place, one.column, one.reason)
+        table.add(one.table, one.workflow_state_id or "", place, one.column, one.reason)
     _show_list(table, len(report.damage), report.damaged + report.damaged_cells)
 
 
 def _show_unloadable(report: VerifyReport) -> None:
-    typer.echo(f"live workflows: {report.loaded} load, {report.failed} do not")
+    write(f"live workflows: {report.loaded} load, {report.failed} do not")
     if not report.unloadable:
         return
-    table = new_table("id", "workflow id", "what", "error", "message")
+    table = Table("id", "workflow id", "what", "error", "message")
     for one in report.unloadable:
-        add_row(table, one.workflow_state_id, one.workflow_id, one.what, one.error, one.message)
+        table.add(one.workflow_state_id, one.workflow_id, one.what, one.error, one.message)
     _show_list(table, len({one.workflow_state_id for one in report.unloadable}), report.failed)
 
 
 def _show_rekeyed(report: RekeyReport, *, dry_run: bool) -> None:
-    counts = new_table("current", "to be written" if dry_run else "written", "left", "unreadable")
-    add_row(counts, report.current, report.resealed, report.left, report.failed)
-    show_table(counts)
+    counts = Table("current", "to be written" if dry_run else "written", "left", "unreadable")
+    counts.add(report.current, report.resealed, report.left, report.failed)
+    counts.show()
     if report.left:
-        typer.echo("some were being changed by others: run it again")
+        write("some were being changed by others: run it again")
     if not report.unreadable:
         return
-    table = new_table("payload", "error", "message")
+    table = Table("payload", "error", "message")
     for one in report.unreadable:
-        add_row(table, one.identity, one.error, one.message)
+        table.add(one.identity, one.error, one.message)
     _show_list(table, len(report.unreadable), report.failed)
 
 
-def _show_list(table: Any, listed: int, found: int) -> None:
-    typer.echo()
-    show_table(table)
+def _show_list(table: Table, listed: int, found: int) -> None:
+    write()
+    table.show()
     if found > listed:
-        typer.echo(f"and {found - listed} more")
+        write(f"and {found - listed} more")
 
 
 @contextmanager

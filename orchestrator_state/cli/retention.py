@@ -1,32 +1,34 @@
-"""`orchestrator-state prune`: delete what is too old or too much, as a cron job does."""
+"""`orchestrator-state prune` and `… erase`: delete what is too old or too much, or all of a user's."""
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator_state import StateStore
-from orchestrator_state.cli.application import OptionalApp, store_options
-from orchestrator_state.cli.opened import with_store
-from orchestrator_state.cli.options import Namespace, Schema, Url
-from orchestrator_state.maintenance import DeletionProgress, OnProgress
+from orchestrator_state.cli.documents import show_json
+from orchestrator_state.cli.endings import ExitCode
+from orchestrator_state.cli.options import Force, Json, Yes, as_age, require_yes
+from orchestrator_state.cli.output import note, write
+from orchestrator_state.cli.tables import Table
+from orchestrator_state.cli.target import Target, on_store
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
+    from orchestrator_state import DeletionProgress, StateStore
+    from orchestrator_state.maintenance import OnProgress
 
 
+@on_store
 def prune(
+    target: Target,
     older_than: Annotated[
         str | None,
         typer.Option(
             "--older-than",
             metavar="AGE",
-            help="Delete finished workflows that nothing has changed for 30d, 12h or 90m.",
+            help="Delete finished workflows that nothing has changed for 30d, 12h, 90m or 45s.",
         ),
     ] = None,
     keep_checkpoints: Annotated[
@@ -35,41 +37,61 @@ def prune(
             "--keep-checkpoints", min=0, help="Delete all but the newest so many checkpoints of each workflow."
         ),
     ] = None,
-    app: OptionalApp = None,
-    url: Url = None,
-    db_schema: Schema = None,
-    namespace: Namespace = None,
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be deleted, and delete nothing.")
+    ] = False,
 ) -> None:
     """Delete what is too old or too much. What was deleted before an interruption stays deleted."""
     if older_than is None and keep_checkpoints is None:
         raise typer.BadParameter("say what to delete: --older-than, --keep-checkpoints, or both")
-    age = None if older_than is None else _age(older_than)
+    age = None if older_than is None else as_age(older_than)
+    said = "would delete" if dry_run else "deleted"
 
     async def work(store: StateStore) -> list[str]:
         done = []
         with _progress() as bars:
             if age is not None:
-                deleted = await store.delete_old_states(age, progress=_shown(bars, "workflows"))
-                done.append(f"deleted {_counted(deleted, 'workflow')}")
+                progress = _shown(bars, "workflows")
+                deleted = await store.delete_old_states(age, dry_run=dry_run, progress=progress)
+                done.append(f"{said} {_counted(deleted, 'workflow')}")
             if keep_checkpoints is not None:
-                pruned = await store.prune_checkpoints(keep=keep_checkpoints, progress=_shown(bars, "checkpoints"))
-                done.append(f"deleted {_counted(pruned, 'checkpoint')}")
+                progress = _shown(bars, "checkpoints")
+                pruned = await store.prune_checkpoints(keep=keep_checkpoints, dry_run=dry_run, progress=progress)
+                done.append(f"{said} {_counted(pruned, 'checkpoint')}")
         return done
 
-    for line in with_store(store_options(app, url, db_schema, namespace), work):
-        typer.echo(line)
+    for line in target.open(work):
+        write(line)
 
 
-def _age(age: str) -> timedelta:
-    match = re.fullmatch(r"([0-9]{1,9})([dhm])", age)
-    if match is None:
-        raise typer.BadParameter(f"{age!r} is no age; give days, hours or minutes, as in 30d, 12h or 90m")
-    try:
-        given = timedelta(**{_UNITS[match[2]]: int(match[1])})
-        _ = datetime.now(UTC) - given
-    except OverflowError:
-        raise typer.BadParameter(f"nothing can be older than {age}") from None
-    return given
+@on_store
+def erase(
+    target: Target,
+    user_id: Annotated[str, typer.Argument(metavar="USER", help="Whose workflows are deleted.", show_default=False)],
+    *,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count what would be deleted, and delete nothing.")
+    ] = False,
+    force: Force = False,
+    yes: Yes = False,
+    json: Json = False,
+) -> None:
+    """Delete everything of a user: workflows of any status, with all that belongs to them.
+
+    Exits with 4 if runs were left because a worker has them.
+    """
+    require_yes(f"Delete everything of user {user_id!r} for good?", yes=yes or dry_run)
+    report = target.open(lambda store: store.erase(user_id=user_id, dry_run=dry_run, force=force))
+    if json:
+        show_json(report)
+    else:
+        table = Table("workflows", "steps", "checkpoints", "signals", "blobs")
+        table.add(report.workflows, report.steps, report.checkpoints, report.signals, report.blobs)
+        table.show()
+    for run in report.owned:
+        note(f"run {run} is left, since a worker has it: cancel it, or use --force")
+    raise typer.Exit(ExitCode.CONFLICT if report.owned else ExitCode.DONE)
 
 
 def _progress() -> Progress:

@@ -68,10 +68,12 @@ async def _cutoff(transactions: Transactions, older_than: datetime | timedelta) 
 
 
 async def delete_old_states(
-    transactions: Transactions, older_than: datetime | timedelta, progress: OnProgress | None
+    transactions: Transactions, older_than: datetime | timedelta, progress: OnProgress | None, *, dry_run: bool
 ) -> int:
     """See `StateStore.delete_old_states`."""
     cutoff, deleted, total = await _cutoff(transactions, older_than), 0, 0
+    if dry_run:
+        return await transactions.read(lambda uow: uow.retention.count_finished(older_than=cutoff))
     if progress is not None:
         total = await transactions.read(lambda uow: uow.retention.count_finished(older_than=cutoff))
     limit, is_first = _WORKFLOWS, True
@@ -144,11 +146,18 @@ async def _prune_some(uow: StoreUnit, family: Sequence[UUID]) -> Hanging:
 
 
 async def prune_checkpoints(
-    transactions: Transactions, keep: int, progress: OnProgress | None, *, only: UUID | None = None
+    transactions: Transactions,
+    keep: int,
+    progress: OnProgress | None,
+    *,
+    only: UUID | None = None,
+    dry_run: bool = False,
 ) -> int:
     """See `StateStore.prune_checkpoints` and, for `only` one workflow, `StateStore.cleanup_old_checkpoints`."""
     keep = as_count(keep, "keep")
     deleted, total = 0, 0
+    if dry_run:
+        return await transactions.read(lambda uow: uow.retention.count_surplus_checkpoints(keep))
     if progress is not None:
         total = await transactions.read(lambda uow: uow.retention.count_surplus_checkpoints(keep))
     batches = _cuts(transactions, keep, only)

@@ -54,7 +54,9 @@ class MaintenanceCalls(StoreCalls):
         """
         return await self._erasure.erase(user_id, dry_run=dry_run, force=force)
 
-    async def delete_old_states(self, older_than: datetime | timedelta, *, progress: OnProgress | None = None) -> int:
+    async def delete_old_states(
+        self, older_than: datetime | timedelta, *, dry_run: bool = False, progress: OnProgress | None = None
+    ) -> int:
         """Delete finished workflows last updated before `older_than`, with their steps and checkpoints.
 
         That is an age, by the database's clock, or a moment (aware). Prefer an age: on a machine whose clock is wrong,
@@ -65,16 +67,20 @@ class MaintenanceCalls(StoreCalls):
 
         Works from the oldest, in transactions of up to 200 workflows and some 5,000 rows, between which it lets other
         writers in; if it is interrupted, what they deleted stays deleted. After each, `progress` is called with a
-        `DeletionProgress`. Returns the number of workflows deleted.
+        `DeletionProgress`. Returns the number of workflows deleted; with `dry_run` how many it would be, and nothing is
+        written.
         """
-        return await delete_old_states(self._transactions, older_than, as_listener(progress, "progress"))
+        listener, is_dry = as_listener(progress, "progress"), as_flag(dry_run, "dry_run")
+        return await delete_old_states(self._transactions, older_than, listener, dry_run=is_dry)
 
-    async def prune_checkpoints(self, *, keep: int, progress: OnProgress | None = None) -> int:
+    async def prune_checkpoints(self, *, keep: int, dry_run: bool = False, progress: OnProgress | None = None) -> int:
         """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
 
-        In transactions of some 5,000 checkpoints. After each `progress` is called with a `DeletionProgress`.
+        In transactions of some 5,000 checkpoints. After each `progress` is called with a `DeletionProgress`. With
+        `dry_run` nothing is written, and it returns how many it would be.
         """
-        return await prune_checkpoints(self._transactions, keep, as_listener(progress, "progress"))
+        listener, is_dry = as_listener(progress, "progress"), as_flag(dry_run, "dry_run")
+        return await prune_checkpoints(self._transactions, keep, listener, dry_run=is_dry)
 
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.

@@ -18,6 +18,7 @@ _parsers = functools.cache(typer.main.get_command)
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Runs a command; returns its exit status, standard output and standard error."""
     monkeypatch.setattr("orchestrator_state.cli.app", _parsers(app))
+    monkeypatch.delenv("COLUMNS", raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["orchestrator-state", *arguments])

@@ -56,8 +56,8 @@ def test_a_schema_goes_up_and_down(run: Run, empty_database_url: str) -> None:
     assert run(*db("upgrade", url=url)) == (0, f"the schema is at {HEAD}\n", "")
     assert run(*db("upgrade", url=url)) == (0, f"the schema is at {HEAD}\n", "")
     assert run(*db("check", url=url)) == (0, "the schema is up to date\n", "")
-    assert run(*db("downgrade", FIRST, url=url)) == (0, f"the schema is at {FIRST}\n", "")
-    assert run(*db("downgrade", "base", url=url)) == (0, "the schema is at base\n", "")
+    assert run(*db("downgrade", FIRST, "--yes", url=url)) == (0, f"the schema is at {FIRST}\n", "")
+    assert run(*db("downgrade", "base", "--yes", url=url)) == (0, "the schema is at base\n", "")
     assert tables(url) == ["orchestrator_state_version"]
 
 
@@ -77,7 +77,7 @@ def test_check_fails_on_a_schema_that_is_behind_and_changes_nothing(
 def test_a_database_newer_than_the_package_is_refused_by_every_command(run: Run, database_url: str) -> None:
     execute(database_url, "UPDATE orchestrator_state_version SET version_num = '20991231_future'")
     before = contents(database_url)
-    for arguments in (["check"], ["upgrade"], ["downgrade", FIRST]):
+    for arguments in (["check"], ["upgrade"], ["downgrade", FIRST, "--yes"]):
         done = run(*db(*arguments, url=database_url))
         assert (done.code, done.out) == (1, "")
         assert "20991231_future" in done.err
@@ -86,11 +86,19 @@ def test_a_database_newer_than_the_package_is_refused_by_every_command(run: Run,
     assert contents(database_url) == before
 
 
-@pytest.mark.parametrize("direction", ["upgrade", "downgrade"])
-def test_an_unknown_revision_is_an_error(run: Run, database_url: str, direction: str) -> None:
-    done = run(*db(direction, "nonsense", url=database_url))
+@pytest.mark.parametrize("direction", [["upgrade"], ["downgrade", "--yes"]], ids=lambda d: d[0])
+def test_an_unknown_revision_is_an_error(run: Run, database_url: str, direction: list[str]) -> None:
+    done = run(*db(*direction, "nonsense", url=database_url))
     assert (done.code, done.out) == (1, "")
     assert "'nonsense'" in done.err
+
+
+def test_a_downgrade_that_nobody_can_be_asked_about_changes_nothing(run: Run, database_url: str) -> None:
+    before = contents(database_url)
+    done = run(*db("downgrade", "base", url=database_url))
+    assert (done.code, done.out) == (2, "")
+    assert "--yes" in done.err
+    assert contents(database_url) == before
 
 
 def test_a_postgres_schema_can_be_named(run: Run, empty_postgres_url: str) -> None:
@@ -99,7 +107,7 @@ def test_a_postgres_schema_can_be_named(run: Run, empty_postgres_url: str) -> No
     assert run(*db("current", "--schema", "mine", url=empty_postgres_url)).out.startswith(f"database: {HEAD}")
     assert run(*db("check", url=empty_postgres_url)).code == 1
     assert tables(empty_postgres_url) == []
-    assert run(*db("downgrade", "base", "--schema", "mine", url=empty_postgres_url)).code == 0
+    assert run(*db("downgrade", "base", "--yes", "--schema", "mine", url=empty_postgres_url)).code == 0
     assert fetch(empty_postgres_url, "SELECT tablename FROM pg_tables WHERE schemaname = 'mine'") == [
         ("orchestrator_state_version",)
     ]
@@ -122,19 +130,21 @@ def test_without_anything_it_is_the_file_that_the_store_uses(
     assert [path.name for path in tmp_path.iterdir()] == ["workflows.db"]
 
 
-@pytest.mark.parametrize("command", [["upgrade"], ["downgrade", "base"], ["current"], ["check"]], ids=lambda c: c[0])
+@pytest.mark.parametrize(
+    "command", [["upgrade"], ["downgrade", "base", "--yes"], ["current"], ["check"]], ids=lambda c: c[0]
+)
 def test_an_error_is_one_line_without_the_password(run: Run, tcp_postgres: TcpPostgres, command: list[str]) -> None:
     password = quote(PASSWORD, safe="")
-    for url, said in (
-        (tcp_postgres.url("postgres", port=free_port()), "cannot be reached"),
-        (tcp_postgres.url("postgres", "canary"), "password"),
-        (tcp_postgres.url("missing"), "no such database"),
-        (f"{tcp_postgres.url('postgres')}?sslmode=canary", "the option sslmode"),
-        (f"mysql://app:{password}@localhost/db", "scheme 'mysql' is not supported"),
-        (f"postgresql://app:{password}@localhost:port/db", "cannot be read"),
+    for url, code, said in (
+        (tcp_postgres.url("postgres", port=free_port()), 5, "cannot be reached"),
+        (tcp_postgres.url("postgres", "canary"), 1, "password"),
+        (tcp_postgres.url("missing"), 1, "no such database"),
+        (f"{tcp_postgres.url('postgres')}?sslmode=canary", 1, "the option sslmode"),
+        (f"mysql://app:{password}@localhost/db", 1, "scheme 'mysql' is not supported"),
+        (f"postgresql://app:{password}@localhost:port/db", 1, "cannot be read"),
     ):
         done = run(*db(*command, url=url))
-        assert (done.code, done.out) == (1, "")
+        assert (done.code, done.out) == (code, "")
         assert re.fullmatch(r"error: .*\n", done.err)
         assert said in done.err
         assert not [secret for secret in (PASSWORD, password, "canary") if secret in done.err]
@@ -142,7 +152,7 @@ def test_an_error_is_one_line_without_the_password(run: Run, tcp_postgres: TcpPo
 
 def test_success_does_not_print_the_password_either(run: Run, tcp_postgres: TcpPostgres) -> None:
     with tcp_postgres.admin.database() as name:
-        for command in (["upgrade"], ["current"], ["check"], ["downgrade", "base"]):
+        for command in (["upgrade"], ["current"], ["check"], ["downgrade", "base", "--yes"]):
             done = run(*db(*command, url=tcp_postgres.url(name)))
             assert (done.code, done.err) == (0, "")
             assert "canary" not in done.out
@@ -153,7 +163,9 @@ def test_an_option_out_of_bounds_is_an_error(run: Run, sqlite_url: str) -> None:
     assert run(*db("check", "--schema", "mine", url=sqlite_url)).err.startswith("error: db_schema is for Postgres")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["db", "--help"], ["db", "upgrade", "--help"], ["demo", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["-h"], ["db", "-h"], ["db", "upgrade", "--help"], ["demo", "--help"]]
+)
 def test_every_command_explains_itself(run: Run, arguments: list[str]) -> None:
     done = run(*arguments)
     assert (done.code, done.err) == (0, "")

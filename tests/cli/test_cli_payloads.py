@@ -43,6 +43,7 @@ def shell(
     """Runs a command beside `an_application.py`; returns its exit status, standard output and standard error."""
     (tmp_path / "an_application.py").write_text(APPLICATION)
     monkeypatch.setenv("DATABASE_URL", database_url)
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "an_application", raising=False)
@@ -66,7 +67,12 @@ def test_runs_of_an_encrypted_store_are_looked_at_and_controlled_as_the_applicat
     shell: Command, database_url: str
 ) -> None:
     run_in_own_loop(lambda: _waiting(database_url, "w-1"))
-    assert shell("runs", "list")[0] == 1, "not without its keys"
+    for command in (["list"], ["list", "--json"], ["show", "w-1"], ["steps", "w-1"], ["pause", "w-1"]):
+        status, out, err = shell("runs", *command)
+        assert (status, CANARY in out + err) == (0, False), command
+    status, out, err = shell("runs", "signal", "w-1", "go", f'"{CANARY}"')
+    assert (status, out) == (6, ""), "nothing in plain text beside what is encrypted"
+    assert "--app" in err
     for command in (["list"], ["show", "w-1"], ["pause", "w-1"], ["resume", "w-1"], ["signal", "w-1", "go", '"now"']):
         status, out, err = shell("runs", *command, "--app", "an_application:options")
         assert (status, CANARY in out + err) == (0, False), command

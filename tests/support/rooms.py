@@ -76,10 +76,10 @@ class Package:
             yield from ((face, name) for name in sorted(names) if (face, name) not in used)
 
     def modules_of_rooms(self) -> Mapping[str, list[str]]:
-        """The modules in each folder, without its `__init__` and without the folders in it."""
+        """The modules in each folder, without its `__init__` and `__main__`, and without the folders in it."""
         found: dict[str, list[str]] = {folder: [] for folder in self._folders}
         for module, file in self.files.items():
-            if file.name != "__init__.py":
+            if file.name not in {"__init__.py", "__main__.py"}:
                 found[module.rpartition(".")[0]].append(module)
         return found
 

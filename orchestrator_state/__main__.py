@@ -1,0 +1,5 @@
+"""`python -m orchestrator_state`: the command line."""
+
+from orchestrator_state.cli import main
+
+main()

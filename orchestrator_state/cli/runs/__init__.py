@@ -1,0 +1,1 @@
+"""`orchestrator-state runs …`: see durable runs, and act on them."""
