@@ -120,7 +120,7 @@ def test_live_workflows_are_loaded_as_the_application_would(filled: str, shell: 
     assert shell("verify", "--app", "an_application:options")[0] == 0
     status, out, err = shell("verify", "--app", "an_application:plain")
     assert (status, err) == (1, "")
-    assert "live workflows: 0 load, 1 do not" in out
+    assert re.search(r"live workflows: 0 load, [1-9] do not", out)
     assert re.search(r"waiting +workflow +UnknownCodec +.*aes-gcm=k1", out)
 
 
