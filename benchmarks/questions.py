@@ -12,9 +12,11 @@ from benchmarks.list_active import LIST_ACTIVE
 from benchmarks.listening import LISTENING
 from benchmarks.load import LOAD
 from benchmarks.measure import Question
+from benchmarks.outcomes import OUTCOMES
 from benchmarks.payloads import PAYLOADS
 from benchmarks.recovering import RECOVERING
 from benchmarks.save import SAVE
+from benchmarks.seeing import SEEING
 from benchmarks.steps import STEPS
 from benchmarks.under_load import UNDER_LOAD
 from benchmarks.verifying import VERIFYING
@@ -31,6 +33,8 @@ QUESTIONS: Final[tuple[Question, ...]] = (
     LOAD,
     SAVE,
     LIST_ACTIVE,
+    SEEING,
+    OUTCOMES,
     PAYLOADS,
     VERIFYING,
 )
