@@ -67,14 +67,19 @@ from orchestrator_state.models import metadata
 from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
 from orchestrator_state.records import Question, QuestionFilters, QuestionPage
 from orchestrator_state.records.overview import (
+    CheckpointPage,
+    CheckpointSummary,
     CurrentStep,
+    FinishedCount,
     RunCondition,
     RunDetails,
     RunFilters,
     RunOwner,
     RunPage,
+    RunStats,
     RunSummary,
     StepSummary,
+    UnfinishedCount,
 )
 from orchestrator_state.runs import Happened, Retry, Run
 from orchestrator_state.state_schema import StateSchema
@@ -92,6 +97,8 @@ __all__ = [
     "BlockingStore",
     "Checkpoint",
     "CheckpointNotFound",
+    "CheckpointPage",
+    "CheckpointSummary",
     "Codec",
     "ConfigurationError",
     "Conflict",
@@ -103,6 +110,7 @@ __all__ = [
     "EraseReport",
     "Event",
     "ExecutorUnavailable",
+    "FinishedCount",
     "Happened",
     "Hook",
     "InvalidPayload",
@@ -138,6 +146,7 @@ __all__ = [
     "RunOwner",
     "RunPage",
     "RunPaused",
+    "RunStats",
     "RunSummary",
     "RunSuspended",
     "RunUnfinished",
@@ -153,6 +162,7 @@ __all__ = [
     "StepStatus",
     "StepSummary",
     "StoreUnavailable",
+    "UnfinishedCount",
     "UnitOfWork",
     "UnknownCodec",
     "Unloadable",

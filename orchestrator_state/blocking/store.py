@@ -227,6 +227,8 @@ class BlockingStore:
     start = blocking(StateStore.start)
     list_runs = blocking(StateStore.list_runs)
     get_run = blocking(StateStore.get_run)
+    stats = blocking(StateStore.stats)
+    list_checkpoints = blocking(StateStore.list_checkpoints)
     set_attributes = blocking(StateStore.set_attributes)
     result = blocking(StateStore.result)
     wait = blocking(StateStore.wait)
@@ -255,6 +257,7 @@ class BlockingStore:
     load_workflow_state_by_workflow_id = blocking(StateStore.load_workflow_state_by_workflow_id)
     list_active_workflows = blocking(StateStore.list_active_workflows)
     create_checkpoint = blocking(StateStore.create_checkpoint)
+    get_checkpoint = blocking(StateStore.get_checkpoint)
     get_latest_checkpoint = blocking(StateStore.get_latest_checkpoint)
     restore_from_checkpoint = blocking(StateStore.restore_from_checkpoint)
 

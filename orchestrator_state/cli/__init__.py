@@ -1,5 +1,5 @@
-"""The command line: `orchestrator-state runs …`, `… db …`, `… health`, `… prune`, `… erase`, `… verify`, `… rekey`,
-`… collect-garbage` and `… demo`."""
+"""The command line: `orchestrator-state runs …`, `… checkpoints …`, `… db …`, `… health`, `… prune`, `… erase`,
+`… verify`, `… rekey`, `… collect-garbage` and `… demo`."""
 
 from __future__ import annotations
 

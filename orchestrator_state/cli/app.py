@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator_state.cli.checkpoints import checkpoints
 from orchestrator_state.cli.database import db, health
 from orchestrator_state.cli.output import write
 from orchestrator_state.cli.payloads import collect_garbage, rekey, verify
@@ -18,8 +19,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(db, name="db")
 app.add_typer(runs, name="runs")
+app.add_typer(checkpoints, name="checkpoints")
+app.add_typer(db, name="db")
 for command in (verify, rekey, collect_garbage, prune, erase, health):
     app.command()(command)
 

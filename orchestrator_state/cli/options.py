@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
+from uuid import UUID
 
 import typer
 
@@ -19,6 +20,9 @@ Url = Annotated[
 Schema = Annotated[str | None, typer.Option("--schema", help="Postgres schema that holds the tables.")]
 Namespace = Annotated[str | None, typer.Option("--namespace", help="Namespace of the runs (default: default).")]
 RunId = Annotated[str, typer.Argument(metavar="ID", help="The run's id, or its workflow id.", show_default=False)]
+CheckpointId = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A checkpoint's id: see `checkpoints list`.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="How many at most.")]
 Cursor = Annotated[
@@ -74,3 +78,23 @@ def require_yes(question: str, *, yes: bool) -> None:
         raise typer.BadParameter(f"{question} Say --yes: there is no terminal to ask at")
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)
+
+
+def as_json(text: str, what: str) -> Any:
+    """Raises `typer.BadParameter` for what is no JSON."""
+    from orchestrator_state.errors import CorruptPayload
+    from orchestrator_state.payloads import decode
+
+    try:
+        return decode(text, what)
+    except CorruptPayload:
+        message = f"the {what} is not JSON; a text needs quotes of its own, as in '\"yes\"'"
+        raise typer.BadParameter(message) from None
+
+
+def as_id(text: str) -> UUID:
+    """Raises `typer.BadParameter` for what is no id."""
+    try:
+        return UUID(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no id") from None

@@ -58,6 +58,10 @@ class StatesByHand(StoreCalls):
         """
         await create_checkpoint(self._transactions, checkpoint)
 
+    async def get_checkpoint(self, checkpoint_id: UUID | str) -> Checkpoint:
+        """Return a checkpoint, with its snapshot. Raises `CheckpointNotFound`."""
+        return await self._transactions.read(lambda uow: uow.checkpoints.get(checkpoint_id))
+
     async def get_latest_checkpoint(self, workflow_state_id: UUID | str) -> Checkpoint | None:
         """Return the checkpoint with the highest `seq`, or None."""
         return await self._transactions.read(lambda uow: uow.checkpoints.find_latest(workflow_state_id))

@@ -9,10 +9,12 @@ from orchestrator_state.arguments import as_duration, as_uuid
 from orchestrator_state.records.overview import (
     STUCK_FOR,
     Attribute,
+    CheckpointPage,
     RunDetails,
     RunFilters,
     RunPage,
     RunQuery,
+    RunStats,
     as_attributes,
     as_limit,
 )
@@ -65,3 +67,22 @@ class OperatingCalls(StoreCalls):
         """
         run, changes = as_uuid(workflow_state_id, "workflow_state_id"), as_attributes(attributes, "attributes")
         await self._transactions.write_once("attributes", lambda uow: uow.overview.set_attributes(run, changes))
+
+    async def stats(self, *, stuck_for: Duration = STUCK_FOR) -> RunStats:
+        """Count the unfinished runs of each status and condition, and the runs that ended within an hour and a day.
+
+        It opens no payload, and takes as long however many runs ended before. `stuck_for` is as in `list_runs`.
+        """
+        longest = as_duration(stuck_for, "stuck_for")
+        return await self._transactions.read(lambda uow: uow.overview.stats(longest))
+
+    async def list_checkpoints(
+        self, workflow_state_id: UUID | str, *, limit: int = 50, cursor: str | None = None
+    ) -> CheckpointPage:
+        """Return up to `limit` (1 to 500) checkpoints of a workflow, the newest first, without their snapshots.
+
+        `page.next` is the `cursor` of the next page. It opens no payload; `get_checkpoint` does. Raises
+        `WorkflowNotFound`, or `InvalidPayload` for an argument that cannot be one.
+        """
+        run, most = as_uuid(workflow_state_id, "workflow_state_id"), as_limit(limit)
+        return await self._transactions.read(lambda uow: uow.overview.checkpoints(run, cursor, most))

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
-from orchestrator_state.cli.options import Force, RunId, Yes, require_yes
+from orchestrator_state.cli.options import CheckpointId, Force, RunId, Yes, as_id, as_json, require_yes
 from orchestrator_state.cli.output import write
 from orchestrator_state.cli.runs.finding import find_run
 from orchestrator_state.cli.target import Target, on_store
-from orchestrator_state.errors import CorruptPayload, LeaseHeld, PayloadError
+from orchestrator_state.errors import LeaseHeld, PayloadError
 from orchestrator_state.retry import after_an_effect
 
 if TYPE_CHECKING:
     from orchestrator_state import RunSummary, StateStore, WorkflowState
-
-Checkpoint = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="The checkpoint's id: see `checkpoints list`.")]
 
 
 @on_store
@@ -62,7 +60,7 @@ def cancel(target: Target, run_id: RunId, *, force: Force = False) -> None:
 @on_store
 def fork(
     target: Target,
-    checkpoint: Checkpoint,
+    checkpoint: CheckpointId,
     workflow_id: Annotated[
         str | None, typer.Option("--workflow-id", help="Your own name for the fork, by which it is made once.")
     ] = None,
@@ -73,7 +71,7 @@ def fork(
 
 
 @on_store
-def rewind(target: Target, checkpoint: Checkpoint, *, yes: Yes = False) -> None:
+def rewind(target: Target, checkpoint: CheckpointId, *, yes: Yes = False) -> None:
     """Put a run back to a checkpoint: what it did later is forgotten."""
     found = as_id(checkpoint)
     require_yes("All that the run did after this checkpoint is forgotten. Go on?", yes=yes)
@@ -123,21 +121,3 @@ async def _require_plain(store: StateStore, run: UUID) -> None:
         raise
     except (PayloadError, LeaseHeld):
         return
-
-
-def as_json(text: str, what: str) -> Any:
-    """Raises `typer.BadParameter` for what is no JSON."""
-    from orchestrator_state.payloads import decode
-
-    try:
-        return decode(text, what)
-    except CorruptPayload:
-        message = f"the {what} is not JSON; a text needs quotes of its own, as in '\"yes\"'"
-        raise typer.BadParameter(message) from None
-
-
-def as_id(text: str) -> UUID:
-    try:
-        return UUID(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no id; `checkpoints list` shows those of a run's checkpoints") from None

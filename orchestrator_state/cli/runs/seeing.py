@@ -139,6 +139,26 @@ def result(
         raise typer.Exit(ExitCode.NO) from None
 
 
+@on_store
+def stats(target: Target, stuck_for: StuckFor = None, *, json: Json = False) -> None:
+    """Count the unfinished runs by status and condition, and those that ended within an hour and a day."""
+    longest = {} if stuck_for is None else {"stuck_for": as_age(stuck_for)}
+    found = target.open(lambda store: store.stats(**longest))
+    if json:
+        show_json(found)
+        return
+    unfinished = Table("status", "condition", "runs", "unchanged since")
+    for each in found.unfinished:
+        unfinished.add(each.status, each.condition, each.runs, each.updated_at)
+    unfinished.show()
+    if found.finished:
+        write()
+        finished = Table("status", "within an hour", "within a day")
+        for ended in found.finished:
+            finished.add(ended.status, ended.last_hour, ended.last_day)
+        finished.show()
+
+
 async def _details(store: StateStore, given: str, steps: int) -> RunDetails:
     """A run with its last `steps` steps, however many pages that are."""
     from dataclasses import replace

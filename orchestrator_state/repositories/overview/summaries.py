@@ -33,24 +33,32 @@ from orchestrator_state.records.overview import (
     MOST_BESIDE,
     NOTHING_BESIDE,
     Attribute,
+    CheckpointPage,
     RunDetails,
     RunPage,
     RunQuery,
+    RunStats,
     RunSummary,
     SurroundingRows,
     Surroundings,
+    checkpoint_summary_of,
     cursor_after,
     details_of,
+    fingerprint_of_checkpoints,
     fingerprint_of_steps,
+    finished_count_of,
     merged,
     place_after,
     require_small,
     step_summary_of,
     summary_of,
+    unfinished_count_of,
 )
 from orchestrator_state.repositories.base import Repository
 from orchestrator_state.repositories.claimable import IS_LEASED
+from orchestrator_state.repositories.overview.checkpoints import checkpoints_of
 from orchestrator_state.repositories.overview.condition import HAS_ENDED, IS_RUNNING, WAKES_AT, condition
+from orchestrator_state.repositories.overview.counting import FINISHED_LATELY, unfinished
 from orchestrator_state.repositories.overview.pages import Place, page_of
 from orchestrator_state.repositories.overview.timelines import bytes_in, timeline
 
@@ -173,6 +181,27 @@ class OverviewRepository(Repository):
         attributes = merged(row.attributes if isinstance(row.attributes, dict) else {}, changes)
         require_small(attributes, "attributes")
         await self._execute(update(WorkflowRow).where(*of_id).values(attributes=attributes or None))
+
+    async def checkpoints(self, run: UUID, cursor: str | None, limit: int) -> CheckpointPage:
+        """The next checkpoints of one workflow. Raises `WorkflowNotFound`."""
+        fingerprint = fingerprint_of_checkpoints(self._namespace, run)
+        after = None if cursor is None else place_after(cursor, fingerprint)
+        of_id = (WorkflowRow.id == run, WorkflowRow.namespace == self._namespace)
+        if await self._row(select(WorkflowRow.id).where(*of_id)) is None:
+            raise self._workflow_not_found(run)
+        rows = await self._rows(checkpoints_of(run, after, limit + 1, on_sqlite=self._dialect == "sqlite"))
+        shown = rows[:limit]
+        last = cursor_after((shown[-1].number, shown[-1].id_key), fingerprint) if len(rows) > limit else None
+        return CheckpointPage(checkpoints=tuple(map(checkpoint_summary_of, shown)), next=last)
+
+    async def stats(self, stuck_for: timedelta) -> RunStats:
+        """How many unfinished runs there are, and how many ended lately."""
+        of_namespace = {"namespace": self._namespace}
+        under_way = await self._rows(unfinished(stuck_for), of_namespace)
+        over = await self._rows(FINISHED_LATELY, of_namespace)
+        return RunStats(
+            unfinished=tuple(map(unfinished_count_of, under_way)), finished=tuple(map(finished_count_of, over))
+        )
 
     def _place(self, cells: tuple[Any, ...]) -> Place:
         started_at, run = cells
