@@ -166,7 +166,10 @@ def _on_connection(
     Nor are the caller's objects flushed, as `Session.execute` would do for a statement of mapped attributes; which
     also takes it half as long again.
     """
-    connection = session.connection(bind_arguments={**_OURS, "clause": statement})
+    # A session that routes in a way of its own may go by the statement. By binds, all is where the workflows are: an
+    # application that has named our tables one by one does not know those of later releases.
+    routes = type(session).get_bind is not Session.get_bind
+    connection = session.connection(bind_arguments={**_OURS, "clause": statement} if routes else _OURS)
     return connection.execute(statement, parameters, execution_options={**options, **shared_cache(connection.engine)})
 
 

@@ -120,6 +120,12 @@ async def live(store: StateStore, canary: Canaries) -> None:
     with pytest.raises(LookupError):
         await store.run("n", breaks(canary), workflow_id="breaks")
 
+    async def asks(run: Run) -> None:
+        await run.ask("anything", canary("prompt"), choices=[canary("choice")])
+
+    await store.start("asks", workflow_id="asks", context={})
+    await store.recover({"asks": asks})
+
 
 def breaks(canary: Canaries) -> Callable[[Run], Awaitable[NoReturn]]:
     async def handler(_: Run) -> NoReturn:
@@ -179,7 +185,7 @@ async def test_neither_the_files_nor_a_dump_hold_a_payload(
     else:
         assert set(canary.all) - set(found) <= {canary("changed context")}, "which was changed back"
     assert b"by hand" in closed, "ids and names stay readable"
-    assert len(canary.all) == 20
+    assert len(canary.all) == 22
 
 
 async def test_every_payload_of_a_life_is_an_envelope(vault: StateStore) -> None:
