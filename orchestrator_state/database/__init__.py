@@ -26,7 +26,7 @@ from orchestrator_state.database.errors import database_errors, taken_name
 from orchestrator_state.database.opening import adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
 from orchestrator_state.database.searches import has_attributes, holds_text, moment_key, moment_of
-from orchestrator_state.database.sessions.callers import require_fit_maker
+from orchestrator_state.database.sessions.callers import commit_callers, require_fit_maker
 from orchestrator_state.database.sessions.callers_code import (
     FunctionFailed,
     call_inside,
@@ -65,6 +65,7 @@ __all__ = [
     "adopt_engine",
     "announce",
     "call_inside",
+    "commit_callers",
     "conflict_aware_insert",
     "counts_on",
     "database_errors",

@@ -168,7 +168,7 @@ class Database(ABC):
                     with database_errors(committing=True):
                         await session.commit()
                 else:
-                    await callers.commit(session)
+                    await callers.commit_callers(session, through_one=True)
                 self._require_same_file()
                 failed = False
             finally:

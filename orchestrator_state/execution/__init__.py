@@ -2,7 +2,7 @@
 
 from orchestrator_state.execution.control import RunControl, cancel_run, send_signal
 from orchestrator_state.execution.executor import Executor
-from orchestrator_state.execution.health import Pulse, WorkerHealth
+from orchestrator_state.execution.health import Pulse, WorkerHealth, WorkerState
 from orchestrator_state.execution.leases import Leaseholder, LeaseKeeper
 from orchestrator_state.execution.recovery import RecoveredRun, Recovery, RecoveryReport
 from orchestrator_state.execution.starting import WantedRun, start_pending, wanted_run
@@ -18,6 +18,7 @@ __all__ = [
     "RunControl",
     "WantedRun",
     "WorkerHealth",
+    "WorkerState",
     "cancel_run",
     "send_signal",
     "start_pending",

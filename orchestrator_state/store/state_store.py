@@ -124,5 +124,8 @@ class StateStore(RunCalls, ControlCalls, QuestionCalls, OperatingCalls, UnitCall
         await self.close()
 
     async def health_check(self, timeout: Duration = _HEALTH_CHECK_LIMIT) -> None:  # noqa: ASYNC109 - no task is cut off
-        """Raise `StoreUnavailable` unless the database answers a query within `timeout` (a duration, or seconds)."""
+        """Raise `StoreUnavailable` unless the database answers a query within `timeout` (a duration, or seconds).
+
+        If it answers, and tables or columns that this version works with are gone, that is a `SchemaChanged`.
+        """
         await self._health.ask(as_duration(timeout, "timeout").total_seconds())

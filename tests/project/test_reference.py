@@ -20,8 +20,8 @@ MODULES = [
     importlib.import_module(f"orchestrator_state.{name}")
     for name in (
         "blocking", "column_types", "compression", "domain", "encryption", "errors", "hooks", "models", "schema",
-        "integrations.opentelemetry", "integrations.prometheus", "settings", "state_schema", "testing", "unit_of_work",
-        "worker",
+        "integrations.fastapi", "integrations.opentelemetry", "integrations.prometheus", "settings", "state_schema",
+        "testing", "unit_of_work", "worker",
     )
 ]  # fmt: skip
 ENTRY = re.compile(r"^::: (?P<name>[\w.]+)\n(?P<options>(?: {4}.*\n)*)", re.MULTILINE)

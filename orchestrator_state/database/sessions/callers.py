@@ -62,8 +62,8 @@ def session_of(maker: Maker, engine: AsyncEngine) -> AsyncSession:
     return session
 
 
-async def commit(session: AsyncSession) -> None:
-    """Commit a session of the application's, which may listen to that.
+async def commit_callers(session: AsyncSession, *, through_one: bool = False) -> None:
+    """Commit a session of the application's, which may listen to that; only `through_one` connection, if asked to.
 
     What a listener raises before the commit is its own, unless it comes of the database. What one raises once the
     database has committed is logged: what it wrote is there, whatever the listener makes of it.
@@ -71,7 +71,8 @@ async def commit(session: AsyncSession) -> None:
     begun = session.sync_session.get_transaction()
     try:
         await session.flush()
-        _require_one_connection(session)
+        if through_one:
+            _require_one_connection(session)
         await session.commit()
     except Exception as error:
         if begun is not None and has_committed(begun):

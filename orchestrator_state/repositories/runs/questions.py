@@ -134,10 +134,10 @@ class QuestionRepository(Repository):
 
         Open are those that an answer is wanted of: their runs are not over, nor is their time.
         """
-        # One that was asked at no time has no place in the list.
+        # One that was asked at no time, or is in no state that there is, has no place in the list.
         query = _JOINED.where(QuestionRow.namespace == self._namespace, is_moment(questions.c.asked_at))
-        if asked.status is not None:
-            query = query.where(QuestionRow.status == asked.status.value)
+        wanted = QuestionStatus if asked.status is None else (asked.status,)
+        query = query.where(QuestionRow.status.in_([status.value for status in wanted]))
         if asked.status is QuestionStatus.OPEN:
             query = query.where(IS_ACTIVE, _IS_IN_TIME)
         for name, value in asked.wanted.items():
@@ -171,7 +171,7 @@ class QuestionRepository(Repository):
             prompt=asked["prompt"],
             answer_schema=asked["schema"],
             choices=None if asked["choices"] is None else tuple(asked["choices"]),
-            status=row.status,
+            status=_status(row),
             is_withdrawn=not row.is_active and row.status == _OPEN,
             asked_at=row.asked_at,
             expires_at=row.expires_at,
@@ -189,3 +189,11 @@ class QuestionRepository(Repository):
         if not isinstance(asked, dict) or asked.keys() != {"prompt", "schema", "choices"}:
             raise CorruptPayload("the stored question is none", path="question")
         return asked
+
+
+def _status(row: Any) -> QuestionStatus:
+    """Raises `CorruptPayload` for none that there is."""
+    try:
+        return QuestionStatus(row.status)
+    except ValueError:
+        raise CorruptPayload("the stored status of the question is none", path="status", question_id=row.id) from None
