@@ -19,7 +19,7 @@ from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
 from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository, Unit
-from orchestrator_state.repositories.overview import OverviewRepository
+from orchestrator_state.repositories.overview import CurrentStepRepository, OverviewRepository
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
     CommitRepository,
@@ -120,6 +120,10 @@ class StoreUnit(Unit):
     @cached_property
     def overview(self) -> OverviewRepository:
         return self._on_session(OverviewRepository)
+
+    @cached_property
+    def current_steps(self) -> CurrentStepRepository:
+        return self._on_session(CurrentStepRepository)
 
 
 class _HeldUp(Exception):

@@ -43,6 +43,7 @@ from orchestrator_state.database.sessions.open_transactions import (
     idle_limit,
     idling,
     setting_idle_limit,
+    wait_briefly_for_locks,
     writes_alone,
 )
 from orchestrator_state.database.sessions.protected import is_protected
@@ -105,6 +106,7 @@ __all__ = [
     "time_after",
     "transaction_ended",
     "unless_committed",
+    "wait_briefly_for_locks",
     "write_in",
     "writes_alone",
 ]

@@ -29,6 +29,7 @@ from orchestrator_state.records import ClaimedRun, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
     CheckpointPolicy,
+    CurrentSteps,
     Exits,
     Faults,
     GroupCommit,
@@ -66,6 +67,7 @@ class Shared:
     threads: Threads
     endings: Endings
     policy: CheckpointPolicy
+    current_steps: CurrentSteps
     faults: Faults | None = None
 
 
@@ -163,7 +165,8 @@ class Attempt:
             self._room = room = WaitingRoom(
                 self._run.id, switch, self._linger, self._clock, shared.lookout, shared.exits
             )
-            steps = Steps(journal, switch, room, shared.keeper, shared.transactions, shared.threads, self._types)
+            shares = shared.keeper, shared.transactions, shared.threads, shared.current_steps
+            steps = Steps(journal, switch, room, *shares, self._types)
             return await self._call(handler, steps)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
@@ -205,6 +208,7 @@ class Attempt:
         if run.attempts:
             message = "run %s of %r goes on here; workers that vanished over it: %d"
             hooks.logger.warning(message, run.id, run.name, run.attempts)
+            self._shared.current_steps.tidy()
         try:
             if telling is None:
                 result = await self._supervise(handler, steps)

@@ -31,6 +31,7 @@ from orchestrator_state.records import ClaimedRun
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.runs import (
     CheckpointPolicy,
+    CurrentSteps,
     Exits,
     Faults,
     GroupCommit,
@@ -60,6 +61,7 @@ class Executor:
         self.suspects: Final = Suspects(settings.max_attempts)
         self.threads: Final = Threads("orchestrator_state step", settings.step_threads)
         self.lookout: Final = Lookout(transactions, self.keeper)
+        self.current_steps: Final = CurrentSteps(transactions)
         self._starting = Starting(transactions, self.keeper)
         self.outcomes: Final = Outcomes(self._of_callers)
         self._ends = Ends(transactions.database)
@@ -74,6 +76,7 @@ class Executor:
             threads=self.threads,
             endings=self._endings,
             policy=CheckpointPolicy(every=settings.checkpoint_every, keep=settings.keep_checkpoints),
+            current_steps=self.current_steps,
             faults=faults,
         )
 
@@ -82,6 +85,7 @@ class Executor:
         await self.keeper.stop_runs()
         await self.outcomes.watch.close()
         await self.lookout.close()
+        await self.current_steps.close()
         await self.keeper.close()
         await self.group_commit.close()
         await self._ends.close()

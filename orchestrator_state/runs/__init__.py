@@ -3,6 +3,7 @@
 from orchestrator_state.runs.calls import Retry, is_async
 from orchestrator_state.runs.faults import Faults
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy
+from orchestrator_state.runs.journal.current_steps import CurrentSteps
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.run import ChildOptions, Handler, Run, State, call_handler
@@ -21,6 +22,7 @@ __all__ = [
     "NOT_THE_RUNS",
     "CheckpointPolicy",
     "ChildOptions",
+    "CurrentSteps",
     "Duration",
     "Exits",
     "Faults",

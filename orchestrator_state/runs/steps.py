@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Final, TypeVar
 
 from orchestrator_state.concurrency import Returned, Threads, outlasting, uninterrupted
+from orchestrator_state.database import elapsed
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import ConfigurationError, ExecutorUnavailable, OutcomeUnknown
 from orchestrator_state.failures import describe
@@ -19,6 +20,7 @@ from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import CHECKPOINT, FINAL, OpenStep
 from orchestrator_state.runs.calls import Calling, OnUnknown, StepFunction, call, pause_before_next
 from orchestrator_state.runs.elsewhere import NotTaken
+from orchestrator_state.runs.journal.current_steps import CurrentSteps
 from orchestrator_state.runs.journal.journal import Journal
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch
@@ -51,6 +53,7 @@ class Steps:
         leases: Leases,
         transactions: Transactions,
         threads: Threads,
+        current: CurrentSteps,
         types: RunTypes,
     ) -> None:
         self.id: Final = journal.run.id
@@ -59,6 +62,7 @@ class Steps:
         self.room: Final = room
         self.transactions: Final = transactions
         self.types: Final = types
+        self.current: Final = current.here()
         self._has_fresh_lease = partial(leases.is_fresh, journal.lease)
         self._ids = StepIds(journal.steps)
         self.number: Final = self._ids.number
@@ -220,8 +224,12 @@ class Steps:
         failures: list[Exception],
     ) -> Returned[Any]:
         """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
-        telling, step_id = self.journal.telling, begun.step_id
-        within = IN_STEP.set((self.room, step_id))
+        telling, step_id, current = self.journal.telling, begun.step_id, self.current
+        this = (self.room, step_id)
+        within = IN_STEP.set(this)
+        current.running[this] = self.journal.lease, elapsed()
+        if not current.is_watching:
+            current.watch()
         try:
             while True:
                 try:
@@ -244,6 +252,7 @@ class Steps:
                         telling.step_failed(step_id, error, will_retry=True)
                 await self.room.rest(pause)
         finally:
+            current.running.pop(this, None)
             IN_STEP.reset(within)
 
     def _executor_unavailable(self, step_id: str, not_taken: NotTaken) -> ExecutorUnavailable:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Final
 
 from orchestrator_state.concurrency import awaitable, uninterrupted
-from orchestrator_state.database import FunctionFailed, Idling, call_inside, idle_limit, statement_failed
+from orchestrator_state.database import FunctionFailed, Idling, call_inside, elapsed, idle_limit, statement_failed
 from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import TRANSACT, UNOPENED_HERE, Ack, OpenStep
@@ -106,13 +106,18 @@ class _Transact:
         journal.history.begin_trial()
         self._is_written = False
         steps.before_call(begun.step_id)
-        within = IN_STEP.set((steps.room, begun.step_id))
+        current, this = steps.current, (steps.room, begun.step_id)
+        within = IN_STEP.set(this)
+        current.running[this] = journal.lease, elapsed()
+        if not current.is_watching:
+            current.watch()
         try:
             call = partial(awaitable, THE_FUNCTION, self._fn, uow.session, *self._args)
             calling = partial(call_inside, uow.session, call, limit, is_repeated=self._tries > 1)
             telling = journal.telling
             outputs = await (calling() if telling is None else telling.step_started(begun.step_id, 1, calling))
         finally:
+            current.running.pop(this, None)
             IN_STEP.reset(within)
         encoded, outputs, cancelled = await steps.encode(begun.step_id, self._returns, outputs)
         entry = await journal.entry(journal.completed(begun, encoded))

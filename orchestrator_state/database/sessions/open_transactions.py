@@ -61,6 +61,14 @@ def setting_idle_limit(limit: timedelta) -> ColumnElement[str]:
     return func.set_config(_IDLE_LIMIT, str(milliseconds), literal(value=True))
 
 
+async def wait_briefly_for_locks(session: AsyncSession, limit: timedelta) -> None:
+    """Let the statements of this transaction give up on a lock after `limit`. SQLite has one lock, had by then."""
+    if session.get_bind().dialect.name == "postgresql":
+        milliseconds = max(1, round(limit.total_seconds() * 1000))
+        with database_errors():
+            await session.execute(select(func.set_config("lock_timeout", str(milliseconds), literal(value=True))))
+
+
 def idling(
     session: AsyncSession, how: Idling, settings: Settings, *, is_limited: bool
 ) -> AbstractAsyncContextManager[None]:
