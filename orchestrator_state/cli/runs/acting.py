@@ -13,7 +13,6 @@ from orchestrator_state.cli.output import write
 from orchestrator_state.cli.runs.finding import find_run
 from orchestrator_state.cli.target import Target, on_store
 from orchestrator_state.errors import LeaseHeld, PayloadError
-from orchestrator_state.retry import after_an_effect
 
 if TYPE_CHECKING:
     from orchestrator_state import RunSummary, StateStore, WorkflowState
@@ -95,6 +94,7 @@ def _ask(
     target: Target, given: str, question: Callable[[StateStore, UUID], Awaitable[None]], becomes: str | None = None
 ) -> None:
     """Put a question to the store about a run, and say what became of it, or will."""
+    from orchestrator_state.retry import after_an_effect
 
     async def work(store: StateStore) -> RunSummary:
         found = await find_run(store, given)
