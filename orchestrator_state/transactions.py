@@ -35,6 +35,7 @@ from orchestrator_state.repositories.upkeep import (
     ErasureRepository,
     InspectionRepository,
     PayloadRepository,
+    PolicyRepository,
     RetentionRepository,
 )
 from orchestrator_state.retry import while_transient
@@ -104,6 +105,10 @@ class StoreUnit(Unit):
     @cached_property
     def retention(self) -> RetentionRepository:
         return self._on_session(RetentionRepository)
+
+    @cached_property
+    def policies(self) -> PolicyRepository:
+        return self._on_session(PolicyRepository)
 
     @cached_property
     def erasure(self) -> ErasureRepository:

@@ -16,6 +16,7 @@ from orchestrator_state.arguments import as_duration, as_flag, as_handlers, as_p
 from orchestrator_state.concurrency import on_signals, uninterrupted
 from orchestrator_state.errors import ConfigurationError, OrchestratorStateError, StoreUnavailable
 from orchestrator_state.execution import Pulse, RecoveredRun, Recovery, WorkerHealth
+from orchestrator_state.maintenance import Retention, on_duty
 from orchestrator_state.runs import Duration, Handler
 from orchestrator_state.store import StateStore
 
@@ -43,6 +44,9 @@ class Worker:
     `async with Worker(…)` is for one that does, such as a web server: it works until the end of the block, and leaves
     the signals to the program.
 
+    With a `retention` it also deletes what that policy does not keep, in the background. Of all workers of a namespace
+    one at a time does so, every `retention.every`; `health` and `store.last_retention` tell when that last succeeded.
+
     Nothing else ends it. What goes wrong with a look for work is logged, and it looks again after a growing pause of at
     most five seconds; `health` tells how it is doing. Only a store that was closed, or is of another event loop, is a
     `ConfigurationError`.
@@ -57,6 +61,7 @@ class Worker:
         poll: Duration = timedelta(seconds=1),
         grace: Duration = timedelta(seconds=10),
         handle_signals: bool = True,
+        retention: Retention | None = None,
     ) -> None:
         if not hasattr(store, "recovery"):  # not isinstance: an `Opening` says what was forgotten when it is asked
             raise ConfigurationError(f"store is a {type(store).__name__}; give a StateStore that is open")
@@ -71,6 +76,7 @@ class Worker:
             raise ConfigurationError("poll must be more than nothing")
         self._grace = as_duration(grace, "grace").total_seconds()
         self._handle_signals = as_flag(handle_signals, "handle_signals")
+        self._duty = None if retention is None else store.retention_duty(retention)
         self._stopping = asyncio.Event()
         self._news = asyncio.Event()
         self._under_way: set[asyncio.Task[RecoveredRun]] = set()
@@ -87,7 +93,11 @@ class Worker:
 
     def health(self) -> WorkerHealth:
         """How it is doing, without asking the database: for a probe, or a gauge."""
-        return self._pulse.health(len(self._under_way))
+        if self._duty is None:
+            return self._pulse.health(len(self._under_way))
+        return self._pulse.health(
+            len(self._under_way), retained_at=self._duty.succeeded_at, retention_error=self._duty.last_error
+        )
 
     async def run(self) -> None:
         """Work until `stop`, SIGTERM or SIGINT. Raises `ConfigurationError` if the store is closed."""
@@ -106,8 +116,9 @@ class Worker:
             await stack.enter_async_context(self._store.listening(self._news.set))
             stack.enter_context(self._recovery.telling(self._news.set))
             try:
-                while not self._stopping.is_set():
-                    await self._look_for_work()
+                async with on_duty(self._duty):
+                    while not self._stopping.is_set():
+                        await self._look_for_work()
                 if self._under_way:
                     await asyncio.wait(self._under_way, timeout=self._grace)
             finally:

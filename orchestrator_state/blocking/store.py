@@ -28,6 +28,7 @@ from orchestrator_state.concurrency import ProcessLock
 from orchestrator_state.database import SqliteLocation, locate
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.execution import RecoveryReport
+from orchestrator_state.maintenance import Retention
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.records.overview import Attribute
 from orchestrator_state.runs import Duration, Handler, Run
@@ -211,6 +212,7 @@ class BlockingStore:
         concurrency: int = 10,
         poll: Duration = timedelta(seconds=1),
         grace: Duration = timedelta(seconds=10),
+        retention: Retention | None = None,
     ) -> BlockingWorker:
         """Make a `Worker` that claims and resumes runs for ever: `store.worker(handlers).run()`, or a `with` block.
 
@@ -220,7 +222,15 @@ class BlockingStore:
 
         async def make() -> Worker:
             known = self._all_async(handlers)
-            return Worker(opened.store, known, concurrency=concurrency, poll=poll, grace=grace, handle_signals=False)
+            return Worker(
+                opened.store,
+                known,
+                concurrency=concurrency,
+                poll=poll,
+                grace=grace,
+                handle_signals=False,
+                retention=retention,
+            )
 
         return BlockingWorker(opened, make)
 
@@ -265,6 +275,8 @@ class BlockingStore:
 
     delete = blocking(StateStore.delete)
     erase = blocking(StateStore.erase)
+    apply_retention = blocking(StateStore.apply_retention)
+    last_retention = blocking(StateStore.last_retention)
     delete_old_states = blocking(StateStore.delete_old_states)
     prune_checkpoints = blocking(StateStore.prune_checkpoints)
     cleanup_old_checkpoints = blocking(StateStore.cleanup_old_checkpoints)

@@ -29,6 +29,11 @@ class WorkerHealth:
     last_error: str | None
     """The type of the last error that a look ended in, also if it works again."""
 
+    retained_at: datetime | None = None
+    """Of a worker with a `Retention`: when that was last done, by any worker or call, as far as this one knows."""
+    retention_error: str | None = None
+    """The type of the error that its last attempt at that ended in; None if that succeeded."""
+
     @property
     def is_well(self) -> bool:
         """Whether it works, and its last look for work did not fail."""
@@ -56,7 +61,9 @@ class Pulse:
         longest = min(_FIRST_REST * 2.0 ** min(self._faults - 1, 30), _LONGEST_REST)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - spreads load, guards nothing
 
-    def health(self, runs_under_way: int) -> WorkerHealth:
+    def health(
+        self, runs_under_way: int, *, retained_at: datetime | None = None, retention_error: str | None = None
+    ) -> WorkerHealth:
         return WorkerHealth(
             state=self.state,
             runs_under_way=runs_under_way,
@@ -64,4 +71,6 @@ class Pulse:
             faults=self._faults,
             failing_since=self._failing_since,
             last_error=self._last_error,
+            retained_at=retained_at,
+            retention_error=retention_error,
         )

@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
+from orchestrator_state.maintenance.checkpoints import prune
 from orchestrator_state.repositories.upkeep import Hanging
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
@@ -50,7 +51,7 @@ class _Batch:
     is_last: bool
 
 
-class _Cut(NamedTuple):
+class Cut(NamedTuple):
     """How many of a workflow's checkpoints to keep."""
 
     workflow_state_id: UUID
@@ -173,11 +174,11 @@ async def prune_checkpoints(
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
 
 
-async def _prune_each(uow: StoreUnit, *, cuts: Sequence[_Cut]) -> int:
-    return sum([await uow.checkpoints.prune(cut.workflow_state_id, keep=cut.keep) for cut in cuts])
+async def _prune_each(uow: StoreUnit, *, cuts: Sequence[Cut]) -> int:
+    return sum([await prune(uow, cut.workflow_state_id, cut.keep) for cut in cuts])
 
 
-async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> AsyncIterator[Sequence[_Cut]]:
+async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> AsyncIterator[Sequence[Cut]]:
     """What to prune, a transaction at a time."""
     after: UUID | None = None
     while True:
@@ -186,22 +187,22 @@ async def _cuts(transactions: Transactions, keep: int, only: UUID | None) -> Asy
             return await uow.retention.list_surplus_checkpoints(keep, after=after, only=only, limit=_WORKFLOWS)
 
         surplus = await transactions.read(find_surplus)
-        for cuts in _in_transactions(surplus, keep):
+        for cuts in in_transactions(surplus, keep):
             yield cuts
         if only is not None or len(surplus) < _WORKFLOWS:
             return
         after = surplus[-1][0]
 
 
-def _in_transactions(surplus: Iterable[tuple[UUID, int]], keep: int) -> Iterator[Sequence[_Cut]]:
+def in_transactions(surplus: Iterable[tuple[UUID, int]], keep: int) -> Iterator[Sequence[Cut]]:
     """The cuts of workflows that have so many checkpoints: what is more than fits goes into several transactions."""
-    cuts: list[_Cut] = []
+    cuts: list[Cut] = []
     room = _ROWS
     for workflow_state_id, number in surplus:
         left = number
         while left > keep:
             kept = max(keep, left - room)
-            cuts.append(_Cut(workflow_state_id, kept))
+            cuts.append(Cut(workflow_state_id, kept))
             room -= left - kept
             left = kept
             if room == 0:

@@ -1,12 +1,21 @@
 """What a row says, without a database."""
 
-from orchestrator_state.records.cells import CELLS, GROWING_COUNTS, corrupt_cells, is_count, is_id, is_time
+from orchestrator_state.records.cells import (
+    CELLS,
+    GROWING_COUNTS,
+    corrupt_cells,
+    damaged_columns,
+    is_count,
+    is_id,
+    is_time,
+)
 from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, RunChange
 from orchestrator_state.records.deltas import Delta, DeltaBase, HashChain, RunHeader
 from orchestrator_state.records.identities import (
     FREE_TEXTS,
     NO_ERROR,
     PAYLOAD_COLUMNS,
+    STEP_PAYLOADS,
     Columns,
     checkpoint_identity,
     question_identity,
@@ -60,6 +69,7 @@ __all__ = [
     "QUESTION",
     "SIGNAL",
     "SLEEP",
+    "STEP_PAYLOADS",
     "TRANSACT",
     "UNOPENED_HERE",
     "WAITS",
@@ -95,6 +105,7 @@ __all__ = [
     "checkpoint_identity",
     "corrupt_cells",
     "cursor_of",
+    "damaged_columns",
     "is_call_of",
     "is_count",
     "is_id",

@@ -1,7 +1,7 @@
 """All SQL. A repository adds and flushes, and never commits."""
 
 from orchestrator_state.repositories.base import chunks
-from orchestrator_state.repositories.calls import MOST_AT_ONCE, CallRepository
+from orchestrator_state.repositories.calls import MOST_AT_ONCE, RETENTION_SUCCESS, RETENTION_TURN, CallRepository
 from orchestrator_state.repositories.checkpoints import CheckpointRepository
 from orchestrator_state.repositories.states.loading import OnDamaged
 from orchestrator_state.repositories.states.past import PastRepository
@@ -13,6 +13,8 @@ from orchestrator_state.repositories.workflows import WorkflowRepository
 
 __all__ = [
     "MOST_AT_ONCE",
+    "RETENTION_SUCCESS",
+    "RETENTION_TURN",
     "CallRepository",
     "CheckpointRepository",
     "OnDamaged",

@@ -21,6 +21,10 @@ from orchestrator_state.repositories.base import Repository, rowcount
 KEPT: Final = timedelta(days=1)
 """Far longer than any call repeats itself, or a network holds back what was sent."""
 MOST_AT_ONCE: Final = 500
+RETENTION_TURN: Final = "retention"
+RETENTION_SUCCESS: Final = "retained"
+_LASTING: Final = (RETENTION_TURN, RETENTION_SUCCESS)
+"""Of these the one row of a namespace is renewed."""
 # In a subquery of its own: Postgres looks nothing up in an index for a function that changes while it looks.
 _AGO: Final = literal(-KEPT.total_seconds(), Float)
 
@@ -42,7 +46,9 @@ class CallRepository(Repository):
         """Delete up to 500 ids that are older than a day, whosever they are; returns how many."""
         old = (
             select(RequestRow.id)
-            .where(RequestRow.made_at < select(database_time_in(_AGO)).scalar_subquery())
+            .where(
+                RequestRow.made_at < select(database_time_in(_AGO)).scalar_subquery(), RequestRow.kind.not_in(_LASTING)
+            )
             .order_by(RequestRow.made_at)
             .limit(MOST_AT_ONCE)
             .with_for_update(skip_locked=True)

@@ -10,9 +10,14 @@ from orchestrator_state.arguments import as_duration, as_flag, as_listener, as_u
 from orchestrator_state.maintenance import (
     EraseReport,
     OnProgress,
+    OnRetained,
     Progress,
     RekeyReport,
+    Retention,
+    RetentionDuty,
+    RetentionReport,
     VerifyReport,
+    apply_retention,
     collect_garbage,
     delete_old_states,
     prune_checkpoints,
@@ -54,6 +59,34 @@ class MaintenanceCalls(StoreCalls):
         """
         return await self._erasure.erase(user_id, dry_run=dry_run, force=force)
 
+    async def apply_retention(
+        self, policy: Retention, *, dry_run: bool = False, progress: OnRetained | None = None
+    ) -> RetentionReport:
+        """Delete what `policy` does not keep, and report how much that was; with `dry_run` how much it would be.
+
+        A run that is unfinished, owned, held, or of a status without an age stays, and so does every run that
+        `delete_old_states` would keep for its family. Of checkpoints, the newest that is not damaged stays, as far as
+        can be told without keys.
+
+        Works from the oldest, in transactions of some 5,000 rows, between which it lets other writers in, beside live
+        runs; if it is interrupted, call it again. After each, `progress` is called with the report so far. A
+        `Worker(retention=policy)` does it by itself. Raises `ConfigurationError` if payloads to be deleted are in a
+        blob store, and this store was opened without it.
+        """
+        listener = as_listener(progress, "progress")
+        return await apply_retention(self._transactions, policy, dry_run=dry_run, progress=listener)
+
+    async def last_retention(self) -> datetime | None:
+        """When `apply_retention` last succeeded in this namespace, whoever called it; None if it never did.
+
+        By the database's clock. Dry runs do not count.
+        """
+        return await self._transactions.read(lambda uow: uow.policies.find_success())
+
+    def retention_duty(self, policy: Retention) -> RetentionDuty:
+        """What applies a policy again and again, for `Worker`."""
+        return RetentionDuty(self._transactions, policy)
+
     async def delete_old_states(
         self, older_than: datetime | timedelta, *, dry_run: bool = False, progress: OnProgress | None = None
     ) -> int:
@@ -76,8 +109,13 @@ class MaintenanceCalls(StoreCalls):
     async def prune_checkpoints(self, *, keep: int, dry_run: bool = False, progress: OnProgress | None = None) -> int:
         """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
 
+<<<<<<< HEAD
         In transactions of some 5,000 checkpoints. After each `progress` is called with a `DeletionProgress`. With
         `dry_run` nothing is written, and it returns how many it would be.
+=======
+        The newest that is not damaged stays too, unless `keep` is 0. In transactions of some 5,000 checkpoints. After
+        each `progress` is called with a `DeletionProgress`.
+>>>>>>> 6bbbc43 (Let a policy say what is kept of runs, applied by a call or by one worker of a fleet)
         """
         listener, is_dry = as_listener(progress, "progress"), as_flag(dry_run, "dry_run")
         return await prune_checkpoints(self._transactions, keep, listener, dry_run=is_dry)
@@ -85,7 +123,7 @@ class MaintenanceCalls(StoreCalls):
     async def cleanup_old_checkpoints(self, workflow_state_id: UUID | str, keep: int = 10) -> int:
         """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
 
-        In transactions of some 5,000 checkpoints.
+        The newest that is not damaged stays too, unless `keep` is 0. In transactions of some 5,000 checkpoints.
         """
         only = as_uuid(workflow_state_id, "workflow_state_id")
         return await prune_checkpoints(self._transactions, keep, None, only=only)

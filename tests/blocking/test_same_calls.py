@@ -22,6 +22,7 @@ LEFT_OUT: Final = {
     "StateStore.unit_of_work",  # joins the caller's transaction, which is one of another driver in code that blocks
     "StateStore.recovery",  # for `Worker`
     "StateStore.listening",  # for `Worker`
+    "StateStore.retention_duty",  # for `Worker`
     "Run.current",  # there is one for both
     "UnitOfWork.session",  # async: `run_sync` lends the one below it
 }

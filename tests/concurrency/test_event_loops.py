@@ -58,7 +58,7 @@ CALLS: dict[str, Callable[[StateStore], Awaitable[Any]]] = {
     "async with": enter,
     "close": lambda store: store.close(),
 }
-NOT_CALLED = {"open", "namespace", "payloads", "recovery"}
+NOT_CALLED = {"open", "namespace", "payloads", "recovery", "retention_duty"}
 """They begin nothing that a loop is needed for."""
 
 

@@ -1,6 +1,7 @@
 """The SQL of what is done beside live runs: deletions, and reading and writing what is stored as it is stored."""
 
 from orchestrator_state.repositories.upkeep.erasure import ErasureRepository, FoundFamilies, OfUser
+from orchestrator_state.repositories.upkeep.families import Cutoffs
 from orchestrator_state.repositories.upkeep.inspection import InspectionRepository, Named
 from orchestrator_state.repositories.upkeep.payloads import (
     CHECKED_TABLES,
@@ -13,23 +14,30 @@ from orchestrator_state.repositories.upkeep.payloads import (
     StoredPayload,
     fitting,
 )
+from orchestrator_state.repositories.upkeep.policies import CheckpointParts, KinRow, Place, PolicyRepository, Size
 from orchestrator_state.repositories.upkeep.retention import Hanging, RetentionRepository
 
 __all__ = [
     "CHECKED_TABLES",
     "PAGE_BYTES",
     "PAYLOAD_TABLES",
+    "CheckpointParts",
+    "Cutoffs",
     "ErasureRepository",
     "FoundFamilies",
     "Hanging",
     "InspectionRepository",
     "Key",
+    "KinRow",
     "Named",
     "OfUser",
     "PayloadRepository",
     "PayloadRow",
     "PayloadTable",
+    "Place",
+    "PolicyRepository",
     "RetentionRepository",
+    "Size",
     "StoredPayload",
     "fitting",
 ]

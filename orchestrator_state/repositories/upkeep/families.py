@@ -7,12 +7,12 @@ a parent stays while a child of its lives, or a run that is started later under 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, exists, not_, select
+from sqlalchemy import ColumnElement, and_, bindparam, exists, false, not_, or_, select
 from sqlalchemy.orm import aliased
 from sqlalchemy.sql import Select
 
@@ -20,6 +20,9 @@ from orchestrator_state.database import is_addressable, is_moment
 from orchestrator_state.domain import FINISHED, WorkflowStatus
 from orchestrator_state.models import WorkflowRow
 from orchestrator_state.records import is_time
+
+Cutoffs = Mapping[str, datetime]
+"""By status, before when a workflow has to be updated last to be old. One of a status that is absent never is."""
 
 _parent = aliased(WorkflowRow, name="parent")
 _child = aliased(WorkflowRow, name="child")
@@ -34,9 +37,17 @@ class Family(NamedTuple):
     """Whether none of them keeps it, as one that is unfinished or too young. Else none of them may be deleted."""
 
 
-def _is_over(row: type[WorkflowRow], older_than: datetime) -> ColumnElement[bool]:
+def all_before(older_than: datetime) -> Cutoffs:
+    return dict.fromkeys(FINISHED, older_than)
+
+
+def _is_over(row: type[WorkflowRow], cutoffs: Cutoffs) -> ColumnElement[bool]:
     """What ended at a time that nobody can read is not known to be old."""
-    return and_(row.status.in_(sorted(FINISHED)), row.updated_at < older_than, is_moment(row.updated_at))
+    alike: dict[datetime, list[str]] = {}
+    for status, cutoff in sorted(cutoffs.items()):
+        alike.setdefault(cutoff, []).append(status)
+    old = [and_(row.status.in_(statuses), row.updated_at < cutoff) for cutoff, statuses in alike.items()]
+    return and_(or_(false(), *old), is_moment(row.updated_at))
 
 
 # Of the same namespace: a row of another one that says it is a child is nobody's.
@@ -45,47 +56,46 @@ _HAS_PARENT: Final = and_(_parent.id == WorkflowRow.parent_id, _parent.namespace
 _HAS_CHILDREN: Final = exists().where(_IS_CHILD)
 
 
-def _over(namespace: str, older_than: datetime) -> tuple[ColumnElement[bool], ...]:
-    has_living = exists().where(_IS_CHILD, not_(_is_over(_child, older_than)))
+def _over(namespace: str, cutoffs: Cutoffs) -> tuple[ColumnElement[bool], ...]:
+    has_living = exists().where(_IS_CHILD, not_(_is_over(_child, cutoffs)))
     return (
         WorkflowRow.namespace == namespace,
         is_addressable(WorkflowRow.id),
-        _is_over(WorkflowRow, older_than),
+        _is_over(WorkflowRow, cutoffs),
         not_(has_living),
     )
 
 
-def eldest_finished(namespace: str, older_than: datetime) -> Select[UUID, bool]:
+def eldest_finished(namespace: str, cutoffs: Cutoffs) -> Select[UUID, bool]:
     """(id, has_children) of workflows that are over, that no parent wants, and of which no child lives."""
     wanted = exists().where(_HAS_PARENT, _parent.status != WorkflowStatus.COMPLETED.value)
-    return select(WorkflowRow.id, _HAS_CHILDREN.label("has_children")).where(
-        *_over(namespace, older_than), not_(wanted)
-    )
+    return select(WorkflowRow.id, _HAS_CHILDREN.label("has_children")).where(*_over(namespace, cutoffs), not_(wanted))
 
 
-def finished(namespace: str, older_than: datetime) -> Select[UUID]:
+def finished(namespace: str, cutoffs: Cutoffs) -> Select[UUID]:
     """The ids of workflows that are over and go soon: either at once, or with their parent, which is over as well."""
     parent_stays = exists().where(
         _HAS_PARENT,
         _parent.status != WorkflowStatus.COMPLETED.value,
-        not_(_is_over(_parent, older_than)),
+        not_(_is_over(_parent, cutoffs)),
     )
-    return select(WorkflowRow.id).where(*_over(namespace, older_than), not_(parent_stays))
+    return select(WorkflowRow.id).where(*_over(namespace, cutoffs), not_(parent_stays))
 
 
-CHILDREN_TO_DELETE: Final = (
+CHILDREN: Final = (
     select(WorkflowRow.id, WorkflowRow.parent_id, WorkflowRow.status, WorkflowRow.updated_at)
     .where(
         WorkflowRow.namespace == bindparam("namespace"), WorkflowRow.parent_id.in_(bindparam("parents", expanding=True))
     )
     .order_by(WorkflowRow.id)
-    .with_for_update()
 )
+CHILDREN_TO_DELETE: Final = CHILDREN.with_for_update()
 
 
-def lives(row: Any, older_than: datetime) -> bool:
-    """Whether a row of `CHILDREN_TO_DELETE` is unfinished, or not known to be old enough."""
-    return row.status not in FINISHED or not is_time(row.updated_at) or row.updated_at >= older_than
+def lives(row: Any, cutoffs: Cutoffs) -> bool:
+    """Whether a row of `CHILDREN` is unfinished, or not known to be old enough."""
+    cutoff = cutoffs.get(row.status)
+    return cutoff is None or not is_time(row.updated_at) or row.updated_at >= cutoff
 
 
 class FamilyTree:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import (
@@ -28,9 +28,12 @@ from orchestrator_state.payloads import Reference
 from orchestrator_state.repositories.base import Repository, chunks
 from orchestrator_state.repositories.expressions import HANGING, IN_NAMESPACE, is_reference, payload_columns
 from orchestrator_state.repositories.upkeep.families import (
+    CHILDREN,
     CHILDREN_TO_DELETE,
+    Cutoffs,
     Family,
     FamilyTree,
+    all_before,
     eldest_finished,
     finished,
     lives,
@@ -89,7 +92,7 @@ class RetentionRepository(Repository):
 
     async def count_finished(self, *, older_than: datetime) -> int:
         """How many finished workflows were last updated before `older_than` and may be deleted."""
-        query = finished(self._namespace, as_utc(older_than, "older_than"))
+        query = finished(self._namespace, all_before(as_utc(older_than, "older_than")))
         (counted,) = await self._row(select(func.count()).select_from(query.subquery()))
         return int(counted)
 
@@ -100,22 +103,25 @@ class RetentionRepository(Repository):
 
         They are locked until the transaction ends; what others lock is passed over.
         """
-        cutoff = as_utc(older_than, "older_than")
-        query = eldest_finished(self._namespace, cutoff).order_by(WorkflowRow.updated_at)
+        cutoffs = all_before(as_utc(older_than, "older_than"))
+        query = eldest_finished(self._namespace, cutoffs).order_by(WorkflowRow.updated_at)
         if spare:
             query = query.where(WorkflowRow.id.not_in(sorted(spare)))
         eldest = await self._rows(
             query.limit(as_count(limit, "limit")).with_for_update(skip_locked=True, of=WorkflowRow)
         )
-        tree = FamilyTree((row.id for row in eldest), keeps=partial(lives, older_than=cutoff))
+        return await self.families_of(eldest, cutoffs, locked=True)
+
+    async def families_of(self, eldest: Sequence[Any], cutoffs: Cutoffs, *, locked: bool) -> Sequence[Family]:
+        """The rows of `eldest_finished`, each with all that descend from it; `locked`: those, too."""
+        tree = FamilyTree((row.id for row in eldest), keeps=partial(lives, cutoffs=cutoffs))
+        query = CHILDREN_TO_DELETE if locked else CHILDREN
         parents = [row.id for row in eldest if row.has_children]
         while parents:
             parents = [
                 child
                 for chunk in chunks(parents)
-                for child in tree.add(
-                    await self._rows(CHILDREN_TO_DELETE, {"parents": chunk, "namespace": self._namespace})
-                )
+                for child in tree.add(await self._rows(query, {"parents": chunk, "namespace": self._namespace}))
             ]
         return tree.families
 
