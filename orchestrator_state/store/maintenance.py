@@ -109,13 +109,9 @@ class MaintenanceCalls(StoreCalls):
     async def prune_checkpoints(self, *, keep: int, dry_run: bool = False, progress: OnProgress | None = None) -> int:
         """Delete all but the newest `keep` checkpoints of every workflow. Returns how many were deleted.
 
-<<<<<<< HEAD
-        In transactions of some 5,000 checkpoints. After each `progress` is called with a `DeletionProgress`. With
-        `dry_run` nothing is written, and it returns how many it would be.
-=======
         The newest that is not damaged stays too, unless `keep` is 0. In transactions of some 5,000 checkpoints. After
-        each `progress` is called with a `DeletionProgress`.
->>>>>>> 6bbbc43 (Let a policy say what is kept of runs, applied by a call or by one worker of a fleet)
+        each `progress` is called with a `DeletionProgress`. With `dry_run` nothing is written, and it returns how many
+        it would be if none were damaged.
         """
         listener, is_dry = as_listener(progress, "progress"), as_flag(dry_run, "dry_run")
         return await prune_checkpoints(self._transactions, keep, listener, dry_run=is_dry)

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Final
 from uuid import uuid4
 
-from orchestrator_state import Checkpoint, StateStore
+from orchestrator_state import Checkpoint, Retention, StateStore
 from tests.support.states import a_state
 
 
@@ -21,6 +21,7 @@ _SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
     "handlers": lambda: {"n": handler},
     "keep": lambda: 1,
     "name": lambda: "n",
+    "policy": lambda: Retention(completed=timedelta(days=1)),
     "question_id": uuid4,
     "older_than": lambda: timedelta(days=1),
     "state": a_state,
