@@ -188,7 +188,7 @@ class _Pass:
         held = await self._held(uow, [cut.workflow_state_id for cut in cuts])
         removed = Removed()
         for run, keep in cuts:
-            if run not in held and (self.is_dry or await uow.checkpoints.hold(run)):
+            if run not in held and (self.is_dry or await uow.policies.hold(run)):
                 before = await first_kept(uow, run)
                 snapshots = await uow.policies.list_surplus_references(run, keep, before)
                 names = {found.name for found in Reference.all_in(snapshots)}

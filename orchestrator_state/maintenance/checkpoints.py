@@ -30,7 +30,7 @@ async def prune(uow: StoreUnit, workflow_state_id: UUID, keep: int) -> int:
     """Delete all but the newest `keep` checkpoints, and the newest that is sound. Returns how many were deleted."""
     if keep == 0:
         return await uow.checkpoints.prune(workflow_state_id, keep=0)
-    if not await uow.checkpoints.hold(workflow_state_id):
+    if not await uow.policies.hold(workflow_state_id):
         return 0
     before = await first_kept(uow, workflow_state_id)
     return await uow.policies.delete_surplus(workflow_state_id, keep, before)

@@ -49,7 +49,7 @@ _NEXT_SEQ: Final = (
     )
 )
 
-_HELD_WORKFLOW: Final = (
+HELD_WORKFLOW: Final = (
     select(WorkflowRow.id)
     .where(WorkflowRow.id == bindparam("workflow_state_id"), IN_NAMESPACE)
     .with_for_update(read=True, key_share=True)
@@ -160,19 +160,15 @@ class CheckpointRepository(CheckpointReader):
         return [*await self._checkpoints(CHECKPOINTS_OF, of_workflow)]
 
     async def prune(self, workflow_state_id: UUID | str, *, keep: int) -> int:
-        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted."""
-        of_workflow, kept = as_uuid(workflow_state_id, "workflow_state_id"), as_count(keep, "keep")
-        if not await self.hold(of_workflow):
-            return 0
-        return await self._delete(_DELETE_SUPERSEDED, {"workflow_state_id": of_workflow, "keep": kept})
+        """Delete all but the newest `keep` checkpoints of a workflow. Returns how many were deleted.
 
-    async def hold(self, workflow_state_id: UUID) -> bool:
-        """Whether the workflow is there: then, until the transaction ends, no rewind of it begins.
-
-        One would delete the newest: counted among those to keep, they would take all others along.
+        Waits for a rewind, which deletes the newest: counted among those to keep, they would take all others along.
         """
-        of_workflow = {"workflow_state_id": workflow_state_id, "namespace": self._namespace}
-        return await self._row(_HELD_WORKFLOW, of_workflow) is not None
+        of_workflow = {"workflow_state_id": as_uuid(workflow_state_id, "workflow_state_id")}
+        kept = as_count(keep, "keep")
+        if await self._row(HELD_WORKFLOW, of_workflow | {"namespace": self._namespace}) is None:
+            return 0
+        return await self._delete(_DELETE_SUPERSEDED, of_workflow | {"keep": kept})
 
     async def _one(self, statement: Executable, **parameters: Any) -> Checkpoint | None:
         return next(iter(await self._checkpoints(statement, parameters)), None)

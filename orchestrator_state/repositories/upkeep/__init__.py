@@ -1,7 +1,6 @@
 """The SQL of what is done beside live runs: deletions, and reading and writing what is stored as it is stored."""
 
 from orchestrator_state.repositories.upkeep.erasure import ErasureRepository, FoundFamilies, OfUser
-from orchestrator_state.repositories.upkeep.families import Cutoffs
 from orchestrator_state.repositories.upkeep.inspection import InspectionRepository, Named
 from orchestrator_state.repositories.upkeep.payloads import (
     CHECKED_TABLES,
@@ -22,7 +21,6 @@ __all__ = [
     "PAGE_BYTES",
     "PAYLOAD_TABLES",
     "CheckpointParts",
-    "Cutoffs",
     "ErasureRepository",
     "FoundFamilies",
     "Hanging",

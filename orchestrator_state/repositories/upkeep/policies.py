@@ -40,6 +40,7 @@ from orchestrator_state.records import (
 from orchestrator_state.repositories.base import Repository, chunks, rowcount
 from orchestrator_state.repositories.calls import RETENTION_SUCCESS, RETENTION_TURN
 from orchestrator_state.repositories.checkpointed import superseded
+from orchestrator_state.repositories.checkpoints import HELD_WORKFLOW
 from orchestrator_state.repositories.expressions import (
     HANGING,
     IN_NAMESPACE,
@@ -246,6 +247,11 @@ class PolicyRepository(Repository):
             return {}
         names = [found.name for found in Reference.all_in([[snapshot]])]
         return {name: offload.text(name) for name in names if offload.has(name)}
+
+    async def hold(self, workflow_state_id: UUID) -> bool:
+        """Whether the workflow is there: then no rewind of it begins until the transaction ends."""
+        of_workflow = {"workflow_state_id": workflow_state_id, "namespace": self._namespace}
+        return await self._row(HELD_WORKFLOW, of_workflow) is not None
 
     async def size_of_surplus(self, workflow_state_id: UUID, keep: int, before: int) -> Size:
         """The checkpoints that `delete_surplus` deletes, and their bytes."""
