@@ -123,10 +123,10 @@ class Repository:
 
     async def _delete(self, statement: Delete, parameters: Mapping[str, Any] | None = None) -> int:
         """Delete rows, and their blobs once that has committed. Returns how many rows."""
-        offload = self._payloads.offload
-        if offload is None:
+        offload, references = self._payloads.offload, reference_columns(statement.table)
+        if offload is None or not references:
             return rowcount(await self._execute(statement, parameters))
-        rows = await self._rows(statement.returning(*reference_columns(statement.table)), parameters)
+        rows = await self._rows(statement.returning(*references), parameters)
         offload.discard(rows)
         return len(rows)
 

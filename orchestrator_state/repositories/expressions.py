@@ -8,10 +8,18 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, FromClause, bindparam, case, exists, func, null, or_
 
 from orchestrator_state.database import database_now
-from orchestrator_state.models import CheckpointRow, QuestionRow, SignalRow, StepRow, WorkflowRow, checkpoints
+from orchestrator_state.models import (
+    CheckpointRow,
+    CurrentStepRow,
+    QuestionRow,
+    SignalRow,
+    StepRow,
+    WorkflowRow,
+    checkpoints,
+)
 from orchestrator_state.payloads import REFERENCE_MARKER
 
-HANGING: Final = (StepRow, CheckpointRow, SignalRow, QuestionRow)
+HANGING: Final = (StepRow, CheckpointRow, SignalRow, QuestionRow, CurrentStepRow)
 """The rows that hang on a workflow's."""
 
 IN_NAMESPACE: Final = WorkflowRow.namespace == bindparam("namespace")

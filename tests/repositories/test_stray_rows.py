@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from sqlalchemy import insert
 
 from orchestrator_state import (
     AesGcm,
@@ -26,7 +27,9 @@ from orchestrator_state import (
 from orchestrator_state.encryption import new_key
 from orchestrator_state.errors import PayloadError
 from orchestrator_state.maintenance import verification
+from orchestrator_state.models import current_steps
 from orchestrator_state.payloads import BlobStore, Payloads
+from tests.support.engines import opened_engine
 from tests.support.raw_sql import execute, fetch
 from tests.support.running import LONG_AGO, becomes, change_row, checkpoints_of, count_rows, row_of
 
@@ -55,7 +58,7 @@ async def waiting(store: StateStore, *names: str) -> list[UUID]:
 def without_foreign_keys(url: str, *statements: str) -> None:
     """As the `sqlite3` shell does it; on Postgres, once somebody has dropped the constraints."""
     if not url.startswith("sqlite"):
-        for table in ("step_states", "checkpoints", "signals"):
+        for table in ("step_states", "checkpoints", "signals", "current_steps"):
             execute(url, f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {table}_workflow_state_id_fkey")
         execute(url, *statements)
         return
@@ -161,6 +164,40 @@ async def test_a_fork_that_is_made_anew_takes_over_nothing_of_the_one_that_was_d
     assert list(again.steps) == ["a"]
     assert await checkpoints_of(store, "fork") == []
     assert await count_rows(store, "signals") == 0
+
+
+async def with_a_step_that_runs(store: StateStore) -> UUID:
+    state = WorkflowState(workflow_id="w", workflow_name="n")
+    await store.save_workflow_state(state)
+    step = {"workflow_state_id": state.id, "step_id": "of the old one", "lease_token": 1, "started_at": LONG_AGO}
+    async with store.begin() as uow:
+        await uow.session.execute(insert(current_steps).values(step))
+    return state.id
+
+
+async def test_a_run_that_is_made_anew_does_nothing_that_the_deleted_one_did(
+    store: StateStore, database_url: str
+) -> None:
+    old = await with_a_step_that_runs(store)
+    without_foreign_keys(database_url, f"DELETE FROM workflow_states WHERE id = '{old}'")
+    await store.save_workflow_state(WorkflowState(id=old, workflow_id="anew", workflow_name="n"))
+    assert await count_rows(store, "current_steps") == 0
+
+
+async def test_the_steps_that_run_are_deleted_where_foreign_keys_are_off(store: StateStore, database_url: str) -> None:
+    run = await with_a_step_that_runs(store)
+    without_foreign_keys(database_url)
+    async with opened_engine(database_url) as engine, StateStore.open(engine=engine) as adopted:
+        await adopted.delete(run)
+    assert await count_rows(store, "current_steps") == 0
+
+
+async def test_they_are_deleted_beside_a_blob_store(store: StateStore, database_url: str, tmp_path: Path) -> None:
+    run = await with_a_step_that_runs(store)
+    payloads = Payloads(blobs=BlobStore(f"file://{tmp_path / 'blobs'}", above=1_000))
+    async with StateStore.open(database_url, payloads=payloads) as other:
+        await other.delete(run)
+    assert await count_rows(store, "current_steps") == 0
 
 
 async def test_a_new_state_leaves_no_blob_of_the_one_that_was_deleted(database_url: str, tmp_path: Path) -> None:
