@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import textwrap
 from pathlib import Path
 
@@ -13,6 +14,8 @@ pytestmark = pytest.mark.process
 
 FOLDER = Path(__file__).parents[2] / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+# Some runs fail on purpose, or are taken over: without a configuration Python prints such warnings.
+IS_LOGGED = re.compile(r"run [0-9a-f-]{36} of '\w+' (failed: |goes on here; )")
 
 
 def promised_output(example: Path) -> str:
@@ -27,7 +30,7 @@ def test_an_example_prints_what_its_docstring_says(
     example: Path, empty_database_url: str, tmp_path: Path, forked_programs: ForkedPrograms
 ) -> None:
     done = forked_programs.run(example, cwd=tmp_path, env=os.environ | {"DATABASE_URL": empty_database_url})
-    assert done.stderr == ""
+    assert not [line for line in done.stderr.splitlines() if not IS_LOGGED.match(line)]
     assert done.stdout == promised_output(example)
     assert done.returncode == 0
 
