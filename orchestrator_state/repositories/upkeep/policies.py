@@ -115,7 +115,8 @@ def _size_of(rows: Any, owner: Any) -> Select[Any, Any, Any]:
 
 
 _SIZES: Final = union_all(
-    _size_of(WorkflowRow, WorkflowRow.id), *(_size_of(rows, rows.workflow_state_id) for rows in HANGING)
+    _size_of(WorkflowRow, WorkflowRow.id),
+    *(_size_of(rows, rows.workflow_state_id) for rows in HANGING if payload_columns(rows.__table__)),
 )
 _KIN: Final = select(WorkflowRow.id, WorkflowRow.parent_id, WorkflowRow.attributes).where(IN_NAMESPACE)
 _BY_ID: Final = _KIN.where(WorkflowRow.id.in_(bindparam("ids", type_=WorkflowRow.id.type, expanding=True)))
