@@ -19,6 +19,7 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
+    literal,
     literal_column,
     or_,
     select,
@@ -101,10 +102,8 @@ class CheckpointParts(NamedTuple):
 
 
 def _stored(rows: Any) -> ColumnElement[int]:
-    length: ColumnElement[Any] = sum(
-        (func.coalesce(stored_bytes(column), 0) for column in payload_columns(rows.__table__)[1:]),
-        func.coalesce(stored_bytes(payload_columns(rows.__table__)[0]), 0),
-    )
+    lengths = (func.coalesce(stored_bytes(column), 0) for column in payload_columns(rows.__table__))
+    length: ColumnElement[Any] = sum(lengths, literal(0))
     return func.coalesce(func.sum(length), 0)
 
 
