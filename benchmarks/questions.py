@@ -6,6 +6,7 @@ from typing import Final
 
 from benchmarks.alone import ALONE
 from benchmarks.appending import APPENDING
+from benchmarks.command_line import COMMAND_LINE
 from benchmarks.growth import GROWTH
 from benchmarks.idle import IDLE
 from benchmarks.list_active import LIST_ACTIVE
@@ -34,6 +35,7 @@ QUESTIONS: Final[tuple[Question, ...]] = (
     SAVE,
     LIST_ACTIVE,
     SEEING,
+    COMMAND_LINE,
     OUTCOMES,
     PAYLOADS,
     VERIFYING,

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from typing import Final
+
+_NARROWEST: Final = 20
 
 
 class OutputFailed(Exception):
@@ -51,9 +54,6 @@ def escape_what_has_no_place() -> None:
 
 def width() -> int | None:
     """How many columns there are; None in a pipe, unless COLUMNS says it."""
-    if os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty():
+    if os.environ.get("COLUMNS", "").isdecimal() or (sys.stdout and sys.stdout.isatty()):
         return max(shutil.get_terminal_size().columns, _NARROWEST)
     return None
-
-
-_NARROWEST = 20

@@ -67,6 +67,14 @@ def test_a_reader_that_goes_away_ends_it_quietly(started: Any) -> None:
     assert process.returncode == 141
 
 
+def test_without_an_output_it_ends_as_with_one(database: Path) -> None:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", *COMMAND, "runs", "list"]
+    done = subprocess.run(
+        shell, env=environment(DATABASE_URL=str(database)), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_an_error(started: Any) -> None:
     with Path("/dev/full").open("w") as full:

@@ -30,7 +30,7 @@ _Runs = Mapping[UUID, "RunSummary"]
 def watch(
     target: Target,
     run_id: Annotated[
-        str | None, typer.Argument(metavar="[ID]", help="A run's id, or its workflow id (default: all unfinished).")
+        str | None, typer.Argument(metavar="ID", help="A run's id, or its workflow id (default: all unfinished).")
     ] = None,
     interval: Annotated[float, typer.Option("--interval", min=0.05, help="Seconds between two looks.")] = 1.0,
     limit: Limit = 500,
