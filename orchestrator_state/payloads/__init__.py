@@ -12,6 +12,7 @@ from orchestrator_state.payloads.digests import check_digest
 from orchestrator_state.payloads.limits import MOST, Limits
 from orchestrator_state.payloads.sealing import PLAIN, Payloads, Sealed
 from orchestrator_state.payloads.texts import LONGEST_NAME, check_text, flaw_of, is_unicode, text_of
+from orchestrator_state.payloads.typed.fitting import require_schema
 from orchestrator_state.payloads.typed.values import NotAccepted, ValueType, decode_value
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "is_encoded",
     "is_unicode",
     "new_key",
+    "require_schema",
     "tags_of",
     "text_of",
 ]

@@ -11,7 +11,7 @@ from uuid import UUID, uuid5
 from orchestrator_state.arguments import as_name, as_uuid
 from orchestrator_state.domain import QuestionStatus
 from orchestrator_state.errors import InvalidPayload
-from orchestrator_state.payloads import encode
+from orchestrator_state.payloads import decode, encode, require_schema
 from orchestrator_state.records.overview import cursor_after, place_after
 
 _ANSWER: Final = "question:"
@@ -140,26 +140,10 @@ def answer_signal(question_id: UUID) -> str:
     return f"{_ANSWER}{question_id}"
 
 
-def require_fit(answer: Any, text: str, asked: Mapping[str, Any]) -> None:
+def require_fit(text: str, asked: Mapping[str, Any]) -> None:
     """Raise `InvalidPayload`, which names the place, unless an answer fits what is asked; `text` is its JSON."""
     choices = asked["choices"]
     if choices is not None and text not in {encode(choice, "choices") for choice in choices}:
         raise InvalidPayload(f"the answer is none of the {len(choices)} choices of the question", path="answer")
     if asked["schema"] is not None:
-        _require_schema(answer, asked["schema"])
-
-
-def _require_schema(answer: Any, schema: Any) -> None:
-    # Here, since few programs take answers, and to load it takes longer than to open a store.
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import best_match
-    from referencing import Registry
-
-    try:  # The registry is empty, so that no schema is fetched from anywhere.
-        found = best_match(Draft202012Validator(schema, registry=Registry()).iter_errors(answer))
-    except Exception as error:  # noqa: BLE001 - a schema may come of a type's own method, and say anything
-        message = f"the schema of the question cannot be used ({type(error).__qualname__}): no answer is known to fit"
-        raise InvalidPayload(message, path="answer") from None
-    if found is not None:  # whose message quotes the answer
-        path = found.json_path.replace("$", "answer", 1)
-        raise InvalidPayload(f"{path} does not fit the schema of the question ({found.validator})", path=path)
+        require_schema(decode(text, "answer"), asked["schema"])

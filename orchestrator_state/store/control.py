@@ -68,6 +68,8 @@ class ControlCalls(StoreCalls):
     async def rewind(self, checkpoint_id: UUID | str) -> WorkflowState:
         """Put a run back to that checkpoint, and return its state: later steps and checkpoints are forgotten.
 
+        So are the questions of those steps, with their answers.
+
         Raises `CheckpointNotFound`, `LeaseHeld` if a worker has the run, or `InvalidPayload` as in `fork`.
         """
         return await self._control.rewind(checkpoint_id)

@@ -69,11 +69,13 @@ class QuestionCalls(StoreCalls):
         question = await self.get_question(question_id)
         if question.unreadable is not None:
             raise CorruptPayload(question.unreadable, path="question", question_id=question.id)
-        encoded = await self._transactions.payloads.encode_aside(value, "answer")
-        require_fit(value, encoded, {"schema": question.answer_schema, "choices": question.choices})
+        payloads = self._transactions.payloads
+        encoded = await payloads.encode_aside(value, "answer")
+        asked = {"schema": question.answer_schema, "choices": question.choices}
+        await payloads.aside.call(partial(require_fit, encoded, asked), len(encoded))
         signal_id, run_id = uuid4(), question.workflow_state_id
         place = SignalPlace(run_id, signal_id, self.namespace, answer_signal(question.id))
-        prepared = await place.prepared(self._transactions.payloads, encoded)
+        prepared = await place.prepared(payloads, encoded)
 
         async def answer(uow: StoreUnit) -> None:
             status = await uow.signals.send(run_id, signal_id, place.name, prepared)

@@ -5,6 +5,7 @@ What was stored is what is returned, the first time too: a value that does not l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from functools import cached_property, lru_cache
 from typing import Any, Final
@@ -79,9 +80,10 @@ class ValueType:
     def json_schema(self) -> dict[str, Any] | None:
         """What JSON the type accepts, as far as a JSON schema can say that. None if it cannot."""
         try:
-            return self._adapter.json_schema()
+            schema: dict[str, Any] = _without_non_finite(self._adapter.json_schema())
         except PydanticUserError:
             return None
+        return schema
 
     def dump(self, value: Any, path: str, encode: Encode = encode_json) -> str:
         """The canonical JSON text of `value`, whatever it loads as. Raises `InvalidPayload`."""
@@ -112,6 +114,17 @@ def decode_value(kind: Any, text: str, path: str) -> Any:
 
 
 _cached: Final = lru_cache(maxsize=1024)(ValueType)
+
+
+def _without_non_finite(schema: Any) -> Any:
+    """Without the keys whose value JSON has no number for, such as a default that is infinite."""
+    if isinstance(schema, dict):
+        return {key: _without_non_finite(value) for key, value in schema.items() if not _is_non_finite(value)}
+    return [_without_non_finite(item) for item in schema] if isinstance(schema, list) else schema
+
+
+def _is_non_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _adapter(kind: Any) -> TypeAdapter[Any]:

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any, Final
 from uuid import UUID
 
-from sqlalchemy import Insert, String, bindparam, delete, exists, literal, or_, select, tuple_, update
+from sqlalchemy import Insert, String, Text, bindparam, case, delete, exists, literal, or_, select, tuple_, update
 
 from orchestrator_state.column_types import UtcTimestamp
 from orchestrator_state.database import conflict_aware_insert, database_now, is_moment
@@ -24,7 +24,7 @@ from orchestrator_state.records import (
     answer_signal,
     question_identity,
 )
-from orchestrator_state.repositories.base import Repository
+from orchestrator_state.repositories.base import Repository, rowcount
 from orchestrator_state.repositories.claimable import IS_ACTIVE
 from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
 
@@ -39,13 +39,26 @@ _HAS_ANSWER: Final = exists().where(
     SignalRow.workflow_state_id == QuestionRow.workflow_state_id,
     SignalRow.name == bindparam("signal_name", type_=String()),
 )
-_REOPEN: Final = (
+_OPENED: Final = {"status": _OPEN, "closed_at": None, "answered_by": None}
+_ASK_ANEW: Final = (
+    update(QuestionRow)
+    .where(*_OF_ID, ~_HAS_ANSWER)
+    .values(
+        _OPENED
+        | {
+            "asked_at": case((_IS_OPEN, QuestionRow.asked_at), else_=database_now()),
+            "refused": case((_IS_OPEN, QuestionRow.refused)),
+            "question": bindparam("new_question", type_=Text()),
+            "question_digest": bindparam("new_digest", type_=questions.c.question_digest.type),
+            "expires_at": bindparam("new_end", type_=UtcTimestamp),
+        }
+    )
+)
+_REFUSE: Final = (
     update(QuestionRow)
     .where(*_OF_ID, QuestionRow.status == _ANSWERED)
-    .values(status=_OPEN, asked_at=database_now(), closed_at=None, answered_by=None)
+    .values(_OPENED | {"asked_at": database_now(), "refused": bindparam("reason", type_=String())})
 )
-_ASK_ANEW: Final = _REOPEN.where(~_HAS_ANSWER).values(refused=None)
-_REFUSE: Final = _REOPEN.values(refused=bindparam("reason", type_=String()))
 _DELETE_SIGNAL: Final = delete(SignalRow).where(SignalRow.id == bindparam("signal_id"))
 _CLOSE: Final = update(QuestionRow).where(*_OF_ID, _IS_OPEN).values(closed_at=database_now())
 _EXPIRE: Final = _CLOSE.values(status=QuestionStatus.EXPIRED.value).returning(QuestionRow.id)
@@ -84,8 +97,9 @@ class QuestionRepository(Repository):
     """
 
     async def ask(self, lease: Lease, asked: AskedQuestion) -> None:
-        """Store the question, unless it is there. Raises `LeaseLost`.
+        """Store the question, unless it is there and has an answer. Raises `LeaseLost`.
 
+        One that is there is told as it is asked now: a new version of the handler may have another type or time limit.
         One whose answer is gone, because the run was taken back, is open again.
         """
         await self._lock_run(lease)
@@ -100,9 +114,11 @@ class QuestionRepository(Repository):
             "question_digest": sealed.digest,
             "expires_at": asked.expires_at,
         }
-        await self._execute(_insert_question(self._dialect), values)
-        of_question = {"of_id": asked.id, "of_namespace": self._namespace}
-        await self._execute(_ASK_ANEW, of_question | {"signal_name": answer_signal(asked.id)})
+        if rowcount(await self._execute(_insert_question(self._dialect), values)) == 1:
+            return
+        of_question = {"of_id": asked.id, "of_namespace": self._namespace, "signal_name": answer_signal(asked.id)}
+        wording = {"new_question": sealed.text, "new_digest": sealed.digest, "new_end": asked.expires_at}
+        await self._execute(_ASK_ANEW, of_question | wording)
 
     async def refuse(self, lease: Lease, question_id: UUID, signal_id: UUID, reason: str) -> None:
         """Forget the answer that the signal brought, and open the question again. Raises `LeaseLost`."""
@@ -187,6 +203,8 @@ class QuestionRepository(Repository):
         opening = partial(payloads.open, row.question, row.question_digest, identity, "question")
         asked = decode(await payloads.aside.call(opening, payloads.length([row.question])), "question")
         if not isinstance(asked, dict) or asked.keys() != {"prompt", "schema", "choices"}:
+            raise CorruptPayload("the stored question is none", path="question")
+        if not isinstance(asked["choices"], list | None) or not isinstance(asked["schema"], dict | None):
             raise CorruptPayload("the stored question is none", path="question")
         return asked
 
