@@ -10,6 +10,7 @@ from pydantic import BaseModel, field_validator
 
 from orchestrator_state import (
     AesGcm,
+    CorruptPayload,
     InvalidPayload,
     KeyRing,
     Payloads,
@@ -25,6 +26,7 @@ from orchestrator_state.encryption import new_key
 from orchestrator_state.runs.waiting import questions
 from orchestrator_state.runs.waiting.waits import Wait, next_signal
 from tests.support.lost_answers import answer_lost
+from tests.support.raw_sql import execute
 from tests.support.running import LONG_AGO, becomes, change_row, count_rows, steps_of, vanish
 from tests.support.running import seconds as in_seconds
 
@@ -481,3 +483,19 @@ async def test_the_deadline_is_seen_by_whoever_is_asked(store: StateStore) -> No
     question = await asked(store, handler)
     assert isinstance(question.expires_at, datetime)
     assert timedelta(days=2) < question.expires_at - question.asked_at < timedelta(days=4)
+
+
+async def test_a_damaged_question_hides_no_other_and_is_not_answered(database_url: str, store: StateStore) -> None:
+    async def handler(run: Run) -> Any:
+        return await asyncio.gather(run.ask("sound"), run.ask("damaged"))
+
+    await store.start("n", workflow_id="w")
+    await store.recover({"n": handler})
+    execute(database_url, "UPDATE questions SET question = '{\"prompt\": 1}' WHERE name = 'damaged'")
+    listed = {each.name: each for each in await store.list_questions()}
+    assert listed.keys() == {"sound", "damaged"}
+    assert (listed["sound"].unreadable, listed["damaged"].prompt) == (None, None)
+    assert "digest" in (listed["damaged"].unreadable or "")
+    with pytest.raises(CorruptPayload):
+        await store.answer(listed["damaged"].id, 1)
+    await store.answer(listed["sound"].id, 1)

@@ -45,5 +45,5 @@ async def test_a_database_with_rows_is_upgraded_once(
 
 @several_times
 async def test_a_database_is_downgraded_once(four_processes: Crew, database_url: str, repetition: int) -> None:
-    done = four_processes.run_at_once("db", "downgrade", "base", "--url", database_url)
+    done = four_processes.run_at_once("db", "downgrade", "base", "--yes", "--url", database_url)
     assert done == [(0, "the schema is at base\n")] * 4
