@@ -328,8 +328,12 @@ class InvalidPayload(PayloadError, ValueError):
 
 
 class PayloadTooLarge(PayloadError):
-    """A value is over a size limit. Never retried."""
+    """A value is over a size limit. Never retried.
 
+    `is_stored` says that it is no value of the caller's, but a stored one, which is longer than this store may read.
+    """
+
+    is_stored: bool = False
     path: str
     expected: int
     found: int

@@ -15,6 +15,7 @@ from orchestrator_state.errors import (
     ConfigurationError,
     CorruptPayload,
     InvalidPayload,
+    PayloadTooLarge,
     UnknownCodec,
     UnprotectedPayload,
 )
@@ -196,7 +197,10 @@ class Payloads:
         if text.startswith(REFERENCE_MARKER):
             text = self._from_blob(text, identity, path)
         if is_encoded(text):
-            return self._decoded(text, identity, path, bound_to)
+            try:
+                return self._decoded(text, identity, path, bound_to)
+            except PayloadTooLarge as error:
+                raise error.concerning(is_stored=True) from None
         if self.is_strict:
             self._chain.check_protected([], path)
         return text

@@ -11,8 +11,10 @@ from uuid import UUID, uuid4
 
 import pytest
 from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
 from httpx import ASGITransport, AsyncClient
 from sqlalchemy import event, insert, text
+from sqlalchemy.exc import InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from orchestrator_state import (
@@ -21,6 +23,7 @@ from orchestrator_state import (
     CorruptPayload,
     InvalidPayload,
     OrchestratorStateError,
+    Payloads,
     PayloadTooLarge,
     Run,
     RunFailed,
@@ -30,6 +33,8 @@ from orchestrator_state import (
     StoreUnavailable,
     UnitOfWork,
     WorkflowNotFound,
+    WorkflowState,
+    Zstd,
 )
 from orchestrator_state.integrations.fastapi import (
     OrchestratorState,
@@ -180,6 +185,23 @@ async def test_one_request_has_one_session_and_another_has_another(state: Orches
 
     async with state.lifespan(app), clients_of(app) as client:
         assert [(await client.get("/")).json()[0] for _ in range(2)] == [True, True]
+
+
+async def test_a_stream_that_is_sent_later_begins_nothing_in_the_session(
+    state: OrchestratorState, engine: AsyncEngine
+) -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    async def stream(session: Session) -> StreamingResponse:
+        async def lines() -> AsyncIterator[str]:
+            yield str(await session.scalar(text("SELECT 1")))
+
+        return StreamingResponse(lines())
+
+    async with state.lifespan(app), AsyncClient(transport=ASGITransport(app), base_url="http://shop") as client:
+        with pytest.raises(InvalidRequestError, match="permanently closed"):
+            await client.get("/")
 
 
 async def test_a_session_dependency_of_the_applications_own_is_joined(engine: AsyncEngine, database_url: str) -> None:
@@ -334,6 +356,7 @@ RUN = uuid4()
         (InvalidPayload("not that", path="answer.ok"), 422, {"path": "answer.ok"}),
         (InvalidPayload("not \ud800", path="\ud800\u202e"), 422, {"path": "\ud800\u202e"}),
         (PayloadTooLarge("too large", path="context", expected=1, found=2), 413, {"expected": 1}),
+        (PayloadTooLarge(SECRET, path="context", expected=1, found=2, is_stored=True), 500, {}),
         (CorruptPayload(SECRET, path=SECRET, workflow_state_id=RUN), 500, {"workflow_state_id": str(RUN)}),
         (ConfigurationError(SECRET), 500, {"error": "ConfigurationError"}),
         (StoreUnavailable(SECRET), 503, {"error": "StoreUnavailable"}),
@@ -359,6 +382,16 @@ async def test_an_error_has_a_status_and_a_body_without_secrets(
     assert answer.json().items() >= (told | {"error": type(error).__name__}).items()
     assert SECRET not in answer.text
     assert ("Retry-After" in answer.headers) == (status == 503)
+
+
+async def test_a_stored_payload_that_is_too_large_here_is_not_the_senders_fault(database_url: str) -> None:
+    async with StateStore.open(database_url, payloads=Payloads([Zstd()])) as store:
+        await store.save_workflow_state(WorkflowState(workflow_id="w", workflow_name="n", context={"long": "x" * 9999}))
+    app = shop()
+    state = OrchestratorState(database_url, payloads=Payloads([Zstd(max_bytes=999)]))
+    async with state.lifespan(app), clients_of(app) as client:
+        answer = await client.get("/orders/w")
+        assert (answer.status_code, answer.json()["error"]) == (500, "PayloadTooLarge")
 
 
 async def test_a_handler_of_the_applications_own_goes_before() -> None:

@@ -31,7 +31,8 @@ async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]
         raise ConfigurationError(
             "there is no session to be had: give a sessionmaker to OrchestratorState(…), or to provide(…)"
         )
-    async with sessionmaker() as session:
+    # Closed for good: a stream that is sent later would begin a transaction in it, which nobody ends.
+    async with sessionmaker(close_resets_only=False) as session:
         try:
             yield session
             await commit_callers(session)

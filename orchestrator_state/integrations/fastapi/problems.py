@@ -60,7 +60,7 @@ def install_error_handlers(app: FastAPI) -> None:
 async def _respond(_: Request, error: Exception) -> Response:
     if not isinstance(error, OrchestratorStateError):
         raise error
-    status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
+    status = _status(error)
     if status == 500:
         hooks.logger.error("a request failed (%s)", type(error).__qualname__, exc_info=error)
     elif status == 503:
@@ -69,6 +69,12 @@ async def _respond(_: Request, error: Exception) -> Response:
     headers = {"Retry-After": _RETRY_AFTER} if status == 503 else None
     # Escaped, since an id may hold what no answer can be encoded with.
     return Response(json.dumps(body), status, headers, "application/json")
+
+
+def _status(error: OrchestratorStateError) -> int:
+    if isinstance(error, PayloadTooLarge) and error.is_stored:
+        return 500
+    return next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
 
 
 def _detail(error: OrchestratorStateError, status: int) -> str:
