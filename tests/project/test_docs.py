@@ -116,3 +116,13 @@ def test_the_readme_shows_a_run_and_its_steps_on_its_first_screen() -> None:
     screen = "\n".join(README.read_text().splitlines()[:30])
     assert "run.step(" in screen
     assert "store.run(" in screen
+
+
+def test_every_decision_is_in_the_navigation_and_in_the_table_of_decisions() -> None:
+    decisions = ROOT / "docs" / "decisions"
+    pages = sorted(page.name for page in decisions.glob("0*.md"))
+    table = (decisions / "index.md").read_text(encoding="utf-8").split("\n\nFigures are")
+    assert re.findall(r"^\| \[\d{4}\]\((.+?)\)", table[0], re.MULTILINE) == pages
+    assert "| [" not in table[1], "a row below the table is shown as text"
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert re.findall(r"^ +- decisions/(0.+)$", navigation, re.MULTILINE) == pages
