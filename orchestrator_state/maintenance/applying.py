@@ -11,7 +11,7 @@ from uuid import UUID
 
 from orchestrator_state.arguments import as_flag
 from orchestrator_state.errors import ConfigurationError
-from orchestrator_state.maintenance.checkpoints import first_kept
+from orchestrator_state.maintenance.checkpoints import kept
 from orchestrator_state.maintenance.policy import CHECKPOINTS, Removed, Retention, RetentionReport
 from orchestrator_state.maintenance.retention import Cut, delete_fitting, in_transactions, let_others_in
 from orchestrator_state.payloads import BlobName, Reference
@@ -189,13 +189,13 @@ class _Pass:
         removed = Removed()
         for run, keep in cuts:
             if run not in held and (self.is_dry or await uow.policies.hold(run)):
-                before = await first_kept(uow, run)
-                snapshots = await uow.policies.list_surplus_references(run, keep, before)
+                stay = await kept(uow, run, keep)
+                snapshots = await uow.policies.list_surplus_references(run, stay)
                 names = {found.name for found in Reference.all_in(snapshots)}
                 self._require_blob_store(names)
-                removed += _removed(await uow.policies.size_of_surplus(run, keep, before), names)
+                removed += _removed(await uow.policies.size_of_surplus(run, stay), names)
                 if not self.is_dry:
-                    await uow.policies.delete_surplus(run, keep, before)
+                    await uow.policies.delete_surplus(run, stay)
         return _Batch(removed=removed)
 
     # --- both --------------------------------------------------------------------------------------------------------

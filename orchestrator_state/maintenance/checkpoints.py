@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
 from uuid import UUID
 
 from orchestrator_state.errors import CorruptPayload
@@ -10,20 +9,18 @@ from orchestrator_state.maintenance.damage import digest_of
 from orchestrator_state.repositories.upkeep import CheckpointParts
 from orchestrator_state.transactions import StoreUnit
 
-_ALL: Final = 2**63 - 1
 
-
-async def first_kept(uow: StoreUnit, workflow_state_id: UUID) -> int:
-    """The number before which checkpoints may be deleted: that of the newest that recovery can fall back to.
+async def kept(uow: StoreUnit, workflow_state_id: UUID, keep: int) -> int:
+    """How many of the newest checkpoints stay: `keep`, or more, up to one that recovery can fall back to.
 
     Its digests say so, and those of what a delta is put together from: no key is needed. If none is sound, all stay.
     """
-    place = 0
-    while (parts := await uow.policies.checkpoint_at(workflow_state_id, place)) is not None:
+    newer = 0
+    while (parts := await uow.policies.checkpoint_at(workflow_state_id, newer)) is not None:
+        newer += 1
         if _is_sound(parts):
-            return _ALL if parts.seq is None else parts.seq
-        place += 1
-    return 0
+            break
+    return max(keep, newer)
 
 
 async def prune(uow: StoreUnit, workflow_state_id: UUID, keep: int) -> int:
@@ -32,8 +29,7 @@ async def prune(uow: StoreUnit, workflow_state_id: UUID, keep: int) -> int:
         return await uow.checkpoints.prune(workflow_state_id, keep=0)
     if not await uow.policies.hold(workflow_state_id):
         return 0
-    before = await first_kept(uow, workflow_state_id)
-    return await uow.policies.delete_surplus(workflow_state_id, keep, before)
+    return await uow.policies.delete_surplus(workflow_state_id, await kept(uow, workflow_state_id, keep))
 
 
 def _is_sound(parts: CheckpointParts) -> bool:

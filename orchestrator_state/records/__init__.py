@@ -25,6 +25,7 @@ from orchestrator_state.records.identities import (
 from orchestrator_state.records.leases import Lease, Owner, Renewal
 from orchestrator_state.records.opening import UNOPENED_HERE, Opener
 from orchestrator_state.records.questions import (
+    ASKS,
     AskedQuestion,
     Question,
     QuestionFilters,
@@ -56,6 +57,7 @@ from orchestrator_state.records.steps import (
 )
 
 __all__ = [
+    "ASKS",
     "CELLS",
     "CHECKPOINT",
     "CHILD",

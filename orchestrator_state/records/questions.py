@@ -14,6 +14,8 @@ from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.payloads import decode, encode, require_schema
 from orchestrator_state.records.overview import cursor_after, place_after
 
+ASKS: Final = "question:"
+"""What the id of a step that asks begins with."""
 _ANSWER: Final = "question:"
 
 

@@ -111,14 +111,14 @@ async def test_the_signals_of_one_workflow_go_in_many_transactions_and_the_workf
     assert rows(database_url) == 0
 
 
-async def test_a_batch_takes_eight_statements_however_much_is_in_it(store: StateStore) -> None:
+async def test_a_batch_takes_nine_statements_however_much_is_in_it(store: StateStore) -> None:
     counts = []
     for number in (1, 3):
         await finished(store, number, "load", checkpoints=1)
         with traffic_of(store) as traffic:
             assert await store.delete_old_states(CUTOFF) == number
         counts.append((len(traffic.statements), traffic.commits))
-    assert counts == [(8, 1), (8, 1)]
+    assert counts == [(9, 1), (9, 1)]
 
 
 async def test_progress_is_told_after_each_commit_and_ends_at_the_number_that_is_returned(store: StateStore) -> None:

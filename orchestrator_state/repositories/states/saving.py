@@ -15,7 +15,7 @@ from orchestrator_state.domain import FINISHED, WorkflowState
 from orchestrator_state.errors import AlreadyExists, LeaseHeld, StaleVersion
 from orchestrator_state.models import QuestionRow, SignalRow, StepRow, WorkflowRow, step_states, workflow_states
 from orchestrator_state.payloads import ENVELOPE_MARKER, Payloads
-from orchestrator_state.records import Columns, answer_signal, corrupt_cells, is_count, question_id_of, seal_step
+from orchestrator_state.records import ASKS, Columns, answer_signal, corrupt_cells, is_count, question_id_of, seal_step
 from orchestrator_state.records.states import (
     ChangedRows,
     SavedRows,
@@ -186,11 +186,12 @@ class StateWriter(StateReader, CheckpointedRepository):
                 delete(StepRow).where(StepRow.workflow_state_id == workflow_state_id, StepRow.step_id.in_(chunk))
             )
             # What they asked is not asked any more, and an answer to it is none to what may be asked in its place.
-            asked = [question_id_of(workflow_state_id, step_id) for step_id in chunk]
-            answers = [answer_signal(question_id) for question_id in asked]
-            of_run = SignalRow.workflow_state_id == workflow_state_id
-            await self._delete(delete(SignalRow).where(of_run, SignalRow.name.in_(answers)))
-            await self._delete(delete(QuestionRow).where(QuestionRow.id.in_(asked)))
+            asked = [question_id_of(workflow_state_id, each) for each in chunk if each.startswith(ASKS)]
+            if asked:
+                answers = [answer_signal(question_id) for question_id in asked]
+                of_run = SignalRow.workflow_state_id == workflow_state_id
+                await self._delete(delete(SignalRow).where(of_run, SignalRow.name.in_(answers)))
+                await self._delete(delete(QuestionRow).where(QuestionRow.id.in_(asked)))
 
     async def _write_steps(
         self, workflow_state_id: UUID, steps: dict[str, Columns], positions: Mapping[str, int], stamps: Stamps

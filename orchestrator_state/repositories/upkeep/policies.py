@@ -138,10 +138,7 @@ _CHECKPOINT_AT: Final = (
 _STEPS_UP_TO: Final = select(StepRow.__table__).where(
     StepRow.workflow_state_id == _OF_WORKFLOW, StepRow.position <= bindparam("position", type_=BigInteger)
 )
-_SURPLUS: Final = and_(
-    CheckpointRow.id.in_(superseded(_OF_WORKFLOW, bindparam("keep", type_=BigInteger))),
-    CheckpointRow.seq < bindparam("before", type_=BigInteger),
-)
+_SURPLUS: Final = CheckpointRow.id.in_(superseded(_OF_WORKFLOW, bindparam("keep", type_=BigInteger)))
 _SIZE_OF_SURPLUS: Final = select(func.count().label("number"), _stored(CheckpointRow).label("length")).where(_SURPLUS)
 _REFERENCES_OF_SURPLUS: Final = select(CheckpointRow.snapshot).where(
     _SURPLUS, is_reference(CheckpointRow.__table__.c.snapshot)
@@ -253,18 +250,18 @@ class PolicyRepository(Repository):
         of_workflow = {"workflow_state_id": workflow_state_id, "namespace": self._namespace}
         return await self._row(HELD_WORKFLOW, of_workflow) is not None
 
-    async def size_of_surplus(self, workflow_state_id: UUID, keep: int, before: int) -> Size:
+    async def size_of_surplus(self, workflow_state_id: UUID, keep: int) -> Size:
         """The checkpoints that `delete_surplus` deletes, and their bytes."""
-        row = await self._row(_SIZE_OF_SURPLUS, _surplus(workflow_state_id, keep, before))
+        row = await self._row(_SIZE_OF_SURPLUS, _surplus(workflow_state_id, keep))
         return Size(checkpoints=row.number, bytes=int(row.length))
 
-    async def list_surplus_references(self, workflow_state_id: UUID, keep: int, before: int) -> Sequence[Any]:
+    async def list_surplus_references(self, workflow_state_id: UUID, keep: int) -> Sequence[Any]:
         """Rows of the references to blobs in the checkpoints that `delete_surplus` deletes."""
-        return await self._rows(_REFERENCES_OF_SURPLUS, _surplus(workflow_state_id, keep, before))
+        return await self._rows(_REFERENCES_OF_SURPLUS, _surplus(workflow_state_id, keep))
 
-    async def delete_surplus(self, workflow_state_id: UUID, keep: int, before: int) -> int:
-        """Delete all checkpoints but the newest `keep`, and none whose number is `before` or later."""
-        return await self._delete(_DELETE_SURPLUS, _surplus(workflow_state_id, keep, before))
+    async def delete_surplus(self, workflow_state_id: UUID, keep: int) -> int:
+        """Delete all checkpoints but the newest `keep`. Returns how many were deleted."""
+        return await self._delete(_DELETE_SURPLUS, _surplus(workflow_state_id, keep))
 
     # --- whose turn it is --------------------------------------------------------------------------------------------
 
@@ -305,5 +302,5 @@ def _payloads_of(row: Any, columns: Iterable[str], identity: Callable[[str], str
             yield StoredPayload(column, text, digest, identity(column))
 
 
-def _surplus(workflow_state_id: UUID, keep: int, before: int) -> dict[str, Any]:
-    return {"workflow_state_id": workflow_state_id, "keep": keep, "before": before}
+def _surplus(workflow_state_id: UUID, keep: int) -> dict[str, Any]:
+    return {"workflow_state_id": workflow_state_id, "keep": keep}
