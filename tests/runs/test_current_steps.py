@@ -391,19 +391,19 @@ async def test_a_store_closes_while_nothing_can_be_deleted(database_url: str, ot
 async def test_where_the_table_is_missing_it_says_so_once(
     database_url: str, store: StateStore, caplog: pytest.LogCaptureFixture
 ) -> None:
-    execute(database_url, "ALTER TABLE current_steps RENAME TO somewhere_else")
-    try:
-        of(store).pause = 0.0
-        async with hanging(store):
+    of(store).pause = 60.0
+    async with hanging(store):
+        execute(database_url, "ALTER TABLE current_steps RENAME TO somewhere_else")
+        try:
+            of(store).pause = 0.0
             for _ in range(3):
                 await of(store)._write()
-        said = [record for record in caplog.records if record.levelno >= logging.WARNING]
-        assert [record.message for record in said] == [
-            "cannot write down which steps are running (SchemaChanged); they are not listed, and run all the same"
-        ]
-    finally:
-        await store.close()
-        execute(database_url, "ALTER TABLE somewhere_else RENAME TO current_steps")
+            said = [record for record in caplog.records if record.levelno >= logging.WARNING]
+            assert [record.message for record in said] == [
+                "cannot write down which steps are running (SchemaChanged); they are not listed, and run all the same"
+            ]
+        finally:
+            execute(database_url, "ALTER TABLE somewhere_else RENAME TO current_steps")
 
 
 @pytest.mark.slow
