@@ -238,6 +238,7 @@ def test_a_child_that_ends_leaves_its_parents_database_in_memory(
 
 
 INTERRUPTED = """
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may have to ignore it
 store = BlockingStore.open(sys.argv[1])
 cleaned_up = threading.Event()
 

@@ -49,7 +49,15 @@ def started(database: Path) -> Iterator[Any]:
             process.kill()
 
 
-def test_ctrl_c_ends_what_would_go_on_for_ever(started: Any) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process inherits that Ctrl-C is to be ignored, as tests that run in the background have to."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_what_would_go_on_for_ever(started: Any, interruptible: None) -> None:
     process = started("runs", "watch", "--interval", "60")
     lines = [process.stdout.readline() for _ in range(3)]
     assert all("runnable" in line for line in lines)
