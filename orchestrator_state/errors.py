@@ -50,7 +50,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Self
+from typing import Any, Self
 from uuid import UUID
 
 __all__ = [
@@ -98,6 +98,9 @@ __all__ = [
 ]
 
 
+_context: Any = BaseException.__dict__["__context__"]
+
+
 class OrchestratorStateError(Exception):
     """Base of everything this package raises on purpose.
 
@@ -117,6 +120,15 @@ class OrchestratorStateError(Exception):
         for name, value in self.about.items():
             setattr(self, name, value)
         return self
+
+    @property
+    def __context__(self) -> BaseException | None:
+        """None where it was raised `from None`: what lies behind it holds values, and Dask, say, would pickle it along."""
+        return None if self.__suppress_context__ else _context.__get__(self)
+
+    @__context__.setter
+    def __context__(self, context: BaseException | None) -> None:
+        _context.__set__(self, context)
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), str(self), self.about)
