@@ -123,7 +123,7 @@ class OrchestratorStateError(Exception):
 
     @property
     def __context__(self) -> BaseException | None:
-        """None where it was raised `from None`: what lies behind it holds values, and Dask, say, would pickle it along."""
+        """None where it was raised `from None`: what lies behind it holds values, and Dask would pickle it along."""
         return None if self.__suppress_context__ else _context.__get__(self)
 
     @__context__.setter

