@@ -244,10 +244,7 @@ class RunPaused(Conflict):
 
 
 class PauseTakenBack(Conflict):
-    """A run stopped to be paused, but `store.resume` came first: whoever claims it continues it.
-
-    `store.run` claims it again by itself; a `RecoveryReport` shows it as interrupted.
-    """
+    """A run stopped to be paused, but `store.resume` came first: whoever claims it continues it, `store.run` too."""
 
     workflow_state_id: UUID
 
@@ -444,14 +441,8 @@ class StoreUnavailable(OrchestratorStateError):
 
 
 class AccessLost(ConfigurationError, StoreUnavailable):
-    """The database refuses an open store what it allowed before: the login, a privilege, the file.
-
-    Until somebody mends that the store is unavailable. No run fails by it.
-    """
+    """The database refuses an open store what it allowed before: login, privilege or file. No run fails by it."""
 
 
 class SchemaChanged(SchemaOutOfDate, StoreUnavailable):
-    """The tables of an open store are gone, or others than when it was opened.
-
-    Until somebody mends that the store is unavailable. No run fails by it.
-    """
+    """The tables of an open store are gone, or others than when it was opened. No run fails by it."""

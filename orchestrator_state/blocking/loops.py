@@ -108,14 +108,14 @@ class LoopThread:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait for the thread's end, unless this is it."""
-        if self.is_here and threading.get_ident() != self._thread.ident:
+        if self.is_here and threading.current_thread() is not self._thread:
             self._thread.join(timeout)
 
     def refuse_misuse(self) -> None:
         """Raise `ConfigurationError` in the loop's own thread, which would wait for itself, and in another process."""
         if not self.is_here:
             raise ConfigurationError("this was begun before the process was forked; begin it anew in the child")
-        if threading.get_ident() == self._thread.ident:
+        if threading.current_thread() is self._thread:
             raise ConfigurationError(
                 "a blocking call was made by code that runs in the store's event loop, an async function or a hook, "
                 "and would wait for itself; make that a plain function, which runs in a thread of its own"
