@@ -623,7 +623,10 @@ async def test_a_row_that_is_deleted_while_its_blob_is_read_is_not_found_rather_
     older = await checkpointed(store, state, snapshot=LARGE)
     newer = await checkpointed(store, state, snapshot=[LARGE])
 
+    untouched = on_disk.blobs.before_reading
+
     async def prune() -> None:
+        on_disk.blobs.before_reading = untouched  # pruning reads, too
         await store.cleanup_old_checkpoints(state.id, keep=1)
 
     on_disk.blobs.before_reading = prune
