@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 from orchestrator_state.arguments import as_stored_name, as_uuid
 from orchestrator_state.domain import ACTIVE, QuestionStatus
-from orchestrator_state.errors import CorruptPayload, QuestionClosed, QuestionNotFound, concerning
+from orchestrator_state.errors import QuestionClosed, QuestionNotFound, concerning
 from orchestrator_state.records import (
     Question,
     QuestionFilters,
@@ -50,11 +50,7 @@ class QuestionCalls(StoreCalls):
 
     async def get_question(self, question_id: UUID | str) -> Question:
         """Return a question, whatever became of it. Raises `QuestionNotFound`."""
-        target = as_uuid(question_id, "question_id")
-        question = await self._transactions.read(lambda uow: uow.questions.find(target))
-        if question is None:
-            raise _not_found(target)
-        return question
+        return await self._found(question_id)
 
     async def answer(self, question_id: UUID | str, value: Any, *, by: str | None = None) -> None:
         """Answer a question of a run, which goes on with it. Of several answers one is accepted, the first.
@@ -63,12 +59,11 @@ class QuestionCalls(StoreCalls):
         who answers, in up to 255 characters of your own: the question shows it from then on.
 
         One transaction. Raises `InvalidPayload` for an answer that does not fit, and then the question stays open;
-        `QuestionClosed` if it was answered before, if its time is over or its run is; `QuestionNotFound`.
+        `QuestionClosed` if it was answered before, if its time is over or its run is; `QuestionNotFound`; and another
+        `PayloadError`, such as `DecryptionFailed`, if the question cannot be read.
         """
         who = None if by is None else as_stored_name(by, "by")
-        question = await self.get_question(question_id)
-        if question.unreadable is not None:
-            raise CorruptPayload(question.unreadable, path="question", question_id=question.id)
+        question = await self._found(question_id, to_be_answered=True)
         payloads = self._transactions.payloads
         encoded = await payloads.encode_aside(value, "answer")
         asked = {"schema": question.answer_schema, "choices": question.choices}
@@ -87,6 +82,18 @@ class QuestionCalls(StoreCalls):
         with concerning(question_id=question.id):
             await self._transactions.write_once("answer", answer)
         self._executor.lookout.look_now()
+
+    async def _found(self, question_id: UUID | str, *, to_be_answered: bool = False) -> Question:
+        target = as_uuid(question_id, "question_id")
+        find = partial(_find, question_id=target, to_be_answered=to_be_answered)
+        question = await self._transactions.read(find)
+        if question is None:
+            raise _not_found(target)
+        return question
+
+
+async def _find(uow: StoreUnit, *, question_id: UUID, to_be_answered: bool) -> Question | None:
+    return await uow.questions.find(question_id, to_be_answered=to_be_answered)
 
 
 async def _page(uow: StoreUnit, *, query: QuestionQuery, cursor: str | None, limit: int) -> QuestionPage:

@@ -20,6 +20,7 @@ from orchestrator_state import (
     QuestionStatus,
     Run,
     StateStore,
+    UnknownCodec,
     Worker,
 )
 from orchestrator_state.encryption import new_key
@@ -468,8 +469,9 @@ async def test_an_encrypted_question_is_listed_without_its_key_and_answered_with
             (seen,) = await blind.list_questions()
             assert (seen.id, seen.prompt, seen.answer_schema, seen.choices) == (question.id, None, None, None)
             assert seen.unreadable
-            with pytest.raises(Exception, match="question"):
+            with pytest.raises(UnknownCodec) as refused:
                 await blind.answer(question.id, {"approve": True})
+            assert refused.value.about["question_id"] == question.id
         await store.answer(question.id, {"approve": True})
         assert await finished(store) == [True, 0]
         report = await store.verify()

@@ -141,9 +141,10 @@ class QuestionRepository(Repository):
         of_question = {"of_id": question_id, "of_namespace": self._namespace, "by": by}
         return await self._row(_ANSWER, of_question) is not None
 
-    async def find(self, question_id: UUID) -> Question | None:
+    async def find(self, question_id: UUID, *, to_be_answered: bool = False) -> Question | None:
+        """The question. Raises `PayloadError` if it is `to_be_answered` and cannot be read."""
         rows = await self._rows_with_blobs(_BY_ID, {"of_id": question_id, "of_namespace": self._namespace})
-        return await self._question(rows[0]) if rows else None
+        return await self._question(rows[0], to_be_answered=to_be_answered) if rows else None
 
     async def list(self, asked: QuestionQuery, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Question]:
         """Those that pass the filters, the oldest first, from the place on where a page before ended.
@@ -169,12 +170,14 @@ class QuestionRepository(Repository):
         if await self._row(_LOCK_RUN, fence(lease)) is None:
             raise lease_lost(lease)
 
-    async def _question(self, row: Any) -> Question:
+    async def _question(self, row: Any, *, to_be_answered: bool = False) -> Question:
         asked: dict[str, Any] = {"prompt": None, "schema": None, "choices": None}
         unreadable = None
         try:
             asked |= await self._opened(row)
         except PayloadError as error:
+            if to_be_answered:
+                raise error.concerning(question_id=row.id) from None
             unreadable = str(error)
         return Question(
             id=row.id,
