@@ -22,7 +22,19 @@ from orchestrator_state import (
 from orchestrator_state.hooks import RunEnded
 from orchestrator_state.models import workflow_states
 from tests.support.lost_answers import answer_lost
-from tests.support.running import Effect, Gate, Log, all_become, becomes, change_row, fetch, row_of, seconds, steps_of
+from tests.support.running import (
+    Effect,
+    Gate,
+    Log,
+    Stubborn,
+    all_become,
+    becomes,
+    change_row,
+    fetch,
+    row_of,
+    seconds,
+    steps_of,
+)
 
 NOBODY = "00000000-0000-4000-8000-000000000000"
 
@@ -32,24 +44,6 @@ async def other(database_url: str) -> AsyncIterator[StateStore]:
     """Another process's, which acts."""
     async with StateStore.open(database_url) as store:
         yield store
-
-
-class Stubborn:
-    """A step function that ignores cancellation until it is let go, and then returns."""
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.refused = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    async def __call__(self) -> str:
-        self.reached.set()
-        while not self.let_go.is_set():
-            try:
-                await self.let_go.wait()
-            except asyncio.CancelledError:
-                self.refused.set()
-        return "late"
 
 
 def one_step(fn: Callable[[], Awaitable[Any]]) -> Callable[[Run], Awaitable[Any]]:

@@ -25,7 +25,18 @@ from orchestrator_state.maintenance import retention
 from orchestrator_state.models import workflow_states
 from tests.support.fated_commits import FatedCommits
 from tests.support.lost_answers import answer_lost
-from tests.support.running import Effect, Gate, becomes, change_row, count_rows, expire_lease, fetch, row_of, steps_of
+from tests.support.running import (
+    Effect,
+    Gate,
+    Stubborn,
+    becomes,
+    change_row,
+    count_rows,
+    expire_lease,
+    fetch,
+    row_of,
+    steps_of,
+)
 from tests.support.states import a_state
 
 TABLES = ("workflow_states", "step_states", "checkpoints", "signals")
@@ -35,23 +46,6 @@ TABLES = ("workflow_states", "step_states", "checkpoints", "signals")
 async def other(database_url: str) -> AsyncIterator[StateStore]:
     async with StateStore.open(database_url) as store:
         yield store
-
-
-class Stubborn:
-    """A step function that ignores cancellation until it is let go, and then returns."""
-
-    def __init__(self) -> None:
-        self.reached = asyncio.Event()
-        self.let_go = asyncio.Event()
-
-    async def __call__(self) -> str:
-        self.reached.set()
-        while not self.let_go.is_set():
-            try:
-                await self.let_go.wait()
-            except asyncio.CancelledError:
-                continue
-        return "of the one that was deleted"
 
 
 async def grandchild(run: Run) -> Any:

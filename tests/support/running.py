@@ -119,6 +119,24 @@ class Effect:
         return value
 
 
+class Stubborn:
+    """A step function that ignores cancellation until it is let go, and then returns."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.refused = asyncio.Event()
+        self.let_go = asyncio.Event()
+
+    async def __call__(self) -> str:
+        self.reached.set()
+        while not self.let_go.is_set():
+            try:
+                await self.let_go.wait()
+            except asyncio.CancelledError:
+                self.refused.set()
+        return "late"
+
+
 class Gate:
     """A step function that says when it is reached, and waits until it is opened."""
 
