@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import TimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker, WorkflowState, WorkflowStatus
@@ -29,7 +30,11 @@ class Shop:
         self.freed = asyncio.Event()
 
     async def fill_the_pool(self) -> None:
-        await self._taken.enter_async_context(self._engine.connect())
+        """Takes the connection as soon as whoever has it for a moment, such as the note on running steps, is done."""
+        while True:
+            with suppress(TimeoutError):
+                await self._taken.enter_async_context(self._engine.connect())
+                return
 
     async def free_the_pool(self) -> None:
         await self._taken.aclose()
