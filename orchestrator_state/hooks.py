@@ -96,8 +96,8 @@ class RunEnded(Event):
 
     `outcome` is `completed`, `failed` or `cancelled`: the run is over. Or `paused`, `suspended` (it waits), `released`
     (its task was cancelled), `interrupted` (the database is away, or this process cannot read it), `lost` (another
-    worker has it). `error_type` is the class of what it failed of, or was interrupted by. A run that is over before
-    its handler could be called has no `RunStarted`.
+    worker has it, or it was cancelled or deleted by force). `error_type` is the class of what it failed of, or was
+    interrupted by. A run that is over before its handler could be called has no `RunStarted`.
     """
 
     outcome: str

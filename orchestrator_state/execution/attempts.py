@@ -147,7 +147,7 @@ class Attempt:
             trace = trace_of(error, with_text=self._shared.transactions.settings.log_error_text)
             hooks.logger.error("run %s of %r failed: %s", run.id, run.name, trace)
         elif outcome == "lost":
-            hooks.logger.warning("run %s of %r has lost its lease: another worker has it", run.id, run.name)
+            hooks.logger.warning("run %s of %r has lost its lease: to another worker, or by force", run.id, run.name)
         if self._telling is not None:
             why = None if error is None or outcome not in _OF_AN_ERROR else type_of(error)
             self._telling.run_ended(outcome, why)

@@ -171,9 +171,12 @@ class RunCalls(StoreCalls):
         An end in this process is heard of at once, one in another by a notification of Postgres, or else by one look
         for all who wait in this store, four times a second on SQLite. It drives no run: somebody has to.
         """
-        limit = None if timeout is None else as_duration(timeout, "timeout")
+        return self._end_of(workflow_state_id, timeout, returns)
+
+    async def _end_of(self, workflow_state_id: UUID | str, patience: Duration | None, returns: Any) -> Any:
+        limit = None if patience is None else as_duration(patience, "timeout")
         self._transactions.enter()
-        return self._executor.outcomes.wait(as_uuid(workflow_state_id, "workflow_state_id"), limit, returns)
+        return await self._executor.outcomes.wait(as_uuid(workflow_state_id, "workflow_state_id"), limit, returns)
 
     async def recover(self, handlers: Mapping[str, Handler[Any]], *, concurrency: int = 10) -> RecoveryReport:
         """Claim every abandoned run that has a handler here, and resume it: each to its end, or until it waits.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
-from sqlalchemy.exc import TimeoutError
+from sqlalchemy.exc import TimeoutError as PoolIsFull
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from orchestrator_state import Run, StateStore, StoreUnavailable, Worker, WorkflowState, WorkflowStatus
@@ -32,7 +32,7 @@ class Shop:
     async def fill_the_pool(self) -> None:
         """Takes the connection as soon as whoever has it for a moment, such as the note on running steps, is done."""
         while True:
-            with suppress(TimeoutError):
+            with suppress(PoolIsFull):
                 await self._taken.enter_async_context(self._engine.connect())
                 return
 

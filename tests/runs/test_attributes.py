@@ -60,6 +60,8 @@ async def test_what_can_be_no_attributes_is_refused_and_changes_nothing(store: S
     state = await store.start("n", context={}, attributes={str(number): 1 for number in range(64)})
     with pytest.raises(PayloadTooLarge):
         await store.set_attributes(state.id, more=1)
+    with pytest.raises(InvalidPayload, match="a name in attributes must be a str, not int"):
+        await store.start("n", context={}, attributes={5: 1})  # type: ignore[dict-item]
     with pytest.raises(InvalidPayload):
         await store.set_attributes(state.id, nested={"a": 1})  # type: ignore[arg-type]
     with pytest.raises(WorkflowNotFound):

@@ -27,6 +27,8 @@ def as_attributes(value: object, path: str) -> dict[str, Attribute]:
         raise InvalidPayload(f"{path} must be a mapping of names to values, not a {type(value).__name__}", path=path)
     found: dict[str, Attribute] = {}
     for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidPayload(f"a name in {path} must be a str, not {type(key).__name__}", path=path)
         name = as_name(key, path)
         if not 1 <= len(name) <= LONGEST_KEY:
             raise InvalidPayload(f"a name in {path} must have 1 to {LONGEST_KEY} characters", path=path)
