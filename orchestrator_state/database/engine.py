@@ -158,11 +158,7 @@ class Database(ABC):
             session = self._session(await self._urgently() if urgent else self.writer, for_caller=for_caller)
             failed = True
             try:
-                if not session.sync_session.autobegin:
-                    await session.begin()
-                if not self.owned:
-                    with database_errors():
-                        await self._begin_adopted(session)
+                await self._begin(session)
                 yield session
                 if isinstance(session.sync_session, StoreSession):
                     with database_errors(committing=True):
@@ -178,6 +174,16 @@ class Database(ABC):
         finally:
             self._inside.discard(task)
             end_turn()
+
+    async def _begin(self, session: AsyncSession) -> None:
+        if not session.sync_session.autobegin:
+            await session.begin()
+        is_ours = isinstance(session.sync_session, StoreSession)
+        with database_errors() if is_ours else callers.beginning(session):
+            if not self.owned:
+                await self._begin_adopted(session)
+            if not is_ours:
+                await session.connection()
 
     def _session(self, engine: AsyncEngine, *, for_caller: bool) -> AsyncSession:
         if for_caller and self.callers_sessions is not None:

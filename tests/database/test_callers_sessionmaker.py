@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from sqlalchemy import event, insert, text
+from sqlalchemy import Connection, event, insert, text
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import Session, registry, sessionmaker
 
@@ -164,6 +164,36 @@ async def saved_in_a_block(store: StateStore) -> Any:
         return await uow.start("other")
 
 
+async def test_a_listener_that_raises_as_the_transaction_begins_fails_the_step(
+    engine: AsyncEngine, place: dict[str, Any]
+) -> None:
+    class Raising(Session): ...
+
+    @event.listens_for(Raising, "after_begin")
+    def name_the_tenant(*_: object) -> None:
+        if is_lost:
+            raise LookupError("which tenant?")
+
+    async def order(session: AsyncSession) -> str:
+        session.add(Order("book"))
+        return "done"
+
+    async def handler(run: Run) -> Any:
+        return await run.transact("order", order)
+
+    maker, is_lost = async_sessionmaker(place.get("engine"), sync_session_class=Raising), True
+    async with StateStore.open(sessionmaker=maker, **place) as store:
+        with pytest.raises(LookupError, match="which tenant"):
+            await store.run("n", handler, workflow_id="w-1")
+        with pytest.raises(LookupError, match="which tenant"):
+            async with store.begin():
+                pass
+        assert await count_orders(engine) == 0
+        is_lost = False
+        assert await store.run("n", handler, workflow_id="w-1") == "done"
+    assert await count_orders(engine) == 1
+
+
 async def test_a_lost_answer_is_found_out_and_nothing_is_doubled(engine: AsyncEngine, place: dict[str, Any]) -> None:
     calls: list[str] = []
 
@@ -238,6 +268,31 @@ async def test_what_a_session_sets_on_a_connection_of_ours_is_not_the_next_ones(
     async with StateStore.open(database_url, pool_max=2, sessionmaker=async_sessionmaker()) as store:
         async with store.begin() as uow:
             await meddle(uow.session)
+        async with store.begin() as uow:
+            await uow.session.execute(insert(orders).values(item="book"))
+    assert await count_orders(engine) == 1
+    await engine.dispose()
+
+
+async def test_what_a_listener_sets_before_it_raises_is_not_the_next_ones(database_url: str) -> None:
+    class Setting(Session): ...
+
+    @event.listens_for(Setting, "after_begin")
+    def meddle(_session: object, _transaction: object, connection: Connection) -> None:
+        if is_lost:
+            connection.exec_driver_sql("COMMIT")
+            is_postgres = connection.dialect.name == "postgresql"
+            connection.exec_driver_sql("SET search_path TO nowhere" if is_postgres else "PRAGMA query_only=ON")
+            raise LookupError("which tenant?")
+
+    engine, is_lost = own_engine(database_url), True
+    await create_orders(engine)
+    maker = async_sessionmaker(sync_session_class=Setting)
+    async with StateStore.open(database_url, pool_max=1, sessionmaker=maker) as store:
+        with pytest.raises(LookupError, match="which tenant"):
+            async with store.begin():
+                pass
+        is_lost = False
         async with store.begin() as uow:
             await uow.session.execute(insert(orders).values(item="book"))
     assert await count_orders(engine) == 1

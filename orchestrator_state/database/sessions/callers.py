@@ -6,15 +6,17 @@ transaction, and the commit is ours: so nothing may lead it elsewhere, or take t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import sessionmaker as sync_sessionmaker
 
 from orchestrator_state import hooks
-from orchestrator_state.database.errors import database_errors, fault_in
+from orchestrator_state.database.errors import database_errors, fault_in, fault_in_statement
 from orchestrator_state.database.internals import begun_connections, has_committed, has_prepared
+from orchestrator_state.database.sessions.lent import lend
 from orchestrator_state.database.sessions.session import settle
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.models import WorkflowRow
@@ -60,6 +62,23 @@ def session_of(maker: Maker, engine: AsyncEngine) -> AsyncSession:
     if any(bind is not engine.sync_engine for bind in (session.get_bind(), session.get_bind(WorkflowRow.__mapper__))):
         raise ConfigurationError(_ELSEWHERE)
     return session
+
+
+@contextmanager
+def beginning(session: AsyncSession) -> Iterator[None]:
+    """Around what begins the transaction of a session of the application's, which may listen to that.
+
+    What a listener raises is its own, unless it comes of the database or the network: a listener to this is there to
+    send statements.
+    """
+    try:
+        yield
+    except Exception as error:
+        if begun_connections(session.sync_session):  # so it has begun, and a listener has been told
+            lend(session)  # what that has set before it raised
+            raise fault_in_statement(error) or error from None
+        with database_errors():
+            raise
 
 
 async def commit_callers(session: AsyncSession, *, through_one: bool = False) -> None:

@@ -21,7 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from orchestrator_state.database.compiled import keep_compiled_apart
 from orchestrator_state.database.errors import database_errors
-from orchestrator_state.database.internals import await_only
+from orchestrator_state.database.internals import await_only, begun_connections
 from orchestrator_state.database.sessions.session import StoreSession
 from orchestrator_state.database.sqlite.connection import SqliteConnection
 
@@ -32,16 +32,22 @@ _SQLITE: Final = {"query_only": "OFF", "ignore_check_constraints": "OFF"}
 
 
 def lend(session: AsyncSession) -> None:
-    """The caller's code is about to have `session`, and every connection that it takes."""
+    """The caller's code is about to have `session`, and every connection that it has or takes."""
     session.sync_session.info[_LENT] = True
+    for connection in begun_connections(session.sync_session):
+        _mark(connection)
     if not isinstance(session.sync_session, StoreSession):
         event.listen(session.sync_session, "after_begin", _note)
 
 
 def _note(session: Session, _: SessionTransaction, connection: Connection) -> None:
     if _LENT in session.info:
-        connection.info[_LENT] = True
-        keep_compiled_apart(connection)
+        _mark(connection)
+
+
+def _mark(connection: Connection) -> None:
+    connection.info[_LENT] = True
+    keep_compiled_apart(connection)
 
 
 event.listen(StoreSession, "after_begin", _note)
