@@ -103,6 +103,15 @@ async def test_an_owned_run_is_stuck_once_no_step_has_ended_for_long(store: Stat
     assert not (await store.list_runs(condition="stuck", stuck_for=3600)).runs
 
 
+@pytest.mark.parametrize("longer_than_there_is", [timedelta.max, 1e300, timedelta(days=3_000_000)])
+async def test_no_run_is_stuck_that_may_take_for_ever(store: StateStore, longer_than_there_is: Any) -> None:
+    run = await saved(store, **leased())
+    assert (await listed(store, run, stuck_for=longer_than_there_is)).condition == "owned"
+    assert (await store.get_run(run, stuck_for=longer_than_there_is)).condition == "owned"
+    (count,) = (await store.stats(stuck_for=longer_than_there_is)).unfinished
+    assert count.condition == "owned"
+
+
 @pytest.mark.parametrize(
     ("step_id", "kind", "condition"),
     [

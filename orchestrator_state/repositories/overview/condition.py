@@ -62,13 +62,17 @@ _AWAITS: Final = or_(
 )
 _WAITS_WITHOUT_LIMIT: Final = and_(WorkflowRow.wake_at.is_not(None), WorkflowRow.wake_at == FAR_FUTURE)
 
+# Longer ago there was no database; and the further a time lies back, the fewer of them know how to count to it.
+_LONGEST: Final = timedelta(days=365_000)
+
 WAKES_AT: Final = case((and_(IS_ASLEEP, ~_WAITS_WITHOUT_LIMIT), WorkflowRow.wake_at), else_=null())
 """When the clock wakes it."""
 
 
 def condition(stuck_for: timedelta) -> ColumnElement[Any]:
     """NULL if its status is damaged. The table in `docs/how-to/see-runs.md` says the same."""
-    before: ColumnElement[Any] = bindparam("stuck_before", -stuck_for.total_seconds(), type_=Float())
+    seconds = min(stuck_for, _LONGEST).total_seconds()
+    before: ColumnElement[Any] = bindparam("stuck_before", -seconds, type_=Float())
     status = WorkflowRow.status
     is_under_way = status.in_((WorkflowStatus.PENDING.value, WorkflowStatus.RUNNING.value))
     return case(
