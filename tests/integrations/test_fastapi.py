@@ -241,6 +241,32 @@ def test_an_application_starts_and_ends_as_often_as_it_is_told_to(sqlite_url: st
             assert client.get("/worker").json()["is_well"] is True
 
 
+async def test_an_application_that_is_started_twice_goes_on_until_it_has_ended_twice(state: OrchestratorState) -> None:
+    app = FastAPI()
+    app.get("/")(store_id)
+    async with state.lifespan(app), clients_of(app) as client:
+        first = (await client.get("/")).json()
+        async with state.lifespan(app):
+            assert (await client.get("/")).json() != first
+        assert (await client.get("/")).json() == first
+    async with clients_of(app) as client:
+        assert (await client.get("/")).status_code == 500
+
+
+async def test_an_end_takes_no_store_away_but_its_own(state: OrchestratorState) -> None:
+    app = FastAPI()
+    app.get("/")(store_id)
+    async with clients_of(app) as client:
+        first, second = state.lifespan(app), state.lifespan(app)
+        await first.__aenter__()
+        await second.__aenter__()
+        of_second = (await client.get("/")).json()
+        await first.__aexit__(None, None, None)
+        assert (await client.get("/")).json() == of_second
+        await second.__aexit__(None, None, None)
+        assert (await client.get("/")).status_code == 500
+
+
 async def test_several_applications_have_a_store_each(state: OrchestratorState) -> None:
     apps = [FastAPI(), FastAPI()]
     for app in apps:

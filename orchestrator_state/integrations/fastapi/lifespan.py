@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Unpack
 
@@ -101,8 +101,7 @@ class OrchestratorState:
             worker = None
             if self._handlers is not None:
                 worker = await stack.enter_async_context(Worker(store, self._handlers, **self._worker_options))
-            provide(app, store, worker=worker, sessionmaker=self._sessionmaker)
-            stack.callback(withdraw, app)
+            stack.enter_context(_provided(app, Provided(store, worker, self._sessionmaker)))
             yield
 
 
@@ -117,20 +116,31 @@ def provide(
 
     Also for an application that is mounted in another one: the routes of each have what that one was provided with.
     """
-    setattr(app.state, _PLACE, Provided(store, worker, sessionmaker))
+    setattr(app.state, _PLACE, [Provided(store, worker, sessionmaker)])
 
 
-def withdraw(app: FastAPI) -> None:
-    """The opposite: the store is closed now."""
-    delattr(app.state, _PLACE)
+@contextmanager
+def _provided(app: FastAPI, new: Provided) -> Iterator[None]:
+    """Until the end of the block. An application may be started again meanwhile, and each end is of one start."""
+    setattr(app.state, _PLACE, [*_all_in(app), new])
+    try:
+        yield
+    finally:
+        setattr(app.state, _PLACE, [each for each in _all_in(app) if each is not new])
+
+
+def _all_in(app: FastAPI) -> list[Provided]:
+    """The last one counts."""
+    found: list[Provided] = getattr(app.state, _PLACE, [])
+    return found
 
 
 def provided_in(app: FastAPI) -> Provided:
     """Raises `ConfigurationError`, which says what was forgotten."""
-    found = getattr(app.state, _PLACE, None)
-    if not isinstance(found, Provided):
+    found = _all_in(app)
+    if not found:
         raise ConfigurationError(
             "this application has no open store: write FastAPI(lifespan=state.lifespan), enter state.lifespan(app) in "
             "a lifespan of your own, or call provide(app, store); in a test, `with TestClient(app)` runs the lifespan"
         )
-    return found
+    return found[-1]
