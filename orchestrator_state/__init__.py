@@ -86,6 +86,8 @@ if TYPE_CHECKING:
         RunSummary,
         StepSummary,
         UnfinishedCount,
+        UsageFilters,
+        UsageTotal,
     )
     from orchestrator_state.runs import Happened, Retry, Run
     from orchestrator_state.state_schema import StateSchema
@@ -180,6 +182,8 @@ __all__ = [
     "UnusedSteps",
     "UpcasterFailed",
     "UpcasterMissing",
+    "UsageFilters",
+    "UsageTotal",
     "VerifyReport",
     "Worker",
     "WorkerHealth",

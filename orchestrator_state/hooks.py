@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
+from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, ParamSpec, Protocol
 from uuid import UUID
@@ -40,6 +41,7 @@ __all__ = [
     "StepsUnused",
     "StoreEvent",
     "TransactionRepeated",
+    "UsageRecorded",
 ]
 
 
@@ -152,6 +154,23 @@ class StepCommitted(Event):
     error_type: str | None = None
     attempt: int = 1
     duration: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UsageRecorded(Event):
+    """What `run.record_usage` was told of a call of a model is durable.
+
+    `failed`: it was used by a call of the step's function that did not give the step's result. `cost` is in US dollars;
+    None if nobody knows the price.
+    """
+
+    step_id: str
+    model: str
+    provider: str | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost: Decimal | None = None
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

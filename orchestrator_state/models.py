@@ -22,6 +22,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from sqlalchemy import (
+    BigInteger,
     CheckConstraint,
     ColumnElement,
     ForeignKey,
@@ -45,6 +46,7 @@ __all__ = [
     "QuestionRow",
     "SignalRow",
     "StepRow",
+    "UsageRow",
     "WorkflowRow",
     "metadata",
 ]
@@ -345,6 +347,37 @@ class RequestRow(Base):
     made_at: Mapped[datetime] = mapped_column(UtcTimestamp)
 
 
+class UsageRow(Base):
+    """What a call of a model has used. It outlives its run, which therefore is named here, and no foreign key."""
+
+    __tablename__ = "run_usage"
+    __table_args__ = (
+        *_at_most_255("namespace", "workflow_id", "workflow_name", "user_id", "step_id", "model", "provider"),
+        Index("idx_run_usage_namespace_recorded_at", "namespace", "recorded_at"),
+        Index("idx_run_usage_workflow_state", "workflow_state_id"),
+        _partial_index("idx_run_usage_user_id", "user_id IS NOT NULL", "namespace", "user_id", "recorded_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(Identifier, primary_key=True)
+    """Made when it is recorded, so that a commit that is repeated inserts it once."""
+    namespace: Mapped[str] = mapped_column(String(255))
+    workflow_state_id: Mapped[UUID] = mapped_column(Identifier)
+    """The run. It may be deleted by now."""
+    workflow_id: Mapped[str] = mapped_column(String(255))
+    workflow_name: Mapped[str] = mapped_column(String(255))
+    user_id: Mapped[str | None] = mapped_column(String(255))
+    step_id: Mapped[str] = mapped_column(String(255))
+    model: Mapped[str] = mapped_column(String(255))
+    provider: Mapped[str | None] = mapped_column(String(255))
+    input_tokens: Mapped[int] = mapped_column(BigInteger)
+    output_tokens: Mapped[int] = mapped_column(BigInteger)
+    cost: Mapped[int | None] = mapped_column(BigInteger)
+    """In billionths of a US dollar. NULL: nobody knows the price."""
+    failed: Mapped[bool]
+    """Whether it was used by a call of the step's function that did not give the step's result."""
+    recorded_at: Mapped[datetime] = mapped_column(UtcTimestamp)
+
+
 class SchemaVersionRow(Base):
     """Alembic's bookkeeping for this package. It is not `alembic_version`: that one is the application's."""
 
@@ -373,4 +406,5 @@ signals: Final = cast(Table, SignalRow.__table__)
 questions: Final = cast(Table, QuestionRow.__table__)
 current_steps: Final = cast(Table, CurrentStepRow.__table__)
 requests: Final = cast(Table, RequestRow.__table__)
+run_usage: Final = cast(Table, UsageRow.__table__)
 schema_version: Final = cast(Table, SchemaVersionRow.__table__)

@@ -19,7 +19,7 @@ from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
 from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository, Unit
-from orchestrator_state.repositories.overview import CurrentStepRepository, OverviewRepository
+from orchestrator_state.repositories.overview import CurrentStepRepository, OverviewRepository, UsageRepository
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
     CommitRepository,
@@ -109,6 +109,10 @@ class StoreUnit(Unit):
     @cached_property
     def policies(self) -> PolicyRepository:
         return self._on_session(PolicyRepository)
+
+    @cached_property
+    def usage(self) -> UsageRepository:
+        return self._on_session(UsageRepository)
 
     @cached_property
     def erasure(self) -> ErasureRepository:

@@ -7,6 +7,7 @@ import inspect
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import Context, copy_context
+from decimal import Decimal
 from functools import partial, wraps
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, TypeVarTuple, Unpack, cast, overload
 from uuid import UUID
@@ -189,6 +190,20 @@ class BlockingRun(Generic[State]):
         return self._run.unused_steps
 
     # --- durable calls -------------------------------------------------------------------------------------------
+
+    def record_usage(
+        self,
+        *,
+        model: str,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cost: Decimal | float | None = None,
+        provider: str | None = None,
+    ) -> None:
+        """See `Run.record_usage`."""
+        self._run.record_usage(
+            model=model, input_tokens=input_tokens, output_tokens=output_tokens, cost=cost, provider=provider
+        )
 
     step = cast("BlockingStep", blocking(cast("Any", Run.step)))
     checkpoint = blocking(Run.checkpoint)

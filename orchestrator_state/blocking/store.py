@@ -243,6 +243,7 @@ class BlockingStore:
     result = blocking(StateStore.result)
     wait = blocking(StateStore.wait)
     signal = blocking(StateStore.signal)
+    usage = blocking(StateStore.usage)
     list_questions = blocking(StateStore.list_questions)
     get_question = blocking(StateStore.get_question)
     answer = blocking(StateStore.answer)

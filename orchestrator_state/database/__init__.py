@@ -16,6 +16,7 @@ from orchestrator_state.database.dialects import (
     one_more,
     stored_bytes,
     time_after,
+    utc_day,
 )
 from orchestrator_state.database.direct.batches import Execute, ExecuteEach, write_in
 from orchestrator_state.database.engine import (
@@ -106,6 +107,7 @@ __all__ = [
     "time_after",
     "transaction_ended",
     "unless_committed",
+    "utc_day",
     "wait_briefly_for_locks",
     "write_in",
     "writes_alone",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, Table
+from sqlalchemy import BigInteger, Boolean, ColumnElement, Integer, Table, Text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -82,6 +82,23 @@ class time_after(FunctionElement[Any]):  # noqa: N801
 
     def __init__(self, start: SQLCoreOperations[Any], seconds: ColumnElement[float]) -> None:
         super().__init__(start, seconds)
+
+
+class utc_day(FunctionElement[str]):  # noqa: N801
+    """The day of a stored time, in UTC, as text: `2026-01-31`."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(utc_day, "postgresql")
+def _postgres_day(element: utc_day, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"to_char({compiler.process(element.clauses, **kw)} AT TIME ZONE 'UTC', 'YYYY-MM-DD')"
+
+
+@compiles(utc_day, "sqlite")
+def _sqlite_day(element: utc_day, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"substr({compiler.process(element.clauses, **kw)}, 1, 10)"
 
 
 @compiles(database_now, "postgresql")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,7 +26,7 @@ from orchestrator_state.execution.leases import LeaseKeeper
 from orchestrator_state.execution.loading import Page, load_run
 from orchestrator_state.execution.suspects import Suspects
 from orchestrator_state.failures import is_a, trace_of, type_of
-from orchestrator_state.records import ClaimedRun, corrupt_cells
+from orchestrator_state.records import ClaimedRun, UsageRecord, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
     CheckpointPolicy,
@@ -246,11 +247,26 @@ class Attempt:
         except asyncio.CancelledError:
             await settled(task)
             raise
+        finally:
+            if owed := steps.journal.spending.owed():
+                await uninterrupted(self._record(steps.journal, owed))
         self._switch.check()  # a handler may swallow the cancellation that stops it, and return as if it had not come
         if task.cancelled():
             raise asyncio.CancelledError  # before it began
         outcome: Outcome[_T] = task.result()
         return outcome.result()
+
+    async def _record(self, journal: Journal, owed: Sequence[UsageRecord]) -> None:
+        """Write what no commit of a step holds: of a call that was cancelled, or whose lease was lost meanwhile."""
+        run_id, transactions = self._run.id, self._shared.transactions
+        try:
+            await transactions.write(lambda uow: uow.commits.add_usage(run_id, owed), patience=_TO_FIND_OUT)
+        except OrchestratorStateError as error:
+            hooks.logger.warning(
+                "run %s: what %d calls of models have used is not recorded: %s", run_id, len(owed), error
+            )
+        else:
+            journal.has_recorded(owed)
 
     async def _complete(self, steps: Steps, result: _T) -> _T:
         """Record the result. Returns it as it will be read."""

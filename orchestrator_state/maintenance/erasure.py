@@ -37,6 +37,8 @@ class EraseReport:
     checkpoints: int
     signals: int
     blobs: int
+    usage: int = 0
+    """Records of what calls of models have used."""
     owned: Sequence[UUID]
     """Runs with a live owner: they are left, and so are those that they descend from, or that descend from them."""
 
@@ -48,13 +50,15 @@ class _Gone:
     workflows: int = 0
     hanging: Hanging = NOTHING
     blobs: int = 0
+    usage: int = 0
     owned: set[UUID] = field(default_factory=set)
     left: set[UUID] = field(default_factory=set)
     """All members of families that are left, since one of them is owned."""
 
     def report(self) -> EraseReport:
         counts = self.hanging._asdict()
-        return EraseReport(workflows=self.workflows, blobs=self.blobs, owned=tuple(sorted(self.owned)), **counts)
+        owned = tuple(sorted(self.owned))
+        return EraseReport(workflows=self.workflows, blobs=self.blobs, usage=self.usage, owned=owned, **counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,21 @@ class Erasure:
                         seen |= await self._count(batch, gone, force=is_forced)
                     else:
                         await self._delete(batch, gone, force=is_forced)
+        if is_dry:
+            gone.usage = await self._transactions.read(lambda uow: uow.usage.count_of_user(user, gone.left))
+        else:
+            await self._delete_usage(user, gone)
         return gone.report()
+
+    async def _delete_usage(self, user: str, gone: _Gone) -> None:
+        """That of runs which are gone by now. A worker that still has one cannot add to it: see `add_usage`."""
+        while True:
+            with after_an_effect(acted=gone.workflows > 0 or gone.usage > 0):
+                deleted = await self._transactions.write_once("erase", lambda uow: uow.usage.delete_of_user(user))
+            gone.usage += deleted
+            if not deleted:
+                return
+            await let_others_in(self._transactions)
 
     async def _page(self, user: str, after: UUID | None, *, eldest: bool, acted: bool) -> Sequence[OfUser]:
         with after_an_effect(acted=acted):

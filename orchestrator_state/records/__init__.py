@@ -9,7 +9,7 @@ from orchestrator_state.records.cells import (
     is_id,
     is_time,
 )
-from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, RunChange
+from orchestrator_state.records.changes import Ack, CheckpointRecord, FoldedContext, RunChange, UsageRecord, dollars_of
 from orchestrator_state.records.deltas import Delta, DeltaBase, HashChain, RunHeader
 from orchestrator_state.records.identities import (
     FREE_TEXTS,
@@ -103,11 +103,13 @@ __all__ = [
     "SignalPlace",
     "StoredRun",
     "UnclaimableRun",
+    "UsageRecord",
     "answer_signal",
     "checkpoint_identity",
     "corrupt_cells",
     "cursor_of",
     "damaged_columns",
+    "dollars_of",
     "is_call_of",
     "is_count",
     "is_id",

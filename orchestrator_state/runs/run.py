@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextvars import ContextVar, copy_context
+from decimal import Decimal
 from functools import partial
 from typing import (
     Any,
@@ -25,10 +26,19 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 from typing_extensions import TypeVar
 
-from orchestrator_state.arguments import as_duration, as_function, as_name, as_question_name, as_signal_name
+from orchestrator_state.arguments import (
+    as_duration,
+    as_function,
+    as_name,
+    as_question_name,
+    as_signal_name,
+    as_stored_name,
+)
 from orchestrator_state.concurrency import Outcome, awaitable, outcome_of
 from orchestrator_state.errors import ConfigurationError
 from orchestrator_state.records.overview import Attribute, as_attributes
+from orchestrator_state.runs.spending.amounts import as_nano, as_tokens
+from orchestrator_state.runs.spending.prices import price_of
 from orchestrator_state.runs.step_calls import Duration, StepCalls
 from orchestrator_state.runs.steps import Steps, nothing
 from orchestrator_state.runs.types import RunTypes
@@ -181,6 +191,32 @@ class Run(StepCalls, Generic[State]):
     def append(self, key: str, item: Any) -> None:
         """Append `item` to the list `context[key]`, or that field of `state`; the next commit writes the item alone."""
         self._steps.journal.history.held.append(as_name(key, "key"), item)
+
+    def record_usage(
+        self,
+        *,
+        model: str,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cost: Decimal | float | None = None,
+        provider: str | None = None,
+    ) -> None:
+        """Record what a call of a model has used, for `store.usage`: it commits with the step whose function calls.
+
+        Once for each call of a model. A step that is on record is not called again, so nothing is counted twice; of a
+        step that was called several times the call counts that gave its result, and the others are shown as failed.
+
+        `cost` is in US dollars. Without it, the price is that of `genai-prices`, if the extra `prices` is installed and
+        knows the model (of that `provider`, if it is given); else it is unknown. Raises `InvalidPayload` for what
+        cannot be recorded, and `ConfigurationError` outside of the function of a step, or after its end.
+        """
+        model = as_stored_name(model, "model")
+        provider = None if provider is None else as_stored_name(provider, "provider")
+        read, written = as_tokens(input_tokens, "input_tokens"), as_tokens(output_tokens, "output_tokens")
+        price = price_of(model, provider, read, written) if cost is None else as_nano(cost, "cost")
+        self._steps.journal.spending.record(
+            model=model, provider=provider, input_tokens=read, output_tokens=written, cost=price
+        )
 
     def set_attributes(self, /, **attributes: Attribute) -> Coroutine[Any, Any, None]:
         """Set what the run is to be found by, as `store.set_attributes` does; None takes one away, and others stay.

@@ -22,6 +22,7 @@ from orchestrator_state.runs.calls import Calling, OnUnknown, StepFunction, call
 from orchestrator_state.runs.elsewhere import NotTaken
 from orchestrator_state.runs.journal.current_steps import CurrentSteps
 from orchestrator_state.runs.journal.journal import Journal
+from orchestrator_state.runs.spending.recording import CALL
 from orchestrator_state.runs.step_ids import StepIds
 from orchestrator_state.runs.stopping import StopSwitch
 from orchestrator_state.runs.types import RunTypes
@@ -205,14 +206,17 @@ class Steps:
             begun = journal.new_step(step_id)
         failures: list[Exception] = []
         try:
-            outputs, cancelled = await self._outputs(begun, fn, args, calling, failures)
-            encoded, outputs, later = await self.encode(step_id, returns, outputs)
-        except Exception as error:
-            await journal.fail_step(begun, error, calls=max(len(failures), 1))
-            raise
-        if failures:
-            begun = begun._replace(retry_count=begun.retried(len(failures)), error=describe(failures[-1]))
-        await self.finish(begun, encoded, cancelled or later)
+            try:
+                outputs, cancelled = await self._outputs(begun, fn, args, calling, failures)
+                encoded, outputs, later = await self.encode(step_id, returns, outputs)
+            except Exception as error:
+                await journal.fail_step(begun, error, calls=max(len(failures), 1))
+                raise
+            if failures:
+                begun = begun._replace(retry_count=begun.retried(len(failures)), error=describe(failures[-1]))
+            await self.finish(begun, encoded, cancelled or later)
+        finally:
+            journal.spending.end(step_id)
         return outputs
 
     async def _outputs(
@@ -226,7 +230,7 @@ class Steps:
         """What `fn` returns, once it does not fail any more. Adds to `failures`, and raises the last of them."""
         telling, step_id, current = self.journal.telling, begun.step_id, self.current
         this = (self.room, step_id)
-        within = IN_STEP.set(this)
+        within, calling_from = IN_STEP.set(this), CALL.get()
         current.running[this] = self.journal.lease, elapsed()
         if not current.is_watching:
             current.watch()
@@ -234,6 +238,7 @@ class Steps:
             while True:
                 try:
                     self.before_call(step_id)
+                    CALL.set(self.journal.spending.begin(step_id))
                     call_it = partial(self._call_function, fn, args, calling.limit, calling.executor)
                     if telling is None:
                         return await call_it()
@@ -254,6 +259,7 @@ class Steps:
         finally:
             current.running.pop(this, None)
             IN_STEP.reset(within)
+            CALL.set(calling_from)
 
     def _executor_unavailable(self, step_id: str, not_taken: NotTaken) -> ExecutorUnavailable:
         return ExecutorUnavailable(

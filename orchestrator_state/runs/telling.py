@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, ParamSpec, TypeVar
 
 from orchestrator_state import hooks
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.failures import type_of
-from orchestrator_state.records import ClaimedRun, OpenStep
+from orchestrator_state.records import ClaimedRun, OpenStep, UsageRecord, dollars_of
 
 _T = TypeVar("_T")
 _Args = ParamSpec("_Args")
@@ -96,6 +96,11 @@ class Telling:
         error_type = call.error_type if step.status == StepStatus.FAILED else None
         about = {"step_id": step.step_id, "outcome": step.status, "error_type": error_type}
         self._tell(hooks.StepCommitted, attempt=call.attempt, duration=call.duration, **about)
+
+    def used(self, usage: Iterable[UsageRecord]) -> None:
+        for each in usage:
+            about = {name: value for name, value in each._asdict().items() if name != "id"}
+            self._tell(hooks.UsageRecorded, **about | {"cost": dollars_of(each.cost)})
 
     def reused(self, step_id: str) -> None:
         self._tell(hooks.StepReused, step_id=step_id)

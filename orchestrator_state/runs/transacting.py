@@ -14,6 +14,7 @@ from orchestrator_state.errors import LeaseLost, StoreUnavailable
 from orchestrator_state.payloads import ValueType
 from orchestrator_state.records import TRANSACT, UNOPENED_HERE, Ack, OpenStep
 from orchestrator_state.runs.journal.entries import Entry
+from orchestrator_state.runs.spending.recording import CALL
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.waiting.exits import IN_STEP
 from orchestrator_state.transactions import StoreUnit
@@ -39,15 +40,18 @@ async def transact(
     await steps.before_work()
     work = _Transact(steps, journal.new_step(step_id, TRANSACT), fn, args, returns)
     try:
-        return await work.outputs()
-    except FunctionFailed as failed:
-        own = failed.error
-    except (LeaseLost, StoreUnavailable, *UNOPENED_HERE) as fault:
-        steps.switch.stop(fault)
-    except Exception as refused:  # noqa: BLE001 - what the function returned, or wrote
-        own = refused
-    await journal.fail_step(work.begun, own, calls=1)
-    raise own
+        try:
+            return await work.outputs()
+        except FunctionFailed as failed:
+            own = failed.error
+        except (LeaseLost, StoreUnavailable, *UNOPENED_HERE) as fault:
+            steps.switch.stop(fault)
+        except Exception as refused:  # noqa: BLE001 - what the function returned, or wrote
+            own = refused
+        await journal.fail_step(work.begun, own, calls=1)
+        raise own
+    finally:
+        journal.spending.end(step_id)
 
 
 class _Transact:
@@ -107,7 +111,8 @@ class _Transact:
         self._is_written = False
         steps.before_call(begun.step_id)
         current, this = steps.current, (steps.room, begun.step_id)
-        within = IN_STEP.set(this)
+        within, calling_from = IN_STEP.set(this), CALL.get()
+        CALL.set(journal.spending.begin(begun.step_id))
         current.running[this] = journal.lease, elapsed()
         if not current.is_watching:
             current.watch()
@@ -119,6 +124,7 @@ class _Transact:
         finally:
             current.running.pop(this, None)
             IN_STEP.reset(within)
+            CALL.set(calling_from)
         encoded, outputs, cancelled = await steps.encode(begun.step_id, self._returns, outputs)
         entry = await journal.entry(journal.completed(begun, encoded))
         if (cancelled := cancelled or entry.cancelled) is not None:

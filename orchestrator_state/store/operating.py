@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Unpack
 from uuid import UUID
 
@@ -15,6 +16,10 @@ from orchestrator_state.records.overview import (
     RunPage,
     RunQuery,
     RunStats,
+    UsageBy,
+    UsageFilters,
+    UsageQuery,
+    UsageTotal,
     as_attributes,
     as_limit,
 )
@@ -75,6 +80,25 @@ class OperatingCalls(StoreCalls):
         """
         longest = as_duration(stuck_for, "stuck_for")
         return await self._transactions.read(lambda uow: uow.overview.stats(longest))
+
+    async def usage(
+        self,
+        by: UsageBy | Sequence[UsageBy] | None = None,
+        *,
+        limit: int = 100,
+        **filters: Unpack[UsageFilters],
+    ) -> tuple[UsageTotal, ...]:
+        """Add up what `run.record_usage` has recorded: all of it in one total, or one for each group.
+
+        `by` is `run`, `name`, `user`, `model` or `day` (in UTC), or a list of several. The groups that cost most come
+        first, up to `limit` (1 to 500) of them; by day, the latest days. The filters are `workflow_state_id`,
+        `workflow_id`, `name`, `user_id`, `model`, and the times `since` and `until`; see `UsageFilters`.
+
+        Runs that were deleted still count, until their user is erased. Raises `InvalidPayload` for an argument that
+        cannot be one.
+        """
+        query, most = UsageQuery.of(by, filters), as_limit(limit)
+        return tuple(await self._transactions.read(lambda uow: uow.usage.totals(query, most)))
 
     async def list_checkpoints(
         self, workflow_state_id: UUID | str, *, limit: int = 50, cursor: str | None = None

@@ -43,12 +43,21 @@ from orchestrator_state.records.overview.surroundings import (
     SurroundingRows,
     Surroundings,
 )
+from orchestrator_state.records.overview.usage import (
+    USAGE_BY,
+    UsageBy,
+    UsageFilters,
+    UsageQuery,
+    UsageTotal,
+    usage_total_of,
+)
 
 __all__ = [
     "MOST_BESIDE",
     "NOTHING_BESIDE",
     "STATUSES",
     "STUCK_FOR",
+    "USAGE_BY",
     "Attribute",
     "CheckpointPage",
     "CheckpointSummary",
@@ -66,6 +75,10 @@ __all__ = [
     "SurroundingRows",
     "Surroundings",
     "UnfinishedCount",
+    "UsageBy",
+    "UsageFilters",
+    "UsageQuery",
+    "UsageTotal",
     "as_attributes",
     "as_limit",
     "checkpoint_summary_of",
@@ -80,4 +93,5 @@ __all__ = [
     "step_summary_of",
     "summary_of",
     "unfinished_count_of",
+    "usage_total_of",
 ]

@@ -12,13 +12,14 @@ from orchestrator_state.concurrency import LONG, Turns
 from orchestrator_state.domain import StepStatus, utc_now
 from orchestrator_state.errors import LeaseLost
 from orchestrator_state.failures import describe
-from orchestrator_state.records import FINAL, Ack, ClaimedRun, Columns, OpenStep
+from orchestrator_state.records import FINAL, Ack, ClaimedRun, Columns, OpenStep, UsageRecord
 from orchestrator_state.records.context import ContextHistory, Decoded, decoded
 from orchestrator_state.runs.faults import Faults
 from orchestrator_state.runs.journal.checkpoints import CheckpointPolicy, Checkpoints
 from orchestrator_state.runs.journal.entries import Entries, Entry
 from orchestrator_state.runs.journal.group_commit import GroupCommit
 from orchestrator_state.runs.journal.on_record import StepsOnRecord
+from orchestrator_state.runs.spending.recording import Spending
 from orchestrator_state.runs.stopping import NOT_THE_RUNS, StopSwitch
 from orchestrator_state.runs.telling import Telling
 from orchestrator_state.transactions import StoreUnit
@@ -52,6 +53,7 @@ class Journal:
         self._entries = Entries(run, on_record, history, self._checkpoints, transactions)
         self.new_step: Final = on_record.new
         """See `StepsOnRecord.new`."""
+        self.spending: Final = Spending(run.id)
         self._switch = switch
         self._consumed: set[UUID | None] = set()
         self.in_order = Turns()
@@ -156,7 +158,9 @@ class Journal:
 
     async def entry(self, step: OpenStep, *, checkpoint: bool = False, consumed_signal: UUID | None = None) -> Entry:
         """See `Entries.make`. Call it with `in_order` held."""
-        return await self._entries.make(step, checkpoint=checkpoint, consumed_signal=consumed_signal)
+        entry = await self._entries.make(step, checkpoint=checkpoint, consumed_signal=consumed_signal)
+        entry.change.usage = self.spending.with_commit_of(step)
+        return entry
 
     async def write(self, uow: StoreUnit, entry: Entry) -> Ack:
         """Write `entry` in the unit of work, which commits it with rows of the caller's."""
@@ -169,6 +173,8 @@ class Journal:
         """`entry` is durable."""
         step, change = entry.step, entry.change
         self._remember(step)
+        if change.usage:
+            self.has_recorded(change.usage)
         if change.consumed_signal is not None:
             self._consumed.add(change.consumed_signal)
         self._entries.committed(entry)
@@ -196,6 +202,8 @@ class Journal:
         """
         self.lease.advance()
         self._remember(step)
+        if len(tries) == 1:  # of several it may be any: what they have used is sent again, and what is there stays
+            self.has_recorded(tries[0].change.usage)
         found = (entry for entry in reversed(tries) if entry.step.context_patch == step.context_patch)
         entry = next(found, None)
         context = None if entry is None else entry.context
@@ -207,6 +215,12 @@ class Journal:
             self.history.come_past(step.position)
         if self.telling is not None:
             self.telling.committed(step)
+
+    def has_recorded(self, usage: Sequence[UsageRecord]) -> None:
+        """It is durable."""
+        self.spending.committed(usage)
+        if self.telling is not None:
+            self.telling.used(usage)
 
     def _remember(self, step: OpenStep) -> None:
         """`step` is on record."""

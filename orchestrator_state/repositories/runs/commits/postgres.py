@@ -44,6 +44,7 @@ from orchestrator_state.records import FINAL, Ack, RunChange
 from orchestrator_state.repositories.checkpointed import superseded
 from orchestrator_state.repositories.expressions import LAST_NUMBERED_FIRST
 from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
+from orchestrator_state.repositories.runs.commits.usage import OF_RUN, inserted_with, used_text
 from orchestrator_state.repositories.runs.fence import FIRST_CONTEXT_KEPT, NOT_LET_GO, STILL_DIGESTED_AT
 from orchestrator_state.repositories.steps import recorded_once
 
@@ -57,6 +58,7 @@ def _transferred(kind: TypeEngine[Any]) -> TypeEngine[Any]:
 
 
 _TYPES: Final = {name: _transferred(kind) for name, kind in TYPES.items()}
+_TYPES_WITH_USAGE: Final = _TYPES | {"used": Text()}
 
 
 def commit(
@@ -69,31 +71,40 @@ def commit(
     whose row is locked, and that make a checkpoint beside unnumbered ones. And so is one change if it is `only_marked`,
     in a transaction that is not, see `open_transactions`. An `idle_limit` is set for the transaction.
     """
+    has_usage = any(change.usage for change in changes)  # of few, for whom there is a longer statement
     if len(changes) == 1:
-        one = _of_one(only_marked=only_marked, idle_limit=idle_limit)
-        return one, dict(zip(_TYPES, values_of(changes[0]), strict=True))
+        values: dict[str, Any] = dict(zip(_TYPES, values_of(changes[0]), strict=True))
+        if has_usage:
+            values["used"] = used_text(changes[0].usage)
+        return _of_one(only_marked=only_marked, idle_limit=idle_limit, has_usage=has_usage), values
     by_column = zip(*map(values_of, changes), strict=True)
-    return _of_many(idle_limit=idle_limit), dict(zip(_TYPES, map(list, by_column), strict=True))
+    values = dict(zip(_TYPES, map(list, by_column), strict=True))
+    if has_usage:
+        values["used"] = [used_text(change.usage) for change in changes]
+    return _of_many(idle_limit=idle_limit, has_usage=has_usage), values
 
 
 @cache
-def _of_many(*, idle_limit: timedelta | None) -> Executable:
-    arrays = (bindparam(name, type_=ARRAY(kind)) for name, kind in _TYPES.items())
-    columns = (column(name, kind) for name, kind in _TYPES.items())
-    return _commit(func.unnest(*arrays).table_valued(*columns, name="given").render_derived(), idle_limit)
+def _of_many(*, idle_limit: timedelta | None, has_usage: bool) -> Executable:
+    types = _TYPES_WITH_USAGE if has_usage else _TYPES
+    arrays = (bindparam(name, type_=ARRAY(kind)) for name, kind in types.items())
+    columns = (column(name, kind) for name, kind in types.items())
+    given = func.unnest(*arrays).table_valued(*columns, name="given").render_derived()
+    return _commit(given, idle_limit, has_usage=has_usage)
 
 
 @cache
-def _of_one(*, only_marked: bool, idle_limit: timedelta | None) -> Executable:
+def _of_one(*, only_marked: bool, idle_limit: timedelta | None, has_usage: bool) -> Executable:
     """Plain values: Postgres plans it once and for all. Arrays, whose length it looks at, it plans each time anew."""
-    values = (bindparam(name, type_=kind).label(name) for name, kind in _TYPES.items())
+    types = _TYPES_WITH_USAGE if has_usage else _TYPES
+    values = (bindparam(name, type_=kind).label(name) for name, kind in types.items())
     given = select(*values).where(is_marked()) if only_marked else select(*values)
-    return _commit(given.subquery("given"), idle_limit)
+    return _commit(given.subquery("given"), idle_limit, has_usage=has_usage)
 
 
-def _commit(given: FromClause, idle_limit: timedelta | None) -> Executable:
+def _commit(given: FromClause, idle_limit: timedelta | None, *, has_usage: bool) -> Executable:
     """No part joins two others: the planner, which does not see how long arrays are, would compare each with each."""
-    updated = _updated(_matched(given))
+    updated = _updated(_matched(given), has_usage=has_usage)
     recorded = _recorded(updated)
     matched = select(updated.c.fence_id, false().label("is_step"), updated.c.request)
     if idle_limit is not None:
@@ -101,7 +112,7 @@ def _commit(given: FromClause, idle_limit: timedelta | None) -> Executable:
     return union_all(
         matched,
         select(recorded.c.workflow_state_id, true(), null()),
-    ).add_cte(_consumed(updated), _saved(updated), _pruned(updated))
+    ).add_cte(_consumed(updated), _saved(updated), _pruned(updated), *([inserted_with(updated)] if has_usage else []))
 
 
 def _matched(given: FromClause) -> CTE:
@@ -127,7 +138,7 @@ def _matched(given: FromClause) -> CTE:
     )
 
 
-def _updated(matched: CTE) -> CTE:
+def _updated(matched: CTE, *, has_usage: bool) -> CTE:
     folds = matched.c.new_context.is_not(None)
     values: dict[str, Any] = {
         "version": one_more(_w.version),
@@ -147,7 +158,7 @@ def _updated(matched: CTE) -> CTE:
         update(workflow_states)
         .where(_w.id == matched.c.fence_id)
         .values(values)
-        .returning(*matched.c, _w.request, _w.checkpoint_seq)
+        .returning(*matched.c, _w.request, _w.checkpoint_seq, *(OF_RUN if has_usage else ()))
         .cte("updated")
     )
 

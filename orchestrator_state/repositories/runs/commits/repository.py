@@ -26,10 +26,11 @@ from orchestrator_state.database import (
 )
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.models import CheckpointRow, WorkflowRow, step_states, workflow_states
-from orchestrator_state.records import Ack, RunChange
+from orchestrator_state.records import Ack, RunChange, UsageRecord
 from orchestrator_state.repositories.checkpointed import CheckpointedRepository
 from orchestrator_state.repositories.counts import next_count
 from orchestrator_state.repositories.runs.commits import postgres, sqlite
+from orchestrator_state.repositories.runs.commits.usage import inserting, values_of_usage
 from orchestrator_state.repositories.runs.fence import FENCE, fence, lease_lost
 
 _NEXT_SEQ: Final = next_count(WorkflowRow.checkpoint_seq, CheckpointRow)
@@ -106,6 +107,10 @@ class CommitRepository(CheckpointedRepository):
         await self._execute(
             update(workflow_states).where(workflow_states.c.id == run_id).values(checkpoint_seq=free - 1)
         )
+
+    async def add_usage(self, run_id: UUID, usage: Sequence[UsageRecord]) -> None:
+        """Write what a run has used that no commit of its own will. It takes no lease: it was paid for by anybody."""
+        await self._execute(inserting(self._dialect), values_of_usage(run_id, usage))
 
     async def commit_unblocked(
         self, changes: Sequence[RunChange], *, only_marked: bool = False, idle_limit: timedelta | None = None

@@ -19,6 +19,7 @@ from orchestrator_state.records import FINAL, Ack, RunChange
 from orchestrator_state.repositories.checkpointed import superseded
 from orchestrator_state.repositories.expressions import LAST_NUMBERED_FIRST
 from orchestrator_state.repositories.runs.commits.parameters import CHECKPOINT, FOLD, STEP, TYPES, values_of
+from orchestrator_state.repositories.runs.commits.usage import inserting, values_of_usage
 from orchestrator_state.repositories.runs.fence import IN_ITS_PLACE, fenced_update
 from orchestrator_state.repositories.steps import recorded_once
 
@@ -66,6 +67,7 @@ def write(execute: Execute, execute_each: ExecuteEach, changes: Sequence[RunChan
     """Write those of `changes` that nothing stands in the way of; None for one that was passed over."""
     acks: list[Ack | None] = []
     made: list[dict[str, Any]] = []
+    used: list[dict[str, Any]] = []
     for change in changes:
         parameters = dict(zip(TYPES, values_of(change), strict=True))
         update = _update(
@@ -83,8 +85,12 @@ def write(execute: Execute, execute_each: ExecuteEach, changes: Sequence[RunChan
             execute(_DELETE_SIGNAL, parameters)
         if change.checkpoint is not None:
             made.append(parameters)
+        if change.usage:
+            used += values_of_usage(change.lease.workflow_state_id, change.usage)
         acks.append(Ack(request=request, already_recorded=steps == 0))
     if made:  # a statement for all of them is a third quicker than one for each
         execute_each(_INSERT_CHECKPOINT, made)
         execute_each(_PRUNE_CHECKPOINTS, made)
+    if used:
+        execute_each(inserting("sqlite"), used)
     return acks
