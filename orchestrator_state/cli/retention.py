@@ -86,8 +86,8 @@ def erase(
     if json:
         show_json(report)
     else:
-        table = Table("workflows", "steps", "checkpoints", "signals", "blobs")
-        table.add(report.workflows, report.steps, report.checkpoints, report.signals, report.blobs)
+        table = Table("workflows", "steps", "checkpoints", "signals", "blobs", "usage")
+        table.add(report.workflows, report.steps, report.checkpoints, report.signals, report.blobs, report.usage)
         table.show()
     for run in report.owned:
         note(f"run {run} is left, since a worker has it: cancel it, or use --force")

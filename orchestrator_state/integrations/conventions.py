@@ -12,6 +12,8 @@ OPERATION_NAME: Final = "gen_ai.operation.name"
 INVOKE_WORKFLOW: Final = "invoke_workflow"
 WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 AGENT_NAME: Final = "gen_ai.agent.name"
+MODEL: Final = "gen_ai.request.model"
+TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a kind of token of a model
 ERROR_TYPE: Final = "error.type"
 
 RUN_ID: Final = "orchestrator_state.run.id"

@@ -19,12 +19,15 @@ from orchestrator_state.hooks import (
     StepReused,
     StoreEvent,
     TransactionRepeated,
+    UsageRecorded,
 )
 
 WORKFLOW: Final = "workflow"
 OUTCOME: Final = "outcome"
 ERROR_TYPE: Final = "error_type"
 STEP: Final = "step"
+MODEL: Final = "model"
+TOKEN_TYPE: Final = "token_type"  # noqa: S105 - a kind of token of a model
 
 OTHERS: Final = "(other)"
 """Stands for the names beyond the first `_MOST_NAMES`: else a name made of an id would cost a series for each run."""
@@ -131,10 +134,24 @@ REFUSED_LOGINS: Final = Instrument(
     unit="{login}",
     description="Connections for which Postgres refused the user or the password.",
 )
+TOKENS: Final = Instrument(
+    name="usage.tokens",
+    kind="counter",
+    unit="{token}",
+    description="Tokens that calls of models have used; outcome failed: by calls of steps that gave no result.",
+    labels=(WORKFLOW, OUTCOME, MODEL, TOKEN_TYPE),
+)
+COST: Final = Instrument(
+    name="usage.cost",
+    kind="counter",
+    unit="USD",
+    description="US dollars that calls of models have cost, where the price is known.",
+    labels=(WORKFLOW, OUTCOME, MODEL),
+)
 
 INSTRUMENTS: Final = (
     *(RUNS, RUN_DURATION, TAKEOVERS, LEASE_LOSSES),
-    *(STEP_DURATION, STEP_COMMITS, STEPS_REUSED),
+    *(STEP_DURATION, STEP_COMMITS, STEPS_REUSED, TOKENS, COST),
     *(BATCH_SIZE, BATCH_DURATION, BYTES, QUEUE, REPEATS, REFUSED_LOGINS),
 )
 
@@ -151,7 +168,7 @@ class Measures:
     def __init__(self, record: Record, *, by_step: bool) -> None:
         self._record = record
         self._by_step = by_step
-        self._names: dict[str, set[str]] = {WORKFLOW: set(), ERROR_TYPE: set(), STEP: set()}
+        self._names: dict[str, set[str]] = {WORKFLOW: set(), ERROR_TYPE: set(), STEP: set(), MODEL: set()}
         self._started: set[tuple[UUID, int]] = set()
 
     def on_event(self, event: Event) -> None:
@@ -163,6 +180,8 @@ class Measures:
             case StepFailed():
                 outcome = "retried" if event.will_retry else "failed"
                 self._step_called(event, workflow, outcome)
+            case UsageRecorded():
+                self._used(event, workflow)
             case StepReused():
                 self._record(STEPS_REUSED, 1, {WORKFLOW: workflow})
             case RunStarted():
@@ -210,6 +229,14 @@ class Measures:
         self._record(STEP_COMMITS, 1, labels)
         if event.outcome != "failed":  # of which `StepFailed` has told
             self._step_called(event, workflow, event.outcome)
+
+    def _used(self, event: UsageRecorded, workflow: str) -> None:
+        outcome = "failed" if event.failed else "completed"
+        labels = {WORKFLOW: workflow, OUTCOME: outcome, MODEL: self._bounded(MODEL, event.model)}
+        self._record(TOKENS, event.input_tokens, labels | {TOKEN_TYPE: "input"})
+        self._record(TOKENS, event.output_tokens, labels | {TOKEN_TYPE: "output"})
+        if event.cost is not None:
+            self._record(COST, float(event.cost), labels)
 
     def _step_called(self, event: StepCommitted | StepFailed, workflow: str, outcome: str) -> None:
         if event.duration is not None:

@@ -14,8 +14,10 @@ from orchestrator_state.integrations import conventions
 from orchestrator_state.integrations.instruments import (
     ERROR_TYPE,
     INSTRUMENTS,
+    MODEL,
     OUTCOME,
     STEP,
+    TOKEN_TYPE,
     WORKFLOW,
     Instrument,
     Measures,
@@ -38,6 +40,8 @@ _ATTRIBUTES: Final = {
     OUTCOME: conventions.OUTCOME,
     ERROR_TYPE: conventions.ERROR_TYPE,
     STEP: conventions.STEP_ID,
+    MODEL: conventions.MODEL,
+    TOKEN_TYPE: conventions.TOKEN_TYPE,
 }
 
 

@@ -19,7 +19,7 @@ except ImportError as error:
 __all__ = ["Prometheus"]
 
 _NAMESPACE: Final = "orchestrator_state"
-_UNITS: Final = {"s": "_seconds", "By": ""}
+_UNITS: Final = {"s": "_seconds", "By": "", "USD": "_dollars"}
 
 
 class Prometheus:

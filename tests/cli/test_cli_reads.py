@@ -39,6 +39,11 @@ QUESTION = {
     *("refused", "unreadable"),
 }
 
+USAGE = {
+    *("workflow_state_id", "workflow_id", "name", "user_id", "model", "day", "calls", "input_tokens", "output_tokens"),
+    *("cost", "unpriced", "failed_calls", "failed_input_tokens", "failed_output_tokens", "failed_cost"),
+}
+
 REFERENCE = (Path(__file__).parents[2] / "docs/reference/command-line.md").read_text()
 
 
@@ -103,7 +108,7 @@ def test_documents_have_the_fields_that_the_reference_names(shell: Command, fill
         {"id", "workflow_state_id", "step_id", "seq", "created_at", "snapshot"},
     )
     assert set(document(shell, "erase", "ann", "--dry-run")) == {
-        *("workflows", "steps", "checkpoints", "signals", "blobs", "owned")
+        *("workflows", "steps", "checkpoints", "signals", "blobs", "usage", "owned")
     }
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", runs[0]["started_at"])
     unnamed = {
@@ -111,6 +116,7 @@ def test_documents_have_the_fields_that_the_reference_names(shell: Command, fill
         *STEP,
         *CHECKPOINT,
         *QUESTION,
+        *USAGE,
         *("timeline", "earlier", "unfinished", "finished", "last_hour", "last_day", "path", "before", "after"),
     } - set(re.findall(r"`(\w+)`", REFERENCE))
     assert not unnamed
@@ -200,6 +206,34 @@ def test_a_database_with_blobs_and_compression_is_seen_without_them(shell: Comma
     execute(database_url, "UPDATE checkpoints SET snapshot = '{'", "UPDATE workflow_states SET context = '{'")
     for command in ("runs list", "runs show counted", "runs stats", "checkpoints list counted", "runs questions"):
         assert shell(*command.split())[0] == 0, command
+
+
+async def uses(run: Run) -> None:
+    await run.step("a", lambda: run.record_usage(model=HOSTILE, input_tokens=3, cost=0.25))
+    await run.step("b", lambda: run.record_usage(model="m", output_tokens=2, cost=0.125))
+
+
+def test_usage_is_added_up_by_what_is_asked_for(shell: Command, database_url: str) -> None:
+    async def work() -> None:
+        async with StateStore.open(database_url) as store:
+            await store.run("n", uses, workflow_id="w", user_id=HOSTILE)
+
+    asyncio.run(work())
+    (total,) = document(shell, "runs", "usage")
+    assert set(total) == USAGE
+    assert (total["calls"], total["cost"], total["day"]) == (2, "0.375000000", None)
+    by_model = document(shell, "runs", "usage", "--by", "model", "--by", "user", "--run", "w", "--since", "1d")
+    assert [(each["model"], each["user_id"], each["cost"]) for each in by_model] == [
+        (HOSTILE, HOSTILE, "0.250000000"),
+        ("m", HOSTILE, "0.125000000"),
+    ]
+    assert document(shell, "runs", "usage", "--by", "day", "--until", "1d") == []
+    for arguments in ((), ("--by", "model", "--by", "user", "--by", "run"), ("--by", "day", "--json")):
+        status, out, err = shell("runs", "usage", *arguments)
+        assert (status, err) == (0, "")
+        assert not {*"\x1b\u202e\r"} & {*out}
+    assert shell("runs", "usage", "--by", "hour")[0] == 2
+    assert shell("runs", "usage", "--run", "nobody")[0] == 3
 
 
 def test_a_result_is_printed_or_says_why_there_is_none(shell: Command, filled: str) -> None:

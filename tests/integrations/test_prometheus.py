@@ -24,6 +24,7 @@ async def test_runs_steps_and_commits_are_scraped(database_url: str, registry: C
     async def handler(run: Run) -> None:
         for number in range(3):
             await run.step("fetch", Failing(*([OSError("1")] if number == 0 else [])), retry=AGAIN)
+        await run.step("model", lambda: run.record_usage(model="m", input_tokens=3, output_tokens=2, cost=0.5))
         if run.context["fails"]:
             raise LookupError
 
@@ -38,12 +39,16 @@ async def test_runs_steps_and_commits_are_scraped(database_url: str, registry: C
     chat = {"workflow": "chat"}
     assert value("run_duration_seconds_count", **chat, outcome="completed", error_type="") == 1
     assert value("run_duration_seconds_count", **chat, outcome="failed", error_type="LookupError") == 1
-    assert value("step_duration_seconds_count", **chat, outcome="completed", error_type="") == 6
+    assert value("step_duration_seconds_count", **chat, outcome="completed", error_type="") == 8
     assert value("step_duration_seconds_count", **chat, outcome="retried", error_type="OSError") == 2
-    assert value("step_commits_total", **chat, outcome="completed") == 6
+    assert value("step_commits_total", **chat, outcome="completed") == 8
+    used = chat | {"outcome": "completed", "model": "m"}
+    assert value("usage_tokens_total", **used, token_type="input") == 6
+    assert value("usage_tokens_total", **used, token_type="output") == 4
+    assert value("usage_cost_dollars_total", **used) == 1
     assert value("runs_active", **chat) == 0
-    assert value("batch_size_sum") == 6
-    assert value("batch_duration_seconds_count") == 6
+    assert value("batch_size_sum") == 8
+    assert value("batch_duration_seconds_count") == 8
     assert (value("commit_bytes_total") or 0) > 0
     assert value("commit_queue") == 0
 

@@ -27,6 +27,7 @@ OURS = [
     "orchestrator_state_version",
     "questions",
     "requests",
+    "run_usage",
     "signals",
     "step_states",
     "workflow_states",

@@ -8,6 +8,7 @@ from orchestrator_state.cli.runs.acting import cancel, delete, fork, pause, resu
 from orchestrator_state.cli.runs.answering import answer, questions
 from orchestrator_state.cli.runs.following import watch
 from orchestrator_state.cli.runs.seeing import list_runs, result, show, stats, steps
+from orchestrator_state.cli.runs.spending import usage
 
 _COMMANDS = (
     show,
@@ -15,6 +16,7 @@ _COMMANDS = (
     result,
     watch,
     stats,
+    usage,
     signal,
     questions,
     answer,

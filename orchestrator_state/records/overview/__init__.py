@@ -44,7 +44,6 @@ from orchestrator_state.records.overview.surroundings import (
     Surroundings,
 )
 from orchestrator_state.records.overview.usage import (
-    USAGE_BY,
     UsageBy,
     UsageFilters,
     UsageQuery,
@@ -57,7 +56,6 @@ __all__ = [
     "NOTHING_BESIDE",
     "STATUSES",
     "STUCK_FOR",
-    "USAGE_BY",
     "Attribute",
     "CheckpointPage",
     "CheckpointSummary",

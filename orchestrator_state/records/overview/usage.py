@@ -15,7 +15,7 @@ from orchestrator_state.payloads import text_of
 from orchestrator_state.records.changes import dollars_of
 
 UsageBy = Literal["run", "name", "user", "model", "day"]
-USAGE_BY: Final[tuple[UsageBy, ...]] = ("run", "name", "user", "model", "day")
+_USAGE_BY: Final[tuple[UsageBy, ...]] = ("run", "name", "user", "model", "day")
 
 
 class UsageFilters(TypedDict, total=False):
@@ -92,9 +92,9 @@ def _groups(by: object) -> tuple[UsageBy, ...]:
         return ()
     several = list(by) if isinstance(by, Sequence) and not isinstance(by, str | bytes) else [by]
     names = [text_of(each) for each in several]
-    if not all(name in USAGE_BY for name in names):
-        raise InvalidPayload(f"by must be one, or several, of {', '.join(USAGE_BY)}", path="by")
-    return tuple(each for each in USAGE_BY if each in names)
+    if not all(name in _USAGE_BY for name in names):
+        raise InvalidPayload(f"by must be one, or several, of {', '.join(_USAGE_BY)}", path="by")
+    return tuple(each for each in _USAGE_BY if each in names)
 
 
 def usage_total_of(row: Any) -> UsageTotal:
