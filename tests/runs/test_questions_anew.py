@@ -159,11 +159,16 @@ def test_further_names_are_those_that_no_pattern_fits(answer: dict[str, int]) ->
         require_schema(answer | {"b": 1}, schema)
 
 
-def test_a_pattern_that_looks_around_is_asked_of_short_texts_alone() -> None:
-    schema = {"pattern": "^(?=a)a*a*a*a*$"}
+def test_of_patterns_that_look_around_only_that_of_a_decimal_is_asked() -> None:
+    decimal = {"pattern": r"^(?!^[-+.]*$)[+-]?0*\d*\.?\d*$"}
+    require_schema("1.25", decimal)
     with pytest.raises(InvalidPayload):
-        require_schema("b", schema)
-    require_schema("a" * 10_000 + "b", schema)  # the type will say
+        require_schema("b", decimal)
+    require_schema("1" * 10_000 + "b", decimal)  # the type will say
+
+
+def test_a_pattern_that_looks_around_for_ever_does_not_with_a_short_answer() -> None:
+    require_schema("a" * 60 + "!", {"pattern": "^(?=(a+)+$)a"})  # the type will say
 
 
 async def test_a_default_that_json_has_no_number_for_is_none_of_the_form(store: StateStore) -> None:
