@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         AbnormalExit,
         AccessLost,
         AlreadyExists,
+        BudgetSpent,
         CheckpointNotFound,
         ConfigurationError,
         Conflict,
@@ -89,7 +90,7 @@ if TYPE_CHECKING:
         UsageFilters,
         UsageTotal,
     )
-    from orchestrator_state.runs import Happened, Retry, Run
+    from orchestrator_state.runs import Budget, Happened, Retry, Run
     from orchestrator_state.state_schema import StateSchema
     from orchestrator_state.store import StateStore
     from orchestrator_state.unit_of_work import UnitOfWork
@@ -103,6 +104,8 @@ __all__ = [
     "BlobStore",
     "BlockingRun",
     "BlockingStore",
+    "Budget",
+    "BudgetSpent",
     "Checkpoint",
     "CheckpointNotFound",
     "CheckpointPage",

@@ -22,6 +22,7 @@
     │   ├── RunFailed         the run that was waited for failed: a child, or one that another worker has
     │   ├── RunUnfinished     the run has no result yet
     │   ├── RunSuspended      the run waits for a signal or a timer, and its worker let go of it
+    │   ├── BudgetSpent       the run has spent its budget, and was told to stop
     │   ├── QuestionClosed    the question was answered before, its time is over, or its run is
     │   ├── OutcomeUnknown    a step was under way at a crash, and may or may not have taken effect
     │   └── UnusedSteps       a resumed handler did not ask for all recorded steps, and was told to be strict
@@ -57,6 +58,7 @@ __all__ = [
     "AbnormalExit",
     "AccessLost",
     "AlreadyExists",
+    "BudgetSpent",
     "CheckpointNotFound",
     "ConfigurationError",
     "Conflict",
@@ -265,8 +267,7 @@ class RunUnfinished(Conflict):
 class RunFailed(Conflict):
     """The run that was waited for has failed: a child of this run, say, that another worker drove.
 
-    `error` is what is recorded of its exception, as text. Where the child was driven here, `run.child` raises the
-    exception itself.
+    `error` is what is recorded of its exception, as text. A child that is driven here raises the exception itself.
     """
 
     workflow_state_id: UUID
@@ -274,20 +275,20 @@ class RunFailed(Conflict):
 
 
 class RunSuspended(Conflict):
-    """The run waits for a signal or a timer. `store.recover` or a `Worker` continues it when that arrives.
-
-    `wake_at` is when it is due in any case, where that is known.
-    """
+    """The run waits. `store.recover` or a `Worker` continues it, also at `wake_at`, if it is known when it is due."""
 
     workflow_state_id: UUID
     wake_at: datetime | None = None
 
 
-class QuestionClosed(Conflict):
-    """No answer is accepted any more, and this one was not. `found` says why: `answered`, `expired` or `withdrawn`.
+class BudgetSpent(Conflict):
+    """The run has spent its budget, and was told to stop. To resume it is to be asked again."""
 
-    `answered_by` is who was named with the answer that was accepted, if there is one.
-    """
+    workflow_state_id: UUID
+
+
+class QuestionClosed(Conflict):
+    """This answer was not accepted. `found`: `answered` (by `answered_by`, if named), `expired` or `withdrawn`."""
 
     question_id: UUID
     workflow_state_id: UUID

@@ -182,6 +182,9 @@ class WorkflowRow(Base):
     """Of a failed run: the class of the exception, which says nothing of what it was about."""
     attributes: Mapped[dict[str, Any] | None] = mapped_column(Attributes)
     """What the run is to be found by, as `run.set_attributes` gave it. Not encrypted."""
+    budget_cost: Mapped[int | None] = mapped_column(BigInteger)
+    """What it may spend on models before it asks, in billionths of a US dollar."""
+    budget_tokens: Mapped[int | None] = mapped_column(BigInteger)
 
     steps: Mapped[list[StepRow]] = relationship(order_by="StepRow.position, StepRow.step_id", **_FOR_READING)
     """In the order in which they were first saved."""

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 # The newest of the migrations. Alembic would tell, but to load it takes far longer than to open a store.
-_HEAD: Final = "20261201_usage"
+_HEAD: Final = "20261201_budget"
 
 _alembic_is_ours: Final = ProcessLock()  # what it migrates it holds in global variables
 

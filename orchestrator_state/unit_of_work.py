@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,7 +25,7 @@ from orchestrator_state.repositories import (
     WorkflowRepository,
 )
 from orchestrator_state.repositories.runs import MOST_LOOKS
-from orchestrator_state.runs import RunTypes
+from orchestrator_state.runs import Budget, RunTypes
 from orchestrator_state.settings import DEFAULT_NAMESPACE
 from orchestrator_state.state_schema import NO_SCHEMAS, Schemas, StateSchema
 from orchestrator_state.transactions import StoreUnit
@@ -93,6 +94,7 @@ class UnitOfWork(Unit):
         state: type[BaseModel] | None = None,
         user_id: str | None = None,
         idempotency_key: str | None = None,
+        budget: Budget | Decimal | float | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`.
 
@@ -103,7 +105,12 @@ class UnitOfWork(Unit):
         unit = self._entered()
         types = RunTypes.of(self._options["schemas"], self._options["payloads"], name, state)
         wanted = await wanted_run(
-            types, workflow_id=workflow_id, context=context, user_id=user_id, idempotency_key=idempotency_key
+            types,
+            workflow_id=workflow_id,
+            context=context,
+            user_id=user_id,
+            idempotency_key=idempotency_key,
+            budget=budget,
         )
         for _ in range(MOST_LOOKS):
             workflow_state_id, is_new = await start_pending(unit, wanted)

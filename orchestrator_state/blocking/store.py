@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
+from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +32,7 @@ from orchestrator_state.execution import RecoveryReport
 from orchestrator_state.maintenance import Retention
 from orchestrator_state.payloads import PLAIN, Payloads
 from orchestrator_state.records.overview import Attribute
-from orchestrator_state.runs import Duration, Handler, Run
+from orchestrator_state.runs import Budget, Duration, Handler, Run
 from orchestrator_state.settings import Options, Settings
 from orchestrator_state.state_schema import StateSchema
 from orchestrator_state.store import Opening, RunOptions, StateStore
@@ -183,6 +184,7 @@ class BlockingStore:
         user_id: str | None = None,
         idempotency_key: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
+        budget: Budget | Decimal | float | None = None,
         wait: Duration | None = None,
         strict: bool = False,
     ) -> Any:
@@ -193,7 +195,7 @@ class BlockingStore:
         """
         options: dict[str, Any] = {"workflow_id": workflow_id, "context": context, "state": state, "returns": returns}
         options |= {"user_id": user_id, "idempotency_key": idempotency_key, "attributes": attributes}
-        options |= {"wait": wait, "strict": strict}
+        options |= {"budget": budget, "wait": wait, "strict": strict}
         return self._execute(lambda store: store.run(name, self._as_async(handler), **options))
 
     def recover(

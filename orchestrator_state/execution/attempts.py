@@ -29,6 +29,7 @@ from orchestrator_state.failures import is_a, trace_of, type_of
 from orchestrator_state.records import ClaimedRun, UsageRecord, corrupt_cells
 from orchestrator_state.runs import (
     NOT_THE_RUNS,
+    BudgetGuard,
     CheckpointPolicy,
     CurrentSteps,
     Exits,
@@ -168,6 +169,7 @@ class Attempt:
             )
             shares = shared.keeper, shared.transactions, shared.threads, shared.current_steps
             steps = Steps(journal, switch, room, *shares, self._types)
+            await self._set_guard(steps)
             return await self._call(handler, steps)
         except (asyncio.CancelledError, OrchestratorStateError) as error:
             # Left as it is, for whoever comes next. After a stop or a failure the lease is released already.
@@ -179,6 +181,13 @@ class Attempt:
     @property
     def _has_progressed(self) -> bool:
         return self._journal is not None and self._journal.has_progressed
+
+    async def _set_guard(self, steps: Steps) -> None:
+        run, spending = self._run, steps.journal.spending
+        if run.budget_cost is not None or run.budget_tokens is not None:
+            spent = await self._shared.transactions.read(lambda uow: uow.usage.spent(run.id))
+            spending.cost, spending.tokens = spent
+            steps.guard = BudgetGuard(steps, run.budget_cost, run.budget_tokens)
 
     async def _load(self) -> Journal:
         """What is on record. A run that is damaged beyond use is failed, and `CorruptPayload` raised."""

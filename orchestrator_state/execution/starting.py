@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4, uuid5
 
@@ -28,7 +29,7 @@ from orchestrator_state.records import (
 from orchestrator_state.records.overview import Attribute, as_attributes, merged
 from orchestrator_state.repositories import lease_held
 from orchestrator_state.repositories.runs import CANCEL, MOST_LOOKS
-from orchestrator_state.runs import RunTypes, stopped_as
+from orchestrator_state.runs import Budget, RunTypes, stopped_as
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 _Created = TypeVar("_Created")
@@ -51,6 +52,7 @@ class WantedRun:
     user_id: str | None = None
     idempotency_key: str | None = None
     attributes: Mapping[str, Attribute] | None = None
+    budget: Budget | None = None
     id: UUID | None = None
     """A given id: that of a child run."""
     parent: Lease | None = None
@@ -69,6 +71,7 @@ async def wanted_run(
     user_id: str | None,
     idempotency_key: str | None,
     attributes: Mapping[str, Attribute] | None = None,
+    budget: Budget | Decimal | float | None = None,
 ) -> WantedRun:
     """Check the arguments of a start as the domain would."""
     if idempotency_key is not None:
@@ -85,6 +88,7 @@ async def wanted_run(
         user_id=user_id,
         idempotency_key=idempotency_key,
         attributes=merged({}, as_attributes(attributes, "attributes")) if attributes is not None else None,
+        budget=Budget.of(budget),
     )
 
 
@@ -238,6 +242,8 @@ def _columns(wanted: WantedRun, status: WorkflowStatus) -> Columns:
         "idempotency_key": wanted.idempotency_key,
         "parent_id": wanted.parent_id,
     }
+    if wanted.budget is not None:
+        columns |= wanted.budget.columns()
     return columns | ({"attributes": wanted.attributes} if wanted.attributes else {})
 
 

@@ -99,6 +99,8 @@ CELLS: Final[Mapping[str, Cells]] = {
         "has_progressed": is_integer,
         "error_type": _or_null(is_text),
         "attributes": _or_null(is_object),
+        "budget_cost": _or_null(is_integer),
+        "budget_tokens": _or_null(is_integer),
     },
     "step_states": {
         "workflow_state_id": is_id,

@@ -124,6 +124,8 @@ class ClaimedRun:
     """How often in a row it was let go of because of a fault."""
     request: str | None
     """What somebody asked of an owner that is gone."""
+    budget_cost: int | None
+    budget_tokens: int | None
     now: datetime
     """The database's time of the claim."""
     damaged: Sequence[str]
@@ -144,6 +146,8 @@ class ClaimedRun:
             attempts=row.attempts,
             faults=row.faults,
             request=row.request,
+            budget_cost=row.budget_cost,
+            budget_tokens=row.budget_tokens,
             now=row.now,
             damaged=damaged_columns(row, _CELLS),
             stored=StoredRun.of(row),

@@ -75,6 +75,8 @@ class Steps:
         self._database = transactions.database
         self._went_on_at = time.monotonic()
         self._not_begun: dict[str, Coroutine[Any, Any, Any]] = {}
+        self.guard: Callable[[], Awaitable[None]] | None = None
+        """Of a run that has a budget: stands before each step that may spend."""
 
     def enter(self) -> None:
         """The handler is about to be called in this context."""
@@ -157,6 +159,16 @@ class Steps:
         if not self._has_fresh_lease():
             await self._confirm_lease()
 
+    async def before_spending(self) -> None:
+        """`before_work`, of a step that may call a model."""
+        await self.before_work()
+        if self.guard is not None:
+            await self.guard()
+
+    def asked_by_us(self, step_id: str) -> None:
+        """A step that no call of the handler's is, so that none has forgotten it."""
+        self._ids.asked.add(step_id)
+
     async def _confirm_lease(self) -> None:
         """After a freeze another worker may have the run."""
         with self.switch.on_fault():
@@ -194,7 +206,7 @@ class Steps:
         journal = self.journal
         if returns is not None:
             ValueType.of(returns).require_storable()
-        await self.before_work()
+        await self.before_spending()
         if calling.on_unknown != "retry":
             happened = await self._settle(step_id, calling.on_unknown)
             if happened is not None:

@@ -37,7 +37,7 @@ async def transact(
     journal = steps.journal
     if returns is not None:
         ValueType.of(returns).require_storable()
-    await steps.before_work()
+    await steps.before_spending()
     work = _Transact(steps, journal.new_step(step_id, TRANSACT), fn, args, returns)
     try:
         try:

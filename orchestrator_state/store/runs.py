@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager
 from datetime import timedelta
+from decimal import Decimal
 from typing import Any, TypeVar, Unpack, overload
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from orchestrator_state.database import listening
 from orchestrator_state.domain import WorkflowState
 from orchestrator_state.execution import Recovery, RecoveryReport, wanted_run
 from orchestrator_state.records.overview import Attribute
-from orchestrator_state.runs import Duration, Handler, Run
+from orchestrator_state.runs import Budget, Duration, Handler, Run
 from orchestrator_state.store.base import StoreCalls
 from orchestrator_state.store.starting import RunOptions, start
 
@@ -70,6 +71,7 @@ class RunCalls(StoreCalls):
         user_id: str | None = None,
         idempotency_key: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
+        budget: Budget | Decimal | float | None = None,
         wait: Duration | None = None,
         strict: bool = False,
     ) -> Any:
@@ -79,6 +81,7 @@ class RunCalls(StoreCalls):
         what it raises marks the run failed and is raised here. Calling again resumes a failed run, its finished steps
         kept. `context` is the run's at its first start. Without a `workflow_id` each call is a run of its own, unless
         `idempotency_key` says which start it repeats. `attributes` are what it is to be found by: see `set_attributes`.
+        `budget`, a `Budget` or US dollars, is what it may spend on models: then it asks, before its next new step.
 
         With `state=Model` the context is an instance of that model, or a dict that makes one, and the handler has it as
         `run.state`. With `returns=Type` the result is of that type, as the outputs of `run.step(..., returns=Type)`
@@ -102,6 +105,7 @@ class RunCalls(StoreCalls):
             user_id=user_id,
             idempotency_key=idempotency_key,
             attributes=attributes,
+            budget=budget,
         )
         patience = as_duration(0 if wait is None else wait, "wait")
         outcome = await self._executor.run(wanted, handler, wait=patience, strict=as_flag(strict, "strict"))
@@ -117,6 +121,7 @@ class RunCalls(StoreCalls):
         user_id: str | None = None,
         idempotency_key: str | None = None,
         attributes: Mapping[str, Attribute] | None = None,
+        budget: Budget | Decimal | float | None = None,
     ) -> WorkflowState:
         """Record a run for a `Worker` to execute, once for each `workflow_id` or `idempotency_key`.
 
@@ -130,6 +135,7 @@ class RunCalls(StoreCalls):
             user_id=user_id,
             idempotency_key=idempotency_key,
             attributes=attributes,
+            budget=budget,
         )
         return await start(self._transactions, self._executor, wanted)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Generic, TypedDict, TypeVar
 
 from pydantic import BaseModel
@@ -13,7 +14,7 @@ from orchestrator_state.execution import Executor, WantedRun
 from orchestrator_state.records.overview import Attribute
 from orchestrator_state.repositories.runs import MOST_LOOKS
 from orchestrator_state.retry import after_an_effect
-from orchestrator_state.runs import Duration
+from orchestrator_state.runs import Budget, Duration
 from orchestrator_state.store.by_hand import load
 from orchestrator_state.transactions import Transactions
 
@@ -29,6 +30,7 @@ class RunOptions(TypedDict, Generic[_State], total=False):
     user_id: str | None
     idempotency_key: str | None
     attributes: Mapping[str, Attribute] | None
+    budget: Budget | Decimal | float | None
     wait: Duration | None
     strict: bool
 

@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from sqlalchemy import text, update
 
 from orchestrator_state import (
+    Budget,
     Checkpoint,
     OrchestratorStateError,
     Run,
@@ -316,6 +317,17 @@ async def drive_questions(driven: Driven, store: StateStore) -> None:
     await driven.error(errors.RunUnfinished, store.result(question.workflow_state_id))
     await store.answer(question.id, PAYLOAD)
     await driven.error(errors.QuestionClosed, store.answer(question.id, PAYLOAD))
+
+    async def spends(run: Run) -> Any:
+        await run.step("a", lambda: run.record_usage(model="m", input_tokens=1))
+        return await run.step("b", lambda: PAYLOAD)
+
+    options: dict[str, Any] = {"workflow_id": "spends", "context": {"seen": PAYLOAD}, "budget": Budget(tokens=1)}
+    state = await store.start("spends", **options)
+    await store.recover({"spends": spends})
+    (question,) = (await store.list_questions(workflow_state_id=state.id)).questions
+    await store.answer(question.id, "stop")
+    await driven.error(errors.BudgetSpent, store.run("spends", spends, **options))
 
 
 async def drive_executors(driven: Driven, store: StateStore) -> None:

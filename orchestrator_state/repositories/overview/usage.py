@@ -60,6 +60,14 @@ class UsageRepository(Repository):
             statement = statement.group_by(*plain).order_by(*day_first, *spent, *plain).limit(limit)
         return [usage_total_of(row) for row in await self._rows(statement)]
 
+    async def spent(self, run_id: UUID) -> tuple[int, int]:
+        """What a run has spent, failed calls too: in billionths of a US dollar, and in tokens."""
+        statement = select(
+            func.coalesce(func.sum(_u.cost), 0), func.coalesce(func.sum(_u.input_tokens + _u.output_tokens), 0)
+        ).where(_u.namespace == self._namespace, _u.workflow_state_id == run_id)
+        cost, tokens = await self._row(statement)
+        return int(cost), int(tokens)
+
     def _conditions(self, query: UsageQuery) -> list[ColumnElement[bool]]:
         found = [_u.namespace == self._namespace, *(_u[name] == value for name, value in query.wanted.items())]
         if query.since is not None:

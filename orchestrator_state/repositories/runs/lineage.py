@@ -41,6 +41,8 @@ _CONTEXTS: Final = (
     WorkflowRow.initial_context,
     WorkflowRow.initial_context_digest,
     WorkflowRow.attributes,
+    WorkflowRow.budget_cost,
+    WorkflowRow.budget_tokens,
 )
 _ORIGINAL: Final = aliased(StepRow)
 _IS_ORIGINAL: Final = (_ORIGINAL.workflow_state_id == bindparam("of_source"), _ORIGINAL.step_id == StepRow.step_id)
@@ -146,6 +148,7 @@ class LineageRepository(Repository):
             opening = partial(opener.workflow, "context", row.context, row.context_digest)
         first = await self._payloads.aside.call(opening, self._payloads.length([row.context, row.initial_context]))
         columns = columns | await self._sealed_workflow(fork_id, {"initial_context": first})
+        columns |= {"budget_cost": row.budget_cost, "budget_tokens": row.budget_tokens}
         if isinstance(row.attributes, dict):  # the steps that set them are on record, and are not called again
             columns |= {"attributes": row.attributes}
         await self._execute(_SET_LINEAGE, {"of_id": fork_id} | columns)

@@ -42,6 +42,8 @@ class Spending:
         self._lock = threading.Lock()
         self._calls: dict[str, list[FunctionCall]] = {}
         """Of the steps under way, in the order in which their functions were called."""
+        self.cost = self.tokens = 0
+        """What the run has spent in all, for its budget: in billionths of a dollar, and in tokens."""
         self._uncommitted: dict[UUID, tuple[FunctionCall, UsageRecord]] = {}
 
     def begin(self, step_id: str) -> FunctionCall:
@@ -64,6 +66,8 @@ class Spending:
         with self._lock:
             if not call.is_closed:
                 self._uncommitted[record.id] = call, record
+                self.cost += cost or 0
+                self.tokens += input_tokens + output_tokens
                 return
         message = f"usage of {input_tokens} and {output_tokens} tokens came after the end of step {call.step_id!r}"
         hooks.logger.warning("run %s: %s, and is not recorded", self._run_id, message)

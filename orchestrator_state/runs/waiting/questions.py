@@ -14,7 +14,7 @@ from orchestrator_state import hooks
 from orchestrator_state.domain import StepStatus
 from orchestrator_state.errors import InvalidPayload
 from orchestrator_state.payloads import NotAccepted, ValueType, encode
-from orchestrator_state.records import QUESTION, AskedQuestion, OpenStep, answer_signal, question_id_of
+from orchestrator_state.records import QUESTION, AskedQuestion, OpenStep, Signal, answer_signal, question_id_of
 from orchestrator_state.runs.steps import Steps
 from orchestrator_state.runs.waiting.waits import Taken, Wait, next_signal, take
 
@@ -49,7 +49,7 @@ async def ask(steps: Steps, step_id: str, wording: Wording, returns: Any) -> Any
     while not (taken := await _taken_answer(wait, asked_id, returns)):
         if not is_asked:
             await wait.begin()  # first: who is asked is told until when
-            await _ask(steps, AskedQuestion(asked_id, step_id, wording.name, wording.text, wait.until))
+            await ask_once(steps, AskedQuestion(asked_id, step_id, wording.name, wording.text, wait.until))
             is_asked = True
         if not wait.is_over:
             await wait.for_signal(signal)
@@ -61,7 +61,6 @@ async def ask(steps: Steps, step_id: str, wording: Wording, returns: Any) -> Any
 
 async def _taken_answer(wait: Wait, asked_id: UUID, returns: Any) -> Taken | None:
     """The answer, consumed with the step. None if there is none; one that the type refuses is asked for again."""
-    steps = wait.steps
     signal = await next_signal(wait, answer_signal(asked_id))
     if signal is None:
         return None
@@ -69,12 +68,18 @@ async def _taken_answer(wait: Wait, asked_id: UUID, returns: Any) -> Taken | Non
         return await take(wait, signal, returns)
     except NotAccepted as refused:
         reason = str(refused)
+    await refuse_answer(wait, asked_id, signal, reason)
+    return None
+
+
+async def refuse_answer(wait: Wait, asked_id: UUID, signal: Signal, reason: str) -> None:
+    """Open the question again, which then says why."""
+    steps = wait.steps
     hooks.logger.warning("run %s: an answer to %r is not accepted, and asked for again", steps.id, wait.step_id)
     with steps.switch.on_fault():
         await steps.transactions.write(
             lambda uow: uow.questions.refuse(steps.journal.lease, asked_id, signal.id, reason)
         )
-    return None
 
 
 def recorded_answer(steps: Steps, name: str, returns: Any, step: OpenStep) -> Coroutine[Any, Any, Any]:
@@ -84,7 +89,8 @@ def recorded_answer(steps: Steps, name: str, returns: Any, step: OpenStep) -> Co
     return steps.recorded(returns, step)
 
 
-async def _ask(steps: Steps, asked: AskedQuestion) -> None:
+async def ask_once(steps: Steps, asked: AskedQuestion) -> None:
+    """Let the inbox show it, unless it does."""
     with steps.switch.on_fault():
         await steps.transactions.write(lambda uow: uow.questions.ask(steps.journal.lease, asked))
 

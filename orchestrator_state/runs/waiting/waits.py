@@ -202,6 +202,8 @@ def child_run_id(parent: UUID, step_id: str) -> UUID:
 async def child(steps: Steps, step_id: str, start: StartChild, wanted: Child, returns: Any) -> Any:
     """The work of `run.child`."""
     journal = steps.journal
+    if journal.recorded(step_id) is None:
+        await steps.before_spending()
     try:
         result = (await _outcome_of(steps, step_id, start, wanted)).result()
     except NOT_THE_RUNS as fault:
