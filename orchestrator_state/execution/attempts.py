@@ -228,11 +228,13 @@ class Attempt:
             is_left = False
             return Outcome(result)
         except asyncio.CancelledError:
+            await self._record_owed(steps.journal)
             if self._switch.reason is None:
                 raise
             is_left, reason = await uninterrupted(self._stopped(self._switch.reason, steps))
             raise reason from None
         except Exception as error:
+            await self._record_owed(steps.journal)  # in no order: a branch that was left behind may hold that for ever
             if (fault := fault_behind(error)) is not None:
                 is_left = False
                 raise fault from None
@@ -256,17 +258,18 @@ class Attempt:
         except asyncio.CancelledError:
             await settled(task)
             raise
-        finally:
-            if owed := steps.journal.spending.owed():
-                await uninterrupted(self._record(steps.journal, owed))
         self._switch.check()  # a handler may swallow the cancellation that stops it, and return as if it had not come
         if task.cancelled():
             raise asyncio.CancelledError  # before it began
         outcome: Outcome[_T] = task.result()
         return outcome.result()
 
-    async def _record(self, journal: Journal, owed: Sequence[UsageRecord]) -> None:
+    async def _record_owed(self, journal: Journal) -> None:
         """Write what no commit of a step holds: of a call that was cancelled, or whose lease was lost meanwhile."""
+        if owed := journal.spending.owed():
+            await uninterrupted(self._record(journal, owed))
+
+    async def _record(self, journal: Journal, owed: Sequence[UsageRecord]) -> None:
         run_id, transactions = self._run.id, self._shared.transactions
         try:
             await transactions.write(lambda uow: uow.commits.add_usage(run_id, owed), patience=_TO_FIND_OUT)
@@ -285,6 +288,7 @@ class Attempt:
         journal = steps.journal
         # Of a task left behind. What a commit under way saves would be done a second time to a context that holds it.
         async with journal.in_order:
+            await self._record_owed(journal)
             await self._shared.endings.complete(self._run, encoded, await journal.final_context())
         return result
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from orchestrator_state import ConfigurationError, InvalidPayload, LeaseLost, Run, StateStore, UsageTotal, hooks
 from orchestrator_state.models import run_usage
@@ -411,3 +412,59 @@ async def test_old_rows_of_a_day_are_found_by_it(store: StateStore) -> None:
         await uow.session.execute(run_usage.update().values(recorded_at=LONG_AGO))
     [total] = await store.usage("day")
     assert total.day == LONG_AGO.date()
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8, 13, 21])
+async def test_of_a_step_that_a_handler_left_behind_the_record_says_what_became_of_it(
+    store: StateStore, turns: int
+) -> None:
+    async def handler(run: Run) -> None:
+        async def call() -> None:
+            run.record_usage(model="m", input_tokens=1)
+            has_recorded.set()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+        has_recorded = asyncio.Event()
+        left.append(asyncio.ensure_future(run.step("a", call)))
+        await has_recorded.wait()
+
+    left: list[asyncio.Future[Any]] = []
+    await store.run("n", handler)
+    await asyncio.wait(left)
+    [run] = await store.list_runs()
+    [row] = await fetch(store, run_usage.select())
+    assert row.failed == (not (await store.get_run(run.id)).timeline)
+
+
+async def test_names_with_anything_in_them_are_kept_as_they_are(store: StateStore) -> None:
+    name = "\"'\\ \x1b[2J\u202e {}[],\N{SNOWMAN}\U0001f600"
+
+    async def handler(run: Run) -> None:
+        await run.step(name, uses(run, model=name, provider=name))
+
+    await asyncio.gather(*(store.run(name, handler, workflow_id=f"{name}{n}", user_id=name) for n in range(3)))
+    [total] = await store.usage(["name", "user", "model"])
+    assert (total.name, total.user_id, total.model, total.calls) == (name, name, name, 3)
+    rows = await fetch(store, run_usage.select())
+    assert {(row.step_id, row.provider) for row in rows} == {(name, name)}
+    with pytest.raises(InvalidPayload):
+        await store.run("n", lambda run: run.step("a", uses(run, model="\ud800")))
+
+
+async def test_it_commits_on_an_engine_of_the_applications_too(database_url: str, backend: str) -> None:
+    driver = "postgresql+asyncpg" if backend == "postgres" else "sqlite+aiosqlite"
+    engine = create_async_engine(f"{driver}:{database_url.split(':', 1)[1]}")
+    try:
+        async with StateStore.open(engine=engine) as store:
+
+            async def handler(run: Run) -> None:
+                with answer_lost(store):
+                    await run.step("a", uses(run))
+                await run.step("b", uses(run))
+
+            await store.run("n", handler)
+            total = await total_of(store)
+            assert (total.calls, total.failed_calls) == (2, 0)
+    finally:
+        await engine.dispose()
