@@ -17,6 +17,7 @@ from orchestrator_state import (
     RunFailed,
     StateStore,
 )
+from tests.support.fated_commits import FatedCommits
 
 
 async def spends(run: Run, calls: list[str], name: str, cost: float = 1, tokens: int = 100) -> str:
@@ -231,3 +232,24 @@ async def test_a_damaged_budget_fails_the_run_and_no_step_begins(store: StateSto
     await store.recover({"n": handler_of(calls, "a")})
     assert calls == []
     assert (await store.load_workflow_state(state.id)).status == "failed"
+
+
+@pytest.mark.parametrize("lost", range(1, 9))
+async def test_whichever_answer_of_a_commit_is_lost_it_asks_once_and_counts_once(store: StateStore, lost: int) -> None:
+    calls: list[str] = []
+    handlers = {"n": handler_of(calls, "a", "b")}
+    state = await store.start("n", budget=1)
+    commits = FatedCommits(store)
+    for _ in range(lost - 1):
+        commits.fates.append("sound")
+    commits.fates.append("answer lost")
+    await store.recover(handlers)
+    question = await asked(store)
+    await store.answer(question.id, 2)
+    await store.recover(handlers)
+    assert await store.result(state.id) == ["a", "b"]
+    assert calls == ["a", "b"]
+    assert len((await store.list_questions(status=None)).questions) == 1
+    [total] = await store.usage()
+    assert (total.calls, total.failed_calls, total.cost) == (2, 0, Decimal(2))
+    assert commits.faults == 1
