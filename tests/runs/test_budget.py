@@ -1,6 +1,7 @@
 """A run that has spent its budget asks whether it may spend more, once for each limit, and goes on or stops."""
 
 import asyncio
+import contextlib
 from decimal import Decimal
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator_state import (
     StateStore,
 )
 from tests.support.fated_commits import FatedCommits
+from tests.support.running import VanishesEverywhere
 
 
 async def spends(run: Run, calls: list[str], name: str, cost: float = 1, tokens: int = 100) -> str:
@@ -253,3 +255,39 @@ async def test_whichever_answer_of_a_commit_is_lost_it_asks_once_and_counts_once
     [total] = await store.usage()
     assert (total.calls, total.failed_calls, total.cost) == (2, 0, Decimal(2))
     assert commits.faults == 1
+
+
+async def test_a_worker_that_vanishes_at_each_event_of_branches_changes_nothing(database_url: str) -> None:
+    calls: list[str] = []
+
+    async def handler(run: Run) -> list[str]:
+        branches = (run.step(name, spends, run, calls, name) for name in "ab")
+        return [*await asyncio.gather(*branches), await run.step("c", spends, run, calls, "c")]
+
+    async with StateStore.open(database_url, hook=VanishesEverywhere()) as store:
+        state = await store.start("n", budget=2)
+        while (await store.load_workflow_state(state.id)).status != "completed":
+            with contextlib.suppress(asyncio.CancelledError):
+                await store.recover({"n": handler})
+            for question in await store.list_questions():
+                await store.answer(question.id, 100)
+        [total] = await store.usage()
+    assert total.calls == 3
+    assert total.calls + total.failed_calls <= len(calls)
+
+
+@pytest.mark.parametrize("backend", ["postgres"])
+async def test_in_a_schema_of_postgres_many_runs_ask_and_go_on(database_url: str) -> None:
+    calls: list[str] = []
+    handlers = {"n": handler_of(calls, "a", "b", "c")}
+    async with StateStore.open(database_url, db_schema="other_place", migrate=True) as store:
+        for number in range(8):
+            await store.start("n", workflow_id=str(number), budget=2)
+        await store.recover(handlers)
+        questions = (await store.list_questions()).questions
+        assert len(questions) == 8
+        for question in questions:
+            await store.answer(question.id, 9)
+        await store.recover(handlers)
+        [total] = await store.usage()
+    assert (total.calls, total.failed_calls) == (24, 0)
