@@ -71,6 +71,7 @@ if TYPE_CHECKING:
         VerifyReport,
     )
     from orchestrator_state.models import metadata
+    from orchestrator_state.moving import ExportReport, ImportReport, MovedRun
     from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
     from orchestrator_state.records import Question, QuestionFilters, QuestionPage
     from orchestrator_state.records.overview import (
@@ -121,15 +122,18 @@ __all__ = [
     "EraseReport",
     "Event",
     "ExecutorUnavailable",
+    "ExportReport",
     "FinishedCount",
     "Happened",
     "Hook",
+    "ImportReport",
     "InvalidPayload",
     "InvalidTransition",
     "KeyRing",
     "LeaseHeld",
     "LeaseLost",
     "MissingExtra",
+    "MovedRun",
     "NewerSchemaVersion",
     "NotFound",
     "OrchestratorStateError",
@@ -212,6 +216,7 @@ _HOMES = (
     "unit_of_work",
     "execution",
     "maintenance",
+    "moving",
     "store",
     "worker",
     "blocking",

@@ -19,6 +19,7 @@ from orchestrator_state.database import Database, Idling, Places, idling, lend
 from orchestrator_state.errors import ConfigurationError, Conflict, CorruptPayload, StoreUnavailable
 from orchestrator_state.payloads import BlobName, MoveFirst, Offload, Payloads
 from orchestrator_state.repositories import MOST_AT_ONCE, CallRepository, PastRepository, Unit
+from orchestrator_state.repositories.moving import MovingRepository
 from orchestrator_state.repositories.overview import CurrentStepRepository, OverviewRepository, UsageRepository
 from orchestrator_state.repositories.runs import (
     ClaimRepository,
@@ -125,6 +126,10 @@ class StoreUnit(Unit):
     @cached_property
     def inspection(self) -> InspectionRepository:
         return self._on_session(InspectionRepository)
+
+    @cached_property
+    def moving(self) -> MovingRepository:
+        return self._on_session(MovingRepository)
 
     @cached_property
     def overview(self) -> OverviewRepository:

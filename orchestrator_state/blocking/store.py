@@ -286,6 +286,9 @@ class BlockingStore:
     collect_garbage = blocking(StateStore.collect_garbage)
     verify = blocking(StateStore.verify)
     rekey = blocking(StateStore.rekey)
+    export_runs = blocking(StateStore.export_runs)
+    import_runs = blocking(StateStore.import_runs)
+    backup = blocking(StateStore.backup)
     health_check = blocking(StateStore.health_check)
 
     # --- where it is done --------------------------------------------------------------------------------------------

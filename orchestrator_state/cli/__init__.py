@@ -1,5 +1,5 @@
 """The command line: `orchestrator-state runs …`, `… checkpoints …`, `… db …`, `… health`, `… prune`, `… erase`,
-`… verify`, `… rekey`, `… collect-garbage` and `… demo`."""
+`… verify`, `… rekey`, `… collect-garbage`, `… export`, `… import`, `… backup` and `… demo`."""
 
 from __future__ import annotations
 

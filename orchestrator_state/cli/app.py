@@ -9,6 +9,7 @@ import typer
 
 from orchestrator_state.cli.checkpoints import checkpoints
 from orchestrator_state.cli.database import db, health
+from orchestrator_state.cli.moving.exports import backup, export, import_
 from orchestrator_state.cli.output import write
 from orchestrator_state.cli.payloads import collect_garbage, rekey, verify
 from orchestrator_state.cli.retention import erase, prune
@@ -22,8 +23,9 @@ app = typer.Typer(
 app.add_typer(runs, name="runs")
 app.add_typer(checkpoints, name="checkpoints")
 app.add_typer(db, name="db")
-for command in (verify, rekey, collect_garbage, prune, erase, health):
+for command in (verify, rekey, collect_garbage, prune, erase, health, export, backup):
     app.command()(command)
+app.command(name="import")(import_)
 
 
 def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it

@@ -25,7 +25,7 @@ def verify(app: OptionalApp = None, url: Url = None, db_schema: Schema = None, n
     Nothing is written. Exits with 1 if anything is damaged or does not load.
     """
     options = store_options(app, url, db_schema, namespace)
-    with _progress("verify") as progress:
+    with shown_progress("verify") as progress:
         report = with_store(options, lambda store: store.verify(load=app is not None, progress=progress))
     _show_damage(report)
     if app is not None:
@@ -47,7 +47,7 @@ def rekey(
     so that an older key or codec is still needed.
     """
     options = store_options(app, url, db_schema, namespace)
-    with _progress("rekey") as progress:
+    with shown_progress("rekey") as progress:
         report = with_store(options, lambda store: store.rekey(dry_run=dry_run, progress=progress))
     _show_rekeyed(report, dry_run=dry_run)
     raise typer.Exit(0 if report.is_complete else 1)
@@ -105,7 +105,7 @@ def _show_list(table: Table, listed: int, found: int) -> None:
 
 
 @contextmanager
-def _progress(name: str) -> Iterator[Callable[[int, int], None]]:
+def shown_progress(name: str) -> Iterator[Callable[[int, int], None]]:
     from rich.console import Console
     from rich.progress import Progress
 

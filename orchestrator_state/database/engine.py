@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from sqlalchemy import Executable, Pool, event
@@ -120,6 +121,14 @@ class Database(ABC):
     @abstractmethod
     async def warm_up(self, connections: int) -> None:
         """Open the pool's first connections now, if that takes long, so that the first callers do not wait for them."""
+
+    @abstractmethod
+    async def copy_to(self, path: Path) -> None:
+        """Copy the database as it is now into an empty file, while others use it."""
+
+    @abstractmethod
+    async def hold_snapshot(self, session: AsyncSession) -> None:
+        """Let all statements of this transaction see the same; to be called before its first."""
 
     def held_up_renewals(self, open_for: timedelta) -> bool:
         """Whether a transaction that was `open_for` so long kept leases from being renewed."""

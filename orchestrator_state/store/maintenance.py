@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import datetime, timedelta
 from typing import Final
 from uuid import UUID
@@ -25,6 +26,7 @@ from orchestrator_state.maintenance import (
     row_counter,
     verify,
 )
+from orchestrator_state.moving import ExportReport, ImportReport, Place, back_up, export_runs, import_runs
 from orchestrator_state.repositories.upkeep import CHECKED_TABLES
 from orchestrator_state.runs import Duration
 from orchestrator_state.store.base import StoreCalls
@@ -144,6 +146,46 @@ class MaintenanceCalls(StoreCalls):
         loads = as_flag(load, "load")
         counted = await row_counter(self._transactions, as_listener(progress, "progress"), CHECKED_TABLES)
         return await verify(self._transactions, load=loads, on_rows=counted)
+
+    async def export_runs(
+        self, file: Place, *, overwrite: bool = False, progress: Progress | None = None
+    ) -> ExportReport:
+        """Write all runs of the namespace, with all that belongs to them, to a file: a path, or a binary stream.
+
+        Lines of JSON; compressed if the path ends in `.zst` (extra `zstd`). Payloads are written as they are stored,
+        those of a blob store too, so no key is needed, and nothing that is encrypted is opened. A page of runs is one
+        transaction: each run is as it was at one moment, and the runs may be of different ones while workers write.
+        Leases and the ids of calls are left out. Memory does not grow with the database, but with its largest run.
+
+        A file at that path is not replaced without `overwrite`, and before all is written there is none under its name.
+        `progress(done, total)` counts runs. Raises `AlreadyExists`, `ConfigurationError` if payloads are in a blob
+        store that this store has not, and the `OSError` of a file that cannot be written.
+        """
+        is_forced, listener = as_flag(overwrite, "overwrite"), as_listener(progress, "progress")
+        return await export_runs(self._transactions, file, overwrite=is_forced, progress=listener)
+
+    async def import_runs(self, file: Place, *, progress: Progress | None = None) -> ImportReport:
+        """Take over the runs of a file that `export_runs` has written, on whichever database.
+
+        The file is verified before anything is written; a stream that cannot be read twice, as it is read. A run comes
+        with all that belongs to it, in one transaction, or not at all: after an interruption, call it again. A run
+        that is there already is left alone; if it differs, or if its idempotency key is taken, the report names it.
+        Runs that have not ended may be claimed by workers at once.
+
+        `progress(done, total)` counts bytes. Raises `InvalidPayload` for what is no export, or of another namespace,
+        `CorruptPayload` for one that is cut off or was changed, `SchemaOutOfDate` if the databases are not at the same
+        revision, and `ConfigurationError` if payloads are of a blob store and this store has none.
+        """
+        return await import_runs(self._transactions, file, progress=as_listener(progress, "progress"))
+
+    async def backup(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> int:
+        """Copy the SQLite database into a file, while others use it; it is as of one moment. Returns its bytes.
+
+        Nobody who writes has to wait, and the copy is whole before it has its name. Blobs are not in it. Raises
+        `AlreadyExists` if there is a file and not `overwrite`, and `ConfigurationError` on Postgres, which has
+        `pg_dump`.
+        """
+        return await back_up(self._transactions, path, overwrite=as_flag(overwrite, "overwrite"))
 
     async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
         """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.

@@ -1,8 +1,11 @@
 """Every call of a store, each with arguments that it takes: for what has to hold of all of them."""
 
 import inspect
+import io
+import tempfile
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -17,10 +20,12 @@ async def handler(run: Any) -> int:
 _SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
     "checkpoint": lambda: Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot={}),
     "checkpoint_id": uuid4,
+    "file": io.BytesIO,
     "handler": lambda: handler,
     "handlers": lambda: {"n": handler},
     "keep": lambda: 1,
     "name": lambda: "n",
+    "path": lambda: Path(tempfile.mkdtemp()) / "copy.db",
     "policy": lambda: Retention(completed=timedelta(days=1)),
     "question_id": uuid4,
     "older_than": lambda: timedelta(days=1),

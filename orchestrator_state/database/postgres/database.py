@@ -9,10 +9,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-from sqlalchemy import Connection, event, exc, func, inspect, literal, select
+from sqlalchemy import Connection, event, exc, func, inspect, literal, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlalchemy.schema import CreateSchema
@@ -28,7 +29,7 @@ from orchestrator_state.database.postgres.notifications import ServerListener
 from orchestrator_state.database.sessions.failed_statements import refuse_entangled_connections
 from orchestrator_state.database.sessions.lent import put_back_postgres
 from orchestrator_state.database.urls import PostgresLocation
-from orchestrator_state.errors import StoreUnavailable
+from orchestrator_state.errors import ConfigurationError, StoreUnavailable
 from orchestrator_state.settings import Settings
 
 _Answer = TypeVar("_Answer")
@@ -40,6 +41,9 @@ _WITHOUT_LIMITS: Final = select(
     *(func.set_config(limit, "0", literal(value=True)) for limit in ("statement_timeout", "lock_timeout"))
 )
 _MIGRATION_LOCK: Final = 0x6F7263685F7374  # "orch_st": the key of the advisory lock that migrations take
+
+
+_HOLD_SNAPSHOT: Final = text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
 
 
 class PostgresDatabase(Database):
@@ -81,6 +85,13 @@ class PostgresDatabase(Database):
     async def _begin_adopted(self, session: AsyncSession) -> None:
         if self._autocommits:
             await session.connection(execution_options={"isolation_level": "READ COMMITTED"})
+
+    async def copy_to(self, path: Path) -> None:
+        raise ConfigurationError("a Postgres database is backed up with pg_dump, or by its server: see its manual")
+
+    async def hold_snapshot(self, session: AsyncSession) -> None:
+        with database_errors():
+            await session.execute(_HOLD_SNAPSHOT)
 
     async def _urgently(self) -> AsyncEngine:
         """On a connection beside the pool; where the server has none free for that, on one of the pool after all."""

@@ -1,0 +1,1 @@
+"""The commands that take runs from one database to another: `export`, `import`, `backup`."""

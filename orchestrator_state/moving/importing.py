@@ -1,0 +1,183 @@
+"""Take the runs of an export into a store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Final
+from uuid import UUID
+
+from orchestrator_state import schema
+from orchestrator_state.errors import ConfigurationError, Conflict, PayloadError
+from orchestrator_state.moving.files import Input, Place
+from orchestrator_state.moving.lines import (
+    LONGEST_HEADER,
+    Assembly,
+    MovedRun,
+    Tally,
+    Whole,
+    read_header,
+    read_line,
+    require_whole,
+)
+from orchestrator_state.repositories.moving import MovedTable, Row, RunRows
+from orchestrator_state.transactions import StoreUnit, Transactions
+
+_ROWS_AT_ONCE: Final = 5000
+_LISTED: Final = 1000
+_DIFFERS: Final = "is there already, and differs"
+_KEY_TAKEN: Final = "another run has its idempotency key, or it is in another namespace"
+
+
+@dataclass(slots=True, kw_only=True)
+class ImportReport:
+    """What `import_runs` did. Of the list the first 1,000 are kept."""
+
+    imported: int = 0
+    """Runs that were not there before."""
+    present: int = 0
+    """Runs that were there already, and are the same."""
+    conflicting: int = 0
+    """Runs that were left, because what is there under their id, or that of a part of them, is something else."""
+    conflicts: list[MovedRun] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    """By table: of the whole export."""
+    blobs: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all that the export holds is in the store now."""
+        return not self.conflicting
+
+    def _left(self, workflow_state_id: UUID, reason: str) -> None:
+        self.conflicting += 1
+        if len(self.conflicts) < _LISTED:
+            self.conflicts.append(MovedRun(workflow_state_id, reason))
+
+
+async def import_runs(
+    transactions: Transactions, place: Place, *, progress: Callable[[int, int], object] | None
+) -> ImportReport:
+    """See `StateStore.import_runs`."""
+    transactions.enter()
+    source = await asyncio.to_thread(Input, place)
+    try:
+        total = 0
+        if source.can_be_read_twice:
+            total = await asyncio.to_thread(_verified, source, transactions.settings.namespace)
+            await asyncio.to_thread(source.begin)
+        return await _Import(transactions, source, progress, total).done()
+    finally:
+        await asyncio.to_thread(source.close)
+
+
+def _verified(source: Input, namespace: str) -> int:
+    """How many bytes the export has. Raises before anything is written: see `read_header` and `require_whole`."""
+    line, number, tally = source.header(LONGEST_HEADER), 1, Tally()
+    read_header(line, schema=schema.head_revision(), namespace=namespace)
+    tally.add(line)
+    while lines := source.lines():
+        for line in lines:
+            number += 1
+            tally.add(line)
+    require_whole(tally, number)
+    return tally.bytes
+
+
+class _Import:
+    def __init__(
+        self,
+        transactions: Transactions,
+        source: Input,
+        progress: Callable[[int, int], object] | None,
+        total: int,
+    ) -> None:
+        self._transactions = transactions
+        self._source = source
+        self._progress = progress
+        self._total = total
+        self._tally = Tally()
+        self._report = ImportReport()
+        self._assembly = Assembly(transactions.settings.namespace)
+
+    async def done(self) -> ImportReport:
+        line, number = await asyncio.to_thread(self._source.header, LONGEST_HEADER), 1
+        read_header(line, schema=schema.head_revision(), namespace=self._transactions.settings.namespace)
+        self._tally.add(line)
+        while lines := await asyncio.to_thread(self._source.lines):
+            whole: list[Whole] = []
+            for line in lines:
+                number += 1
+                self._tally.add(line)
+                if self._tally.last is None:
+                    whole += self._assembly.add(read_line(line, number, self._tally), number)
+            await self._write(whole)
+            if self._progress:
+                self._progress(self._tally.bytes, max(self._tally.bytes, self._total))
+        # A stream that is cut off has no end: the run that it ends with may lack a part.
+        require_whole(self._tally, number)
+        await self._write([*self._assembly.rest()])
+        for moved, row in self._assembly.outliving:
+            await self._transactions.write(partial(_insert_row, moved, row))
+        end = self._tally.end
+        self._report.rows, self._report.blobs = {name: n for name, n in end.rows.items() if n}, end.blobs
+        return self._report
+
+    async def _write(self, runs: Sequence[Whole]) -> None:
+        """In transactions of many; one by one where one of them is refused."""
+        await self._put_blobs(runs)
+        start = 0
+        while start < len(runs):
+            end, rows = start, 0
+            while end < len(runs) and (end == start or rows < _ROWS_AT_ONCE):
+                rows += sum(len(each) for each in runs[end].rows.rows.values())
+                end += 1
+            await self._insert([run.rows for run in runs[start:end]])
+            start = end
+
+    async def _put_blobs(self, runs: Sequence[Whole]) -> None:
+        blobs = [blob for run in runs for blob in run.blobs]
+        if not blobs:
+            return
+        store = self._transactions.payloads.blobs
+        if store is None:
+            raise ConfigurationError("the export has payloads of a blob store: open the store with `blobs`")
+        for blob in blobs:
+            await store.put(blob.name, blob.content)
+
+    async def _insert(self, runs: Sequence[RunRows]) -> None:
+        inserted: set[UUID] = set()  # also by a try whose answer was lost
+        try:
+            found = await self._transactions.write(partial(_insert, runs, inserted))
+        except (Conflict, PayloadError):
+            if len(runs) > 1:
+                for run in runs:
+                    await self._insert([run])
+            else:
+                self._report._left(runs[0].id, "a part of it is there already, of another run")  # noqa: SLF001
+            return
+        there = {run.id: run for run in found}
+        for run in runs:
+            if run.id not in there:
+                self._report._left(run.id, _KEY_TAKEN)  # noqa: SLF001
+            elif not run.equals(there[run.id]):
+                self._report._left(run.id, _DIFFERS)  # noqa: SLF001
+            elif run.id in inserted:
+                self._report.imported += 1
+            else:
+                self._report.present += 1
+
+
+async def _insert(runs: Sequence[RunRows], inserted: set[UUID], uow: StoreUnit) -> list[RunRows]:
+    """Those that are there now: what was inserted is as it was read, and need not be looked at."""
+    new = await uow.moving.insert(runs)
+    inserted |= new
+    others = [run.id for run in runs if run.id not in new]
+    there, _ = await uow.moving.get(others) if others else ([], [])
+    return [*(run for run in runs if run.id in new), *there]
+
+
+async def _insert_row(moved: MovedTable, row: Row, uow: StoreUnit) -> None:
+    await uow.moving.insert_rows(moved, [row])

@@ -1,0 +1,1 @@
+"""Runs that move from one database to another."""
