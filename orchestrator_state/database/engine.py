@@ -122,6 +122,11 @@ class Database(ABC):
     async def warm_up(self, connections: int) -> None:
         """Open the pool's first connections now, if that takes long, so that the first callers do not wait for them."""
 
+    @property
+    def file(self) -> Path | None:
+        """The file that the database is in, if it is in one."""
+        return None
+
     @abstractmethod
     async def copy_to(self, path: Path) -> None:
         """Copy the database as it is now into an empty file, while others use it."""

@@ -48,7 +48,7 @@ class ExportReport:
     sha256: str = ""
     """Of all that was written, uncompressed, but the last line, which says it too."""
     left: int = 0
-    """Runs that are not in the export: they have cells that hold no value of their type."""
+    """Runs that are not in the export: they have cells that hold no value of their type, or even an id that is none."""
     runs_left: list[MovedRun] = field(default_factory=list)
     lost_blobs: list[str] = field(default_factory=list)
     """Payloads that are in the export as references alone: their blobs are gone from the blob store."""
@@ -64,7 +64,7 @@ async def export_runs(
 ) -> ExportReport:
     """See `StateStore.export_runs`."""
     transactions.enter()
-    output = await asyncio.to_thread(Output, place, overwrite=overwrite)
+    output = Output(place, overwrite=overwrite, taken=transactions.database.file)
     try:
         report = await _Export(transactions, output, progress).written()
         await asyncio.to_thread(output.finish)
@@ -113,6 +113,7 @@ class _Export:
                 sizes, after, done = sizes[number:], ids[-1], done + number
                 if self._progress:
                     self._progress(done, max(done, total))
+        self._report.left += await self._transactions.read(lambda uow: uow.moving.count_unaddressable())
 
     async def _read(self, ids: Sequence[UUID], uow: StoreUnit) -> tuple[list[RunRows], list[LeftRun]]:
         await self._transactions.database.hold_snapshot(uow.session)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Final
@@ -14,6 +15,7 @@ from orchestrator_state.errors import AlreadyExists, ConfigurationError, Invalid
 Place = str | os.PathLike[str] | IO[bytes]
 
 _BYTES_AT_ONCE: Final = 4 * 1024 * 1024
+_LONGEST_LINE: Final = 1024 * 1024 * 1024
 _ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _SUFFIX: Final = ".zst"
 _UNFINISHED: Final = ".unfinished"
@@ -31,32 +33,67 @@ def _zstd() -> Any:
     return zstd
 
 
-def _is_stream(place: Place, method: str) -> bool:
-    if isinstance(place, str | os.PathLike):
-        return False
+def _require_stream(place: object, method: str) -> None:
     if not hasattr(place, method):
         raise ConfigurationError(f"the file must be a path, or a binary stream that one can {method}")
-    return True
+
+
+class NewFile:
+    """A file that has another name until it is finished, so that nobody takes a part of it for the whole.
+
+    `taken` is the file of the database, which is not to be written over. Raises `ConfigurationError`, or
+    `AlreadyExists` unless what is there is to be replaced.
+    """
+
+    def __init__(self, place: str | os.PathLike[str], *, overwrite: bool, taken: Path | None) -> None:
+        self.target: Final = Path(os.fspath(place))
+        if "\0" in str(self.target) or self.target.is_dir() or not self.target.parent.is_dir():
+            raise ConfigurationError("the file to write must be in a directory that is there, and be none itself")
+        if self.target.exists():
+            if taken is not None and taken.exists() and self.target.samefile(taken):
+                raise ConfigurationError("the file to write is the database itself: name another one")
+            if not overwrite:
+                raise AlreadyExists(f"there is a file at {str(self.target)!r}: name another one, or overwrite it")
+        # For its owner alone, whatever the process's umask: it holds what the database holds. And under a name that
+        # nobody else has.
+        prefix = f"{self.target.name[:100]}."
+        descriptor, name = tempfile.mkstemp(prefix=prefix, suffix=_UNFINISHED, dir=self.target.parent)
+        self.opened: Final = os.fdopen(descriptor, "wb")
+        self.path: Final = Path(name)
+
+    def finish(self) -> None:
+        """It is on disk, and has its name."""
+        self.opened.flush()
+        os.fsync(self.opened.fileno())
+        self.opened.close()
+        for beside in ("-wal", "-shm"):  # of a database that was there: SQLite would take them for the new one's
+            self.target.with_name(self.target.name + beside).unlink(missing_ok=True)
+        self.path.replace(self.target)
+        descriptor = os.open(self.target.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def give_up(self) -> None:
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError, ValueError):
+            self.opened.close()
+        self.path.unlink(missing_ok=True)
 
 
 class Output:
-    """A file under another name until it is finished, or a stream. With the suffix `.zst` it is compressed."""
+    """Where an export goes: a new file, compressed if its name ends in `.zst`, or a stream."""
 
-    def __init__(self, place: Place, *, overwrite: bool) -> None:
-        self._target: Path | None = None
-        self._opened: Any = None
-        if _is_stream(place, "write"):
+    def __init__(self, place: Place, *, overwrite: bool, taken: Path | None) -> None:
+        self._new: NewFile | None = None
+        if not isinstance(place, str | os.PathLike):
+            _require_stream(place, "write")
             self._file: Any = place
             return
-        self._target = Path(os.fspath(place))  # type: ignore[arg-type]
-        if self._target.exists() and not overwrite:
-            raise AlreadyExists(f"there is a file at {str(self._target)!r}: name another one, or overwrite it")
-        self._unfinished = self._target.with_name(self._target.name + _UNFINISHED)
-        # For its owner alone, whatever the process's umask: it holds what the database holds.
-        descriptor = os.open(self._unfinished, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        self._opened = self._file = os.fdopen(descriptor, "wb")
-        if self._target.suffix == _SUFFIX:
-            self._file = _zstd().open(self._opened, "wb")
+        zstd = _zstd() if os.fspath(place).endswith(_SUFFIX) else None
+        self._new = NewFile(place, overwrite=overwrite, taken=taken)
+        self._file = self._new.opened if zstd is None else zstd.open(self._new.opened, "wb")
 
     def write(self, content: bytes) -> None:
         left = memoryview(content)
@@ -66,22 +103,17 @@ class Output:
 
     def finish(self) -> None:
         """All is written, and on disk."""
-        if self._target is None:
+        if self._new is None:
             self._file.flush()
             return
-        if self._file is not self._opened:
+        if self._file is not self._new.opened:
             self._file.close()
-        self._opened.flush()
-        os.fsync(self._opened.fileno())
-        self._opened.close()
-        self._unfinished.replace(self._target)
+        self._new.finish()
 
     def give_up(self) -> None:
         """Leave nothing that looks like an export."""
-        if self._target is not None:
-            with contextlib.suppress(OSError, ValueError):
-                self._opened.close()
-            self._unfinished.unlink(missing_ok=True)
+        if self._new is not None:
+            self._new.give_up()
 
 
 class Input:
@@ -89,13 +121,11 @@ class Input:
 
     def __init__(self, place: Place) -> None:
         self._opened: Any = None
-        if _is_stream(place, "read"):
-            self._raw: Any = place
+        if isinstance(place, str | os.PathLike):
+            self._opened = self._raw = _opened(Path(os.fspath(place)))
         else:
-            path = Path(os.fspath(place))  # type: ignore[arg-type]
-            if not path.is_file():
-                raise InvalidPayload(f"there is no file at {str(path)!r}", path="file")
-            self._opened = self._raw = path.open("rb")
+            _require_stream(place, "read")
+            self._raw = place
         self.can_be_read_twice: bool = self._raw.seekable()
         self._begin = self._raw.tell() if self.can_be_read_twice else 0
         self._rest = b""
@@ -116,13 +146,17 @@ class Input:
 
     def lines(self) -> Sequence[bytes]:
         """Some of the next lines; none at the end. The last one may lack its end."""
+        pieces = [self._rest]
         while chunk := self._read(_BYTES_AT_ONCE):
-            self._rest += chunk
-            if (end := self._rest.rfind(b"\n") + 1) > 0:
-                whole, self._rest = self._rest[:end], self._rest[end:]
-                return list(_split(whole))
-        whole, self._rest = self._rest, b""
-        return list(_split(whole))
+            whole, newline, rest = chunk.rpartition(b"\n")
+            if newline:
+                self._rest = rest
+                return list(_split(b"".join([*pieces, whole, newline])))
+            pieces.append(chunk)
+            if len(pieces) * _BYTES_AT_ONCE > _LONGEST_LINE:
+                raise InvalidPayload("the file has a line that is longer than any of an export", path="file")
+        self._rest = b""
+        return list(_split(b"".join(pieces)))
 
     def close(self) -> None:
         if self._opened is not None:
@@ -158,6 +192,15 @@ class _Prefixed:
             return start
         content: bytes | None = self._rest.read(size)
         return content or b""
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        if not path.is_dir():
+            return path.open("rb")
+    except (FileNotFoundError, ValueError):
+        pass
+    raise InvalidPayload(f"there is no file at {str(path)!r}", path="file")
 
 
 def _split(text: bytes) -> Iterator[bytes]:

@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 from uuid import UUID
 
@@ -28,6 +30,7 @@ from orchestrator_state.transactions import StoreUnit, Transactions
 _ROWS_AT_ONCE: Final = 5000
 _LISTED: Final = 1000
 _DIFFERS: Final = "is there already, and differs"
+_PART_TAKEN: Final = "a part of it is there already, of another run"
 _KEY_TAKEN: Final = "another run has its idempotency key, or it is in another namespace"
 
 
@@ -82,6 +85,8 @@ def _verified(source: Input, namespace: str) -> int:
         for line in lines:
             number += 1
             tally.add(line)
+            if tally.last is None:
+                tally.count(line)
     require_whole(tally, number)
     return tally.bytes
 
@@ -114,13 +119,13 @@ class _Import:
                 if self._tally.last is None:
                     whole += self._assembly.add(read_line(line, number, self._tally), number)
             await self._write(whole)
+            await self._write_outliving()
             if self._progress:
                 self._progress(self._tally.bytes, max(self._tally.bytes, self._total))
         # A stream that is cut off has no end: the run that it ends with may lack a part.
         require_whole(self._tally, number)
         await self._write([*self._assembly.rest()])
-        for moved, row in self._assembly.outliving:
-            await self._transactions.write(partial(_insert_row, moved, row))
+        await self._write_outliving()
         end = self._tally.end
         self._report.rows, self._report.blobs = {name: n for name, n in end.rows.items() if n}, end.blobs
         return self._report
@@ -137,6 +142,11 @@ class _Import:
             await self._insert([run.rows for run in runs[start:end]])
             start = end
 
+    async def _write_outliving(self) -> None:
+        rows, self._assembly.outliving = self._assembly.outliving, []
+        if rows:
+            await self._transactions.write(partial(_insert_rows, rows))
+
     async def _put_blobs(self, runs: Sequence[Whole]) -> None:
         blobs = [blob for run in runs for blob in run.blobs]
         if not blobs:
@@ -151,12 +161,13 @@ class _Import:
         inserted: set[UUID] = set()  # also by a try whose answer was lost
         try:
             found = await self._transactions.write(partial(_insert, runs, inserted))
-        except (Conflict, PayloadError):
+        except (Conflict, PayloadError) as error:
             if len(runs) > 1:
                 for run in runs:
                     await self._insert([run])
             else:
-                self._report._left(runs[0].id, "a part of it is there already, of another run")  # noqa: SLF001
+                reason = _PART_TAKEN if isinstance(error, Conflict) else str(error)
+                self._report._left(runs[0].id, reason)  # noqa: SLF001
             return
         there = {run.id: run for run in found}
         for run in runs:
@@ -179,5 +190,6 @@ async def _insert(runs: Sequence[RunRows], inserted: set[UUID], uow: StoreUnit) 
     return [*(run for run in runs if run.id in new), *there]
 
 
-async def _insert_row(moved: MovedTable, row: Row, uow: StoreUnit) -> None:
-    await uow.moving.insert_rows(moved, [row])
+async def _insert_rows(rows: Sequence[tuple[MovedTable, Row]], uow: StoreUnit) -> None:
+    for moved, each in groupby(rows, key=itemgetter(0)):
+        await uow.moving.insert_rows(moved, [row for _, row in each])

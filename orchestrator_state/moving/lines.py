@@ -22,6 +22,7 @@ from uuid import UUID
 import msgspec
 
 from orchestrator_state.errors import CorruptPayload, InvalidPayload, SchemaOutOfDate
+from orchestrator_state.payloads import BlobName, Reference
 from orchestrator_state.repositories.moving import TABLES, MovedTable, Row, RunRows
 
 FORMAT: Final = "orchestrator_state"
@@ -29,6 +30,7 @@ VERSION: Final = 1
 LONGEST_HEADER: Final = 64 * 1024
 _END: Final = b'{"end":'
 _RUNS: Final = "workflow_states"
+_BLOB: Final = "blob"
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -90,7 +92,7 @@ class Tally:
     """Counts lines, and their digest."""
 
     def __init__(self) -> None:
-        self.rows: Final[Counter[str]] = Counter()
+        self.rows: Final[Counter[str]] = Counter(dict.fromkeys(TABLES, 0))
         self.blobs = 0
         self.bytes = 0
         self.last: bytes | None = None
@@ -106,6 +108,14 @@ class Tally:
             return
         self.bytes += len(line)
         self._digest.update(line)
+
+    def count(self, line: bytes) -> None:
+        """A line by its table, which is all that is looked at."""
+        name = line[2 : line.find(b'"', 2)].decode(errors="replace")
+        if name == _BLOB:
+            self.blobs += 1
+        else:
+            self.rows[name] += 1
 
     @property
     def end(self) -> End:
@@ -123,7 +133,7 @@ def run_lines(run: RunRows, blobs: Iterable[Blob], tally: Tally) -> bytes:
     """A run with all that belongs to it."""
     found = list(blobs)
     tally.blobs += len(found)
-    lines = [_encode({"blob": blob}) + b"\n" for blob in found]
+    lines = [_encode({_BLOB: blob}) + b"\n" for blob in found]
     for name in TABLES:
         lines += _row_lines(name, run.rows.get(name, ()), tally)
     return _counted(lines, tally)
@@ -188,15 +198,15 @@ def require_whole(tally: Tally, line_number: int) -> None:
         end = _read_end(tally.last).end
     except (msgspec.MsgspecError, ValueError):
         raise CorruptPayload("the last line of the export cannot be read", path="end") from None
-    if end.sha256 != tally.end.sha256:
-        raise CorruptPayload("the export was changed since it was written: its digest is another one", path="end")
+    if end != tally.end:
+        raise CorruptPayload("the export was changed since it was written: its end says something else", path="end")
 
 
 def read_line(line: bytes, line_number: int, tally: Tally) -> Blob | tuple[MovedTable, Row]:
     """A blob, or a row and its table. Raises `CorruptPayload`, which names the line."""
     try:
         ((name, content),) = _read_line(line).items()
-        if name == "blob":
+        if name == _BLOB:
             tally.blobs += 1
             return _read_blob(content)
         row = _read_row[name](content)
@@ -244,8 +254,13 @@ class Assembly:
             raise _unreadable(line_number)
 
     def rest(self) -> Iterator[Whole]:
-        """The last run."""
+        """The last run. Raises `CorruptPayload` for blobs that it does not refer to."""
         if self._run is not None:
+            named = {
+                each.name for each in Reference.all_in(row.values() for rows in self._run.values() for row in rows)
+            }
+            if not all(blob.name in named and BlobName.parse(blob.name) for blob in self._blobs):
+                raise CorruptPayload("the export has a blob that its run does not refer to", path="blob")
             yield Whole(RunRows.of(self._run[_RUNS][0]["id"], self._run), self._blobs)
             self._run = None
 

@@ -58,7 +58,7 @@ def test_what_is_no_export_is_said_to_be_none(filled: str, command: Command, tmp
         assert "\x1b" not in err
     assert command("import", str(tmp_path / "none"))[0] == 2
     assert command("import", str(tmp_path))[0] == 2
-    assert command("export", str(tmp_path / "none" / "runs"))[0] == 7
+    assert command("export", str(tmp_path / "none" / "runs"))[0] == 1
 
 
 def test_a_cut_export_changes_nothing(filled: str, command: Command, tmp_path: Path) -> None:

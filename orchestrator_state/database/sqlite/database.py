@@ -102,6 +102,11 @@ class SqliteDatabase(Database):
     async def warm_up(self, connections: int) -> None:
         """A file is opened in no time."""
 
+    @property
+    def file(self) -> Path | None:
+        name = self._pool.url.database
+        return Path(name) if name else None
+
     async def copy_to(self, path: Path) -> None:
         # All pages at once: readers hold up no writer in WAL, and a copy in parts begins anew with each write.
         with closing(sqlite3.connect(path, check_same_thread=False)) as copy, database_errors():

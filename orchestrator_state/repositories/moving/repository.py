@@ -60,6 +60,8 @@ def _next_runs() -> Select[Any]:
 
 _COUNT: Final = select(func.count()).where(workflow_states.c.namespace == bindparam("namespace"))
 
+_COUNT_UNADDRESSABLE: Final = _COUNT.where(~is_addressable(workflow_states.c.id))
+
 
 class MovingRepository(Repository):
     """Runs of the namespace, with all that belongs to them."""
@@ -67,6 +69,11 @@ class MovingRepository(Repository):
     async def count(self) -> int:
         """How many runs there are."""
         (counted,) = await self._row(_COUNT, {"namespace": self._namespace})
+        return int(counted)
+
+    async def count_unaddressable(self) -> int:
+        """How many runs there are whose id is none, so that nothing can be said of them."""
+        (counted,) = await self._row(_COUNT_UNADDRESSABLE, {"namespace": self._namespace})
         return int(counted)
 
     async def list_sizes(self, after: UUID | None, most: int) -> Sequence[RunSize]:
