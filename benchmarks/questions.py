@@ -13,6 +13,7 @@ from benchmarks.list_active import LIST_ACTIVE
 from benchmarks.listening import LISTENING
 from benchmarks.load import LOAD
 from benchmarks.measure import Question
+from benchmarks.moving import MOVING
 from benchmarks.outcomes import OUTCOMES
 from benchmarks.payloads import PAYLOADS
 from benchmarks.recovering import RECOVERING
@@ -39,4 +40,5 @@ QUESTIONS: Final[tuple[Question, ...]] = (
     OUTCOMES,
     PAYLOADS,
     VERIFYING,
+    MOVING,
 )

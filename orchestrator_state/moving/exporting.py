@@ -33,6 +33,7 @@ from orchestrator_state.repositories.upkeep import fitting
 from orchestrator_state.transactions import StoreUnit, Transactions
 
 _RUNS_AT_ONCE: Final = 500
+_BYTES_AT_ONCE: Final = 8 * 1024 * 1024
 _ROWS_AT_ONCE: Final = 1000
 _LISTED: Final = 1000
 
@@ -107,7 +108,7 @@ class _Export:
         done, after = 0, None
         while sizes := await self._transactions.read(partial(_sizes, after=after)):
             while sizes:
-                number = fitting([size.bytes for size in sizes])
+                number = fitting([size.bytes for size in sizes], _BYTES_AT_ONCE)
                 ids = [size.id for size in sizes[:number]]
                 await self._page(*await self._transactions.write(partial(self._read, ids), idles=Idling.WITH_ROOM))
                 sizes, after, done = sizes[number:], ids[-1], done + number
@@ -124,8 +125,12 @@ class _Export:
             self._report.left += 1
             if len(self._report.runs_left) < _LISTED:
                 self._report.runs_left.append(MovedRun(run.id, run.reason))
-        pieces = [run_lines(run, await self._blobs(run), self._tally) for run in runs]
-        await self._write(b"".join(pieces))
+        found = [(run, await self._blobs(run)) for run in runs]
+        await asyncio.to_thread(self._write_runs, found)
+
+    def _write_runs(self, runs: Sequence[tuple[RunRows, Sequence[Blob]]]) -> None:
+        for run, blobs in runs:
+            self._output.write(run_lines(run, blobs, self._tally))
 
     async def _blobs(self, run: RunRows) -> Sequence[Blob]:
         references = Reference.all_in(row.values() for rows in run.rows.values() for row in rows)

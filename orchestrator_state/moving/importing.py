@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from operator import itemgetter
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from orchestrator_state import schema
@@ -91,6 +91,13 @@ def _verified(source: Input, namespace: str) -> int:
     return tally.bytes
 
 
+class _Part(NamedTuple):
+    """What some lines have brought: runs that are whole, and rows whose run is not in the export."""
+
+    whole: Sequence[Whole]
+    outliving: Sequence[tuple[MovedTable, Row]]
+
+
 class _Import:
     def __init__(
         self,
@@ -104,28 +111,28 @@ class _Import:
         self._progress = progress
         self._total = total
         self._tally = Tally()
+        self._lines = 1
         self._report = ImportReport()
         self._assembly = Assembly(transactions.settings.namespace)
 
     async def done(self) -> ImportReport:
-        line, number = await asyncio.to_thread(self._source.header, LONGEST_HEADER), 1
+        line = await asyncio.to_thread(self._source.header, LONGEST_HEADER)
         read_header(line, schema=schema.head_revision(), namespace=self._transactions.settings.namespace)
         self._tally.add(line)
-        while lines := await asyncio.to_thread(self._source.lines):
-            whole: list[Whole] = []
-            for line in lines:
-                number += 1
-                self._tally.add(line)
-                if self._tally.last is None:
-                    whole += self._assembly.add(read_line(line, number, self._tally), number)
-            await self._write(whole)
-            await self._write_outliving()
-            if self._progress:
-                self._progress(self._tally.bytes, max(self._tally.bytes, self._total))
+        # The next lines are read while the rows of these are written.
+        reading = self._reading()
+        try:
+            while (part := await reading) is not None:
+                reading = self._reading()
+                await self._write(part.whole)
+                await self._write_outliving(part.outliving)
+                if self._progress:
+                    self._progress(self._tally.bytes, max(self._tally.bytes, self._total))
+        finally:
+            reading.cancel()
         # A stream that is cut off has no end: the run that it ends with may lack a part.
-        require_whole(self._tally, number)
+        require_whole(self._tally, self._lines)
         await self._write([*self._assembly.rest()])
-        await self._write_outliving()
         end = self._tally.end
         self._report.rows, self._report.blobs = {name: n for name, n in end.rows.items() if n}, end.blobs
         return self._report
@@ -142,8 +149,22 @@ class _Import:
             await self._insert([run.rows for run in runs[start:end]])
             start = end
 
-    async def _write_outliving(self) -> None:
-        rows, self._assembly.outliving = self._assembly.outliving, []
+    def _reading(self) -> asyncio.Task[_Part | None]:
+        return asyncio.create_task(asyncio.to_thread(self._next), name="orchestrator_state reading of an export")
+
+    def _next(self) -> _Part | None:
+        """The runs that are whole with the next lines; None at the end."""
+        whole: list[Whole] = []
+        lines = self._source.lines()
+        for line in lines:
+            self._lines += 1
+            self._tally.add(line)
+            if self._tally.last is None:
+                whole += self._assembly.add(read_line(line, self._lines, self._tally), self._lines)
+        outliving, self._assembly.outliving = self._assembly.outliving, []
+        return _Part(whole, outliving) if lines else None
+
+    async def _write_outliving(self, rows: Sequence[tuple[MovedTable, Row]]) -> None:
         if rows:
             await self._transactions.write(partial(_insert_rows, rows))
 

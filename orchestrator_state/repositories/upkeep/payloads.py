@@ -173,12 +173,12 @@ class PayloadRepository(Repository):
         return {tuple(row) for row in await self._rows(statement)}
 
 
-def fitting(sizes: Sequence[int | None]) -> int:
-    """How many of the first are no more than a page together; one at least, if there is one."""
+def fitting(sizes: Sequence[int | None], most: int = PAGE_BYTES) -> int:
+    """How many of the first are no more than `most` bytes, a page, together; one at least, if there is one."""
     within = 0
     for number, size in enumerate(sizes):
         within += size or 0
-        if within > PAGE_BYTES:
+        if within > most:
             return max(1, number)
     return len(sizes)
 
