@@ -71,7 +71,7 @@ if TYPE_CHECKING:
         VerifyReport,
     )
     from orchestrator_state.models import metadata
-    from orchestrator_state.moving import ExportReport, ImportReport, MovedRun
+    from orchestrator_state.moving import ExportReport, ImportReport, MovedRun, OriginalFlaw, OriginalImport
     from orchestrator_state.payloads import AesGcm, BlobStore, Codec, KeyRing, Payloads, Zstd
     from orchestrator_state.records import Question, QuestionFilters, QuestionPage
     from orchestrator_state.records.overview import (
@@ -137,6 +137,8 @@ __all__ = [
     "NewerSchemaVersion",
     "NotFound",
     "OrchestratorStateError",
+    "OriginalFlaw",
+    "OriginalImport",
     "OutcomeUnknown",
     "PauseTakenBack",
     "PayloadError",

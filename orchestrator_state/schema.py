@@ -26,6 +26,7 @@ from orchestrator_state.models import (
     step_states,
     workflow_states,
 )
+from orchestrator_state.repositories.original import CHECKPOINTS, STEPS, WORKFLOWS, Survey, adopt, survey
 from orchestrator_state.repositories.overview import creating_views
 from orchestrator_state.settings import Settings
 
@@ -40,11 +41,11 @@ _HEAD: Final = "20261201_budget"
 
 _alembic_is_ours: Final = ProcessLock()  # what it migrates it holds in global variables
 
-# Without these a table of that name is not the original software's.
+# Without all of these, a database is not the original software's.
 _ORIGINAL_COLUMNS: Final = {
-    "workflow_states": {"id", "workflow_id", "workflow_name", "status", "context"},
-    "step_states": {"workflow_state_id", "step_id", "status", "outputs"},
-    "checkpoints": {"id", "workflow_state_id", "step_id", "snapshot"},
+    "workflow_states": set(WORKFLOWS.columns.keys()),
+    "step_states": set(STEPS.columns.keys()),
+    "checkpoints": set(CHECKPOINTS.columns.keys()),
 }
 
 
@@ -66,12 +67,14 @@ class SchemaState:
 
     `current` is None when our bookkeeping is empty: a new database, one of the original software, or one whose tables
     an application's own Alembic history made. That history owns the last (`foreign`): we verify it, and change nothing.
+    A database of the original software (`original`) is changed by who says so, and by nobody else.
     """
 
     current: str | None
     head: str
     fits: bool
     foreign: bool = False
+    original: bool = False
 
 
 def migrations_directory() -> Path:
@@ -109,7 +112,7 @@ async def inspect_schema(database: Database) -> SchemaState:
     """Look at the schema without changing anything."""
     with database_errors(opening=True):
         async with database.reader.connect() as connection:
-            return await connection.run_sync(_inspect, database.schema)
+            return await connection.run_sync(state_of, database.schema)
 
 
 async def verify(database: Database) -> None:
@@ -137,12 +140,14 @@ async def ensure(database: Database, settings: Settings) -> None:
         await migration.close()
 
 
-async def upgrade(database: Database, revision: str = "head") -> None:
+async def upgrade(database: Database, revision: str = "head", *, in_place: bool = False) -> None:
     """Migrate up to `revision` in one transaction. Several processes may do so at once: one does it, the others wait.
 
-    Raises `SchemaOutOfDate` when the database is already newer than this version of the package.
+    Raises `SchemaOutOfDate` when the database is already newer than this version of the package, and when it is one of
+    the original software: `in_place` says that this is to become ours. Its ids, times and statuses are written in our
+    forms then; if a row cannot be read, that is a `ConfigurationError` which names it, and nothing is changed.
     """
-    await _run(database, "upgrade", revision)
+    await _run(database, "upgrade", revision, in_place=in_place)
 
 
 async def downgrade(database: Database, revision: str) -> None:
@@ -150,34 +155,54 @@ async def downgrade(database: Database, revision: str) -> None:
     await _run(database, "downgrade", revision)
 
 
+async def survey_original(database: Database) -> Survey:
+    """What there is in a database of the original software. Looks at every row, and changes nothing."""
+    with database_errors(opening=True):
+        async with database.reader.connect() as connection:
+            if database.schema:
+                await connection.execution_options(schema_translate_map={None: database.schema})
+            return await connection.run_sync(survey)
+
+
 async def run_in_migration(run: Callable[[Connection], None]) -> None:
-    """Run `run` on a connection of its own inside a migration's transaction, for `migrations/env.py`."""
+    """Run `run` on a connection of its own inside a migration's transaction, for `migrations/env.py`.
+
+    Raises `SchemaOutOfDate` for a database of the original software.
+    """
+
+    def run_on_ours(connection: Connection) -> None:
+        if (state := state_of(connection)).original:
+            raise _out_of_date(state)
+        run(connection)
+
     database = open_database(Settings.load(), for_migration=True)
     try:
         async with database.migrating() as connection:
-            await connection.run_sync(run)
+            await connection.run_sync(run_on_ours)
     finally:
         await database.close()
 
 
-async def _run(database: Database, direction: str, revision: str) -> None:
+async def _run(database: Database, direction: str, revision: str, *, in_place: bool = False) -> None:
     import alembic.command  # noqa: F401 - here, so that nobody waits for the lock while it is loaded
 
     async with database.migrating() as connection, _alembic_is_ours.held():
-        await connection.run_sync(_alembic, direction, revision)
+        await connection.run_sync(_alembic, direction, revision, in_place)
 
 
-def _alembic(connection: Connection, direction: str, revision: str) -> None:
+def _alembic(connection: Connection, direction: str, revision: str, in_place: bool) -> None:  # noqa: FBT001
     from alembic import command
     from alembic.config import Config
     from alembic.util import CommandError
 
-    state = _inspect(connection)
+    state = state_of(connection)
     if direction == "upgrade" and state.fits and (state.foreign or revision in ("head", state.head)):
         return  # as who has waited for another's migration finds it: the next one waits while this one has the lock
-    if state.foreign or _is_newer(state):
+    if state.foreign or _is_newer(state) or (state.original and not in_place):
         raise _out_of_date(state)
-    if state.current is None and direction == "upgrade":
+    if state.original:
+        adopt(connection)
+    elif state.current is None and direction == "upgrade":
         _refuse_strangers(inspect(connection))
     config = Config()
     config.set_main_option("script_location", str(migrations_directory()).replace("%", "%%"))
@@ -198,10 +223,9 @@ def _alembic(connection: Connection, direction: str, revision: str) -> None:
 
 
 def _refuse_strangers(inspector: Inspector) -> None:
-    """The original software's tables are taken over. Others of the same name, as LangGraph's `checkpoints`, are not."""
-    for name, wanted in _ORIGINAL_COLUMNS.items():
-        found = _column_names(inspector, name, None)
-        if found and not wanted <= found:
+    """The original software's tables can be taken over. Others of the same name, as LangGraph's `checkpoints`, not."""
+    for name in _ORIGINAL_COLUMNS:
+        if inspector.has_table(name):
             raise _in_the_way(name)
 
 
@@ -212,7 +236,7 @@ def _in_the_way(name: str) -> ConfigurationError:
     )
 
 
-def _inspect(connection: Connection, schema: str | None = None) -> SchemaState:
+def state_of(connection: Connection, schema: str | None = None) -> SchemaState:
     """Without `schema`, the tables are those on the connection's search path."""
     require_unicode(connection)
     inspector = inspect(connection)
@@ -226,12 +250,14 @@ def _inspect(connection: Connection, schema: str | None = None) -> SchemaState:
     found = {
         table: _column_names(inspector, table.name, schema) for table in (workflow_states, step_states, checkpoints)
     }
+    # The original software's tables, which the first revision takes over, have no such column.
+    foreign = "version" in found[workflow_states]
     return SchemaState(
         None,
         head_revision(),
         fits=all(found[table].issuperset(table.columns.keys()) for table in found),
-        # Tables without this column are the original software's, which the first revision takes over.
-        foreign="version" in found[workflow_states],
+        foreign=foreign,
+        original=not foreign and all(_ORIGINAL_COLUMNS[table.name] <= found[table] for table in found),
     )
 
 
@@ -250,6 +276,12 @@ def _out_of_date(state: SchemaState) -> SchemaOutOfDate:
         message = (
             "the tables belong to the application's own Alembic history; bring them up to date there, with "
             "`alembic revision --autogenerate`"
+        )
+    elif state.original:
+        message = (
+            "the database is one of the original Rust crate; nothing was changed. Import it into a database of its own "
+            "with `orchestrator-state import`, or make it ours where it stands with "
+            "`orchestrator-state db upgrade --in-place`; `orchestrator-state db current` shows what is in it"
         )
     elif _is_newer(state):
         message = (

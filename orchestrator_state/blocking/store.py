@@ -289,6 +289,7 @@ class BlockingStore:
     export_runs = blocking(StateStore.export_runs)
     import_runs = blocking(StateStore.import_runs)
     backup = blocking(StateStore.backup)
+    import_original = blocking(StateStore.import_original)
     health_check = blocking(StateStore.health_check)
 
     # --- where it is done --------------------------------------------------------------------------------------------

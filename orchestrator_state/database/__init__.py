@@ -24,7 +24,7 @@ from orchestrator_state.database.engine import (
     ReadingSession,
 )
 from orchestrator_state.database.errors import database_errors, taken_name
-from orchestrator_state.database.opening import adopt_engine, open_database
+from orchestrator_state.database.opening import Source, adopt_engine, open_database
 from orchestrator_state.database.postgres.encoding import require_unicode
 from orchestrator_state.database.searches import has_attributes, holds_text, moment_key, moment_of
 from orchestrator_state.database.sessions.callers import commit_callers, require_fit_maker
@@ -62,6 +62,7 @@ __all__ = [
     "Idling",
     "Places",
     "ReadingSession",
+    "Source",
     "SqliteLocation",
     "StoreSession",
     "adopt_engine",

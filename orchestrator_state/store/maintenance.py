@@ -26,10 +26,20 @@ from orchestrator_state.maintenance import (
     row_counter,
     verify,
 )
-from orchestrator_state.moving import ExportReport, ImportReport, Place, back_up, export_runs, import_runs
+from orchestrator_state.moving import (
+    ExportReport,
+    ImportReport,
+    OriginalImport,
+    Place,
+    back_up,
+    export_runs,
+    import_original,
+    import_runs,
+)
 from orchestrator_state.repositories.upkeep import CHECKED_TABLES
 from orchestrator_state.runs import Duration
 from orchestrator_state.store.base import StoreCalls
+from orchestrator_state.store.opening import path_or_url
 
 _GRACE: Final = timedelta(hours=1)
 
@@ -186,6 +196,23 @@ class MaintenanceCalls(StoreCalls):
         `pg_dump`.
         """
         return await back_up(self._transactions, path, overwrite=as_flag(overwrite, "overwrite"))
+
+    async def import_original(
+        self, database: str | os.PathLike[str], *, dry_run: bool = False, progress: Progress | None = None
+    ) -> OriginalImport:
+        """Take over the runs of a database of the original Rust crate into this namespace: a SQLite file, or a URL.
+
+        That database is only read. Ids stay the same; payloads are written with this store's codecs; of a time with
+        nanoseconds the microseconds are kept; checkpoints are numbered in the order of their times. A run comes with
+        all its steps and checkpoints, in one transaction, or not at all, so that after an interruption it is called
+        again. What is there already is left alone: the report tells whether that is the same. It also names rows that
+        cannot be read; a checkpoint that cannot be is left out, and a run with a step that cannot be as well.
+
+        Runs that have not ended may be claimed by a worker at once. With `dry_run` nothing is written. `progress` is
+        as in `verify`, of runs. Raises `ConfigurationError` for a database that is something else.
+        """
+        is_dry, listener = as_flag(dry_run, "dry_run"), as_listener(progress, "progress")
+        return await import_original(self._transactions, path_or_url(database), dry_run=is_dry, progress=listener)
 
     async def rekey(self, *, dry_run: bool = False, progress: Progress | None = None) -> RekeyReport:
         """Write every payload of the namespace anew that is not stored as this store's codecs and keys write it.

@@ -70,8 +70,8 @@ def settings_for(
         raise ConfigurationError("give a database or an engine, not both")
     if sessionmaker is not None:
         require_fit_maker(sessionmaker, engine)
-    path_or_url = None if database is None else _path_or_url(database)
-    settings = Settings.load(database_url=path_or_url, **options)
+    given = None if database is None else path_or_url(database)
+    settings = Settings.load(database_url=given, **options)
     if not isinstance(payloads, Payloads):
         raise ConfigurationError(f"payloads is a {type(payloads).__name__}; give Payloads([...])")
     return settings
@@ -112,7 +112,7 @@ async def open_transactions(
     return Transactions(database, settings, limited, schemas, hook)
 
 
-def _path_or_url(database: str | os.PathLike[str]) -> str:
+def path_or_url(database: str | os.PathLike[str]) -> str:
     given: object = os.fspath(database) if isinstance(database, os.PathLike) else database
     if isinstance(given, str):
         return given

@@ -10,6 +10,7 @@ from typing import Any, Final
 from uuid import uuid4
 
 from orchestrator_state import Checkpoint, Retention, StateStore
+from tests.support.old_databases import an_original_file
 from tests.support.states import a_state
 
 
@@ -21,6 +22,7 @@ _SAMPLES: Final[Mapping[str, Callable[[], Any]]] = {
     "checkpoint": lambda: Checkpoint(workflow_state_id=uuid4(), step_id="load", snapshot={}),
     "checkpoint_id": uuid4,
     "file": io.BytesIO,
+    "database": an_original_file,
     "handler": lambda: handler,
     "handlers": lambda: {"n": handler},
     "keep": lambda: 1,

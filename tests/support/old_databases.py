@@ -1,7 +1,10 @@
 """Databases as older software left them, and ways to move them between revisions and to look at the result."""
 
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, inspect
@@ -108,6 +111,14 @@ ORIGINAL_TABLES = (
 )
 
 
+@cache
+def an_original_file() -> Path:
+    """An empty database of the original software, for who only reads it."""
+    path = Path(tempfile.mkdtemp()) / "original.db"
+    execute(f"{SQLITE}{path}", *ORIGINAL_TABLES)
+    return path
+
+
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Database]:
     database = open_database(Settings.load(database_url=url))
@@ -117,9 +128,9 @@ async def opened(url: str) -> AsyncIterator[Database]:
         await database.close()
 
 
-async def upgrade(url: str, revision: str = "head") -> None:
+async def upgrade(url: str, revision: str = "head", *, in_place: bool = False) -> None:
     async with opened(url) as database:
-        await schema.upgrade(database, revision)
+        await schema.upgrade(database, revision, in_place=in_place)
 
 
 async def downgrade(url: str, revision: str) -> None:

@@ -12,8 +12,8 @@ import pytest
 from orchestrator_state import StateStore, StoreUnavailable, schema
 from orchestrator_state.database.sqlite.database import SqliteDatabase
 from tests.support.engines import opened_engine
-from tests.support.old_databases import ORIGINAL_TABLES, opened
-from tests.support.raw_sql import SQLITE, execute, fetch
+from tests.support.old_databases import FIRST, opened, upgrade
+from tests.support.raw_sql import SQLITE, fetch
 
 
 async def open_and_close(database: str | Path | None, **options: Any) -> None:
@@ -31,8 +31,8 @@ async def open_on_an_engine_and_close(url: str, *, lock_timeout: float) -> None:
 
 @asynccontextmanager
 async def being_migrated(url: str) -> AsyncIterator[None]:
-    """The database of the original software, while another process migrates it."""
-    execute(url, *ORIGINAL_TABLES)
+    """A database of the first revision, while another process migrates it."""
+    await upgrade(url, FIRST)
     async with opened(url) as database, database.migrating() as connection:
         await connection.exec_driver_sql("ALTER TABLE step_states ADD COLUMN extra INTEGER")
         yield

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator_state.cli.documents import show_json
 from orchestrator_state.cli.endings import ExitCode
+from orchestrator_state.cli.moving.originals import import_database, is_database
 from orchestrator_state.cli.options import Json
 from orchestrator_state.cli.output import OutputFailed, note, write
 from orchestrator_state.cli.payloads import shown_progress
@@ -25,6 +26,13 @@ _STANDARD = "-"
 _File = Annotated[
     str, typer.Argument(metavar="FILE", help="A path (.zst: compressed), or - for a pipe.", show_default=False)
 ]
+_Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="A path, or - for a pipe; or the path or URL of the crate's database.", show_default=False
+    ),
+]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Count what would be imported, and write nothing.")]
 _Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there.")]
 
 
@@ -53,13 +61,18 @@ def export(target: Target, file: _File, *, overwrite: _Overwrite = False, json: 
 
 
 @on_store
-def import_(target: Target, file: _File, *, json: Json = False) -> None:
-    """Take over the runs of a file that `export` has written, on whichever database.
+def import_(target: Target, source: _Source, *, dry_run: _DryRun = False, json: Json = False) -> None:
+    """Take over the runs of a file that `export` has written, or of a database of the original Rust crate.
 
     The file is verified before anything is written; a pipe, as it is read. What is there already is left alone, so
-    after an interruption it is repeated. Exits with 4 if runs were left because something else is there under their id.
+    after an interruption it is repeated. The crate's database is only read. Exits with 4 if runs were left because
+    something else is there under their id, and else with 1 if rows of the crate's were left that cannot be read.
     """
-    place: str | IO[bytes] = sys.stdin.buffer if file == _STANDARD else file
+    if is_database(source):
+        raise typer.Exit(import_database(target, source, dry_run=dry_run, json=json))
+    if dry_run:
+        raise typer.BadParameter("--dry-run is for a database of the Rust crate; an export is verified in any case")
+    place: str | IO[bytes] = sys.stdin.buffer if source == _STANDARD else source
     with shown_progress("import") as progress:
         report = target.open(lambda store: store.import_runs(place, progress=progress))
     _show_import(report, json=json)

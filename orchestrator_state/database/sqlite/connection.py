@@ -22,6 +22,9 @@ from orchestrator_state.database.sqlite.file import OpenFiles, SqliteFile
 _Result = TypeVar("_Result")
 
 _PAUSE: Final = 0.01  # seconds
+# A table of this name without this column is of the software that ours comes from, or of somebody else's: a look at it
+# must leave the file as it is, and the mode of its journal stays.
+_IS_ANOTHERS: Final = "SELECT sum(name = 'version') = 0 FROM pragma_table_info('workflow_states')"
 
 
 def connect(
@@ -42,7 +45,8 @@ def connect(
         made.append(raw)
         # Reading first: a file that is not a database must be refused before anything could be written to it.
         raw.execute("PRAGMA schema_version")
-        _turn_to_wal(raw, timeout)
+        if not raw.execute(_IS_ANOTHERS).fetchone()[0]:
+            _turn_to_wal(raw, timeout)
         for pragma, value in pragmas.items():
             raw.execute(f"PRAGMA {pragma}={value}")  # a PRAGMA takes no parameters; both sides are constants
         raw.execute("PRAGMA schema_version")  # the first reading in WAL mode makes the files beside the database
