@@ -133,13 +133,14 @@ class _Round:
         await self._store.recover({"cancelled": self.handler})
 
     async def _left(self, before: set[asyncio.Task[Any]]) -> list[str]:
-        """What the cancelled call left behind, the short time aside that a heartbeat takes to end."""
-        end = monotonic() + self._patience
-        while (tasks := asyncio.all_tasks() - before) and monotonic() < end:
-            await asyncio.wait(tasks, timeout=0.01)
-        found = [f"a task is left: {task.get_name()} {task.get_coro()}" for task in asyncio.all_tasks() - before]
+        """What the cancelled call left behind, the short time aside that a heartbeat or a note takes to end."""
         database = self._store._transactions.database
         pool: Any = database._pool.sync_engine.pool
+        end = monotonic() + self._patience
+        # Whoever notes which steps are running may begin to at any moment.
+        while ((tasks := asyncio.all_tasks() - before) or pool.checkedout()) and monotonic() < end:
+            await asyncio.wait(tasks or {asyncio.create_task(asyncio.sleep(0.01))}, timeout=0.01)
+        found = [f"a task is left: {task.get_name()} {task.get_coro()}" for task in tasks]
         if pool.checkedout():
             found.append(f"{pool.checkedout()} connections are checked out")
         if isinstance(database, SqliteDatabase) and database._turn.is_taken:
