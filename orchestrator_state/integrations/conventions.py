@@ -14,6 +14,8 @@ WORKFLOW_NAME: Final = "gen_ai.workflow.name"
 AGENT_NAME: Final = "gen_ai.agent.name"
 MODEL: Final = "gen_ai.request.model"
 TOKEN_TYPE: Final = "gen_ai.token.type"  # noqa: S105 - a kind of token of a model
+INPUT_TOKENS: Final = "gen_ai.usage.input_tokens"
+OUTPUT_TOKENS: Final = "gen_ai.usage.output_tokens"
 ERROR_TYPE: Final = "error.type"
 
 RUN_ID: Final = "orchestrator_state.run.id"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from asyncio import CancelledError
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -20,7 +21,16 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanContext, Status, StatusCode, TraceFlags, Tracer, TracerProvider
 
 from orchestrator_state.domain import FINISHED, WorkflowStatus
-from orchestrator_state.hooks import Event, RunEnded, RunStarted, StepCommitted, StepFailed, StepStarted, logger
+from orchestrator_state.hooks import (
+    Event,
+    RunEnded,
+    RunStarted,
+    StepCommitted,
+    StepFailed,
+    StepStarted,
+    UsageRecorded,
+    logger,
+)
 from orchestrator_state.integrations import conventions
 
 SCOPE: Final = "orchestrator_state"
@@ -82,6 +92,8 @@ class _Attempt:
     root: Span
     span: Span
     calls: dict[str, Span] = field(default_factory=dict)
+    used: Counter[str] = field(default_factory=Counter)
+    """Tokens, by attribute."""
 
 
 class Traces:
@@ -103,6 +115,10 @@ class Traces:
             case StepStarted() | StepFailed() | StepCommitted():
                 if (attempt := self._attempts.get(_key(event))) is not None:
                     self._of_step(attempt, event)
+            case UsageRecorded():
+                if (attempt := self._attempts.get(_key(event))) is not None:
+                    attempt.used[conventions.INPUT_TOKENS] += event.input_tokens
+                    attempt.used[conventions.OUTPUT_TOKENS] += event.output_tokens
             case _:
                 pass
 
@@ -143,6 +159,7 @@ class Traces:
         if attempt is not None:
             for call in attempt.calls.values():
                 _end(call, "uncommitted")
+            attempt.span.set_attributes(attempt.used)
             _end(attempt.span, event.outcome, event.error_type)
         elif self._is_off():
             return

@@ -439,3 +439,19 @@ async def test_labels_are_bounded(sqlite_url: str, watched: Watched) -> None:
     points = watched.points("step.reuses")
     assert len(points) == 201
     assert {point.value for point in points if point.attributes["gen_ai.workflow.name"] == "(other)"} == {800}
+
+
+async def test_an_attempt_says_how_many_tokens_its_steps_have_used(database_url: str) -> None:
+    watched = Watched()
+
+    async def handler(run: Run) -> None:
+        for number in (1, 2):
+            await run.step("llm", lambda: run.record_usage(model="m", input_tokens=100, output_tokens=number))  # noqa: B023
+        await run.step("other", str)
+
+    async with StateStore.open(database_url, hook=watched.hook) as store:
+        await store.run("h", handler)
+    (attempt,) = watched.named("attempt h")
+    assert attempt.attributes is not None
+    used = [attempt.attributes[f"gen_ai.usage.{kind}_tokens"] for kind in ("input", "output")]
+    assert used == [200, 3]
