@@ -9,7 +9,7 @@ recorded.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from orchestrator_state.arguments import as_count, as_utc
 from orchestrator_state.maintenance.checkpoints import prune
-from orchestrator_state.repositories.upkeep import Hanging
+from orchestrator_state.repositories.upkeep import Hanging, Place
 from orchestrator_state.retry import after_an_effect
 from orchestrator_state.transactions import StoreUnit, Transactions
 
@@ -46,8 +46,8 @@ class _Batch:
 
     ids: Sequence[UUID]
     """Workflows."""
-    spared: Sequence[UUID]
-    """Workflows that a descendant keeps."""
+    after: Place | None
+    """Where the next one begins: behind what was deleted, and what a descendant keeps."""
     is_last: bool
 
 
@@ -78,14 +78,13 @@ async def delete_old_states(
     if progress is not None:
         total = await transactions.read(lambda uow: uow.retention.count_finished(older_than=cutoff))
     limit, is_first = _WORKFLOWS, True
-    spare: set[UUID] = set()
+    after: Place | None = None
     while True:
-        delete = partial(_delete_batch, cutoff=cutoff, limit=limit, spare=frozenset(spare))
+        delete = partial(_delete_batch, cutoff=cutoff, limit=limit, after=after)
         with after_an_effect(acted=not is_first):
             batch = await transactions.write_once("delete", delete)
         is_first = False
-        deleted += len(batch.ids)
-        spare.update(batch.spared)
+        deleted, after = deleted + len(batch.ids), batch.after
         if progress is not None:
             progress(DeletionProgress(deleted=deleted, total=max(total, deleted)))
         if batch.is_last:
@@ -95,14 +94,16 @@ async def delete_old_states(
         await let_others_in(transactions)
 
 
-async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, spare: Collection[UUID]) -> _Batch:
-    found = await uow.retention.lock_finished(older_than=cutoff, limit=limit, spare=spare)
+async def _delete_batch(uow: StoreUnit, *, cutoff: datetime, limit: int, after: Place | None) -> _Batch:
+    rows, found = await uow.retention.lock_finished(older_than=cutoff, limit=limit, after=after)
     families = [family.ids for family in found if family.is_over]
     fitting, _ = await delete_fitting(uow, families)
+    is_whole = fitting == len(families)
+    done = len(rows) if is_whole else [row.id for row in rows].index(families[fitting][0])
     return _Batch(
         ids=[member for family in families[:fitting] for member in family],
-        spared=[family.ids[0] for family in found if not family.is_over],
-        is_last=fitting == len(families) and len(found) < limit,
+        after=rows[done - 1].place if done else after,
+        is_last=is_whole and len(rows) < limit,  # and not the families, of which one may be several rows
     )
 
 

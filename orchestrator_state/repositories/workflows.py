@@ -132,7 +132,7 @@ class WorkflowRepository(StateWriter):
         Returns how many workflows were deleted.
         """
         retention = self._beside(RetentionRepository)
-        families = await retention.lock_finished(older_than=older_than, limit=limit)
+        _, families = await retention.lock_finished(older_than=older_than, limit=limit)
         ids = [member for family in families if family.is_over for member in family.ids]
         await retention.delete_locked(ids)
         return len(ids)

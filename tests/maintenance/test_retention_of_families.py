@@ -127,3 +127,27 @@ async def test_families_that_have_to_stay_do_not_stand_in_the_way_of_others(stor
         await store.run("other", grandchild, workflow_id=f"other-{number}")
     assert await store.delete_old_states(the_future()) == 3
     assert await names(store) == {*statuses}
+
+
+async def test_families_whose_members_are_found_one_by_one_do_not_end_a_deletion_early(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A completed parent and its child are two rows of a page, and one family."""
+    monkeypatch.setattr(retention, "_WORKFLOWS", 3)
+    for number in range(5):
+        await store.run("parent", parent, workflow_id=f"w{number}")
+    assert await store.delete_old_states(older_than=the_future()) == 15
+    assert await names(store) == set()
+
+
+async def test_however_many_are_kept_by_their_children_the_others_are_found(
+    store: StateStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "_WORKFLOWS", 2)
+    for number in range(4):
+        await store.run("parent", parent, workflow_id=f"w{number}")
+        children = [run for run in await store.list_runs(name="grandchild") if run.status == "completed"]
+        await change_row(store, children[0].id, status="running", completed_at=None)
+    await store.run("grandchild", grandchild, workflow_id="alone")
+    assert await store.delete_old_states(older_than=the_future()) == 1
+    assert len(await names(store)) == 3

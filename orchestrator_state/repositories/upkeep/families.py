@@ -28,6 +28,22 @@ _parent = aliased(WorkflowRow, name="parent")
 _child = aliased(WorkflowRow, name="child")
 
 
+class DueRow(NamedTuple):
+    """A workflow that is old enough, and that no relative keeps."""
+
+    id: UUID
+    has_children: bool
+    updated_at: datetime
+
+    @property
+    def place(self) -> Place:
+        return self.updated_at, self.id
+
+
+Place = tuple[datetime, UUID]
+"""Where a page of due workflows begins: after this one."""
+
+
 class Family(NamedTuple):
     """A workflow that may be deleted, and all that descend from it, which are deleted with it."""
 
@@ -64,6 +80,16 @@ def _over(namespace: str, cutoffs: Cutoffs) -> tuple[ColumnElement[bool], ...]:
         _is_over(WorkflowRow, cutoffs),
         not_(has_living),
     )
+
+
+def next_due(namespace: str, cutoffs: Cutoffs, after: Place | None, limit: int) -> Select[Any]:
+    """The oldest rows of `eldest_finished`, as `DueRow`, from a place on."""
+    query = eldest_finished(namespace, cutoffs).add_columns(WorkflowRow.updated_at)
+    if after is not None:
+        moment, last = after
+        at_once = and_(WorkflowRow.updated_at == moment, WorkflowRow.id > last)
+        query = query.where(WorkflowRow.updated_at >= moment, or_(WorkflowRow.updated_at > moment, at_once))
+    return query.order_by(WorkflowRow.updated_at, WorkflowRow.id).limit(limit)
 
 
 def eldest_finished(namespace: str, cutoffs: Cutoffs) -> Select[UUID, bool]:

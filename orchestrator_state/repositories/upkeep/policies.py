@@ -15,7 +15,6 @@ from sqlalchemy import (
     Insert,
     Select,
     String,
-    and_,
     bindparam,
     delete,
     func,
@@ -50,27 +49,11 @@ from orchestrator_state.repositories.expressions import (
     is_reference,
     payload_columns,
 )
-from orchestrator_state.repositories.upkeep.families import Cutoffs, eldest_finished
+from orchestrator_state.repositories.upkeep.families import Cutoffs, DueRow, Place, next_due
 from orchestrator_state.repositories.upkeep.payloads import StoredPayload
 
 _NOTES: Final = UUID("4a9f1c0e-6a53-4f0e-9d2b-5d0b7f6f8c11")
 """The ids of a namespace's two rows are made of its name."""
-
-
-class DueRow(NamedTuple):
-    """A workflow that is old enough, and that no relative keeps."""
-
-    id: UUID
-    has_children: bool
-    updated_at: datetime
-
-    @property
-    def place(self) -> Place:
-        return self.updated_at, self.id
-
-
-Place = tuple[datetime, UUID]
-"""Where a page of due workflows begins: after this one."""
 
 
 class KinRow(NamedTuple):
@@ -168,13 +151,8 @@ class PolicyRepository(Repository):
         self, status: str, cutoffs: Cutoffs, after: Place | None, limit: int, *, locked: bool
     ) -> Sequence[DueRow]:
         """The oldest workflows of a status that may be deleted, after those of the pages before."""
-        query = eldest_finished(self._namespace, cutoffs).add_columns(WorkflowRow.updated_at)
+        query = next_due(self._namespace, cutoffs, after, limit)
         query = query.where(WorkflowRow.status == status, WorkflowRow.updated_at < cutoffs[status])
-        if after is not None:
-            moment, last = after
-            at_once = and_(WorkflowRow.updated_at == moment, WorkflowRow.id > last)
-            query = query.where(WorkflowRow.updated_at >= moment, or_(WorkflowRow.updated_at > moment, at_once))
-        query = query.order_by(WorkflowRow.updated_at, WorkflowRow.id).limit(limit)
         if locked:
             query = query.with_for_update(skip_locked=True, of=WorkflowRow)
         return [DueRow(*row) for row in await self._rows(query)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -31,12 +31,14 @@ from orchestrator_state.repositories.upkeep.families import (
     CHILDREN,
     CHILDREN_TO_DELETE,
     Cutoffs,
+    DueRow,
     Family,
     FamilyTree,
+    Place,
     all_before,
-    eldest_finished,
     finished,
     lives,
+    next_due,
 )
 
 
@@ -97,20 +99,17 @@ class RetentionRepository(Repository):
         return int(counted)
 
     async def lock_finished(
-        self, *, older_than: datetime, limit: int, spare: Collection[UUID] = ()
-    ) -> Sequence[Family]:
-        """The oldest workflows that may be deleted, but for those to `spare`, each with the child runs that go with it.
+        self, *, older_than: datetime, limit: int, after: Place | None = None
+    ) -> tuple[Sequence[DueRow], Sequence[Family]]:
+        """The oldest workflows that may be deleted, from a place on; and each with the child runs that go with it.
 
         They are locked until the transaction ends; what others lock is passed over.
         """
         cutoffs = all_before(as_utc(older_than, "older_than"))
-        query = eldest_finished(self._namespace, cutoffs).order_by(WorkflowRow.updated_at)
-        if spare:
-            query = query.where(WorkflowRow.id.not_in(sorted(spare)))
-        eldest = await self._rows(
-            query.limit(as_count(limit, "limit")).with_for_update(skip_locked=True, of=WorkflowRow)
-        )
-        return await self.families_of(eldest, cutoffs, locked=True)
+        query = next_due(self._namespace, cutoffs, after, as_count(limit, "limit"))
+        rows = await self._rows(query.with_for_update(skip_locked=True, of=WorkflowRow))
+        eldest = [DueRow(*row) for row in rows]
+        return eldest, await self.families_of(eldest, cutoffs, locked=True)
 
     async def families_of(self, eldest: Sequence[Any], cutoffs: Cutoffs, *, locked: bool) -> Sequence[Family]:
         """The rows of `eldest_finished`, each with all that descend from it; `locked`: those, too."""
