@@ -130,6 +130,7 @@ class _Import:
                     self._progress(self._tally.bytes, max(self._tally.bytes, self._total))
         finally:
             reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)  # what it has met beside an error of the writing
         # A stream that is cut off has no end: the run that it ends with may lack a part.
         require_whole(self._tally, self._lines)
         await self._write([*self._assembly.rest()])
