@@ -191,10 +191,10 @@ class _Import:
                 reason = _PART_TAKEN if isinstance(error, Conflict) else str(error)
                 self._report._left(runs[0].id, reason)  # noqa: SLF001
             return
-        there = {run.id: run for run in found}
+        there, damaged = found
         for run in runs:
             if run.id not in there:
-                self._report._left(run.id, _KEY_TAKEN)  # noqa: SLF001
+                self._report._left(run.id, damaged.get(run.id, _KEY_TAKEN))  # noqa: SLF001
             elif not run.equals(there[run.id]):
                 self._report._left(run.id, _DIFFERS)  # noqa: SLF001
             elif run.id in inserted:
@@ -203,13 +203,19 @@ class _Import:
                 self._report.present += 1
 
 
-async def _insert(runs: Sequence[RunRows], inserted: set[UUID], uow: StoreUnit) -> list[RunRows]:
-    """Those that are there now: what was inserted is as it was read, and need not be looked at."""
+async def _insert(
+    runs: Sequence[RunRows], inserted: set[UUID], uow: StoreUnit
+) -> tuple[dict[UUID, RunRows], dict[UUID, str]]:
+    """Those that are there now, by id; and of those that cannot be read, why.
+
+    What was inserted is as it was read, and need not be looked at.
+    """
     new = await uow.moving.insert(runs)
     inserted |= new
     others = [run.id for run in runs if run.id not in new]
-    there, _ = await uow.moving.get(others) if others else ([], [])
-    return [*(run for run in runs if run.id in new), *there]
+    there, damaged = await uow.moving.get(others) if others else ([], [])
+    found = {run.id: run for run in (*(run for run in runs if run.id in new), *there)}
+    return found, {run.id: f"is there already: {run.reason}" for run in damaged}
 
 
 async def _insert_rows(rows: Sequence[tuple[MovedTable, Row]], uow: StoreUnit) -> None:

@@ -133,3 +133,14 @@ async def test_an_end_that_counts_wrong_is_refused(store: StateStore) -> None:
     assert b'"runs":1,' in whole
     with pytest.raises(CorruptPayload):
         await store.import_runs(io.BytesIO(whole.replace(b'"runs":1,', b'"runs":9,')))
+
+
+async def test_a_run_that_is_there_and_damaged_is_said_to_be(sqlite_url: str) -> None:
+    async with StateStore.open(sqlite_url) as store:
+        await store.run("h", handler, workflow_id="w")
+        stream = io.BytesIO()
+        await store.export_runs(stream)
+        execute(sqlite_url, "UPDATE workflow_states SET started_at = 'yesterday'")
+        stream.seek(0)
+        (left,) = (await store.import_runs(stream)).conflicts
+        assert left.reason == "is there already: workflow_states.started_at holds no value of its type"
